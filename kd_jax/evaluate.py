@@ -1,0 +1,95 @@
+"""How good a network is on labelled examples, and how close to its teacher."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from kd_jax.losses import cross_entropy, kl_divergence
+from kd_jax.models import Network, Params, State
+from kd_jax.train import scale
+
+_ECE_BINS = 15
+
+
+class Evaluation(NamedTuple):
+    """Measures of one network on n examples.
+
+    correct, errors: numbers of examples. accuracy: fraction of correct ones. nll: mean negative log-likelihood of the
+    labels, in nats. ece: expected calibration error, a fraction (`calibration_error`).
+    teacher_agreement: fraction of examples with the teacher's answer. kl_to_teacher: mean KL(teacher ‖ network) at
+    temperature 1, in nats. Both are None without a teacher.
+    """
+
+    correct: Int[Array, ""]
+    errors: Int[Array, ""]
+    accuracy: Float[Array, ""]
+    nll: Float[Array, ""]
+    ece: Float[Array, ""]
+    teacher_agreement: Float[Array, ""] | None
+    kl_to_teacher: Float[Array, ""] | None
+
+
+@partial(jax.jit, static_argnames=("network", "batch_size"))
+def predict(
+    params: Params,
+    state: State,
+    images: UInt8[Array, "examples height width channels"],
+    *,
+    network: Network,
+    batch_size: int = 1000,
+) -> Float[Array, "examples classes"]:
+    """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time."""
+    examples = len(images)
+    batch_size = min(batch_size, examples)
+    batches = -(-examples // batch_size)
+    padding = [(0, batches * batch_size - examples)] + [(0, 0)] * (images.ndim - 1)
+    batched = jnp.pad(images, padding).reshape(batches, batch_size, *images.shape[1:])
+    unused_key = jax.random.key(0)
+
+    def logits(batch: Array) -> Array:
+        return network.apply(params, state, scale(batch), train=False, key=unused_key)[0].logits
+
+    stacked = jax.lax.map(logits, batched)
+    return stacked.reshape(batches * batch_size, -1)[:examples]
+
+
+@jax.jit
+def evaluate(
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, " examples"],
+    teacher_logits: Float[Array, "examples classes"] | None = None,
+) -> Evaluation:
+    """Every measure of `Evaluation`; the last two where the teacher's logits are given."""
+    answers = jnp.argmax(logits, axis=-1)
+    correct = jnp.sum(answers == labels)
+    agreement = distance = None
+    if teacher_logits is not None:
+        agreement = jnp.mean(answers == jnp.argmax(teacher_logits, axis=-1))
+        distance = jnp.mean(kl_divergence(logits, teacher_logits))
+    return Evaluation(
+        correct,
+        len(labels) - correct,
+        jnp.mean(answers == labels),
+        jnp.mean(cross_entropy(logits, labels)),
+        calibration_error(logits, labels),
+        agreement,
+        distance,
+    )
+
+
+def calibration_error(
+    logits: Float[Array, "examples classes"], labels: Int[Array, " examples"], *, bins: int = _ECE_BINS
+) -> Float[Array, ""]:
+    r"""Expected calibration error: $\sum_b \frac{n_b}{n} |\mathrm{accuracy}_b - \mathrm{confidence}_b|$, a fraction.
+
+    The confidence is the largest probability; bin b of `bins` holds those in (b/bins, (b+1)/bins].
+    Guo, Pleiss, Sun and Weinberger (2017), equation 3, with their 15 bins.
+    """
+    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+    bin_of = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+    surplus = jax.ops.segment_sum(right - confidence, bin_of, num_segments=bins)
+    return jnp.sum(jnp.abs(surplus)) / len(labels)

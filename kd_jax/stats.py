@@ -1,0 +1,85 @@
+"""Means, intervals and paired comparisons over seeds."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Num
+from scipy import stats as scipy_stats
+
+Values = Sequence[float] | Num[np.ndarray, " seeds"]
+
+
+class Summary(NamedTuple):
+    """mean and sd (the sample's, with n - 1; None for one value) of n values."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+class Comparison(NamedTuple):
+    """A paired comparison: the differences, seed by seed, of `metric` between two ways to train.
+
+    n: number of pairs. mean_difference: in the unit of the metric. ci95: two-sided 95 % interval of the mean
+    difference, by Student's t. p_value: two-sided, of the paired t-test. Both are None where the differences cannot
+    tell: fewer than two pairs, or the same difference, other than 0, in each.
+    """
+
+    metric: str
+    n: int
+    mean_difference: float
+    ci95: tuple[float, float] | None
+    p_value: float | None
+
+
+def summarise(values: Values) -> Summary:
+    """The `Summary` of at least one value. Raises `ValueError` for none."""
+    array = np.asarray(values, np.float64)
+    if array.size == 0:
+        raise ValueError("no values to summarise: at least 1 is needed")
+    return Summary(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, array.size)
+
+
+def paired_comparison(baseline: Values, treatment: Values, *, metric: str) -> Comparison:
+    """`treatment` minus `baseline`, pair by pair. Raises `ValueError` unless both hold the same number of values.
+
+    The interval is about other seeds of the same two trainings (and, here, the same teacher).
+    """
+    before, after = np.asarray(baseline, np.float64), np.asarray(treatment, np.float64)
+    if before.shape != after.shape or before.ndim != 1 or before.size == 0:
+        raise ValueError(f"{before.size} and {after.size} values cannot be paired: give one of each for every seed")
+    differences = after - before
+    mean, n = float(differences.mean()), differences.size
+    if not differences.any() and n > 1:
+        return Comparison(metric, n, 0.0, (0.0, 0.0), 1.0)
+    if n < 2 or np.ptp(differences) == 0:
+        return Comparison(metric, n, mean, None, None)
+    test = scipy_stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return Comparison(metric, n, mean, (float(low), float(high)), float(test.pvalue))
+
+
+def conclude(comparison: Comparison, *, of: int) -> str:
+    """One sentence on a comparison of correct images, of `of`: what distillation changed, and whether that is real."""
+    n, mean = comparison.n, comparison.mean_difference
+    changed = f"Distillation changed the number of correct images by {_signed(mean)}"
+    if n == 1:
+        return f"{changed} of {of:,} with 1 seed: one run cannot tell a gain from noise, so use --seeds 5 or more."
+    if comparison.ci95 is None:
+        return f"{changed} of {of:,} with each of {n} seeds: too few or too alike to give an interval."
+    low, high = comparison.ci95
+    verdict = "no evidence of a gain"
+    if low > 0:
+        verdict = f"a gain (p = {_p(comparison.p_value)})"
+    elif high < 0:
+        verdict = f"a loss (p = {_p(comparison.p_value)})"
+    return f"{changed} ± {(high - low) / 2:.0f} of {of:,} (95 % interval, {n} seeds): {verdict}."
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.0f}".replace("-", "−").replace("+0", "0").replace("−0", "0") if abs(value) < 0.5 else f"{value:+.0f}".replace("-", "−")
+
+
+def _p(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2g}"
