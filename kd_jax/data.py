@@ -93,7 +93,8 @@ def make_dataset(
         images[part], labels[part] = _as_bytes(raw_images, where), _as_labels(raw_labels, where)
         if len(images[part]) != len(labels[part]):
             raise DataError(
-                f"{where} has {len(images[part])} images and {len(labels[part])} labels: there must be one label for each image"
+                f"{where} has {len(images[part])} images and {len(labels[part])} labels: "
+                "there must be one label for each image"
             )
         if images[part].size == 0:
             raise DataError(f"{where} is empty: at least one image with at least one pixel is needed")
@@ -159,7 +160,7 @@ def _exact_bytes(images: Num[np.ndarray, "..."], where: str) -> UInt8[np.ndarray
     scaled = np.round(images.astype(np.float64) * 255)
     if highest > 1 or np.abs(scaled / 255 - images).max() > np.finfo(images.dtype).eps:
         raise DataError(
-            f"{where} has fractional pixels that are no bytes divided by 255, so keeping them as bytes would round them: "
+            f"{where} has fractional pixels that are no bytes divided by 255, and bytes would round them: "
             "give the original uint8 pixels"
         )
     return scaled.astype(np.uint8)
@@ -170,7 +171,8 @@ def _as_labels(labels: Shaped[np.ndarray, "..."], where: str) -> Num[np.ndarray,
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise DataError(
-            f"{where} has labels in an array of shape {labels.shape}: it must be [examples], one whole number for each image"
+            f"{where} has labels in an array of shape {labels.shape}: "
+            "it must be [examples], one whole number for each image"
         )
     if labels.dtype.kind not in "iuf":
         raise DataError(f"{where} has labels of type {labels.dtype}: they must be whole numbers")

@@ -21,7 +21,7 @@ def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
 def kl_divergence(
     student_logits: Float[Array, "batch classes"], teacher_logits: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
-    r"""$\mathrm{KL}(p_t \,\|\, p_s) = \sum_k p_{t,k} (\log p_{t,k} - \log p_{s,k})$ of the softmaxes, in nats, `[batch]`.
+    r"""$\mathrm{KL}(p_t \,\|\, p_s) = \sum_k p_{t,k} (\log p_{t,k} - \log p_{s,k})$, in nats, `[batch]`.
 
     The difference of two log-softmaxes loses every digit where the distributions are close, as they are at a high
     temperature. With $v = z_s - z_t - \sum_k p_t (z_s - z_t)$, whose mean under the teacher is 0, the same value is
@@ -37,7 +37,7 @@ def distillation_kl(
     *,
     temperature: Scalar,
 ) -> Float[Array, " batch"]:
-    r"""The soft loss without its factor T²: $\mathrm{KL}(p_t^T \,\|\, p_s^T)$ with $p^T = \mathrm{softmax}(z/T)$, in nats.
+    r"""The soft loss without its factor T²: $\mathrm{KL}(p_t^T \| p_s^T)$, $p^T = \mathrm{softmax}(z/T)$, in nats.
 
     Its gradient shrinks as 1/T², so a change of temperature also changes its weight; `kd` undoes that.
     PyTorch's `KLDivLoss(reduction="batchmean")` of log-softmax and softmax is the mean of these values.
@@ -82,7 +82,7 @@ def kd_as_written(
 
 
 def mix(hard: Float[Array, " batch"], soft: Float[Array, " batch"], *, alpha: Scalar) -> Float[Array, " batch"]:
-    r"""The weighted sum $\alpha \cdot \mathrm{hard} + (1 - \alpha) \cdot \mathrm{soft}$; `alpha` weighs the hard loss."""
+    r"""The weighted sum $\alpha \, \mathrm{hard} + (1 - \alpha) \, \mathrm{soft}$: `alpha` weighs the hard loss."""
     return alpha * hard + (1 - alpha) * soft
 
 
@@ -104,9 +104,7 @@ def _kl_parts(student_logits: Array, teacher_logits: Array) -> tuple[Array, Arra
     value = jnp.where(close, exact, plain)
     log_ratio = safe - exact
     near = jnp.abs(log_ratio) < 1
-    gap = jnp.where(
-        close & near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), jnp.exp(student_log) - teacher
-    )
+    gap = jnp.where(close & near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), jnp.exp(student_log) - teacher)
     return value[..., 0], teacher, gap
 
 
@@ -121,9 +119,7 @@ def _exp_minus_1_minus_x(x: Array) -> Array:
 
 
 @kl_divergence.defjvp
-def _kl_divergence_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
+def _kl_divergence_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """dKL = (p_s - p_t)·dz_s + p_t (log p_t - log p_s - KL)·dz_t."""
     student_logits, teacher_logits = primals
     student_tangent, teacher_tangent = tangents

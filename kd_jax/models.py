@@ -1,5 +1,6 @@
 """The networks (Flax NNX), and `Network`: any model as two pure functions."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,12 +43,12 @@ def from_nnx(constructor: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     streams (dropout) are seeded from `apply`'s key at every call, and are not part of the state.
     """
     abstract = nnx.eval_shape(lambda: constructor(nnx.Rngs(0)))
-    graph, _, streams, _ = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
-    abstract_streams = nnx.to_pure_dict(streams)
+    graph, *abstract_parts = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    abstract_streams = nnx.to_pure_dict(abstract_parts[1])
 
     def init(key: Key[Array, ""]) -> tuple[Params, State]:
-        _, params, _, state = nnx.split(constructor(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+        _, *parts = nnx.split(constructor(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
+        return nnx.to_pure_dict(parts[0]), nnx.to_pure_dict(parts[2])
 
     def apply(
         params: Params, state: State, images: Float[Array, "batch *image"], *, train: bool, key: Key[Array, ""]
@@ -55,7 +56,8 @@ def from_nnx(constructor: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         model = nnx.merge(graph, params, _seeded(abstract_streams, key), state)
         model.train() if train else model.eval()
         output = _as_output(model(images))
-        return output, nnx.to_pure_dict(nnx.split(model, nnx.Param, nnx.RngState, ...)[3])
+        _, *parts = nnx.split(model, nnx.Param, nnx.RngState, ...)
+        return output, nnx.to_pure_dict(parts[2])
 
     return Network(init, apply)
 
@@ -87,7 +89,7 @@ def from_linen(module: Any, image_shape: Sequence[int]) -> Network:
 def from_function(
     init: Callable[[Key[Array, ""]], Params], apply: Callable[[Params, Array], Array | Output]
 ) -> Network:
-    """A `Network` from `init(key) -> params` and `apply(params, images) -> logits or Output`, without state or dropout."""
+    """A `Network` from `init(key) -> params` and `apply(params, images) -> logits or Output`; no state, no dropout."""
 
     def apply_network(
         params: Params, state: State, images: Float[Array, "batch *image"], *, train: bool, key: Key[Array, ""]
@@ -105,12 +107,13 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, sizes: Sequence[int], *, dropout: float = 0.0, rngs: nnx.Rngs):
-        *hidden, last = [_linear(n_in, n_out, rngs) for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)]
+        *hidden, last = [_linear(n_in, n_out, rngs) for n_in, n_out in itertools.pairwise(sizes)]
         self.hidden = nnx.List(hidden)
         self.output = last
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, images: Float[Array, "batch *image"]) -> Output:
+        """Logits and the activations of the hidden layers."""
         x = images.reshape(images.shape[0], -1)
         features = []
         for layer in self.hidden:

@@ -78,7 +78,8 @@ def conclude(comparison: Comparison, *, of: int) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.0f}".replace("-", "−").replace("+0", "0").replace("−0", "0") if abs(value) < 0.5 else f"{value:+.0f}".replace("-", "−")
+    rounded = round(value)
+    return f"{rounded:+d}".replace("-", "−") if rounded else "0"
 
 
 def _p(value: float | None) -> str:

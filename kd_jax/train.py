@@ -95,7 +95,7 @@ def train_step(
     *,
     recipe: Recipe,
 ) -> tuple[TrainState, Metrics]:
-    """One update by the mean loss of the examples `rows`. `key` is the training's; the step's own is derived from it."""
+    """One update by the mean loss of the examples `rows`. `key` is the training's; the step derives its own from it."""
     images, labels = scale(examples.images[rows]), examples.labels[rows]
     teacher = jax.tree.map(lambda outputs: outputs[rows], examples.teacher)
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)

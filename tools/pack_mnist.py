@@ -23,7 +23,8 @@ def main(folder: Path) -> None:
         for part in ("train", "t10k")
     ]
     images, labels = np.concatenate(parts[:2]), np.concatenate(parts[2:])
-    np.savez_compressed(TARGET, labels=labels, **mnist.pack(images))
+    mask, ink = mnist.pack(images)
+    np.savez_compressed(TARGET, labels=labels, ink_mask=mask, ink=ink)
     loaded = mnist.load()
     assert np.array_equal(np.concatenate([loaded.train_images, loaded.test_images])[..., 0], images)
     assert np.array_equal(np.concatenate([loaded.train_labels, loaded.test_labels]), labels)

@@ -1,9 +1,10 @@
-"""A folder of idx files, gzipped or not, as torchvision (`MNIST/raw`) and Debian's `dataset-fashion-mnist` lay them out."""
+"""A folder of idx files, gzipped or not, as torchvision (`MNIST/raw`) and Debian's `dataset-fashion-mnist` have it."""
 
 import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,15 +24,20 @@ def load(place: str) -> Dataset:
     """The `Dataset` of the four idx files in the folder `place`, or in its `raw` or `*/raw` (torchvision's root)."""
     folder = Path(place).expanduser()
     if not folder.is_dir():
-        raise DataError(f"idx folder {place!r} does not exist or is no folder: name the folder that holds the four idx files")
+        raise DataError(
+            f"idx folder {place!r} does not exist or is no folder: name the folder that holds the four idx files"
+        )
     folders = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
-    found = next((f for f in folders if any((f / n).exists() or (f / f"{n}.gz").exists() for n in _PARTS["train-images"])), folder)
+    found = next(
+        (f for f in folders if any((f / n).exists() or (f / f"{n}.gz").exists() for n in _PARTS["train-images"])),
+        folder,
+    )
     arrays = {part: read(_find(found, names)) for part, names in _PARTS.items()}
     for part, array in arrays.items():
         if (array.ndim == 1) != part.endswith("labels"):
             expected = "1 (magic number 2049)" if part.endswith("labels") else "3 (magic number 2051)"
             raise DataError(
-                f"{_find(found, _PARTS[part])} is an idx file of {array.ndim} dimensions (magic number {2048 + array.ndim}): "
+                f"{_find(found, _PARTS[part])} has {array.ndim} dimensions (magic number {2048 + array.ndim}): "
                 f"{part.replace('-', ' ')} have {expected}, so check that the files are not swapped"
             )
     return make_dataset(
@@ -51,7 +57,7 @@ def read(path: Path) -> UInt8[np.ndarray, "..."]:
             magic = file.read(4)
             if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _UNSIGNED_BYTE or magic[3] == 0:
                 raise DataError(
-                    f"{path} has the magic number 0x{magic.hex()}: an idx file of unsigned bytes starts with 0x0000080N, "
+                    f"{path} has the magic number 0x{magic.hex()}: an idx file of bytes starts with 0x0000080N, "
                     "N its number of dimensions, so check that it is the file you mean"
                 )
             sizes = file.read(4 * magic[3])
@@ -60,24 +66,33 @@ def read(path: Path) -> UInt8[np.ndarray, "..."]:
             shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
             content = _read_exactly(file, math.prod(shape), path)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: an idx folder holds the four files of MNIST's layout, gzipped or not") from None
+        raise DataError(
+            f"{path} does not exist: an idx folder holds the four files of MNIST's layout, gzipped or not"
+        ) from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} is a damaged gzip file ({error}): fetch it again") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}): check the file and its permissions") from None
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}): check the file and its permissions"
+        ) from None
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_exactly(file, count: int, path: Path) -> bytes:
+def _read_exactly(file: BinaryIO | gzip.GzipFile, count: int, path: Path) -> bytes:
     """`count` bytes and then the end of the file, reading in blocks so that a lying header allocates nothing."""
     blocks, left = [], count
     while left and (block := file.read(min(left, 1 << 24))):
         blocks.append(block)
         left -= len(block)
     if left:
-        raise DataError(f"{path} holds {count - left} of the {count} bytes that its header announces: it is truncated, so fetch it again")
+        raise DataError(
+            f"{path} holds {count - left} of the {count} bytes that its header announces: "
+            "it is truncated, so fetch it again"
+        )
     if file.read(1):
-        raise DataError(f"{path} goes on after the {count} bytes that its header announces: it is corrupt, so fetch it again")
+        raise DataError(
+            f"{path} goes on after the {count} bytes that its header announces: it is corrupt, so fetch it again"
+        )
     return b"".join(blocks)
 
 

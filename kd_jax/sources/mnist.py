@@ -14,9 +14,9 @@ from kd_jax.data import Dataset, make_dataset
 TRAIN, TEST, SIDE = 60_000, 10_000, 28
 
 
-def pack(images: UInt8[np.ndarray, "..."]) -> dict[str, UInt8[np.ndarray, "..."]]:
-    """The images as a bit mask of the pixels that are not 0, and those pixels: 9 % smaller, deflated, than the images."""
-    return {"ink_mask": np.packbits(images != 0), "ink": images[images != 0]}
+def pack(images: UInt8[np.ndarray, "..."]) -> tuple[UInt8[np.ndarray, " bytes"], UInt8[np.ndarray, " pixels"]]:
+    """A bit mask of the pixels that are not 0, and those pixels: deflated, 9 % smaller than the images deflated."""
+    return np.packbits(images != 0), images[images != 0]
 
 
 def unpack(mask: UInt8[np.ndarray, " bytes"], ink: UInt8[np.ndarray, " pixels"]) -> UInt8[np.ndarray, " all_pixels"]:
@@ -32,6 +32,4 @@ def load() -> Dataset:
     with resources.files("kd_jax.sources").joinpath("mnist.npz").open("rb") as file, np.load(file) as packed:
         images = unpack(packed["ink_mask"], packed["ink"]).reshape(-1, SIDE, SIDE)
         labels = packed["labels"]
-    return make_dataset(
-        "mnist", images[:TRAIN], labels[:TRAIN], images[TRAIN:], labels[TRAIN:], classes=10
-    )
+    return make_dataset("mnist", images[:TRAIN], labels[:TRAIN], images[TRAIN:], labels[TRAIN:], classes=10)

@@ -17,7 +17,9 @@ def load(place: str) -> Dataset:
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):
-                raise DataError(f"{place} is no npz file, or a damaged one: make it with numpy.savez or numpy.savez_compressed")
+                raise DataError(
+                    f"{place} is no npz file, or a damaged one: make it with numpy.savez or numpy.savez_compressed"
+                )
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 missing = [name for name in _NAMES if name not in archive]
@@ -39,10 +41,14 @@ def _array(archive: np.lib.npyio.NpzFile, name: str, place: str) -> np.ndarray:
         array = archive[name]
     except (ValueError, SyntaxError, TypeError) as error:
         if "allow_pickle" in str(error):
-            raise DataError(f"the array {name} of {place} holds Python objects, which are never unpickled: save it as numbers") from None
+            raise DataError(
+                f"the array {name} of {place} holds Python objects, which are never unpickled: save it as numbers"
+            ) from None
         raise DataError(f"the array {name} of {place} is damaged ({error}): make or fetch the file again") from None
     except MemoryError:
-        raise DataError(f"the array {name} of {place} does not fit into memory: it is too large or its header is damaged") from None
+        raise DataError(
+            f"the array {name} of {place} does not fit into memory: it is too large or its header is damaged"
+        ) from None
     if not isinstance(array, np.ndarray):
         raise DataError(f"the entry {name} of {place} is no array: save it with numpy.savez")
     return array

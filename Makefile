@@ -1,0 +1,41 @@
+# make run [ARGS="..."]   the experiment: python -m kd_jax.run ARGS
+# make test [ARGS="..."]  ruff, mypy and the tests
+# make bench              the benchmarks
+# PYTHON=python3.12 picks another interpreter (3.11 or newer), with a virtual environment of its own.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+ifneq ($(origin PYTHON),file)
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+endif
+ARGS ?=
+.DELETE_ON_ERROR:
+.PHONY: run test lint bench clean
+
+run: $(VENV)/.installed
+	@$(VENV)/bin/python -m kd_jax.run $(ARGS)
+
+test: $(VENV)/.installed-for-tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+bench: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)
+
+clean:
+	rm -rf .venv .venv-*
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kd_jax needs Python 3.11 or newer; this is %d.%d: use make PYTHON=python3.12" % sys.version_info[:2] or 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""Measurements: each script states what it measured, on what, and how often."""

@@ -1,0 +1,93 @@
+"""The command line: options as `Config` has them, and errors of one sentence."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from kd_jax.config import METHODS, PRESETS, Config
+
+_DATASET_HELP = (
+    "mnist (packaged, no download), tfds:NAME (any TFDS image classification data set), idx:DIR (idx files, gzipped "
+    "or not) or npz:FILE (x_train, y_train, x_test, y_test)"
+)
+_METHOD_HELP = (
+    "kd-without-t2 is alpha * cross entropy + (1 - alpha) * KL, kd the same with the KL times the temperature squared "
+    "as in Hinton et al. (2015), kd-as-written the notebook's loss with its mistake, for checking its numbers"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one sentence on stderr, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message alone, without the usage."""
+        fail(message.removeprefix("argument "), code=2)
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """The parsed arguments; an unknown option is answered with the closest known one."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            known = [text for action in self._actions for text in action.option_strings]
+            close = difflib.get_close_matches(name, known, n=1)
+            self.error(f"unknown option {name!r}: " + (f"did you mean {close[0]}?" if close else "see --help"))
+        return parsed
+
+
+def fail(message: str, *, code: int) -> NoReturn:
+    """Ends the program with one sentence on stderr."""
+    print(f"kd_jax: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of `Config`; one that is not given is absent from the parsed arguments."""
+    what = parser.add_argument_group("what is trained")
+    _add(what, "dataset", str, "SOURCE", _DATASET_HELP)
+    _add(what, "preset", str, "NAME", f"defaults of all the other options, one of {', '.join(PRESETS)}")
+    _add(what, "teacher_hidden", _whole, "N", "sizes of the teacher's hidden layers", nargs="+")
+    _add(what, "teacher_dropout", _number, "X", "rate of the dropout in the teacher's hidden layers")
+    _add(what, "student_hidden", _whole, "N", "sizes of the students' hidden layers", nargs="+")
+    how = parser.add_argument_group("how the students are distilled")
+    _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
+    _add(how, "alpha", _number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
+    _add(how, "temperature", _number, "X", "divides the logits of student and teacher in the soft loss")
+    training = parser.add_argument_group("training (teacher and students alike, with Adam)")
+    _add(training, "epochs", _whole, "N", "epochs of each of the three trainings")
+    _add(training, "batch_size", _whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
+    _add(training, "learning_rate", _number, "X", "Adam's learning rate")
+    _add(
+        training, "seeds", _whole, "N", "number of students of each kind, trained together; all learn from one teacher"
+    )
+    _add(training, "seed", _whole, "N", "first seed; the teacher's seed, too")
+
+
+def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What was given of `Config`, for `make_config`."""
+    given = {name: value for name, value in vars(parsed).items() if name in Config.__dataclass_fields__}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
+    default = getattr(Config(), name)
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    option = "--" + name.replace("_", "-")
+    group.add_argument(
+        option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more
+    )
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number: give one such as 5") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: give one such as 0.5") from None

@@ -1,0 +1,127 @@
+"""Plots of an experiment: how the training went, what distillation changed, and which digits only the teacher knows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd_jax.data import Dataset
+from kd_jax.experiment import Result, Trained
+
+# Okabe and Ito's colours, which people with any colour vision tell apart.
+_COLOURS = {"teacher": "#000000", "student": "#0072B2", "distilled": "#D55E00"}
+_LABELS = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
+# The two students' curves may lie on each other.
+_STYLES = {"teacher": "-", "student": "-", "distilled": "--"}
+_MOST_IMAGES = 24
+
+
+def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
+    """Writes the plots as PNG files into `folder` and returns their names."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    drawn = {
+        "learning-curves.png": _learning_curves(result),
+        "comparison.png": _comparison(result),
+        "digits.png": _digits(result, dataset),
+    }
+    for name, figure in drawn.items():
+        figure.savefig(folder / name, dpi=130)
+    return list(drawn)
+
+
+def _figure(**size: Any) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(layout="constrained", **size)
+
+
+def _named(result: Result) -> dict[str, Trained]:
+    return {"teacher": result.teacher, "student": result.student, "distilled": result.distilled}
+
+
+def _learning_curves(result: Result) -> Any:
+    figure = _figure(figsize=(10, 4.2))
+    axes = figure.subplots(1, 2)
+    for name, trained in _named(result).items():
+        wrong = 100 * (1 - np.asarray(trained.history.accuracy))
+        panels = (np.asarray(trained.history.cross_entropy), wrong)
+        for axis, values in zip(axes, panels, strict=True):
+            mean = values.mean(axis=0)
+            axis.plot(
+                trained.epochs, mean, color=_COLOURS[name], label=_LABELS[name], linestyle=_STYLES[name], linewidth=1.5
+            )
+            if len(values) > 1:
+                sd = values.std(axis=0, ddof=1)
+                low = np.maximum(mean - sd, values.min(axis=0))
+                axis.fill_between(trained.epochs, low, mean + sd, color=_COLOURS[name], alpha=0.2, linewidth=0)
+    for axis, title in zip(axes, ("cross entropy (nats)", "wrong (%)"), strict=True):
+        axis.set(xlabel="epoch", ylabel=title, yscale="log", xlim=(0, None))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(which="both", alpha=0.25)
+        axis.legend()
+    seeds = len(result.student.seeds)
+    band = f", mean and ± sd of {seeds} seeds" if seeds > 1 else ""
+    figure.suptitle(f"Training batches, before each update{band} (the teacher trains with its dropout)", fontsize=11)
+    return figure
+
+
+def _comparison(result: Result) -> Any:
+    comparison = result.comparison
+    pairs = np.stack([result.student.evaluations.correct, result.distilled.evaluations.correct])
+    figure = _figure(figsize=(9, 4.2))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    left.plot([0, 1], pairs, color="0.6", linewidth=1, marker="o", markersize=4, zorder=1)
+    for x, name in enumerate(("student", "distilled")):
+        left.plot(x, pairs[x].mean(), marker="_", markersize=36, markeredgewidth=3, color=_COLOURS[name], zorder=2)
+    left.set(xticks=[0, 1], xticklabels=["student alone", "distilled student"], xlim=(-0.4, 1.4))
+    left.set(ylabel=f"correct of {result.teacher.answers.shape[1]:,} test images")
+    left.set_title("each line one seed, bars their means", fontsize=10)
+    left.grid(axis="y", alpha=0.25)
+    right.axhline(0, color="0.4", linewidth=1)
+    differences = pairs[1] - pairs[0]
+    spots = np.linspace(-0.12, 0.12, len(differences)) if len(differences) > 1 else np.zeros(1)
+    right.scatter(spots, differences, color="0.6", s=16, label="one seed")
+    mean = comparison.mean_difference
+    if comparison.ci95 is None:
+        right.plot(0.4, mean, "o", color=_COLOURS["distilled"], label="mean")
+    else:
+        spread = [[mean - comparison.ci95[0]], [comparison.ci95[1] - mean]]
+        colour = _COLOURS["distilled"]
+        right.errorbar(0.4, mean, yerr=spread, fmt="o", color=colour, capsize=6, label="mean, 95 % interval")
+    right.set(xlim=(-0.4, 0.8), xticks=[], ylabel="distilled minus alone (images)")
+    right.set_title("the difference", fontsize=10)
+    right.grid(axis="y", alpha=0.25)
+    right.legend(fontsize=9)
+    return figure
+
+
+def _digits(result: Result, dataset: Dataset) -> Any:
+    labels = dataset.test_labels
+    students = np.concatenate([result.student.answers, result.distilled.answers])
+    wrong = (students != labels).sum(axis=0) * (result.teacher.answers[0] == labels)
+    chosen = np.argsort(-wrong, kind="stable")[:_MOST_IMAGES]
+    chosen = chosen[wrong[chosen] > 0]
+    if len(chosen) == 0:
+        figure = _figure(figsize=(6, 1.5))
+        figure.suptitle("There is no test image that the teacher gets right and a student gets wrong.", fontsize=10)
+        return figure
+    columns = min(8, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = _figure(figsize=(max(6.5, 1.35 * columns), 1.75 * rows + 0.7))
+    for place, index in enumerate(chosen):
+        axis = figure.add_subplot(rows, columns, place + 1)
+        image = dataset.test_images[index]
+        axis.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray_r", vmin=0, vmax=255)
+        mistakes = students[:, index][students[:, index] != labels[index]]
+        said = np.bincount(mistakes).argmax()
+        axis.set_title(f"{labels[index]}, seen as {said}\nby {wrong[index]} of {len(students)}", fontsize=9)
+        axis.axis("off")
+    total = int((wrong > 0).sum())
+    figure.suptitle(
+        f"Test images that the teacher gets right and most students get wrong ({len(chosen)} of {total:,}):\n"
+        "the label, the students' usual answer, and how many of all students are wrong",
+        fontsize=10,
+    )
+    return figure

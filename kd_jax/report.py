@@ -1,0 +1,187 @@
+"""What is left of an experiment: the table, results.json, the parameters and the plots."""
+
+import dataclasses
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+from tabulate import tabulate
+
+from kd_jax import plots
+from kd_jax.data import Dataset
+from kd_jax.experiment import Result, Trained
+from kd_jax.stats import conclude, summarise
+
+RESULTS = "results.json"
+_TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
+_PACKAGES = ("kd-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+
+
+class OutputError(OSError):
+    """An output folder that cannot be used; one sentence with the remedy."""
+
+
+def claim(folder: Path, *, overwrite: bool) -> None:
+    """Makes `folder` ready for results, before anything is trained.
+
+    Raises `OutputError` where it cannot be written, or holds results and `overwrite` is not set.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RESULTS).exists() and not overwrite:
+            raise OutputError(
+                f"{folder} already holds results: choose another --out, or add --overwrite to replace them"
+            )
+        probe = folder / ".kd_jax-can-write"
+        probe.touch()
+        probe.unlink()
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"--out {folder} cannot be written ({error.strerror or error}): choose another folder"
+        ) from None
+
+
+def models(result: Result) -> dict[str, Trained]:
+    """The three kinds of model by name, in the order of their training."""
+    return {"teacher": result.teacher, "student": result.student, "distilled": result.distilled}
+
+
+def table(result: Result, *, markdown: bool = False) -> str:
+    """The result as a table: means ± standard deviations over the seeds; Markdown, or plain for a terminal."""
+    of = result.teacher.answers.shape[1]
+    columns = {"": _measures_of_rows(of)} | {
+        _TITLES[name]: _column(trained) for name, trained in models(result).items()
+    }
+    rows = list(zip(*columns.values(), strict=True))
+    style = "pipe" if markdown else "simple"
+    align = ("left", "right", "right", "right")
+    return tabulate(rows, list(columns), tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def _measures_of_rows(of: int) -> list[str]:
+    return [
+        "parameters", "seeds", f"correct of {of:,}", f"errors of {of:,}", "accuracy (%)", "agrees with the teacher (%)",
+        "KL to the teacher (nats)", "negative log-likelihood (nats)", "calibration error (%)",
+        "training (s, all seeds together)", "steps/s (all seeds together)",
+    ]  # fmt: skip
+
+
+def _column(trained: Trained) -> list[str]:
+    found, taught = trained.evaluations, trained.evaluations.teacher_agreement is not None
+    return [
+        f"{trained.parameters:,}",
+        f"{len(trained.seeds)}",
+        _spread(found.correct, ".0f"),
+        _spread(found.errors, ".0f"),
+        _spread(found.accuracy, ".2f", per_cent=True),
+        _spread(found.teacher_agreement, ".1f", per_cent=True) if taught else "",
+        _spread(found.kl_to_teacher, ".3f") if taught else "",
+        _spread(found.nll, ".3f"),
+        _spread(found.ece, ".1f", per_cent=True),
+        f"{trained.timing.train_s:.1f}",
+        f"{trained.timing.steps_per_s:,.0f}",
+    ]
+
+
+def conclusion(result: Result) -> str:
+    """The sentence on what distillation changed."""
+    return conclude(result.comparison, of=result.teacher.answers.shape[1])
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and devices, as results.json keeps them."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+    }
+
+
+def as_json(result: Result, dataset: Dataset) -> dict[str, Any]:
+    """The content of results.json."""
+    timing: dict[str, Any] = {"total_s": result.total_s}
+    timing |= {name: trained.timing._asdict() for name, trained in models(result).items()}
+    return {
+        "config": dataclasses.asdict(result.config),
+        "data": {
+            "name": dataset.name,
+            "sha256": dataset.digest(),
+            "train": len(dataset.train_labels),
+            "test": len(dataset.test_labels),
+            "image_shape": list(dataset.image_shape),
+            "classes": dataset.classes,
+        },
+        "environment": environment(),
+        "models": {name: _model_json(trained) for name, trained in models(result).items()},
+        "comparison": result.comparison._asdict(),
+        "conclusion": conclusion(result),
+        "timing": timing,
+    }
+
+
+def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
+    """Writes every file of a result into `folder`, results.json last, and returns their names.
+
+    Raises `OutputError` where the folder no longer takes them.
+    """
+    try:
+        written = _write_parameters(result, folder)
+        written += plots.write(result, dataset, folder)
+        text = f"{table(result, markdown=True)}\n\n{conclusion(result)}\n"
+        (folder / "results.md").write_text(text, encoding="utf-8")
+        partial = folder / f".{RESULTS}.partial"
+        content = json.dumps(as_json(result, dataset), indent=2, ensure_ascii=False, allow_nan=False)
+        partial.write_text(content + "\n", encoding="utf-8")
+        partial.replace(folder / RESULTS)
+    except OSError as error:
+        raise OutputError(
+            f"the results cannot be written to {folder} ({error.strerror or error}): free or choose a folder"
+        ) from None
+    return [RESULTS, "results.md", *written]
+
+
+def _write_parameters(result: Result, folder: Path) -> list[str]:
+    """One safetensors file for each trained model; kernels are `[inputs, outputs]`."""
+    (folder / "parameters").mkdir(exist_ok=True)
+    for name, trained in models(result).items():
+        leaves = jax.tree.leaves_with_path(jax.tree.map(np.asarray, (trained.params, trained.state)))
+        named = {_tensor_name(path): leaf for path, leaf in leaves}
+        for i, seed in enumerate(trained.seeds):
+            tensors = {key: np.ascontiguousarray(leaf[i]) for key, leaf in named.items()}
+            description = {"model": name, "seed": str(seed), "program": f"kd_jax {metadata.version('kd-jax')}"}
+            save_file(tensors, folder / "parameters" / f"{name}-seed{seed}.safetensors", metadata=description)
+    return ["parameters/*.safetensors"]
+
+
+def _tensor_name(path: tuple[Any, ...]) -> str:
+    """`hidden.0.kernel` for a leaf of the params or of the state."""
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path[1:])
+
+
+def _model_json(trained: Trained) -> dict[str, Any]:
+    measures = {name: values for name, values in trained.evaluations._asdict().items() if values is not None}
+    runs = [
+        {"seed": seed} | {name: values[i].item() for name, values in measures.items()}
+        for i, seed in enumerate(trained.seeds)
+    ]
+    history = {"epoch": trained.epochs.tolist()}
+    history |= {name: np.asarray(values).tolist() for name, values in trained.history._asdict().items()}
+    return {"parameters": trained.parameters, "runs": runs, "training": history}
+
+
+def _spread(values: Any, form: str, *, per_cent: bool = False) -> str:
+    summary = summarise(np.asarray(values, np.float64) * (100 if per_cent else 1))
+    mean = format(summary.mean, form)
+    return mean if summary.sd is None else f"{mean} ± {format(summary.sd, form)}"
