@@ -43,12 +43,14 @@ class Recipe(NamedTuple):
     """What is compiled into a training.
 
     optimizer: `optimizer(learning_rate) -> optax.GradientTransformation`, for example `optax.adam`.
+    dtype: of the scaled images, and so of what is computed with parameters of the same type.
     """
 
     network: Network
     method: Method = CROSS_ENTROPY
     optimizer: Callable[..., optax.GradientTransformation] = optax.adam
     batch_size: int = 32
+    dtype: Any = jnp.float32
 
 
 class TrainState(NamedTuple):
@@ -96,7 +98,7 @@ def train_step(
     recipe: Recipe,
 ) -> tuple[TrainState, Metrics]:
     """One update by the mean loss of the examples `rows`. `key` is the training's; the step derives its own from it."""
-    images, labels = scale(examples.images[rows]), examples.labels[rows]
+    images, labels = scale(examples.images[rows], recipe.dtype), examples.labels[rows]
     teacher = jax.tree.map(lambda outputs: outputs[rows], examples.teacher)
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
 
