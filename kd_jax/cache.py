@@ -15,7 +15,7 @@ def keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs on disk, so that a second run need not compile. A user's own setting stays."""
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

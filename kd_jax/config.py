@@ -73,7 +73,7 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check(name: str, value: float, holds: bool, bound: str) -> None:
+def _check(name: str, value: float | int, holds: bool, bound: str) -> None:
     if not holds:
         raise ConfigError(f"{option(name)} is {value}: it must be {bound}")
 

@@ -127,7 +127,7 @@ def make_dataset(
     )
 
 
-def _as_bytes(images: Num[np.ndarray, "..."], where: str) -> Images:
+def _as_bytes(images: Shaped[np.ndarray, "..."], where: str) -> Images:
     if images.ndim not in (2, 3, 4):
         raise DataError(
             f"{where} has images in an array of shape {images.shape}: it must be [examples, features], "
@@ -142,7 +142,7 @@ def _as_bytes(images: Num[np.ndarray, "..."], where: str) -> Images:
     return np.ascontiguousarray(images)
 
 
-def _exact_bytes(images: Num[np.ndarray, "..."], where: str) -> UInt8[np.ndarray, "..."]:
+def _exact_bytes(images: Shaped[np.ndarray, "..."], where: str) -> UInt8[np.ndarray, "..."]:
     if images.dtype.kind not in "fiub":
         raise DataError(f"{where} has pixels of type {images.dtype}: they must be numbers, best uint8")
     if images.size == 0:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class RunError(RuntimeError):
     """A run that failed; one sentence that says where, and what to change."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Who is told how far the experiment is."""
 
@@ -122,17 +124,20 @@ def run(config: Config, dataset: Dataset, progress: Progress) -> Result:
     weights = KDWeights(jnp.float32(config.alpha), jnp.float32(config.temperature))
     distilling = alone._replace(weights=weights)
     seeds = tuple(range(config.seed, config.seed + config.seeds))
-    untaught = jnp.zeros((len(dataset.train_labels), dataset.classes), jnp.float32)
+    shape = (len(dataset.train_labels), dataset.classes)
+    untaught = examples._replace(teacher=jax.eval_shape(lambda: Output(jnp.zeros(shape, jnp.float32))))
 
-    teacher_phase = _prepare("teacher", teacher_recipe, alone, (config.seed,), _TEACHER, examples)
-    student_phase = _prepare("student", alone_recipe, alone, seeds, _STUDENT, examples)
-    distilled_phase = _prepare(
-        "distilled", distilled_recipe, distilling, seeds, _STUDENT, examples._replace(teacher=Output(untaught))
-    )
-    del untaught
-    phases = (teacher_phase, student_phase, distilled_phase)
+    # XLA lets go of Python's lock while it compiles.
+    with ThreadPoolExecutor() as pool:
+        preparing = [
+            pool.submit(_prepare, "teacher", teacher_recipe, alone, (config.seed,), _TEACHER, examples),
+            pool.submit(_prepare, "student", alone_recipe, alone, seeds, _STUDENT, examples),
+            pool.submit(_prepare, "distilled", distilled_recipe, distilling, seeds, _STUDENT, untaught),
+        ]
+        teacher_phase, student_phase, distilled_phase = [prepared.result() for prepared in preparing]
+    compile_s = time.perf_counter() - started
     estimate = config.epochs * (_trial(teacher_phase, examples) + 2 * _trial(student_phase, examples))
-    progress.compiled(sum(phase.compile_s for phase in phases), estimate)
+    progress.compiled(compile_s, estimate)
 
     teacher = _train(teacher_phase, examples, config, dataset, progress)
     teacher_params, teacher_state = jax.tree.map(lambda leaf: leaf[0], (teacher.params, teacher.state))

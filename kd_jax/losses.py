@@ -17,18 +17,18 @@ def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
     return -picked[:, 0]
 
 
-@jax.custom_jvp
 def kl_divergence(
     student_logits: Float[Array, "batch classes"], teacher_logits: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:
-    r"""$\mathrm{KL}(p_t \,\|\, p_s) = \sum_k p_{t,k} (\log p_{t,k} - \log p_{s,k})$, in nats, `[batch]`.
+    r"""$\mathrm{KL}(p_t \,\|\, p_s) = \sum_k p_{t,k} (\log p_{t,k} - \log p_{s,k})$ of softmaxes, in nats.
 
     The difference of two log-softmaxes loses every digit where the distributions are close, as they are at a high
     temperature. With $v = z_s - z_t - \sum_k p_t (z_s - z_t)$, whose mean under the teacher is 0, the same value is
     $\log(1 + \sum_k p_t (e^v - 1 - v))$: a sum of terms that are never negative, exact to rounding at any distance.
+
+    Returns `[batch]`.
     """
-    value, _, _ = _kl_parts(student_logits, teacher_logits)
-    return value
+    return _kl(student_logits - teacher_logits, teacher_logits)
 
 
 def distillation_kl(
@@ -44,7 +44,7 @@ def distillation_kl(
 
     temperature: T > 0. Returns `[batch]`.
     """
-    return kl_divergence(student_logits / temperature, teacher_logits / temperature)
+    return _kl((student_logits - teacher_logits) / temperature, teacher_logits / temperature)
 
 
 def kd(
@@ -90,22 +90,37 @@ def mix(hard: Float[Array, " batch"], soft: Float[Array, " batch"], *, alpha: Sc
 _LARGEST_EXPONENT = 80.0
 
 
-def _kl_parts(student_logits: Array, teacher_logits: Array) -> tuple[Array, Array, Array]:
-    """KL, and the teacher's and the student's probabilities minus the teacher's, without cancellation."""
+@jax.custom_jvp
+def _kl(
+    difference: Float[Array, "batch classes"], teacher_logits: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """KL of the student whose logits are the teacher's plus `difference`."""
+    return _kl_parts(difference, teacher_logits)[0]
+
+
+@_kl.defjvp
+def _kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """dKL = (p_s - p_t)·du + (p_s - p_t - p_t v)·dz_t, with u the difference and v the centred one."""
+    value, gap, teacher, centred = _kl_parts(*primals)
+    difference_tangent, teacher_tangent = tangents
+    tangent = gap * difference_tangent + (gap - teacher * centred) * teacher_tangent
+    return value, jnp.sum(tangent, axis=-1)
+
+
+def _kl_parts(difference: Array, teacher_logits: Array) -> tuple[Array, Array, Array, Array]:
+    """KL, p_s - p_t, p_t and the centred difference v, without cancellation."""
     teacher_log = jax.nn.log_softmax(teacher_logits)
-    student_log = jax.nn.log_softmax(student_logits)
     teacher = jnp.exp(teacher_log)
-    difference = student_logits - teacher_logits
     centred = difference - jnp.sum(teacher * difference, axis=-1, keepdims=True)
     close = jnp.max(centred, axis=-1, keepdims=True) < _LARGEST_EXPONENT
-    safe = jnp.where(close, centred, 0)
-    exact = jnp.log1p(jnp.sum(teacher * _exp_minus_1_minus_x(safe), axis=-1, keepdims=True))
+    v = jnp.where(close, centred, 0)
+    exact = jnp.log1p(jnp.sum(teacher * _exp_minus_1_minus_x(v), axis=-1, keepdims=True))
+    student_log = jax.nn.log_softmax(teacher_logits + difference)
     plain = jnp.sum(teacher * (teacher_log - student_log), axis=-1, keepdims=True)
-    value = jnp.where(close, exact, plain)
-    log_ratio = safe - exact
-    near = jnp.abs(log_ratio) < 1
-    gap = jnp.where(close & near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), jnp.exp(student_log) - teacher)
-    return value[..., 0], teacher, gap
+    log_ratio = v - exact
+    near = close & (jnp.abs(log_ratio) < 1)
+    gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), jnp.exp(student_log) - teacher)
+    return jnp.where(close, exact, plain)[..., 0], gap, teacher, centred
 
 
 def _exp_minus_1_minus_x(x: Array) -> Array:
@@ -116,15 +131,3 @@ def _exp_minus_1_minus_x(x: Array) -> Array:
     for k in range(15, 2, -1):
         series = 1 + y / k * series
     return jnp.where(small, y * y / 2 * series, jnp.expm1(x) - x)
-
-
-@kl_divergence.defjvp
-def _kl_divergence_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """dKL = (p_s - p_t)·dz_s + p_t (log p_t - log p_s - KL)·dz_t."""
-    student_logits, teacher_logits = primals
-    student_tangent, teacher_tangent = tangents
-    value, teacher, gap = _kl_parts(student_logits, teacher_logits)
-    difference = teacher_logits - student_logits
-    centred = difference - jnp.sum(teacher * difference, axis=-1, keepdims=True)
-    tangent = jnp.sum(gap * student_tangent, axis=-1) + jnp.sum(teacher * centred * teacher_tangent, axis=-1)
-    return value, tangent

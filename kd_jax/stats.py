@@ -1,13 +1,10 @@
 """Means, intervals and paired comparisons over seeds."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Num
+from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
-
-Values = Sequence[float] | Num[np.ndarray, " seeds"]
 
 
 class Summary(NamedTuple):
@@ -33,7 +30,7 @@ class Comparison(NamedTuple):
     p_value: float | None
 
 
-def summarise(values: Values) -> Summary:
+def summarise(values: ArrayLike) -> Summary:
     """The `Summary` of at least one value. Raises `ValueError` for none."""
     array = np.asarray(values, np.float64)
     if array.size == 0:
@@ -41,7 +38,7 @@ def summarise(values: Values) -> Summary:
     return Summary(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, array.size)
 
 
-def paired_comparison(baseline: Values, treatment: Values, *, metric: str) -> Comparison:
+def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str) -> Comparison:
     """`treatment` minus `baseline`, pair by pair. Raises `ValueError` unless both hold the same number of values.
 
     The interval is about other seeds of the same two trainings (and, here, the same teacher).

@@ -1,10 +1,10 @@
 """A folder of idx files, gzipped or not, as torchvision (`MNIST/raw`) and Debian's `dataset-fashion-mnist` have it."""
 
 import gzip
+import io
 import math
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -78,7 +78,7 @@ def read(path: Path) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_exactly(file: BinaryIO | gzip.GzipFile, count: int, path: Path) -> bytes:
+def _read_exactly(file: io.BufferedIOBase, count: int, path: Path) -> bytes:
     """`count` bytes and then the end of the file, reading in blocks so that a lying header allocates nothing."""
     blocks, left = [], count
     while left and (block := file.read(min(left, 1 << 24))):

@@ -1,4 +1,4 @@
-"""Any image classification data set of TensorFlow Datasets, by its name there: `mnist`, `cifar10:3.0.2`, `emnist/letters`.
+"""Any image classification data set of TensorFlow Datasets: `mnist`, `cifar10:3.0.2`, `emnist/letters`.
 
 TensorFlow prepares a data set once; reading what is prepared needs none. Preparing shuffles, always in the same way, so
 the examples come in TFDS's order and not in the order of publication.
@@ -46,13 +46,13 @@ def load(place: str) -> Dataset:
             _prepare(tfds, builder, name)
         if _FORMAT not in (formats := {each.value for each in builder.info.available_file_formats()}):
             raise DataError(
-                f"{name} is prepared in {builder.data_dir} as {', '.join(sorted(formats))}, and only {_FORMAT} is read: "
-                "set TFDS_DATA_DIR to another folder, and it is prepared anew there"
+                f"{name} is prepared in {builder.data_dir} as {', '.join(sorted(formats))}, and only {_FORMAT} can be "
+                "read: set TFDS_DATA_DIR to another folder, and it is prepared anew there"
             )
         if not {"train", "test"} <= set(builder.info.splits):
             raise DataError(
-                f"{name} has the splits {', '.join(builder.info.splits) or 'none'}, and train and test are both needed: "
-                "choose another data set, or choose a test set of your own and use npz:FILE"
+                f"{name} has the splits {', '.join(builder.info.splits) or 'none'}, and train and test are both "
+                "needed: choose another data set, or choose a test set of your own and use npz:FILE"
             )
         kept = _kept_path(builder)
         if (arrays := _read_kept(kept)) is None:
@@ -72,7 +72,8 @@ def _import(module: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise DataError(f"{name} needs {module.partition('.')[0]}, which is missing ({_line(error)}): {INSTALL}") from None
+        package = module.partition(".")[0]
+        raise DataError(f"{name} needs {package}, which cannot be imported ({_line(error)}): {INSTALL}") from None
 
 
 def _builder(tfds: ModuleType, place: str) -> Any:
@@ -110,7 +111,7 @@ def _prepare(tfds: ModuleType, builder: Any, name: str) -> None:
         # Asked for here, because TFDS would first download everything, and then miss it. Without a GPU, because
         # TensorFlow would take the memory that JAX needs.
         _import("tensorflow", name).config.set_visible_devices([], "GPU")
-    downloader = importlib.import_module("tensorflow_datasets.core.download.downloader")
+    downloader: Any = importlib.import_module("tensorflow_datasets.core.download.downloader")
     # TFDS's own 10 need 205 s to tell that there is no network, and 5 need 6 s.
     retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 5
     try:
@@ -217,7 +218,11 @@ def _no_stderr() -> Iterator[None]:
 
 def _remedy(error: ImportError) -> str:
     package = (error.name or "").partition(".")[0]
-    return INSTALL if package in ("", "tensorflow", "array_record", "PIL") else f"pip install {package}"
+    return (
+        INSTALL
+        if package in ("", "tensorflow", "array_record", "importlib_resources", "PIL")
+        else f"pip install {package}"
+    )
 
 
 def _line(error: BaseException) -> str:

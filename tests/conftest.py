@@ -1,0 +1,55 @@
+"""What every test shares: strict arithmetic, a cache of its own, and small data sets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.data import Dataset, make_dataset
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# The tests compile the same small programs again and again.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """For tests that train with `optax.adam`, which raises a float to an integer power."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keeps tests away from the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("KD_JAX_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def shared_mnist() -> Path:
+    """The gzip originals of MNIST."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+    if not folder.is_dir():
+        pytest.skip("the gzip originals of MNIST are not beside the repository")
+    return folder
+
+
+@pytest.fixture
+def small_dataset() -> Dataset:
+    """Three classes that a small network can learn: bright rows at different heights, with noise."""
+    rng = np.random.default_rng(0)
+
+    def part(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = rng.integers(0, 3, count)
+        images = rng.integers(0, 120, (count, 6, 6))
+        images[np.arange(count), 2 * labels] += 100
+        return images.astype(np.uint8), labels
+
+    return make_dataset("small", *part(240), *part(60))

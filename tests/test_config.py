@@ -1,0 +1,57 @@
+import math
+
+import pytest
+
+from kd_jax.config import METHODS, PRESETS, Config, ConfigError, make_config
+
+OUT_OF_BOUNDS = [
+    ("preset", "notebok", "unknown preset 'notebok': use notebook or"),
+    ("method", "kl", "unknown method 'kl': use kd or"),
+    ("epochs", 0, "--epochs is 0: it must be a whole number of at least 1"),
+    ("batch_size", -3, "--batch-size is -3"),
+    ("seeds", 0, "--seeds is 0"),
+    ("teacher_hidden", (1200, 0), "--teacher-hidden is 0"),
+    ("student_hidden", (-1,), "--student-hidden is -1"),
+    ("temperature", 0.0, "--temperature is 0.0: it must be positive and finite"),
+    ("temperature", math.nan, "--temperature is nan"),
+    ("temperature", math.inf, "--temperature is inf"),
+    ("learning_rate", -1e-3, "--learning-rate is -0.001"),
+    ("learning_rate", math.inf, "--learning-rate is inf"),
+    ("alpha", 1.5, "--alpha is 1.5: it must be from 0"),
+    ("alpha", -0.1, "--alpha is -0.1"),
+    ("alpha", math.nan, "--alpha is nan"),
+    ("teacher_dropout", 1.0, "--teacher-dropout is 1.0"),
+    ("seed", -1, "--seed is -1: it must be from 0 to"),
+    ("seed", 2**31, "--seed is 2147483648"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), OUT_OF_BOUNDS)
+def test_values_out_of_bounds_are_named(name: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(**{name: value})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_default_is_the_notebook() -> None:
+    config = make_config()
+    assert config == Config() == make_config("notebook")
+    assert (config.alpha, config.temperature, config.epochs, config.batch_size) == (0.5, 20.0, 5, 32)
+    assert (config.teacher_hidden, config.student_hidden) == ((1200, 1200), (20, 20))
+
+
+def test_what_is_given_beats_the_preset() -> None:
+    assert make_config("notebook-as-written").method == "kd-as-written"
+    assert make_config("notebook-as-written", method="kd").method == "kd"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_within_bounds(preset: str) -> None:
+    assert make_config(preset).method in METHODS
+
+
+def test_a_batch_must_fit_the_data() -> None:
+    make_config(batch_size=100).check_against(100)
+    with pytest.raises(ConfigError, match="--batch-size is 101: it must be at most the 100 training examples"):
+        make_config(batch_size=101).check_against(100)

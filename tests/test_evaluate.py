@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+
+from kd_jax.evaluate import calibration_error, evaluate, predict
+from kd_jax.models import mlp
+
+
+def oracle_ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Guo et al. (2017), equation 3, bin by bin."""
+    p = np.float64(special.softmax(logits, axis=-1))
+    confidence, right = p.max(-1), p.argmax(-1) == labels
+    total = 0.0
+    for b in range(bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        if inside.any():
+            total += inside.sum() * abs(right[inside].mean() - confidence[inside].mean())
+    return total / len(labels)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 80]))
+def test_measures_equal_their_definitions(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits, teacher = rng.normal(0, 3, (2, n, 5)).astype(np.float32)
+    labels = rng.integers(0, 5, n)
+    found = evaluate(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
+    answers = logits.argmax(-1)
+    assert found.correct == (answers == labels).sum()
+    assert found.correct + found.errors == n
+    log_p, log_t = (special.log_softmax(np.float64(z), axis=-1) for z in (logits, teacher))
+    np.testing.assert_allclose(found.nll, -log_p[np.arange(n), labels].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.accuracy, (answers == labels).mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.teacher_agreement, (answers == teacher.argmax(-1)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.kl_to_teacher, (np.exp(log_t) * (log_t - log_p)).sum(-1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.ece, oracle_ece(logits, labels), rtol=1e-4, atol=1e-6)
+
+
+def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not() -> None:
+    logits = jnp.eye(3) * 100
+    assert calibration_error(logits, jnp.arange(3)) == pytest.approx(0, abs=1e-6)
+    assert calibration_error(logits, (jnp.arange(3) + 1) % 3) == pytest.approx(1, abs=1e-6)
+
+
+def test_without_a_teacher_there_is_no_agreement() -> None:
+    found = evaluate(jnp.eye(3), jnp.arange(3))
+    assert found.teacher_agreement is None
+    assert found.kl_to_teacher is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 1000])
+def test_predictions_do_not_depend_on_the_batch(batch_size: int) -> None:
+    network = mlp([36, 8, 3], dropout=0.5)
+    params, state = network.init(jax.random.key(0))
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (20, 6, 6, 1)), jnp.uint8)
+    found = predict(params, state, images, network=network, batch_size=batch_size)
+    pixels = images.astype(jnp.float32) / 255
+    expected = network.apply(params, state, pixels, train=False, key=jax.random.key(9))[0].logits
+    assert found.shape == (20, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

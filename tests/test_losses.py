@@ -1,0 +1,139 @@
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from jax.test_util import check_grads
+from scipy import special
+
+from kd_jax import losses
+
+
+def logits(rng: np.random.Generator, size: float = 5.0, shape: tuple[int, int] = (7, 10)) -> np.ndarray:
+    return rng.normal(0, size, shape)
+
+
+def oracle_kl(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """The definition, in extended precision."""
+    s, t = student.astype(np.longdouble), teacher.astype(np.longdouble)
+    log_s = s - np.log(np.exp(s - s.max(-1, keepdims=True)).sum(-1, keepdims=True)) - s.max(-1, keepdims=True)
+    log_t = t - np.log(np.exp(t - t.max(-1, keepdims=True)).sum(-1, keepdims=True)) - t.max(-1, keepdims=True)
+    return (np.exp(log_t) * (log_t - log_s)).sum(-1).astype(np.float64)
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return logits(rng), logits(rng)
+
+
+def f32(array: np.ndarray) -> jax.Array:
+    return jnp.asarray(array, jnp.float32)
+
+
+def test_cross_entropy_is_scipys(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    labels = np.arange(7) % 10
+    expected = -special.log_softmax(pair[0], axis=-1)[np.arange(7), labels]
+    np.testing.assert_allclose(losses.cross_entropy(f32(pair[0]), jnp.asarray(labels)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 1.0, 4.0, 20.0, 1e4])
+def test_kl_equals_the_definition_at_any_temperature(pair: tuple[np.ndarray, np.ndarray], temperature: float) -> None:
+    student, teacher = f32(pair[0]), f32(pair[1])
+    expected = oracle_kl(np.float64(student) / temperature, np.float64(teacher) / temperature)
+    found = losses.distillation_kl(student, teacher, temperature=temperature)
+    # Rounding a logit z / T moves the value by that much.
+    rtol = 1e-6 + 4 * np.finfo(np.float32).eps * np.abs(pair).max() / temperature
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-37)
+    with_t_squared = losses.kd(student, teacher, temperature=temperature)
+    np.testing.assert_allclose(with_t_squared, temperature**2 * expected, rtol=rtol, atol=1e-37)
+
+
+def test_kl_gradients_are_the_differences_of_the_probabilities(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    for temperature in (0.1, 1.0, 20.0, 1e4):
+        found = jax.grad(lambda s, t, T: losses.kd(s, t, temperature=T).sum())(f32(pair[0]), f32(pair[1]), temperature)
+        s, t = (np.float64(f32(z)) / temperature for z in pair)
+        difference = s - t - np.log(np.sum(special.softmax(t, -1) * np.exp(s - t), -1, keepdims=True))
+        expected = temperature * special.softmax(t, -1) * np.expm1(difference)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6 * np.abs(expected).max())
+
+
+def test_derivatives_agree_with_finite_differences(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    with jax.enable_x64(True):
+        student, teacher = jnp.asarray(pair[0]), jnp.asarray(pair[1])
+        for loss in (losses.kd, losses.distillation_kl, losses.kd_as_written):
+
+            def at(s: jax.Array, t: jax.Array, T: jax.Array, f: Callable = loss) -> jax.Array:
+                return f(jnp.asarray(s), jnp.asarray(t), temperature=jnp.asarray(T))
+
+            check_grads(at, (student, teacher, jnp.float64(3.0)), order=2, modes=("fwd",))
+            check_grads(at, (student, teacher, jnp.float64(3.0)), order=1, modes=("rev",))
+
+
+def test_as_written_is_the_notebooks_formula(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    s, t = special.softmax(pair[0] / 20, -1), special.softmax(pair[1] / 20, -1)
+    found = losses.kd_as_written(f32(pair[0]), f32(pair[1]), temperature=20.0)
+    np.testing.assert_allclose(found, (t * (np.log(t) - s)).sum(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.kd, losses.distillation_kl])
+def test_equal_logits_give_exactly_nothing(loss: Callable, pair: tuple[np.ndarray, np.ndarray]) -> None:
+    z = f32(pair[0])
+    value, gradient = jax.value_and_grad(lambda s: loss(s, z, temperature=20.0).sum())(z)
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_high_temperatures_become_logit_matching(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    student, teacher = f32(pair[0]), f32(pair[1])
+    difference = pair[0] - pair[1]
+    centred = difference - difference.mean(-1, keepdims=True)
+    np.testing.assert_allclose(losses.kd(student, teacher, temperature=1e4), (centred**2).mean(-1) / 2, rtol=2e-3)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e-4])
+@pytest.mark.parametrize("loss", [losses.kd, losses.distillation_kl, losses.kd_as_written])
+def test_extreme_logits_stay_finite(loss: Callable, size: float) -> None:
+    rng = np.random.default_rng(2)
+    student, teacher = f32(logits(rng, size)), f32(logits(rng, size))
+    for temperature in (0.01, 1.0, 1e4):
+        value, gradient = jax.value_and_grad(lambda s, T=temperature: loss(s, teacher, temperature=T).sum())(student)
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(gradient).all()
+
+
+def test_extreme_logits_equal_the_definition() -> None:
+    rng = np.random.default_rng(3)
+    student, teacher = f32(logits(rng, 1e4)), f32(logits(rng, 1e4))
+    found = losses.distillation_kl(student, teacher, temperature=1.0)
+    np.testing.assert_allclose(found, oracle_kl(np.float64(student), np.float64(teacher)), rtol=1e-6)
+
+
+finite = arrays.arrays(np.float32, (3, 5), elements=st.floats(-50, 50, width=32))
+
+
+@settings(deadline=None)
+@given(finite, finite, st.floats(0.1, 100))
+def test_kl_is_never_negative_and_blind_to_shifts(student: np.ndarray, teacher: np.ndarray, temperature: float) -> None:
+    value = losses.distillation_kl(f32(student), f32(teacher), temperature=temperature)
+    assert (value >= 0).all()
+    shifted = losses.distillation_kl(f32(student + 8), f32(teacher - 16), temperature=temperature)
+    np.testing.assert_allclose(value, shifted, rtol=1e-3, atol=1e-5 * (1 + 100 / temperature))
+
+
+def test_alpha_weighs_the_hard_loss() -> None:
+    hard, soft = jnp.arange(3.0), jnp.ones(3) * 7
+    np.testing.assert_array_equal(losses.mix(hard, soft, alpha=1.0), hard)
+    np.testing.assert_array_equal(losses.mix(hard, soft, alpha=0.0), soft)
+    np.testing.assert_allclose(losses.mix(hard, soft, alpha=0.25), 0.25 * hard + 0.75 * soft)
+
+
+def test_examples_do_not_mix(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    order = np.random.default_rng(1).permutation(7)
+    for loss in (losses.kd, losses.distillation_kl, losses.kd_as_written):
+        whole = loss(f32(pair[0]), f32(pair[1]), temperature=3.0)
+        np.testing.assert_array_equal(loss(f32(pair[0][order]), f32(pair[1][order]), temperature=3.0), whole[order])

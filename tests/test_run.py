@@ -1,0 +1,256 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from kd_jax import experiment, report, run
+from kd_jax.data import Dataset
+from kd_jax.evaluate import predict
+from kd_jax.models import mlp
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
+SMALL += ["--learning-rate", "0.01", "--temperature", "4"]
+
+
+@pytest.fixture
+def source(tmp_path: Path, small_dataset: Dataset) -> str:
+    path = tmp_path / "small.npz"
+    np.savez(
+        path,
+        x_train=small_dataset.train_images,
+        y_train=small_dataset.train_labels,
+        x_test=small_dataset.test_images,
+        y_test=small_dataset.test_labels,
+    )
+    return f"npz:{path}"
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *, code: int = 2) -> str:
+    """The one sentence on stderr with which `arguments` are refused."""
+    with pytest.raises(SystemExit) as caught:
+        run.main(arguments)
+    output = capsys.readouterr()
+    assert caught.value.code == code
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("kd_jax: ")
+    return output.err
+
+
+def test_a_run_leaves_what_it_promises(
+    source: str, tmp_path: Path, small_dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run.main(["--dataset", source, *SMALL, "--seeds", "3", "--seed", "5", "--out", str(out)])
+    printed = capsys.readouterr().out
+    found = json.loads((out / "results.json").read_text())
+
+    assert found["config"]["seeds"] == 3
+    assert found["config"]["temperature"] == 4
+    assert found["environment"]["backend"] == jax.default_backend()
+    assert found["data"]["sha256"] == small_dataset.digest()
+    assert [len(found["models"][name]["runs"]) for name in ("teacher", "student", "distilled")] == [1, 3, 3]
+    assert [one["seed"] for one in found["models"]["distilled"]["runs"]] == [5, 6, 7]
+    assert "teacher_agreement" not in found["models"]["teacher"]["runs"][0]
+    for one in found["models"]["student"]["runs"]:
+        assert set(one) == {"seed", "correct", "errors", "accuracy", "nll", "ece", "teacher_agreement", "kl_to_teacher"}
+        assert one["correct"] + one["errors"] == 60
+    differences = [
+        d["correct"] - s["correct"]
+        for s, d in zip(found["models"]["student"]["runs"], found["models"]["distilled"]["runs"], strict=True)
+    ]
+    assert found["comparison"]["mean_difference"] == pytest.approx(np.mean(differences))
+    assert set(found["comparison"]) == {"metric", "n", "mean_difference", "ci95", "p_value"}
+    timing = found["timing"]
+    assert timing["student"]["steps"] == 3 * 2 * 30
+    assert 0 < timing["student"]["train_s"] < timing["total_s"]
+
+    assert found["conclusion"] in printed
+    assert found["conclusion"] in (out / "results.md").read_text()
+    assert "distilled  epoch 2/2" in printed
+    for name in ("learning-curves.png", "comparison.png", "digits.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_saved_parameters_give_the_reported_numbers(source: str, tmp_path: Path, small_dataset: Dataset) -> None:
+    """Read with safetensors and NumPy alone, and evaluated here."""
+    out = tmp_path / "out"
+    run.main(["--dataset", source, *SMALL, "--seeds", "2", "--out", str(out), "--quiet"])
+    found = json.loads((out / "results.json").read_text())
+    pixels = small_dataset.test_images.reshape(60, -1) / 255
+    for name, seed, place in (("teacher", 42, 0), ("student", 43, 1), ("distilled", 42, 0)):
+        saved = load_file(out / "parameters" / f"{name}-seed{seed}.safetensors")
+        hidden = np.maximum(pixels @ saved["hidden.0.kernel"] + saved["hidden.0.bias"], 0)
+        answers = (hidden @ saved["output.kernel"] + saved["output.bias"]).argmax(-1)
+        assert (answers == small_dataset.test_labels).sum() == found["models"][name]["runs"][place]["correct"]
+
+
+def test_the_same_seed_gives_the_same_results_file_but_for_the_timings(source: str, tmp_path: Path) -> None:
+    texts = []
+    for name in ("one", "two"):
+        run.main(["--dataset", source, *SMALL, "--seeds", "2", "--out", str(tmp_path / name), "--quiet"])
+        found = json.loads((tmp_path / name / "results.json").read_text())
+        del found["timing"]
+        texts.append(json.dumps(found))
+    assert texts[0] == texts[1]
+
+
+def test_quiet_prints_the_table_and_the_conclusion_alone(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.main(["--dataset", source, *SMALL, "--seeds", "2", "--out", str(tmp_path / "out"), "--quiet"])
+    printed = capsys.readouterr()
+    assert "epoch" not in printed.out
+    assert "Distillation changed the number of correct images" in printed.out
+    assert printed.err == ""
+
+
+def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for option in ("dataset", "preset", "method", "epochs", "batch-size", "learning-rate", "alpha", "temperature"):
+        assert f"--{option} " in text
+    for option in ("--seeds", "--seed ", "--out", "--overwrite", "--quiet", "default: 0.0003", "exit codes"):
+        assert option in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--dataset", "mnits"], "unknown data set 'mnits'"),
+        (["--preset", "x"], "unknown preset 'x'"),
+        (["--method", "x"], "unknown method 'x'"),
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--epochs", "many"], "--epochs: 'many' is no whole number"),
+        (["--epochs"], "--epochs: expected one argument"),
+        (["--alpha", "2"], "--alpha is 2.0"),
+        (["--alpha", "half"], "--alpha: 'half' is no number"),
+        (["--temperature", "-1"], "--temperature is -1.0"),
+        (["--learning-rate", "nan"], "--learning-rate is nan"),
+        (["--learning-rate", "0"], "--learning-rate is 0.0"),
+        (["--epoch", "3"], "unknown option '--epoch': did you mean --epochs?"),
+        (["mnist"], "unknown option 'mnist': see --help"),
+        (["--batch-size", "60001"], "at most the 60,000 training examples"),
+    ],
+)
+def test_bad_options_are_one_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(arguments, capsys)
+
+
+def test_results_are_not_replaced_unasked(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["--dataset", source, *SMALL, "--seeds", "2", "--quiet", "--out", str(out)]
+    run.main(arguments)
+    before = (out / "results.json").read_bytes()
+    capsys.readouterr()
+    assert "already holds results" in refused(arguments, capsys)
+    assert (out / "results.json").read_bytes() == before
+    run.main([*arguments, "--overwrite"])
+    assert (out / "results.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/kd_jax"])
+def test_an_output_folder_must_be_writable(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(["--dataset", source, "--out", str(tmp_path / place)], capsys)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    error = refused(["--dataset", source, *SMALL, "--learning-rate", "1e30", "--out", str(out)], capsys, code=1)
+    assert "the loss of the teacher with seed 42 is not finite between steps" in error
+    assert "--learning-rate 1e+30" in error
+    assert not out.exists()
+
+
+def test_an_interrupt_is_one_sentence(source: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *SMALL, "--epochs", "100000"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*arguments, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1/" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "kd_jax: interrupted: nothing was kept\n"
+    assert not out.exists()
+
+
+def test_importing_needs_neither_tensorflow_nor_its_data_sets() -> None:
+    code = (
+        "import sys, kd_jax, kd_jax.run, kd_jax.experiment, kd_jax.report; kd_jax.load('mnist'); "
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'torch', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths"),
+    [(1875, {75}), (1, {1}), (30, {1}), (7, {1}), (468, {18}), (1873, {75, 73}), (59, {3, 2}), (100, {4})],
+)
+def test_an_epoch_is_cut_into_chunks_of_at_most_two_lengths(steps: int, lengths: set[int]) -> None:
+    chunks = experiment.chunk_lengths(steps)
+    assert sum(chunks) == steps
+    assert set(chunks) == lengths
+
+
+@pytest.mark.parametrize("steps", range(1, 400))
+def test_chunks_always_make_an_epoch(steps: int) -> None:
+    chunks = experiment.chunk_lengths(steps)
+    assert sum(chunks) == steps
+    assert min(chunks) > 0
+    assert len(set(chunks)) <= 2
+    assert len(chunks) <= 51
+
+
+def test_nothing_is_traced_twice(source: str, tmp_path: Path, small_dataset: Dataset) -> None:
+    """Phases train by programs compiled beforehand: only what evaluates is traced while they run, once each."""
+    from kd_jax import progress
+    from kd_jax.config import make_config
+
+    config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=3, batch_size=8, seeds=2, learning_rate=0.01)
+    traces: list[str] = []
+
+    class Watcher(progress.Silent):
+        def compiled(self, seconds: float, estimate: float) -> None:
+            traces.clear()
+
+        def finish(self) -> None:
+            traces.append(f"traced {before_training(self.phase)}")
+
+    def before_training(phase: str) -> int:
+        return experiment._train_chunk._cache_size() + experiment._order._cache_size()
+
+    experiment.run(config, small_dataset, Watcher())
+    assert traces == ["traced 0", "traced 0", "traced 0"]
+
+
+def test_the_teachers_logits_are_those_of_its_saved_parameters(small_dataset: Dataset, tmp_path: Path) -> None:
+    from kd_jax import progress
+    from kd_jax.config import make_config
+
+    config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=1, batch_size=8, seeds=2)
+    result = experiment.run(config, small_dataset, progress.Silent())
+    params, state = jax.tree.map(lambda leaf: leaf[0], (result.teacher.params, result.teacher.state))
+    logits = predict(params, state, jnp.asarray(small_dataset.test_images), network=mlp([36, 16, 3], dropout=0.5))
+    np.testing.assert_array_equal(result.teacher.answers[0], np.argmax(logits, axis=-1))
+    assert "agrees with the teacher" in report.table(result)

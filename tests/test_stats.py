@@ -1,0 +1,92 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special
+
+from kd_jax.stats import Comparison, conclude, paired_comparison, summarise
+
+counts = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=40)
+
+
+def oracle(before: list[int], after: list[int]) -> tuple[float, float, float, float]:
+    """Mean, interval and p-value from the formulas alone, with the t distribution as an incomplete beta function."""
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    quantile = special.stdtrit(n - 1, 0.975)
+    t = mean / error
+    p = special.betainc((n - 1) / 2, 0.5, (n - 1) / (n - 1 + t * t))
+    return mean, mean - quantile * error, mean + quantile * error, p
+
+
+@given(counts)
+def test_paired_comparison_equals_the_formulas(pairs: list[tuple[int, int]]) -> None:
+    before, after = [list(side) for side in zip(*pairs, strict=True)]
+    found = paired_comparison(before, after, metric="correct")
+    if len({b - a for a, b in pairs}) == 1:
+        zero = pairs[0][0] == pairs[0][1]
+        assert (found.ci95, found.p_value) == (((0.0, 0.0), 1.0) if zero else (None, None))
+        return
+    assert found.ci95 is not None
+    mean, low, high, p = oracle(before, after)
+    np.testing.assert_allclose([found.mean_difference, *found.ci95, found.p_value], [mean, low, high, p], rtol=1e-9)
+    assert (found.p_value < 0.05) == (found.ci95[0] > 0 or found.ci95[1] < 0)
+
+
+@given(counts)
+def test_swapping_the_sides_changes_the_sign_alone(pairs: list[tuple[int, int]]) -> None:
+    before, after = [list(side) for side in zip(*pairs, strict=True)]
+    one, other = paired_comparison(before, after, metric="x"), paired_comparison(after, before, metric="x")
+    assert one.mean_difference == -other.mean_difference
+    assert one.p_value == pytest.approx(other.p_value)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    truth, trials = 3.0, 2000
+    hits = 0
+    for _ in range(trials):
+        before = rng.normal(9300, 30, 5)
+        found = paired_comparison(before, before + rng.normal(truth, 12, 5), metric="x")
+        assert found.ci95 is not None
+        hits += found.ci95[0] < truth < found.ci95[1]
+    assert abs(hits / trials - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert paired_comparison([1], [3], metric="x") == Comparison("x", 1, 2.0, None, None)
+    assert summarise([4.0]) == (4.0, None, 1)
+
+
+def test_summary_is_of_a_sample() -> None:
+    assert summarise([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7)), 3)
+
+
+@pytest.mark.parametrize(("before", "after"), [([1, 2], [1]), ([], []), ([[1.0]], [[1.0]])])
+def test_what_cannot_be_paired_is_refused(before: list, after: list) -> None:
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_comparison(np.array(before).reshape(-1) if np.ndim(before) < 2 else np.array(before), after, metric="x")
+
+
+def test_nothing_cannot_be_summarised() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        summarise([])
+
+
+@pytest.mark.parametrize(
+    ("comparison", "says"),
+    [
+        (Comparison("correct", 5, -3.0, (-17.0, 11.0), 0.6), "by −3 ± 14 of 10,000 (95 % interval, 5 seeds): no"),
+        (Comparison("correct", 5, 0.2, (-13.8, 14.2), 0.9), "by 0 ± 14 "),
+        (Comparison("correct", 20, 30.0, (20.0, 40.0), 1.2e-4), "+30 ± 10 of 10,000 (95 % interval, 20 seeds): a gain"),
+        (Comparison("correct", 20, -30.0, (-40.0, -20.0), 0.001), "a loss (p = 0.001)"),
+        (Comparison("correct", 1, 10.0, None, None), "+10 of 10,000 with 1 seed: one run cannot tell"),
+        (Comparison("correct", 2, 10.0, None, None), "too alike"),
+    ],
+)  # fmt: skip
+def test_the_conclusion_says_what_the_interval_says(comparison: Comparison, says: str) -> None:
+    assert says in conclude(comparison, of=10_000)
