@@ -1,8 +1,9 @@
 """The reference notebook in PyTorch, in small pieces: what kd_jax is compared with, in value and in speed.
 
-Two ways to run the same mathematics. As the notebook's user runs it (`notebook_batches`, `notebook_adam`): a `DataLoader`
-that converts image by image, PyTorch's default Adam, the teacher's forward pass inside every distillation step. And tuned
-(`tuned_batches`, `tuned_adam`): tensors in memory, rows gathered by index, fused Adam, the teacher's logits computed once.
+Two ways to run the same mathematics. As the notebook's user runs it (`NotebookBatches`, `notebook_adam`): a
+`DataLoader` that converts image by image, PyTorch's default Adam, the teacher's forward pass inside every distillation
+step. And tuned (`tuned_batches`, `tuned_adam`): tensors in memory, rows gathered by index, fused Adam, the teacher's
+logits computed once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,7 +42,7 @@ class Teacher(nn.Module):
         self.fc3 = nn.Linear(hidden, 10)
 
     def forward(self, images: Float[Tensor, "batch ..."], masks: Masks | None = None) -> Float[Tensor, "batch 10"]:
-        """Logits. `masks` (True: kept), one for each hidden layer, are used in place of random ones in training mode."""
+        """Logits. In training mode `masks` (True: kept), one for each hidden layer, stand in for random ones."""
         x = images.flatten(1)
         for i, layer in enumerate((self.fc1, self.fc2)):
             x = F.relu(self._dropout(layer(x), None if masks is None else masks[i]))
@@ -110,6 +111,7 @@ def train_step(
     logits = model(batch.images) if masks is None else model(batch.images, masks)
     loss = F.cross_entropy(logits, batch.labels)
     if soft is not None:
+        assert batch.teacher_logits is not None, "a soft loss needs the teacher's logits"
         loss = ALPHA * loss + (1 - ALPHA) * soft(logits, batch.teacher_logits, TEMPERATURE)
     optimizer.zero_grad()
     loss.backward()

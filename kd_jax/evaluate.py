@@ -67,12 +67,12 @@ def evaluate(
     correct = jnp.sum(answers == labels)
     agreement = distance = None
     if teacher_logits is not None:
-        agreement = jnp.mean(answers == jnp.argmax(teacher_logits, axis=-1))
+        agreement = jnp.mean(answers == jnp.argmax(teacher_logits, axis=-1), dtype=logits.dtype)
         distance = jnp.mean(kl_divergence(logits, teacher_logits))
     return Evaluation(
         correct,
         len(labels) - correct,
-        jnp.mean(answers == labels),
+        jnp.mean(answers == labels, dtype=logits.dtype),
         jnp.mean(cross_entropy(logits, labels)),
         calibration_error(logits, labels),
         agreement,

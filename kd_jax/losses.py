@@ -1,5 +1,7 @@
 """Logit losses: pure functions, one value per example."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -8,13 +10,22 @@ Scalar = float | Float[Array, ""]
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    r"""Cross entropy of integer labels, the hard loss: $-\log \mathrm{softmax}(z)_y$, in nats.
+    r"""Cross entropy of integer labels, the hard loss: $-\log \mathrm{softmax}(z)_y$, in nats, `[batch]`.
+
+    Evaluated as $\log(1 + \sum_{k \neq y} e^{z_k - z_y})$, which keeps its digits, and those of its gradient, where a
+    network is nearly certain and right; the logarithm of a softmax then rounds to 0.
 
     logits: z, `[batch, classes]`. labels: y in [0, classes), `[batch]`; one outside gives NaN.
     """
-    log_probabilities = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1, mode="fill", fill_value=jnp.nan)
-    return -picked[:, 0]
+    is_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
+    known = jnp.any(is_label, axis=-1, keepdims=True)
+    of_label = jnp.where(known, jnp.sum(jnp.where(is_label, logits, 0), axis=-1, keepdims=True), jnp.nan)
+    surplus = logits - of_label
+    # The largest surplus is taken out of the exponentials, so that none overflows.
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(surplus, axis=-1, keepdims=True), 0))
+    others = jnp.sum(jnp.where(is_label, 0, jnp.exp(surplus - largest)), axis=-1, keepdims=True)
+    # `largest` moves nothing: its own derivative cancels, and is therefore left out.
+    return (largest + jnp.log1p(others + jnp.expm1(-largest)))[:, 0]
 
 
 def kl_divergence(
@@ -28,7 +39,7 @@ def kl_divergence(
 
     Returns `[batch]`.
     """
-    return _kl(student_logits - teacher_logits, teacher_logits)
+    return distillation_kl(student_logits, teacher_logits, temperature=1.0)
 
 
 def distillation_kl(
@@ -44,7 +55,7 @@ def distillation_kl(
 
     temperature: T > 0. Returns `[batch]`.
     """
-    return _kl((student_logits - teacher_logits) / temperature, teacher_logits / temperature)
+    return _kl(student_logits, teacher_logits, jnp.asarray(temperature, student_logits.dtype))
 
 
 def kd(
@@ -86,41 +97,66 @@ def mix(hard: Float[Array, " batch"], soft: Float[Array, " batch"], *, alpha: Sc
     return alpha * hard + (1 - alpha) * soft
 
 
-# Beyond this the exponential of v could overflow float32; there KL is large, and the plain form has lost nothing.
+# Beyond this an exponential could overflow float32. KL is as large there, and the plain form has lost nothing.
 _LARGEST_EXPONENT = 80.0
 
 
 @jax.custom_jvp
 def _kl(
-    difference: Float[Array, "batch classes"], teacher_logits: Float[Array, "batch classes"]
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+    temperature: Float[Array, ""],
 ) -> Float[Array, " batch"]:
-    """KL of the student whose logits are the teacher's plus `difference`."""
-    return _kl_parts(difference, teacher_logits)[0]
+    return _kl_parts(student_logits, teacher_logits, temperature).value
 
 
 @_kl.defjvp
-def _kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """dKL = (p_s - p_t)·du + (p_s - p_t - p_t v)·dz_t, with u the difference and v the centred one."""
-    value, gap, teacher, centred = _kl_parts(*primals)
-    difference_tangent, teacher_tangent = tangents
-    tangent = gap * difference_tangent + (gap - teacher * centred) * teacher_tangent
-    return value, jnp.sum(tangent, axis=-1)
+def _kl_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    """dKL = (p_s - p_t)·(da - db) + (p_s - p_t - p_t v)·db, with a and b the tempered logits."""
+    _, teacher_logits, temperature = primals
+    student_tangent, teacher_tangent, temperature_tangent = tangents
+    parts = _kl_parts(*primals)
+    tempered = (teacher_logits - jnp.max(teacher_logits, axis=-1, keepdims=True)) / temperature
+    of_difference = (student_tangent - teacher_tangent - parts.difference * temperature_tangent) / temperature
+    of_teacher = (teacher_tangent - tempered * temperature_tangent) / temperature
+    tangent = parts.gap * of_difference + (parts.gap - parts.teacher * parts.centred) * of_teacher
+    return parts.value, jnp.sum(tangent, axis=-1)
 
 
-def _kl_parts(difference: Array, teacher_logits: Array) -> tuple[Array, Array, Array, Array]:
-    """KL, p_s - p_t, p_t and the centred difference v, without cancellation."""
-    teacher_log = jax.nn.log_softmax(teacher_logits)
+class _KLParts(NamedTuple):
+    """KL, p_s - p_t, p_t, the difference of the tempered logits, and that centred, without cancellation."""
+
+    value: Array
+    gap: Array
+    teacher: Array
+    difference: Array
+    centred: Array
+
+
+def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) -> _KLParts:
+    student_top = jnp.max(student_logits, axis=-1, keepdims=True)
+    teacher_top = jnp.max(teacher_logits, axis=-1, keepdims=True)
+    student_tempered = (student_logits - student_top) / temperature
+    teacher_tempered = (teacher_logits - teacher_top) / temperature
+    # Not the difference of the two lines above, which have rounded each on its own.
+    difference = (student_logits - teacher_logits - (student_top - teacher_top)) / temperature
+    teacher_normaliser = jnp.log(jnp.sum(jnp.exp(teacher_tempered), axis=-1, keepdims=True))
+    teacher_log = teacher_tempered - teacher_normaliser
+    student_log = jax.nn.log_softmax(student_tempered)
     teacher = jnp.exp(teacher_log)
-    centred = difference - jnp.sum(teacher * difference, axis=-1, keepdims=True)
-    close = jnp.max(centred, axis=-1, keepdims=True) < _LARGEST_EXPONENT
+    mean = jnp.sum(teacher * difference, axis=-1, keepdims=True)
+    # v, and log(p_t e^v).
+    centred, weighted_log = difference - mean, student_tempered - teacher_normaliser - mean
+    close = jnp.max(weighted_log, axis=-1, keepdims=True) < _LARGEST_EXPONENT
     v = jnp.where(close, centred, 0)
-    exact = jnp.log1p(jnp.sum(teacher * _exp_minus_1_minus_x(v), axis=-1, keepdims=True))
-    student_log = jax.nn.log_softmax(teacher_logits + difference)
+    rare = jnp.exp(jnp.where(close, weighted_log, 0)) - teacher * (1 + v)
+    terms = jnp.where(v < 1, teacher * _exp_minus_1_minus_x(jnp.minimum(v, 1)), rare)
+    exact = jnp.log1p(jnp.sum(terms, axis=-1, keepdims=True))
     plain = jnp.sum(teacher * (teacher_log - student_log), axis=-1, keepdims=True)
     log_ratio = v - exact
     near = close & (jnp.abs(log_ratio) < 1)
     gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), jnp.exp(student_log) - teacher)
-    return jnp.where(close, exact, plain)[..., 0], gap, teacher, centred
+    return _KLParts(jnp.where(close, exact, plain)[..., 0], gap, teacher, difference, centred)
 
 
 def _exp_minus_1_minus_x(x: Array) -> Array:

@@ -22,8 +22,8 @@ Arrays = dict[str, Float[np.ndarray, "..."]]
 def from_state_dict(source: str | Path | Mapping[str, Any], names: Sequence[str] | None = None) -> Params:
     """Parameters of an `MLP` from a PyTorch `state_dict` of linear layers, each kernel being a transposed `weight`.
 
-    source: the mapping itself, or a `.safetensors`, `.pt` or `.pth` file of it. Only tensors are ever unpickled, and only
-        `.pt` and `.pth` need PyTorch.
+    source: the mapping itself, or a `.safetensors`, `.pt` or `.pth` file of it. Only tensors are ever unpickled, and
+        only `.pt` and `.pth` need PyTorch.
     names: the layers from input to output (`["fc1", "fc2", "fc3"]`). Without it they are taken in the order of the
         mapping; a `.safetensors` file keeps none, so there their numbers tell it. A layer without a bias gets zeros.
 
@@ -46,7 +46,8 @@ def from_state_dict(source: str | Path | Mapping[str, Any], names: Sequence[str]
 def to_state_dict(params: Params, names: Sequence[str] | None = None) -> Arrays:
     """A PyTorch `state_dict`, as NumPy arrays, of an `MLP`'s parameters: `weight` and `bias` of each layer.
 
-    names: the layers from input to output, as the PyTorch model calls them; `fc1`, `fc2`, … without it. Raises `DataError`.
+    names: the layers from input to output, as the PyTorch model calls them; `fc1`, `fc2`, … without it.
+    Raises `DataError`.
     """
     layers = [*dict(sorted(params.get("hidden", {}).items())).values(), params["output"]]
     if names is None:
@@ -63,14 +64,16 @@ def to_state_dict(params: Params, names: Sequence[str] | None = None) -> Arrays:
 
 
 def save(params: Params, path: str | Path, names: Sequence[str] | None = None) -> None:
-    """Writes `to_state_dict` as a `.safetensors` file, which `safetensors.torch.load_file` reads. Raises `DataError`."""
+    """Writes `to_state_dict` as a `.safetensors` file, for `safetensors.torch.load_file`. Raises `DataError`."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise DataError(f"weights cannot be written to {path}: name a file that ends in .safetensors")
     try:
         path.write_bytes(safetensors.numpy.save(to_state_dict(params, names)))
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror or error}): name a file in a folder that exists") from None
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error}): name a file in a folder that exists"
+        ) from None
 
 
 def layer_sizes(params: Params) -> tuple[int, ...]:
@@ -156,8 +159,8 @@ def _in_order(names: list[str], where: str) -> list[str]:
     """The layers by their numbers, where nothing but numbers tells their names apart."""
     if len({re.sub(r"\d+", "0", name) for name in names}) > 1:
         raise DataError(
-            f"{where} does not keep the order of its layers, and their names ({', '.join(names)}) are not numbered alike: "
-            "give them from input to output as names=[...]"
+            f"{where} does not keep the order of its layers, and their names ({', '.join(names)}) are not numbered "
+            "alike: give them from input to output as names=[...]"
         )
     return sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
@@ -166,7 +169,9 @@ def _layer(arrays: Arrays, name: str, where: str) -> dict[str, Any]:
     prefix = f"{name}." if name else ""
     weight = arrays.get(f"{prefix}weight")
     if weight is None:
-        raise DataError(f"{where} lacks {prefix}weight (it has {', '.join(arrays) or 'nothing'}): every layer needs a weight")
+        raise DataError(
+            f"{where} lacks {prefix}weight (it has {', '.join(arrays) or 'nothing'}): every layer needs a weight"
+        )
     if weight.ndim != 2 or weight.size == 0:
         raise DataError(
             f"{prefix}weight of {where} has the shape {weight.shape}: a linear layer's is (outputs, inputs), "
@@ -175,7 +180,8 @@ def _layer(arrays: Arrays, name: str, where: str) -> dict[str, Any]:
     bias = arrays.get(f"{prefix}bias", np.zeros(len(weight), weight.dtype))
     if bias.shape != (len(weight),):
         raise DataError(
-            f"{prefix}bias of {where} has the shape {bias.shape}: with the weight {weight.shape} it must be ({len(weight)},)"
+            f"{prefix}bias of {where} has the shape {bias.shape}: "
+            f"beside a weight {weight.shape} it must be ({len(weight)},)"
         )
     return {"bias": jnp.asarray(bias), "kernel": jnp.asarray(weight.T)}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from kd_jax.losses import cross_entropy
 from kd_jax.methods import CROSS_ENTROPY, Method
 from kd_jax.models import Network, Output, Params, State
 
@@ -185,5 +186,5 @@ _INIT, _ORDER, _STEP = 0, 1, 2
 
 def _metrics(loss: Array, output: Output, labels: Int[Array, " batch"]) -> Metrics:
     logits = jax.lax.stop_gradient(output.logits)
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hard = cross_entropy(logits, labels)
     return Metrics(loss, jnp.mean(hard), jnp.mean(jnp.argmax(logits, axis=-1) == labels))

@@ -1,10 +1,19 @@
 """kd_jax and the notebook's PyTorch, step by step: same initial parameters, batches and dropout masks.
 
 After every step the loss, the gradient, Adam's state and every parameter are compared, tensor by tensor, by
-max |a - b| / max |b|, with b PyTorch's. Not element by element: an element that is small because its terms cancel carries the
-rounding of those terms, so its own relative error has no bound in any arithmetic.
+max |a - b| / max |b|, with b PyTorch's. Not element by element: an element that is small because its terms cancel
+carries the rounding of those terms, so its own relative error has no bound in any arithmetic.
+
+In float64 they agree to 1e-9 for 500 steps; measured were 5e-14 for students and 4e-12 for the teacher. In float32
+three things add up. Rounding, 1e-7 a step. Adam: its first steps are as long as the learning rate whatever the
+gradient, so that an element that is only rounding steps anywhere; and 1 - 0.999^t loses digits in optax's float32,
+which makes early steps wrong by 1e-5, all alike. And ReLU, whose gradient jumps: once a unit near 0 is on in one
+framework and off in the other, the gradients differ by one example's share. With 40 units that is rare. With 2,400 it
+starts after 20 to 40 steps, and each such unit makes others likelier, so the teachers part: a float64 training whose
+learning rate is 1e-5 too large parts from its twin in the same way, at the same steps.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -17,15 +26,15 @@ import optax
 import pytest
 
 import kd_jax
-from kd_jax import CROSS_ENTROPY, KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED, Examples, Hyperparameters, KDWeights, Network
-from kd_jax import Output, Recipe, train
+from kd_jax import CROSS_ENTROPY, Examples, Hyperparameters, KDWeights, Network, Output, Recipe, methods, train
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'kd-jax[parity]'")
 
 from benchmarks import torch_reference as reference  # noqa: E402
 
 STEPS = 500
-TOLERANCE = 1e-9
+# Before any unit of 2,400 is on in one framework and off in the other.
+TEACHER_STEPS_IN_FLOAT32 = 10
 
 TEACHER_SIZES, STUDENT_SIZES = (784, 1200, 1200, 10), (784, 20, 20, 10)
 LEARNING_RATE = 3e-4
@@ -34,14 +43,14 @@ TORCH_LAYERS = ("fc1", "fc2", "fc3")
 
 # Method of kd_jax -> soft loss of the reference.
 DISTILLED = {
-    "kd": (KD, reference.kl_with_t_squared),
-    "kd-without-t2": (KD_WITHOUT_T_SQUARED, reference.kl_without_t_squared),
-    "kd-as-written": (KD_AS_WRITTEN, reference.as_written),
+    "kd": (methods.KD, reference.kl_with_t_squared),
+    "kd-without-t2": (methods.KD_WITHOUT_T_SQUARED, reference.kl_without_t_squared),
+    "kd-as-written": (methods.KD_AS_WRITTEN, reference.as_written),
 }
 
 
 class Deviation(NamedTuple):
-    """max |a - b| / max |b| of the worst tensor of each kind; 0 where both are 0, infinite where only b is."""
+    """max |a - b| / max |b| of the worst tensor of each kind; 0 where they are the same, infinite where only b is 0."""
 
     loss: Any
     gradients: Any
@@ -55,28 +64,42 @@ class Pair(NamedTuple):
 
     recipe: Recipe
     model: Any
+    adam: Any = reference.notebook_adam
     soft: Any = None
     masks: bool = False
 
 
-@pytest.fixture(params=[pytest.param(jnp.float64, id="float64")])
-def dtype(request) -> Iterator[Any]:
-    """The type that everything is computed in; no implicit promotion of types or ranks while it holds."""
+# Measured in float32: students up to 2e-5, 5e-5, 4e-5, 2e-5 and 4e-4; teacher 6e-7, 3e-5, 2e-5, 1e-5 and 4e-4. The
+# bounds leave room for one example's share of a gradient, as another machine may round a unit to the other side of 0.
+BOUNDS = {
+    jnp.float64: Deviation(1e-9, 1e-9, 1e-9, 1e-9, 1e-9),
+    jnp.float32: Deviation(loss=1e-3, gradients=5e-2, first_moments=5e-2, second_moments=5e-2, params=2e-2),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads would wait for cores that XLA's threads hold."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=[pytest.param(dtype, id=dtype.__name__) for dtype in BOUNDS])
+def dtype(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The type that everything is computed in; nothing is promoted silently while it holds."""
     with ExitStack() as stack:
         stack.enter_context(jax.enable_x64(request.param == jnp.float64))
+        stack.enter_context(jax.numpy_dtype_promotion("strict"))
         stack.enter_context(jax.numpy_rank_promotion("raise"))
         yield request.param
 
 
 @pytest.fixture(scope="module")
-def mnist() -> kd_jax.Dataset:
-    return kd_jax.load("mnist")
-
-
-@pytest.fixture(scope="module")
-def examples(mnist) -> Examples:
+def examples() -> Examples:
     """As many real images as 500 batches need, each once."""
-    count = STEPS * reference.BATCH_SIZE
+    mnist, count = kd_jax.load("mnist"), STEPS * reference.BATCH_SIZE
     return Examples(mnist.train_images[:count], mnist.train_labels[:count])
 
 
@@ -93,21 +116,30 @@ def teacher_params(examples) -> Any:
 
 def test_teacher(dtype, examples):
     network = kd_jax.mlp(TEACHER_SIZES, dropout=0.5)
-    pair = Pair(_recipe(_with_masks(network, TEACHER_SIZES), CROSS_ENTROPY, dtype), reference.Teacher(), masks=True)
-    _agree(_train_both(pair, examples, Hyperparameters(LEARNING_RATE), dtype))
+    recipe = _recipe(_with_masks(network, TEACHER_SIZES), CROSS_ENTROPY, dtype)
+    pair = Pair(recipe, reference.Teacher(), adam=reference.tuned_adam, masks=True)
+    steps = STEPS if dtype == jnp.float64 else TEACHER_STEPS_IN_FLOAT32
+    _agree(_train_both(pair, examples, Hyperparameters(LEARNING_RATE), dtype, steps=steps), dtype, steps)
 
 
 def test_student(dtype, examples):
     pair = Pair(_recipe(kd_jax.mlp(STUDENT_SIZES), CROSS_ENTROPY, dtype), reference.Student())
-    _agree(_train_both(pair, examples, Hyperparameters(LEARNING_RATE), dtype))
+    _agree(_train_both(pair, examples, Hyperparameters(LEARNING_RATE), dtype), dtype)
 
 
 @pytest.mark.parametrize("name", DISTILLED)
 def test_distilled_student(name, dtype, examples, teacher_params):
     method, soft = DISTILLED[name]
-    pair = Pair(_recipe(kd_jax.mlp(STUDENT_SIZES), method, dtype), reference.Student(), soft)
+    pair = Pair(_recipe(kd_jax.mlp(STUDENT_SIZES), method, dtype), reference.Student(), soft=soft)
     hyperparameters = Hyperparameters(LEARNING_RATE, NOTEBOOK_WEIGHTS)
-    _agree(_train_both(pair, examples, hyperparameters, dtype, teacher_params))
+    _agree(_train_both(pair, examples, hyperparameters, dtype, teacher_params=teacher_params), dtype)
+
+
+def _agree(deviation: Deviation, dtype: Any, steps: int = STEPS) -> None:
+    for kind, values, bound in zip(Deviation._fields, deviation, BOUNDS[dtype], strict=True):
+        assert values.shape == (steps,)
+        worst = int(np.argmax(np.where(np.isfinite(values), values, np.inf)))
+        assert (values <= bound).all(), f"{kind}: {values[worst]:.2e} after step {worst + 1}, more than {bound:.0e}"
 
 
 class Recorded(NamedTuple):
@@ -134,8 +166,11 @@ def _recipe(network: Network, method: Any = CROSS_ENTROPY, dtype: Any = jnp.floa
 
 
 def _with_masks(network: Network, sizes: tuple[int, ...]) -> Network:
-    """`network`, whose state tells the dropout masks of its last step: the activations where every unit is 1 before it."""
-    layers = [{"kernel": jnp.zeros(shape), "bias": jnp.ones(shape[1])} for shape in zip(sizes, sizes[1:], strict=False)]
+    """`network`, whose state tells the dropout masks of its last step.
+
+    They are the activations of the same network with the same key, where every unit is 1 before dropout.
+    """
+    layers = [{"kernel": jnp.zeros(shape), "bias": jnp.ones(shape[1])} for shape in itertools.pairwise(sizes)]
     ones = {"hidden": dict(enumerate(layers[:-1])), "output": layers[-1]}
 
     def masks(images: Any, key: Any) -> tuple[Any, ...]:
@@ -152,22 +187,29 @@ def _with_masks(network: Network, sizes: tuple[int, ...]) -> Network:
 
 
 def _train_both(
-    pair: Pair, examples: Examples, hyperparameters: Hyperparameters, dtype: Any, teacher_params: Any = None
+    pair: Pair,
+    examples: Examples,
+    hyperparameters: Hyperparameters,
+    dtype: Any,
+    *,
+    teacher_params: Any = None,
+    steps: int = STEPS,
 ) -> Deviation:
     """Trains in both frameworks at once; every field has one value for each step."""
     key, torch_dtype = jax.random.key(42), torch.float64 if dtype == jnp.float64 else torch.float32
     state = _cast(jax.jit(partial(train.init, recipe=pair.recipe))(key, hyperparameters), dtype)
     model, teacher = pair.model.to(torch_dtype).train(), None
     model.load_state_dict(_torch_weights(state.params))
-    optimizer = reference.notebook_adam(model)
+    optimizer = pair.adam(model)
     if teacher_params is not None:
         teacher = reference.Teacher().to(torch_dtype).eval()
         teacher.load_state_dict(_torch_weights(_cast(teacher_params, dtype)))
         examples = examples._replace(teacher=_lookup(_cast(teacher_params, dtype), examples.images, dtype))
-    order = np.random.default_rng(42).permutation(len(examples.labels)).astype(np.int32).reshape(-1, 32)[:STEPS]
+    order = np.random.default_rng(42).permutation(len(examples.labels)).astype(np.int32).reshape(-1, 32)[:steps]
     step = jax.jit(partial(train.train_step, recipe=pair.recipe))
     # The labels have the type that argmax gives, as nothing is promoted implicitly in the tests.
-    examples = jax.tree.map(jnp.asarray, examples._replace(labels=examples.labels.astype(jax.dtypes.canonicalize_dtype(int))))
+    integers = jax.dtypes.canonicalize_dtype(int)
+    examples = jax.tree.map(jnp.asarray, examples._replace(labels=examples.labels.astype(integers)))
     images = torch.tensor(np.asarray(examples.images)).to(torch_dtype) / 255
     labels = torch.tensor(np.asarray(examples.labels)).long()
 
@@ -226,10 +268,3 @@ def _lookup(params: Any, images: Any, dtype: Any) -> Output:
     network = kd_jax.mlp(TEACHER_SIZES, dropout=0.5)
     scaled = train.scale(jnp.asarray(images), dtype)
     return Output(network.apply(params, {}, scaled, train=False, key=jax.random.key(0))[0].logits)
-
-
-def _agree(deviation):
-    print({k: (v.max(), v[0], v[9], v[99]) for k, v in deviation._asdict().items()})
-    for kind, values in deviation._asdict().items():
-        assert values.shape == (STEPS,)
-        assert (values <= TOLERANCE).all(), (kind, values.max())

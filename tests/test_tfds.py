@@ -346,8 +346,8 @@ def test_importing_kd_jax_imports_no_tensorflow_datasets():
 def test_cache_folder(monkeypatch):
     monkeypatch.setenv("KD_JAX_CACHE", "/own")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert tfds.cache_folder() == Path("/own")
+    assert cache.folder("tfds").parent == Path("/own")
     monkeypatch.delenv("KD_JAX_CACHE")
-    assert tfds.cache_folder() == Path("/xdg/kd_jax")
+    assert cache.folder("tfds").parent == Path("/xdg/kd_jax")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert tfds.cache_folder() == Path.home() / ".cache" / "kd_jax"
+    assert cache.folder("tfds").parent == Path.home() / ".cache" / "kd_jax"

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from kd_jax import cache
 from kd_jax.data import DataError, Dataset, make_dataset
 
 INSTALL = "pip install 'kd-jax[tfds]'"
@@ -59,13 +60,6 @@ def load(place: str) -> Dataset:
             arrays = _decode(builder, image, label, name)
             _keep(arrays, kept)
     return make_dataset(name, *(arrays[key] for key in _ARRAYS), classes=builder.info.features[label].num_classes)
-
-
-def cache_folder() -> Path:
-    """Where kd_jax keeps what it can make again: `$KD_JAX_CACHE`, else `kd_jax` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if own := os.environ.get("KD_JAX_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kd_jax"
 
 
 def _import(module: str, name: str) -> ModuleType:
@@ -167,7 +161,7 @@ def _kept_path(builder: Any) -> Path:
     for file in sorted(builder.data_path.iterdir()):
         sha.update(f"\n{file.name} {file.stat().length} {file.stat().mtime}".encode())
     sha.update((builder.data_path / "dataset_info.json").read_bytes())
-    return cache_folder() / "tfds" / f"{builder.info.full_name.replace('/', '-')}-{sha.hexdigest()[:16]}.npz"
+    return cache.folder("tfds") / f"{builder.info.full_name.replace('/', '-')}-{sha.hexdigest()[:16]}.npz"
 
 
 def _read_kept(path: Path) -> Arrays | None:
