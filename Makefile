@@ -20,7 +20,7 @@ test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 $(ARGS)
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)

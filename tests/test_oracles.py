@@ -1,7 +1,7 @@
 """Every loss and measure against `oracles`, values and gradients, in float64 to 1e-12 and in float32 to 1e-6.
 
-To these bounds comes what no evaluation in that precision can avoid: e^-x inherits the rounding of x, and a division by a
-temperature that is no power of two rounds, which moves z / T by a roundoff of its size (`tolerance`).
+To these bounds comes what no evaluation in that precision can avoid: e^-x inherits the rounding of x, and a division
+by a temperature that is no power of two rounds, which moves z / T by a roundoff of its size (`tolerance`).
 """
 
 from collections.abc import Callable

@@ -1,0 +1,35 @@
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import kd_jax
+from kd_jax.data import make_dataset
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stands, on a few images of MNIST."""
+    whole = kd_jax.load("mnist")
+    few = make_dataset(
+        "few", whole.train_images[:640], whole.train_labels[:640], whole.test_images[:100], whole.test_labels[:100]
+    )
+    monkeypatch.setattr(kd_jax, "load", lambda source: few)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(example, "README.md", "exec"), {})
+    correct = np.array(re.findall(r"\d+", capsys.readouterr().out), int)
+    assert correct.shape == (3,)
+    assert (correct > 10).all()
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    from kd_jax.run import _parser
+
+    known = {text for action in _parser()._actions for text in action.option_strings}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert named - known == set()
