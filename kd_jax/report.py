@@ -111,7 +111,7 @@ def environment() -> dict[str, Any]:
 
 def as_json(result: Result, dataset: Dataset) -> dict[str, Any]:
     """The content of results.json."""
-    timing: dict[str, Any] = {"total_s": result.total_s}
+    timing: dict[str, Any] = {"total_s": result.total_s, "teacher_outputs_s": result.teacher_outputs_s}
     timing |= {name: trained.timing._asdict() for name, trained in models(result).items()}
     return {
         "config": dataclasses.asdict(result.config),

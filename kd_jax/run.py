@@ -98,6 +98,7 @@ def _header(config: Config, dataset: Dataset, folder: Path) -> str:
     steps = len(dataset.train_labels) // config.batch_size
     last = config.seed + config.seeds - 1
     seeds = f"{config.seeds} seeds ({config.seed} to {last})" if config.seeds > 1 else f"1 seed ({config.seed})"
+    epochs = "epochs" if config.epochs > 1 else "epoch"
     image = " × ".join(map(str, dataset.image_shape))
     lines = {
         "data": f"{dataset.name}, {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
@@ -105,7 +106,7 @@ def _header(config: Config, dataset: Dataset, folder: Path) -> str:
         "teacher": f"{teacher}, dropout {config.teacher_dropout:g}",
         "students": f"{student}, {seeds}, alone and distilled",
         "method": f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}",
-        "training": f"{config.epochs} epochs of {steps:,} steps, batch {config.batch_size}, "
+        "training": f"{config.epochs} {epochs} of {steps:,} steps, batch {config.batch_size}, "
         f"Adam {config.learning_rate:g}",
         "device": f"{len(jax.devices())} × {environment['devices'][0]} ({environment['cpus']} CPUs), "
         f"jax {environment['packages']['jax']}",

@@ -187,4 +187,5 @@ _INIT, _ORDER, _STEP = 0, 1, 2
 def _metrics(loss: Array, output: Output, labels: Int[Array, " batch"]) -> Metrics:
     logits = jax.lax.stop_gradient(output.logits)
     hard = cross_entropy(logits, labels)
-    return Metrics(loss, jnp.mean(hard), jnp.mean(jnp.argmax(logits, axis=-1) == labels))
+    right = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    return Metrics(loss, jnp.mean(hard), jnp.mean(right, dtype=logits.dtype))
