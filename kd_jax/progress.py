@@ -1,7 +1,7 @@
 """Telling a person how far an experiment is: a bar on a terminal, a line an epoch elsewhere, or nothing."""
 
+import shutil
 import sys
-from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -22,18 +22,19 @@ class _Epoch:
         self.loss += steps * float(np.mean(metrics.loss))
         self.right += steps * float(np.mean(metrics.accuracy))
 
-    def describe(self) -> str:
-        rate = self.seeds * self.steps / self.seconds
-        return (
-            f"loss {self.loss / self.steps:.4f}  training accuracy {self.right / self.steps:.2%}  {rate:,.0f} steps/s"
-        )
+    @property
+    def speed(self) -> str:
+        return f"{self.seeds * self.steps / self.seconds:,.0f} steps/s"
+
+    def brief(self) -> str:
+        return f"loss {self.loss / self.steps:.4f}  {self.speed}"
+
+    def full(self) -> str:
+        return f"loss {self.loss / self.steps:.4f}  training accuracy {self.right / self.steps:.2%}  {self.speed}"
 
 
 class Lines:
     """One plain line for each epoch; for files, pipes and logs."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stdout
 
     def compiled(self, seconds: float, estimate: float) -> None:
         """Says what compiling took and what training will take."""
@@ -47,14 +48,14 @@ class Lines:
         """Counts a chunk, and writes a line at the end of an epoch."""
         self.epoch.add(steps, metrics, seconds)
         if self.epoch.steps == self.per_epoch:
-            self._write(f"{self.phase:<9}  epoch {epoch + 1}/{self.epochs}  {self.epoch.describe()}")
+            self._write(f"{self.phase:<9}  epoch {epoch + 1}/{self.epochs}  {self.epoch.full()}")
             self.epoch = _Epoch()
 
     def finish(self) -> None:
         """Ends a phase; every line is written already."""
 
     def _write(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        print(line, flush=True)
 
 
 class Bars(Lines):
@@ -63,15 +64,17 @@ class Bars(Lines):
     def start(self, phase: str, *, epochs: int, steps: int) -> None:
         """Begins a phase with its bar."""
         super().start(phase, epochs=epochs, steps=steps)
-        shape = "{desc} |{bar}| {percentage:3.0f}% {elapsed}<{remaining}  {postfix}"
+        shape = "{desc} |{bar}| {elapsed}<{remaining}{postfix}"
+        # Falls back to 80 where the terminal does not tell its width, and then tqdm would draw nothing.
+        width = min(shutil.get_terminal_size().columns, 110)
         self.bar = tqdm(
-            total=epochs * steps, desc=f"{phase:<9}", bar_format=shape, file=self.stream, dynamic_ncols=True
+            total=epochs * steps, desc=f"{phase:<9}", bar_format=shape, file=sys.stdout, ncols=width, nrows=20
         )
 
     def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
         """Moves the bar; the loss and the speed are those of the epoch so far."""
         self.epoch.add(steps, metrics, seconds)
-        self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.epochs}  {self.epoch.describe()}", refresh=False)
+        self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.epochs}  {self.epoch.brief()}", refresh=False)
         self.bar.update(steps)
         if self.epoch.steps == self.per_epoch:
             self.epoch = _Epoch()

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from kd_jax.progress import Bars, Lines, Silent, duration
+from kd_jax.train import Metrics
+
+
+def chunk(loss: list[float], accuracy: list[float]) -> Metrics:
+    return Metrics(np.array(loss), np.array(loss), np.array(accuracy))
+
+
+def tell(watcher: Lines) -> None:
+    watcher.compiled(2.0, 100.0)
+    watcher.start("student", epochs=2, steps=4)
+    for epoch in (0, 1):
+        watcher.advance(epoch=epoch, steps=3, metrics=chunk([1.0, 3.0], [0.5, 0.7]), seconds=1.0)
+        watcher.advance(epoch=epoch, steps=1, metrics=chunk([4.0, 8.0], [1.0, 1.0]), seconds=1.0)
+    watcher.finish()
+
+
+def test_lines_are_means_over_steps_and_seeds_one_for_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(Lines())
+    first, *epochs = capsys.readouterr().out.splitlines()
+    assert first == "Compiled in 2.0 s; training will take about 2 min."
+    assert epochs == [f"student    epoch {n}/2  loss 3.0000  training accuracy 70.00%  4 steps/s" for n in (1, 2)]
+
+
+@pytest.mark.parametrize("columns", ["0", "80", "200"])
+def test_bars_show_epoch_loss_and_speed_at_any_width(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    tell(Bars())
+    last = capsys.readouterr().out.rstrip().split("\r")[-1]
+    assert "epoch 2/2  loss 3.0000  4 steps/s" in last
+    assert last.startswith("student   |")
+    assert len(last) <= 110
+
+
+def test_silent_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(Silent())
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(0.2, "about 1 s"), (63.4, "about 63 s"), (100.0, "about 2 min"), (9000.0, "about 2.5 h")]
+)
+def test_durations_are_as_a_person_says_them(seconds: int | float, says: str) -> None:
+    assert duration(seconds) == says
