@@ -181,7 +181,12 @@ def test_an_interrupt_is_one_sentence(source: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *SMALL, "--epochs", "100000"]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*arguments, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*arguments, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -341,13 +341,3 @@ class TestSmall:
 def test_importing_kd_jax_imports_no_tensorflow_datasets():
     code = "import sys, kd_jax.sources.tfds; assert 'tensorflow_datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_cache_folder(monkeypatch):
-    monkeypatch.setenv("KD_JAX_CACHE", "/own")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache.folder("tfds").parent == Path("/own")
-    monkeypatch.delenv("KD_JAX_CACHE")
-    assert cache.folder("tfds").parent == Path("/xdg/kd_jax")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder("tfds").parent == Path.home() / ".cache" / "kd_jax"
