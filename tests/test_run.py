@@ -180,20 +180,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 def test_an_interrupt_is_one_sentence(source: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *SMALL, "--epochs", "100000"]
     out = tmp_path / "out"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*arguments, "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # A shell that runs the tests in the background has them ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "epoch 1/" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, error = process.communicate(timeout=60)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "epoch 1/" in line:
+                    process.send_signal(signal.SIGINT)
+                    break
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert error == "kd_jax: interrupted: nothing was kept\n"
     assert not out.exists()
