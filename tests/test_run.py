@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kd_jax import experiment, report, run
+from kd_jax import experiment, progress, report, run
+from kd_jax.config import make_config
 from kd_jax.data import Dataset
 from kd_jax.evaluate import predict
-from kd_jax.models import mlp
+from kd_jax.models import Network, mlp
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -178,15 +180,16 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 
 
 def test_an_interrupt_is_one_sentence(source: str, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *SMALL, "--epochs", "100000"]
+    # A shell that runs the tests in the background has its children ignore the signal, from birth.
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heed}; from kd_jax import run; run.main(sys.argv[1:])"
+    arguments = [sys.executable, "-c", program, "--dataset", source, *SMALL, "--epochs", "100000"]
     out = tmp_path / "out"
     with subprocess.Popen(
         [*arguments, "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background has them ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             assert process.stdout is not None
@@ -230,32 +233,32 @@ def test_chunks_always_make_an_epoch(steps: int) -> None:
     assert len(chunks) <= 51
 
 
-def test_nothing_is_traced_twice(source: str, tmp_path: Path, small_dataset: Dataset) -> None:
-    """Phases train by programs compiled beforehand: only what evaluates is traced while they run, once each."""
-    from kd_jax import progress
-    from kd_jax.config import make_config
+def test_nothing_is_traced_twice(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python sees each network once for each program that holds it, however many chunks and epochs run."""
+    traces: Counter[str] = Counter()
 
-    config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=3, batch_size=8, seeds=2, learning_rate=0.01)
-    traces: list[str] = []
+    def counted(name: str, network: Network) -> Network:
+        def apply(*arguments: object, train: bool, key: jax.Array) -> object:
+            traces[f"{name} in {'training' if train else 'evaluation'}"] += 1
+            return network.apply(*arguments, train=train, key=key)
 
-    class Watcher(progress.Silent):
-        def compiled(self, seconds: float, estimate: float) -> None:
-            traces.clear()
+        return Network(network.init, apply)
 
-        def finish(self) -> None:
-            traces.append(f"traced {before_training(self.phase)}")
-
-    def before_training(phase: str) -> int:
-        return experiment._train_chunk._cache_size() + experiment._order._cache_size()
-
-    experiment.run(config, small_dataset, Watcher())
-    assert traces == ["traced 0", "traced 0", "traced 0"]
+    teacher, student = mlp([36, 16, 3]), mlp([36, 4, 3])
+    networks = (counted("teacher", teacher), counted("student", student))
+    monkeypatch.setattr(experiment, "networks", lambda config, dataset: networks)
+    config = make_config(epochs=3, batch_size=8, seeds=2, learning_rate=0.01)
+    experiment.run(config, small_dataset, progress.Silent())
+    # Students: alone and distilled. The teacher's evaluation: on the test and on the training images.
+    assert traces == {
+        "teacher in training": 1,
+        "student in training": 2,
+        "teacher in evaluation": 2,
+        "student in evaluation": 1,
+    }
 
 
 def test_the_teachers_logits_are_those_of_its_saved_parameters(small_dataset: Dataset, tmp_path: Path) -> None:
-    from kd_jax import progress
-    from kd_jax.config import make_config
-
     config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=1, batch_size=8, seeds=2)
     result = experiment.run(config, small_dataset, progress.Silent())
     params, state = jax.tree.map(lambda leaf: leaf[0], (result.teacher.params, result.teacher.state))
