@@ -69,6 +69,11 @@ def kd(
     The factor T² keeps the gradient's size the same at every temperature. As T grows it becomes logit matching,
     half the mean over the classes of the squared difference of centred logits.
 
+    RepDistiller's `DistillKL` is the mean of these values; its alpha (0.9) weighs them, its gamma (0.1) the hard loss.
+    torchdistill's `KDLoss` is the mean of `mix(hard, kd, alpha)`, but at alpha 0 exactly, or without labels, it drops T².
+    Keras's `LogitsDistillation` is their mean if it is given an instance of `KLDivergence`; its default (3.15) takes
+    neither softmax nor T² and is another loss. Their values for the same logits are in `tests/test_peers.py`.
+
     temperature: T > 0. Returns `[batch]`.
     """
     return temperature**2 * distillation_kl(student_logits, teacher_logits, temperature=temperature)
@@ -93,7 +98,10 @@ def kd_as_written(
 
 
 def mix(hard: Float[Array, " batch"], soft: Float[Array, " batch"], *, alpha: Scalar) -> Float[Array, " batch"]:
-    r"""The weighted sum $\alpha \, \mathrm{hard} + (1 - \alpha) \, \mathrm{soft}$: `alpha` weighs the hard loss."""
+    r"""The weighted sum $\alpha \, \mathrm{hard} + (1 - \alpha) \, \mathrm{soft}$: `alpha` weighs the hard loss.
+
+    So do torchdistill's alpha and Keras's `student_loss_weight`; RepDistiller's alpha is the soft loss's weight.
+    """
     return alpha * hard + (1 - alpha) * soft
 
 
