@@ -70,7 +70,7 @@ def kd(
     half the mean over the classes of the squared difference of centred logits.
 
     RepDistiller's `DistillKL` is the mean of these values; its alpha (0.9) weighs them, its gamma (0.1) the hard loss.
-    torchdistill's `KDLoss` is the mean of `mix(hard, kd, alpha)`, but at alpha 0 exactly, or without labels, it drops T².
+    torchdistill's `KDLoss` is the mean of `mix(hard, kd, alpha)`, but drops T² at alpha 0 exactly and without labels.
     Keras's `LogitsDistillation` is their mean if it is given an instance of `KLDivergence`; its default (3.15) takes
     neither softmax nor T² and is another loss. Their values for the same logits are in `tests/test_peers.py`.
 

@@ -19,7 +19,7 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         "few", whole.train_images[:640], whole.train_labels[:640], whole.test_images[:100], whole.test_labels[:100]
     )
     monkeypatch.setattr(kd_jax, "load", lambda source: few)
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     with jax.numpy_rank_promotion("allow"):
         exec(compile(example, "README.md", "exec"), {})
     correct = np.array(re.findall(r"\d+", capsys.readouterr().out), int)
