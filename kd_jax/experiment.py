@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from kd_jax import stats, train
-from kd_jax.config import METHODS, Config
+from kd_jax import memory, stats, train
+from kd_jax.config import METHODS, Config, ConfigError
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation, evaluate, predict
 from kd_jax.methods import KDWeights
@@ -118,6 +118,7 @@ def run(config: Config, dataset: Dataset, progress: Progress) -> Result:
     The test images are read once, after the last epoch of each phase.
     """
     config.check_against(len(dataset.train_labels))
+    check_memory(config, dataset)
     started = time.perf_counter()
     examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     teacher_network, student_network = networks(config, dataset)
@@ -158,6 +159,30 @@ def run(config: Config, dataset: Dataset, progress: Progress) -> Result:
     )
     total_s = time.perf_counter() - started
     return Result(config, teacher, student, distilled, comparison, teacher_outputs_s, total_s)
+
+
+def check_memory(config: Config, dataset: Dataset) -> None:
+    """Raises `ConfigError` where the teacher, or all seeds of the student, cannot fit into memory."""
+    free = memory.available()
+    if free is None:
+        return
+    sizes = {"examples": len(dataset.train_labels), "test_examples": len(dataset.test_labels)}
+    teacher, student = [memory.needed(n, classes=dataset.classes, **sizes) for n in networks(config, dataset)]
+    if teacher > free:
+        raise ConfigError(
+            f"--teacher-hidden is {' '.join(map(str, config.teacher_hidden))}: that needs {_gib(teacher)}, "
+            f"and {_gib(free)} are free: choose smaller sizes"
+        )
+    if config.seeds * student > free:
+        fit = free // student
+        remedy = f"it must be at most {fit:,}" if fit else "choose smaller --student-hidden"
+        raise ConfigError(
+            f"--seeds is {config.seeds}: that needs {_gib(config.seeds * student)}, and {_gib(free)} are free: {remedy}"
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 @partial(jax.jit, static_argnames="recipe")

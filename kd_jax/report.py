@@ -137,6 +137,7 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
     Raises `OutputError` where the folder no longer takes them.
     """
     try:
+        _remove_older(folder)
         written = _write_parameters(result, folder)
         written += plots.write(result, dataset, folder)
         text = f"{table(result, markdown=True)}\n\n{conclusion(result)}\n"
@@ -150,6 +151,14 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
             f"the results cannot be written to {folder} ({error.strerror or error}): free or choose a folder"
         ) from None
     return [RESULTS, "results.md", *written]
+
+
+def _remove_older(folder: Path) -> None:
+    """What an earlier experiment left: files of seeds that this one lacks would seem to belong to it."""
+    (folder / RESULTS).unlink(missing_ok=True)
+    for name in _TITLES:
+        for path in (folder / "parameters").glob(f"{name}-seed*.safetensors"):
+            path.unlink()
 
 
 def _write_parameters(result: Result, folder: Path) -> list[str]:

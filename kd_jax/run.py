@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = load(config.dataset)
         config.check_against(len(dataset.train_labels))
         _run(config, dataset, folder, options)
+    except BrokenPipeError:
+        # Whoever read the output has gone, with `head` for example; Python would complain again on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ConfigError, DataError) as error:
         cli.fail(str(error), code=2)
     except KeyboardInterrupt:
-        cli.fail("interrupted: nothing was kept", code=130)
+        cli.fail("interrupted: there are no results, so run it again", code=130)
 
 
 def _parser() -> cli.Parser:
@@ -59,17 +64,18 @@ def _run(config: Config, dataset: Dataset, folder: Path, options: argparse.Names
 
     from kd_jax import experiment, progress, report
 
+    experiment.check_memory(config, dataset)
     made = not folder.exists()
     try:
         report.claim(folder, overwrite=options.overwrite)
     except report.OutputError as error:
         cli.fail(str(error), code=2)
     cache.keep_compiled_programs()
-    if not options.quiet:
-        print(_header(config, dataset, folder), flush=True)
     bars = progress.Bars if sys.stdout.isatty() else progress.Lines
     watcher = progress.Silent() if options.quiet else bars()
     try:
+        if not options.quiet:
+            print(_header(config, dataset, folder), flush=True)
         result = experiment.run(config, dataset, watcher)
         files = report.write(result, dataset, folder)
     except (experiment.RunError, report.OutputError) as error:

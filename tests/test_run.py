@@ -201,8 +201,37 @@ def test_an_interrupt_is_one_sentence(source: str, tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130
-    assert error == "kd_jax: interrupted: nothing was kept\n"
+    assert error == "kd_jax: interrupted: there are no results, so run it again\n"
     assert not out.exists()
+
+
+def test_a_reader_that_leaves_early_is_no_error(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *SMALL, "--out", str(out)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read()
+    assert error == b""
+    assert process.returncode == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--seeds", "1000000000"], "--seeds is 1000000000: that needs"),
+        (["--teacher-hidden", "10000000", "10000000"], "--teacher-hidden is 10000000 10000000: that needs"),
+    ],
+)
+def test_what_cannot_fit_into_memory_is_refused(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    error = refused(["--dataset", source, *SMALL, *arguments, "--out", str(tmp_path / "out")], capsys)
+    assert says in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_importing_needs_neither_tensorflow_nor_its_data_sets() -> None:

@@ -1,0 +1,33 @@
+"""Whether a training fits into memory, before it is tried."""
+
+import os
+
+import jax
+
+from kd_jax.models import Network, count_parameters
+
+# A parameter, its gradient, Adam's two means and the update, in float32.
+_BYTES_PER_PARAMETER = 5 * 4
+
+
+def available() -> int | None:
+    """Bytes that the first device, or on a CPU the machine, has left; None where it does not tell."""
+    device = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    if device.platform != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return None
+    # What the kernel keeps as a cache of files it gives back: MemAvailable counts it, SC_AVPHYS_PAGES does not.
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def needed(network: Network, *, examples: int, test_examples: int, classes: int) -> int:
+    """Bytes that training and evaluating one seed of `network` takes, roughly and rather too few than too many."""
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    # Two orders of an epoch, since one is made from the other, and the logits of the test images.
+    return _BYTES_PER_PARAMETER * count_parameters(params) + 4 * (2 * examples + test_examples * classes)
