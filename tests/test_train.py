@@ -108,14 +108,14 @@ def test_pairs_start_from_the_same_parameters_whatever_their_method(taught: Exam
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_a_seed_gives_the_same_bits_again_and_nearly_the_same_inside_a_vmap(taught: Examples) -> None:
+def test_a_seed_gives_the_same_bits_again_and_inside_a_vmap(taught: Examples) -> None:
     recipe = Recipe(mlp([36, 8, 3], dropout=0.5), methods.KD, batch_size=8)
     fit = jax.jit(lambda key: train.fit(key, taught, hyperparameters(weights=WEIGHTS), recipe=recipe, epochs=2)[0])
     keys = jax.random.split(KEY, 3)
     alone, again = fit(keys[1]), fit(keys[1])
     jax.tree.map(np.testing.assert_array_equal, alone.params, again.params)
     together = jax.vmap(fit)(keys)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-4), together.params, alone.params)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), together.params, alone.params)
     assert any((a[0] != a[1]).any() for a in jax.tree.leaves(together.params))
 
 
