@@ -133,13 +133,28 @@ def in_kd_jax(data: kd_jax.Dataset, epochs: int) -> Framework:
     return Framework(teacher, students, chunk=_CHUNK)
 
 
-def difference(ours: list[int], theirs: list[int]) -> tuple[float, tuple[float, float] | None]:
+def difference(ours: list[float], theirs: list[float]) -> tuple[float, tuple[float, float] | None]:
     """Mean of `ours` minus mean of `theirs`, and its 95 % interval by Welch's t; None where either has one value."""
     mean = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) < 2 or np.ptp(ours) + np.ptp(theirs) == 0:
         return mean, None
     low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
     return mean, (float(low), float(high))
+
+
+def compare(results: Mapping[str, Any], row: str) -> tuple[float, tuple[float, float] | None]:
+    """`difference` of kd_jax and PyTorch in a row; where it is distilled, of the means over each teacher's students."""
+    teachers = results["settings"]["teachers"] if row not in ("teacher", "student") else None
+    ours, theirs = (_independent(results["counts"][name][row], teachers) for name in ("kd_jax", "torch"))
+    return difference(ours, theirs)
+
+
+def _independent(counts: Mapping[str, int], teachers: int | None) -> list[float]:
+    """Values that do not depend on one another: students of one teacher share its luck, so that their mean is one."""
+    if teachers is None:
+        return [float(count) for count in counts.values()]
+    groups = [[count for seed, count in counts.items() if int(seed) % teachers == i] for i in range(teachers)]
+    return [float(np.mean(group)) for group in groups if group]
 
 
 def teacher_sd(counts: Mapping[str, int], teachers: int) -> float | None:
@@ -165,7 +180,7 @@ def table(results: Mapping[str, Any]) -> str:
         theirs, ours = (list(results["counts"][name][row].values()) for name in ("torch", "kd_jax"))
         if not (theirs and ours):
             continue
-        mean, interval = difference(ours, theirs)
+        mean, interval = compare(results, row)
         shown = "needs 2 seeds each" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}"
         cells = [TITLES[row], str(notebook or "–"), _summary(theirs), _summary(ours), f"{mean:+.1f}", shown]
         lines.append(f"| {' | '.join(cells)} |")
@@ -178,7 +193,8 @@ def table(results: Mapping[str, Any]) -> str:
         "",
         f"{results['settings']['epochs']} epochs, batch 32, Adam 3e-4, alpha 0.5, T = 20; {teachers} teachers, "
         f"student i distilled from teacher i modulo {teachers}. The interval is Welch's, 95 %, of the difference of "
-        "means, kd_jax minus PyTorch. PyTorch ran the notebook's mathematics with tensors in memory, fused Adam and "
+        "means, kd_jax minus PyTorch; for distilled students, which share the luck of their teacher, of the means over "
+        "each teacher's students. PyTorch ran the notebook's mathematics with tensors in memory, fused Adam and "
         "the teacher's logits computed once.",
         "",
         f"`{results['command']}`",
@@ -193,7 +209,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     missed, wide = [], []
     for row in ROWS:
         theirs, ours = (list(results["counts"][name][row].values()) for name in ("torch", "kd_jax"))
-        interval = difference(ours, theirs)[1] if theirs and ours else None
+        interval = compare(results, row)[1] if theirs and ours else None
         if interval is None:
             return "Too few seeds to tell."
         if not interval[0] <= 0 <= interval[1]:

@@ -1,6 +1,7 @@
 """Where kd_jax keeps what it can make again: compiled programs and decoded data sets."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -8,7 +9,11 @@ def folder(name: str) -> Path:
     """The cache folder `name`: below `$KD_JAX_CACHE`, else `$XDG_CACHE_HOME/kd_jax`, else `~/.cache/kd_jax`."""
     own = os.environ.get("KD_JAX_CACHE")
     base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kd_jax"
-    return base.expanduser() / name
+    try:
+        return base.expanduser() / name
+    except RuntimeError:
+        # There is no home, in some containers.
+        return Path(tempfile.gettempdir()) / "kd_jax" / name
 
 
 def keep_compiled_programs() -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from kd_jax.config import METHODS, PRESETS, Config
+from kd_jax.config import METHODS, PRESETS, Config, option
 
 _DATASET_HELP = (
     "mnist (packaged, no download), tfds:NAME (any TFDS image classification data set), idx:DIR (idx files, gzipped "
@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 
 def fail(message: str, *, code: int) -> NoReturn:
     """Ends the program with one sentence on stderr."""
-    print(f"kd_jax: {message}", file=sys.stderr)
+    sentence = " ".join(message.split("\n"))
+    print(f"kd_jax: {sentence}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -73,9 +74,8 @@ def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
 def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
     default = getattr(Config(), name)
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    option = "--" + name.replace("_", "-")
     group.add_argument(
-        option, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more
+        option(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more
     )
 
 

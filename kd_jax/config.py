@@ -46,15 +46,23 @@ class Config:
         _one_of("preset", self.preset, PRESETS)
         _one_of("method", self.method, METHODS)
         for name in ("epochs", "batch_size", "seeds"):
-            _check(name, getattr(self, name), 1 <= getattr(self, name) < 2**31, "a whole number of at least 1")
+            _check(name, getattr(self, name), _is_count(getattr(self, name)), "a whole number of at least 1")
         for name in ("teacher_hidden", "student_hidden"):
             for size in getattr(self, name):
-                _check(name, size, 1 <= size < 2**31, "sizes of at least 1")
-        _check("temperature", self.temperature, 0 < self.temperature < math.inf, "positive and finite")
-        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive and finite")
+                _check(name, size, _is_count(size), "sizes of at least 1")
+        # Beyond the second bounds float32 has no such number, or no square of it.
+        for name, largest in (("temperature", 1e15), ("learning_rate", 1e30)):
+            value = getattr(self, name)
+            _check(name, value, 0 < value < math.inf, "positive and finite")
+            _check(name, value, 1 / largest <= value <= largest, f"from {1 / largest:g} to {largest:g}")
         _check("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 (soft loss alone) to 1 (hard loss alone)")
         _check("teacher_dropout", self.teacher_dropout, 0 <= self.teacher_dropout < 1, "at least 0 and below 1")
-        _check("seed", self.seed, 0 <= self.seed <= 2**31 - self.seeds, f"from 0 to {2**31 - self.seeds}")
+        _check(
+            "seed",
+            self.seed,
+            isinstance(self.seed, int) and 0 <= self.seed <= 2**31 - self.seeds,
+            f"from 0 to {2**31 - self.seeds}",
+        )
 
     def check_against(self, train_examples: int) -> None:
         """Raises `ConfigError` where the configuration does not fit a training set of that many examples."""
@@ -71,6 +79,10 @@ def make_config(preset: str = "notebook", **given: Any) -> Config:
 def option(name: str) -> str:
     """The command-line option of a field of `Config`."""
     return "--" + name.replace("_", "-")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 1 <= value < 2**31
 
 
 def _check(name: str, value: float | int, holds: bool, bound: str) -> None:

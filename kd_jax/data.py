@@ -88,9 +88,12 @@ def make_dataset(
     Raises `DataError`.
     """
     images, labels = {}, {}
+    raw = (np.asarray(train_images), np.asarray(test_images))
+    # For both parts together: a test set of black and white alone must not be scaled otherwise than its training set.
+    unit = all(one.dtype.kind in "fb" and (one.size == 0 or one.max() <= 1) for one in raw)
     for part, raw_images, raw_labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
         where = f"the {part} part of {name}"
-        images[part], labels[part] = _as_bytes(raw_images, where), _as_labels(raw_labels, where)
+        images[part], labels[part] = _as_bytes(raw_images, where, unit=unit), _as_labels(raw_labels, where)
         if len(images[part]) != len(labels[part]):
             raise DataError(
                 f"{where} has {len(images[part])} images and {len(labels[part])} labels: "
@@ -127,14 +130,14 @@ def make_dataset(
     )
 
 
-def _as_bytes(images: Shaped[np.ndarray, "..."], where: str) -> Images:
+def _as_bytes(images: Shaped[np.ndarray, "..."], where: str, *, unit: bool) -> Images:
     if images.ndim not in (2, 3, 4):
         raise DataError(
             f"{where} has images in an array of shape {images.shape}: it must be [examples, features], "
             "[examples, height, width] or [examples, height, width, channels]"
         )
     if images.dtype != np.uint8:
-        images = _exact_bytes(images, where)
+        images = _exact_bytes(images, where, unit=unit)
     if images.ndim == 2:
         images = images[:, :, None]
     if images.ndim == 3:
@@ -142,7 +145,8 @@ def _as_bytes(images: Shaped[np.ndarray, "..."], where: str) -> Images:
     return np.ascontiguousarray(images)
 
 
-def _exact_bytes(images: Shaped[np.ndarray, "..."], where: str) -> UInt8[np.ndarray, "..."]:
+def _exact_bytes(images: Shaped[np.ndarray, "..."], where: str, *, unit: bool) -> UInt8[np.ndarray, "..."]:
+    """Numbers as bytes, where that loses nothing; `unit`: they are bytes divided by 255."""
     if images.dtype.kind not in "fiub":
         raise DataError(f"{where} has pixels of type {images.dtype}: they must be numbers, best uint8")
     if images.size == 0:
@@ -152,18 +156,16 @@ def _exact_bytes(images: Shaped[np.ndarray, "..."], where: str) -> UInt8[np.ndar
     lowest, highest = images.min(), images.max()
     if lowest < 0 or highest > 255:
         raise DataError(f"{where} has pixels from {lowest} to {highest}: they must be from 0 to 255, or from 0 to 1")
-    whole = images.dtype.kind != "f" or bool((images == np.floor(images)).all())
-    if images.dtype.kind == "b" or (whole and images.dtype.kind == "f" and highest <= 1):
-        return (images * 255).astype(np.uint8)
-    if whole:
-        return images.astype(np.uint8)
-    scaled = np.round(images.astype(np.float64) * 255)
-    if highest > 1 or np.abs(scaled / 255 - images).max() > np.finfo(images.dtype).eps:
+    factor = 255 if unit else 1
+    pixels = np.round(images.astype(np.float64) * factor)
+    # Bytes divided by 255 in float32 may have been stored as float64.
+    roundoff = max(np.finfo(np.float32).eps, np.finfo(images.dtype).eps) if unit and images.dtype.kind == "f" else 0
+    if np.abs(pixels / factor - images).max() > roundoff:
         raise DataError(
             f"{where} has fractional pixels that are no bytes divided by 255, and bytes would round them: "
             "give the original uint8 pixels"
         )
-    return scaled.astype(np.uint8)
+    return pixels.astype(np.uint8)
 
 
 def _as_labels(labels: Shaped[np.ndarray, "..."], where: str) -> Num[np.ndarray, " examples"]:

@@ -1,7 +1,7 @@
 """How good a network is on labelled examples, and how close to its teacher."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
     kl_to_teacher: Float[Array, ""] | None
 
 
-@partial(jax.jit, static_argnames=("network", "batch_size"))
+@partial(jax.jit, static_argnames=("network", "batch_size", "dtype"))
 def predict(
     params: Params,
     state: State,
@@ -40,8 +40,9 @@ def predict(
     *,
     network: Network,
     batch_size: int = 1000,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "examples classes"]:
-    """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time."""
+    """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time, scaled in `dtype`."""
     examples = len(images)
     batch_size = min(batch_size, examples)
     batches = -(-examples // batch_size)
@@ -50,7 +51,7 @@ def predict(
     unused_key = jax.random.key(0)
 
     def logits(batch: Array) -> Array:
-        return network.apply(params, state, scale(batch), train=False, key=unused_key)[0].logits
+        return network.apply(params, state, scale(batch, dtype), train=False, key=unused_key)[0].logits
 
     stacked = jax.lax.map(logits, batched)
     return stacked.reshape(batches * batch_size, -1)[:examples]
@@ -63,11 +64,11 @@ def evaluate(
     teacher_logits: Float[Array, "examples classes"] | None = None,
 ) -> Evaluation:
     """Every measure of `Evaluation`; the last two where the teacher's logits are given."""
-    answers = jnp.argmax(logits, axis=-1)
+    answers = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     correct = jnp.sum(answers == labels)
     agreement = distance = None
     if teacher_logits is not None:
-        agreement = jnp.mean(answers == jnp.argmax(teacher_logits, axis=-1), dtype=logits.dtype)
+        agreement = jnp.mean(answers == jnp.argmax(teacher_logits, axis=-1).astype(labels.dtype), dtype=logits.dtype)
         distance = jnp.mean(kl_divergence(logits, teacher_logits))
     return Evaluation(
         correct,
@@ -89,7 +90,7 @@ def calibration_error(
     Guo, Pleiss, Sun and Weinberger (2017), equation 3, with their 15 bins.
     """
     confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-    right = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+    right = (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels).astype(logits.dtype)
     bin_of = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     surplus = jax.ops.segment_sum(right - confidence, bin_of, num_segments=bins)
     return jnp.sum(jnp.abs(surplus)) / len(labels)

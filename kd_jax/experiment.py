@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
+from numpy.typing import ArrayLike
 
 from kd_jax import memory, stats, train
 from kd_jax.config import METHODS, Config, ConfigError
@@ -48,7 +49,10 @@ class Progress(Protocol):
 
 
 class PhaseTiming(NamedTuple):
-    """compile_s, train_s: seconds. steps: of all seeds together. steps_per_s: likewise."""
+    """compile_s, train_s: seconds; the phases compile at once, so their compile_s overlap.
+
+    steps, steps_per_s: of all seeds together.
+    """
 
     compile_s: float
     train_s: float
@@ -77,7 +81,8 @@ class Trained(NamedTuple):
 class Result(NamedTuple):
     """What an experiment found.
 
-    teacher_outputs_s: seconds for the teacher's outputs on the training set. total_s: from the start to the end.
+    compile_s: seconds for compiling all phases, which they do at once. teacher_outputs_s: seconds for the teacher's
+    outputs on the training set. total_s: from the start to the end.
     """
 
     config: Config
@@ -85,6 +90,7 @@ class Result(NamedTuple):
     student: Trained
     distilled: Trained
     comparison: stats.Comparison
+    compile_s: float
     teacher_outputs_s: float
     total_s: float
 
@@ -99,6 +105,15 @@ class _Phase(NamedTuple):
     order: Callable[..., Any]
     chunks: Mapping[int, Callable[..., Any]]
     compile_s: float
+
+
+TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
+"""What a person calls the three kinds of model, in the order of their training."""
+
+
+def models(result: Result) -> dict[str, Trained]:
+    """The three kinds of model by name, in the order of their training."""
+    return {name: getattr(result, name) for name in TITLES}
 
 
 def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
@@ -117,8 +132,7 @@ def run(config: Config, dataset: Dataset, progress: Progress) -> Result:
 
     The test images are read once, after the last epoch of each phase.
     """
-    config.check_against(len(dataset.train_labels))
-    check_memory(config, dataset)
+    check(config, dataset)
     started = time.perf_counter()
     examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     teacher_network, student_network = networks(config, dataset)
@@ -133,13 +147,17 @@ def run(config: Config, dataset: Dataset, progress: Progress) -> Result:
     untaught = examples._replace(teacher=jax.eval_shape(lambda: Output(jnp.zeros(shape, jnp.float32))))
 
     # XLA lets go of Python's lock while it compiles.
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor()
+    try:
         preparing = [
             pool.submit(_prepare, "teacher", teacher_recipe, alone, (config.seed,), _TEACHER, examples),
             pool.submit(_prepare, "student", alone_recipe, alone, seeds, _STUDENT, examples),
             pool.submit(_prepare, "distilled", distilled_recipe, distilling, seeds, _STUDENT, untaught),
         ]
         teacher_phase, student_phase, distilled_phase = [prepared.result() for prepared in preparing]
+    finally:
+        # An interrupt does not wait for what is being compiled.
+        pool.shutdown(wait=False, cancel_futures=True)
     compile_s = time.perf_counter() - started
     estimate = config.epochs * (_trial(teacher_phase, examples) + 2 * _trial(student_phase, examples))
     progress.compiled(compile_s, estimate)
@@ -158,11 +176,12 @@ def run(config: Config, dataset: Dataset, progress: Progress) -> Result:
         np.asarray(student.evaluations.correct), np.asarray(distilled.evaluations.correct), metric="correct"
     )
     total_s = time.perf_counter() - started
-    return Result(config, teacher, student, distilled, comparison, teacher_outputs_s, total_s)
+    return Result(config, teacher, student, distilled, comparison, compile_s, teacher_outputs_s, total_s)
 
 
-def check_memory(config: Config, dataset: Dataset) -> None:
-    """Raises `ConfigError` where the teacher, or all seeds of the student, cannot fit into memory."""
+def check(config: Config, dataset: Dataset) -> None:
+    """Raises `ConfigError` where `config` does not fit `dataset`, or the networks do not fit into memory."""
+    config.check_against(len(dataset.train_labels))
     free = memory.available()
     if free is None:
         return
@@ -173,11 +192,15 @@ def check_memory(config: Config, dataset: Dataset) -> None:
             f"--teacher-hidden is {' '.join(map(str, config.teacher_hidden))}: that needs {_gib(teacher)}, "
             f"and {_gib(free)} are free: choose smaller sizes"
         )
-    if config.seeds * student > free:
-        fit = free // student
-        remedy = f"it must be at most {fit:,}" if fit else "choose smaller --student-hidden"
+    if student > free:
         raise ConfigError(
-            f"--seeds is {config.seeds}: that needs {_gib(config.seeds * student)}, and {_gib(free)} are free: {remedy}"
+            f"--student-hidden is {' '.join(map(str, config.student_hidden))}: that needs {_gib(student)}, "
+            f"and {_gib(free)} are free: choose smaller sizes"
+        )
+    if config.seeds * student > free:
+        raise ConfigError(
+            f"--seeds is {config.seeds}: that needs {_gib(config.seeds * student)}, and {_gib(free)} are free: "
+            f"it must be at most {free // student:,}"
         )
 
 
@@ -240,7 +263,7 @@ def _prepare(
 ) -> _Phase:
     """Compiles what a phase runs, before anything is trained."""
     started = time.perf_counter()
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), role) for seed in seeds])
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), role))(jnp.asarray(seeds))
     count, batch_size = len(examples.labels), recipe.batch_size
     init = _init.lower(keys, hyperparameters, recipe=recipe).compile()
     order = _order.lower(keys, jnp.int32(0), examples=count, batch_size=batch_size).compile()
@@ -303,6 +326,8 @@ def _train(
     )
     labels = jnp.asarray(dataset.test_labels)
     evaluations = jax.vmap(evaluate, in_axes=(0, None, None))(logits, labels, teacher_logits)
+    for measure in jax.tree.leaves(evaluations):
+        _check_finite(phase, measure, f"after its last step, {config.epochs * steps:,},")
     total = config.epochs * steps * len(phase.seeds)
     return Trained(
         seeds=phase.seeds,
@@ -330,18 +355,21 @@ def _train_chunks(
             states, phase.keys, examples, order, jnp.int32(start), phase.hyperparameters
         )
         metrics = jax.tree.map(np.asarray, metrics)
-        _check_finite(phase, metrics, step=epoch * per_epoch + start, length=length)
+        first = epoch * per_epoch + start
+        _check_finite(phase, metrics.loss, f"between steps {first:,} and {first + length:,}")
         history.append(metrics)
         moments.append(epoch + (start + length) / per_epoch)
         progress.advance(epoch=epoch, steps=length, metrics=metrics, seconds=time.perf_counter() - began)
     return states, jax.tree.map(lambda *values: np.stack(values, axis=-1), *history), np.asarray(moments)
 
 
-def _check_finite(phase: _Phase, metrics: Metrics, *, step: int, length: int) -> None:
-    bad = ~np.isfinite(metrics.loss)
+def _check_finite(phase: _Phase, values: ArrayLike, when: str) -> None:
+    """Raises `RunError` unless the values, one for each seed, are finite."""
+    bad = ~np.isfinite(np.asarray(values))
     if bad.any():
+        rate, weights = float(phase.hyperparameters.learning_rate), phase.hyperparameters.weights
+        soft = f" and --temperature {float(weights.temperature):g}" if isinstance(weights, KDWeights) else ""
         raise RunError(
-            f"the loss of the {phase.name} with seed {phase.seeds[int(np.argmax(bad))]} is not finite between steps "
-            f"{step:,} and {step + length:,} at --learning-rate {float(phase.hyperparameters.learning_rate):g}: "
-            "choose a smaller learning rate"
+            f"the loss of the {phase.name} with seed {phase.seeds[int(np.argmax(bad))]} is not finite {when} at "
+            f"--learning-rate {rate:g}{soft}: choose a smaller learning rate{' or another temperature' if soft else ''}"
         )

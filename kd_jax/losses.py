@@ -17,7 +17,7 @@ def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
 
     logits: z, `[batch, classes]`. labels: y in [0, classes), `[batch]`; one outside gives NaN.
     """
-    is_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
+    is_label = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
     known = jnp.any(is_label, axis=-1, keepdims=True)
     of_label = jnp.where(known, jnp.sum(jnp.where(is_label, logits, 0), axis=-1, keepdims=True), jnp.nan)
     surplus = logits - of_label
@@ -76,7 +76,8 @@ def kd(
 
     temperature: T > 0. Returns `[batch]`.
     """
-    return temperature**2 * distillation_kl(student_logits, teacher_logits, temperature=temperature)
+    t = jnp.asarray(temperature, student_logits.dtype)
+    return t**2 * distillation_kl(student_logits, teacher_logits, temperature=t)
 
 
 def kd_as_written(
@@ -92,8 +93,9 @@ def kd_as_written(
 
     temperature: T > 0. Returns `[batch]`.
     """
-    student = jax.nn.softmax(student_logits / temperature)
-    teacher = jax.nn.log_softmax(teacher_logits / temperature)
+    t = jnp.asarray(temperature, student_logits.dtype)
+    student = jax.nn.softmax(student_logits / t)
+    teacher = jax.nn.log_softmax(teacher_logits / t)
     return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 

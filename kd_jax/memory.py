@@ -1,6 +1,7 @@
 """Whether a training fits into memory, before it is tried."""
 
 import os
+from pathlib import Path
 
 import jax
 
@@ -18,12 +19,22 @@ def available() -> int | None:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     if device.platform != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return None
+    limits = [_container_limit()]
     # What the kernel keeps as a cache of files it gives back: MemAvailable counts it, SC_AVPHYS_PAGES does not.
     try:
         with open("/proc/meminfo") as lines:
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            limits += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _container_limit() -> int | None:
+    """Bytes that the control group of a container may use; None without a limit."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def needed(network: Network, *, examples: int, test_examples: int, classes: int) -> int:

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data import Dataset
-from kd_jax.experiment import Result, Trained
+from kd_jax.experiment import TITLES, Result, models
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = {"teacher": "#000000", "student": "#0072B2", "distilled": "#D55E00"}
-_LABELS = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
 # The two students' curves may lie on each other.
 _STYLES = {"teacher": "-", "student": "-", "distilled": "--"}
 _MOST_IMAGES = 24
@@ -37,20 +36,24 @@ def _figure(**size: Any) -> Any:
     return Figure(layout="constrained", **size)
 
 
-def _named(result: Result) -> dict[str, Trained]:
-    return {"teacher": result.teacher, "student": result.student, "distilled": result.distilled}
-
-
 def _learning_curves(result: Result) -> Any:
     figure = _figure(figsize=(10, 4.2))
     axes = figure.subplots(1, 2)
-    for name, trained in _named(result).items():
-        wrong = 100 * (1 - np.asarray(trained.history.accuracy))
-        panels = (np.asarray(trained.history.cross_entropy), wrong)
+    for name, trained in models(result).items():
+        marker = "o" if len(trained.epochs) == 1 else None
+        # The square of a loss that grows may be beyond float32.
+        wrong = 100 * (1 - np.asarray(trained.history.accuracy, np.float64))
+        panels = (np.asarray(trained.history.cross_entropy, np.float64), wrong)
         for axis, values in zip(axes, panels, strict=True):
             mean = values.mean(axis=0)
             axis.plot(
-                trained.epochs, mean, color=_COLOURS[name], label=_LABELS[name], linestyle=_STYLES[name], linewidth=1.5
+                trained.epochs,
+                mean,
+                color=_COLOURS[name],
+                label=TITLES[name],
+                linestyle=_STYLES[name],
+                marker=marker,
+                linewidth=1.5,
             )
             if len(values) > 1:
                 sd = values.std(axis=0, ddof=1)
@@ -113,14 +116,16 @@ def _digits(result: Result, dataset: Dataset) -> Any:
     for place, index in enumerate(chosen):
         axis = figure.add_subplot(rows, columns, place + 1)
         image = dataset.test_images[index]
-        axis.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray_r", vmin=0, vmax=255)
+        # A row of features would be a line of one pixel's width.
+        shape = "auto" if 1 in image.shape[:2] else "equal"
+        axis.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray_r", vmin=0, vmax=255, aspect=shape)
         mistakes = students[:, index][students[:, index] != labels[index]]
         said = np.bincount(mistakes).argmax()
         axis.set_title(f"{labels[index]}, seen as {said}\nby {wrong[index]} of {len(students)}", fontsize=9)
         axis.axis("off")
     total = int((wrong > 0).sum())
     figure.suptitle(
-        f"Test images that the teacher gets right and most students get wrong ({len(chosen)} of {total:,}):\n"
+        f"Where the teacher is right and most students are wrong ({len(chosen)} of the {total:,} where any is):\n"
         "the label, the students' usual answer, and how many of all students are wrong",
         fontsize=10,
     )

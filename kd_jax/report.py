@@ -1,6 +1,7 @@
 """What is left of an experiment: the table, results.json, the parameters and the plots."""
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -10,16 +11,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tabulate import tabulate
 
 from kd_jax import plots
 from kd_jax.data import Dataset
-from kd_jax.experiment import Result, Trained
+from kd_jax.experiment import TITLES, Result, Trained, models
 from kd_jax.stats import conclude, summarise
 
 RESULTS = "results.json"
-_TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
 _PACKAGES = ("kd-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
@@ -27,12 +27,13 @@ class OutputError(OSError):
     """An output folder that cannot be used; one sentence with the remedy."""
 
 
-def claim(folder: Path, *, overwrite: bool) -> None:
-    """Makes `folder` ready for results, before anything is trained.
+def claim(folder: Path, *, overwrite: bool) -> bool:
+    """Makes `folder` ready for results, before anything is trained; tells whether it had to be made.
 
     Raises `OutputError` where it cannot be written, or holds results and `overwrite` is not set.
     """
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RESULTS).exists() and not overwrite:
             raise OutputError(
@@ -43,23 +44,32 @@ def claim(folder: Path, *, overwrite: bool) -> None:
         probe.unlink()
     except OutputError:
         raise
-    except OSError as error:
-        raise OutputError(
-            f"--out {folder} cannot be written ({error.strerror or error}): choose another folder"
-        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"--out {folder} cannot be written ({reason}): choose another folder") from None
+    return made
 
 
-def models(result: Result) -> dict[str, Trained]:
-    """The three kinds of model by name, in the order of their training."""
-    return {"teacher": result.teacher, "student": result.student, "distilled": result.distilled}
+def new_folder(name: str) -> Path:
+    """A folder `runs/name` that nobody else has, made at once, or `runs/name-2` and so on. Raises `OutputError`."""
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(
+                f"{folder} cannot be made ({error.strerror or error}): choose a folder by --out"
+            ) from None
+        return folder
+    raise AssertionError("numbers do not end")
 
 
 def table(result: Result, *, markdown: bool = False) -> str:
     """The result as a table: means ± standard deviations over the seeds; Markdown, or plain for a terminal."""
     of = result.teacher.answers.shape[1]
-    columns = {"": _measures_of_rows(of)} | {
-        _TITLES[name]: _column(trained) for name, trained in models(result).items()
-    }
+    columns = {"": _measures_of_rows(of)} | {TITLES[name]: _column(trained) for name, trained in models(result).items()}
     rows = list(zip(*columns.values(), strict=True))
     style = "pipe" if markdown else "simple"
     align = ("left", "right", "right", "right")
@@ -111,7 +121,11 @@ def environment() -> dict[str, Any]:
 
 def as_json(result: Result, dataset: Dataset) -> dict[str, Any]:
     """The content of results.json."""
-    timing: dict[str, Any] = {"total_s": result.total_s, "teacher_outputs_s": result.teacher_outputs_s}
+    timing: dict[str, Any] = {
+        "total_s": result.total_s,
+        "compile_s": result.compile_s,
+        "teacher_outputs_s": result.teacher_outputs_s,
+    }
     timing |= {name: trained.timing._asdict() for name, trained in models(result).items()}
     return {
         "config": dataclasses.asdict(result.config),
@@ -156,7 +170,7 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
 def _remove_older(folder: Path) -> None:
     """What an earlier experiment left: files of seeds that this one lacks would seem to belong to it."""
     (folder / RESULTS).unlink(missing_ok=True)
-    for name in _TITLES:
+    for name in TITLES:
         for path in (folder / "parameters").glob(f"{name}-seed*.safetensors"):
             path.unlink()
 
@@ -170,7 +184,8 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
         for i, seed in enumerate(trained.seeds):
             tensors = {key: np.ascontiguousarray(leaf[i]) for key, leaf in named.items()}
             description = {"model": name, "seed": str(seed), "program": f"kd_jax {metadata.version('kd-jax')}"}
-            save_file(tensors, folder / "parameters" / f"{name}-seed{seed}.safetensors", metadata=description)
+            content = save(tensors, metadata=description)
+            (folder / "parameters" / f"{name}-seed{seed}.safetensors").write_bytes(content)
     return ["parameters/*.safetensors"]
 
 

@@ -1,7 +1,9 @@
 """Trains a teacher, students alone and distilled students; tells what distillation gained, and whether it is real."""
 
 import argparse
+import contextlib
 import datetime
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,13 +25,12 @@ exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad inp
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Options in, table out."""
+    _make_stdout_patient()
     options = _parser().parse(arguments)
     try:
         config = make_config(**cli.config_options(options))
-        folder = options.out or _default_folder(config)
         dataset = load(config.dataset)
-        config.check_against(len(dataset.train_labels))
-        _run(config, dataset, folder, options)
+        _run(config, dataset, options)
     except BrokenPipeError:
         # Whoever read the output has gone, with `head` for example; Python would complain again on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,7 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ConfigError, DataError) as error:
         cli.fail(str(error), code=2)
     except KeyboardInterrupt:
-        cli.fail("interrupted: there are no results, so run it again", code=130)
+        print("kd_jax: interrupted: there are no results, so run it again", file=sys.stderr, flush=True)
+        # Not sys.exit, which would wait for what is still being compiled.
+        os._exit(130)
+
+
+def _make_stdout_patient() -> None:
+    """A standard output that is closed, or cannot write ±, is no reason to lose a run."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _parser() -> cli.Parser:
@@ -59,18 +70,26 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def _run(config: Config, dataset: Dataset, folder: Path, options: argparse.Namespace) -> None:
+def _run(config: Config, dataset: Dataset, options: argparse.Namespace) -> None:
     import jax
 
     from kd_jax import experiment, progress, report
 
-    experiment.check_memory(config, dataset)
-    made = not folder.exists()
     try:
-        report.claim(folder, overwrite=options.overwrite)
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        cli.fail(f"JAX_PLATFORMS is {asked!r}, and JAX finds no such device ({error}): unset it, or use cpu", code=2)
+    if jax.config.values["jax_default_matmul_precision"] is None:
+        # Else GPUs and TPUs would round the factors of a product to fewer digits than float32 has.
+        jax.config.update("jax_default_matmul_precision", "highest")
+    cache.keep_compiled_programs()
+    experiment.check(config, dataset)
+    try:
+        folder = options.out or report.new_folder(_folder_name(config))
+        made = report.claim(folder, overwrite=options.overwrite) if options.out else True
     except report.OutputError as error:
         cli.fail(str(error), code=2)
-    cache.keep_compiled_programs()
     bars = progress.Bars if sys.stdout.isatty() else progress.Lines
     watcher = progress.Silent() if options.quiet else bars()
     try:
@@ -86,11 +105,19 @@ def _run(config: Config, dataset: Dataset, folder: Path, options: argparse.Names
             f"the device gave up ({reason}): use fewer --seeds, a smaller --batch-size or smaller networks", code=1
         )
     finally:
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
-    print(f"\n{report.table(result)}\n\n{report.conclusion(result)}")
+        if made:
+            # Leaves a folder that holds anything.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    text = f"\n{report.table(result)}\n\n{report.conclusion(result)}"
     if not options.quiet:
-        print(f"\n{result.total_s:.0f} s in all. {folder}/ has {', '.join(files)}.")
+        text += f"\n\n{result.total_s:.0f} s in all. {folder}/ has {', '.join(files)}."
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        cli.fail(f"the table cannot be printed ({error.strerror}): it is in {folder}/results.md, too", code=1)
 
 
 def _header(config: Config, dataset: Dataset, folder: Path) -> str:
@@ -105,6 +132,7 @@ def _header(config: Config, dataset: Dataset, folder: Path) -> str:
     last = config.seed + config.seeds - 1
     seeds = f"{config.seeds} seeds ({config.seed} to {last})" if config.seeds > 1 else f"1 seed ({config.seed})"
     epochs = "epochs" if config.epochs > 1 else "epoch"
+    of = f", the first of {len(jax.devices())}" if len(jax.devices()) > 1 else ""
     image = " × ".join(map(str, dataset.image_shape))
     lines = {
         "data": f"{dataset.name}, {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
@@ -114,17 +142,16 @@ def _header(config: Config, dataset: Dataset, folder: Path) -> str:
         "method": f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}",
         "training": f"{config.epochs} {epochs} of {steps:,} steps, batch {config.batch_size}, "
         f"Adam {config.learning_rate:g}",
-        "device": f"{len(jax.devices())} × {environment['devices'][0]} ({environment['cpus']} CPUs), "
-        f"jax {environment['packages']['jax']}",
+        "device": f"{environment['devices'][0]}{of} ({environment['cpus']} CPUs), jax {environment['packages']['jax']}",
         "results": f"{folder}/",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 
 
-def _default_folder(config: Config) -> Path:
-    source = "".join(c if c.isalnum() else "-" for c in config.dataset).strip("-")[-40:]
+def _folder_name(config: Config) -> str:
+    source = "".join(c if c.isascii() and c.isalnum() else "-" for c in config.dataset).strip("-")[-40:]
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{source}-{config.preset}-{moment}"
+    return f"{source}-{config.preset}-{moment}"
 
 
 if __name__ == "__main__":

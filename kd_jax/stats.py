@@ -60,7 +60,9 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str)
 def conclude(comparison: Comparison, *, of: int) -> str:
     """One sentence on a comparison of correct images, of `of`: what distillation changed, and whether that is real."""
     n, mean = comparison.n, comparison.mean_difference
-    changed = f"Distillation changed the number of correct images by {_signed(mean)}"
+    half = None if comparison.ci95 is None else (comparison.ci95[1] - comparison.ci95[0]) / 2
+    digits = 1 if half is not None and half < 9.5 else 0
+    changed = f"Distillation changed the number of correct images by {_signed(mean, digits)}"
     if n == 1:
         return f"{changed} of {of:,} with 1 seed: one run cannot tell a gain from noise, so use --seeds 5 or more."
     if comparison.ci95 is None:
@@ -71,12 +73,12 @@ def conclude(comparison: Comparison, *, of: int) -> str:
         verdict = f"a gain (p = {_p(comparison.p_value)})"
     elif high < 0:
         verdict = f"a loss (p = {_p(comparison.p_value)})"
-    return f"{changed} ± {(high - low) / 2:.0f} of {of:,} (95 % interval, {n} seeds): {verdict}."
+    return f"{changed} ± {half:.{digits}f} of {of:,} (95 % interval, {n} seeds): {verdict}."
 
 
-def _signed(value: float) -> str:
-    rounded = round(value)
-    return f"{rounded:+d}".replace("-", "−") if rounded else "0"
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def _p(value: float | None) -> str:

@@ -120,7 +120,12 @@ def train_step(
 def epoch_order(
     key: Key[Array, ""], epoch: int | Int[Array, ""], *, examples: int, batch_size: int
 ) -> Int[Array, "steps batch"]:
-    """The rows of every batch of an epoch: a fresh shuffle of all examples, without the last, incomplete batch."""
+    """The rows of every batch of an epoch: a fresh shuffle of all examples, without the last, incomplete batch.
+
+    Raises `ValueError` where there is no whole batch.
+    """
+    if batch_size > examples:
+        raise ValueError(f"batch_size is {batch_size}: it must be at most the {examples} examples")
     order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), examples)
     steps = examples // batch_size
     return order[: steps * batch_size].reshape(steps, batch_size)

@@ -17,6 +17,8 @@ OUT_OF_BOUNDS = [
     ("temperature", math.inf, "--temperature is inf"),
     ("learning_rate", -1e-3, "--learning-rate is -0.001"),
     ("learning_rate", math.inf, "--learning-rate is inf"),
+    ("learning_rate", 1e39, "--learning-rate is 1e+39: it must be from 1e-30 to 1e+30"),
+    ("temperature", 1e-50, "--temperature is 1e-50: it must be from 1e-15 to 1e+15"),
     ("alpha", 1.5, "--alpha is 1.5: it must be from 0"),
     ("alpha", -0.1, "--alpha is -0.1"),
     ("alpha", math.nan, "--alpha is nan"),

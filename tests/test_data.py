@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import hashlib
 from importlib import resources
@@ -94,9 +95,11 @@ def test_keras_shapes_and_exact_floats_are_bytes(tmp_path: Path, small_dataset: 
         small_dataset,
         x_train=small_dataset.train_images[..., 0].astype(np.float32) / np.float32(255),
         y_train=small_dataset.train_labels[:, None].astype(np.int64),
-        x_test=small_dataset.test_images.astype(np.float64),
+        x_test=small_dataset.test_images.astype(np.float64) / 255,
     )
     assert_same(load(source), small_dataset)
+    whole = {"x_train": small_dataset.train_images.astype(np.int64), "x_test": small_dataset.test_images * 1.0}
+    assert_same(load(write_npz(tmp_path / "w.npz", small_dataset, **whole)), small_dataset)
 
 
 @pytest.mark.parametrize(
@@ -210,3 +213,39 @@ def test_declared_classes_bound_the_labels() -> None:
     images = np.zeros((4, 2, 2), np.uint8)
     with pytest.raises(DataError, match="label 5, outside the 5 classes"):
         make_dataset("x", images, np.array([0, 1, 2, 5]), images, np.zeros(4, int), classes=5)
+
+
+def test_both_parts_are_scaled_alike(small_dataset: Dataset) -> None:
+    """A test part of black and almost black is no part in [0, 1] where the training part is in [0, 255]."""
+    d = small_dataset
+    dark = np.minimum(d.test_images, 1).astype(np.float64)
+    made = make_dataset("x", d.train_images.astype(np.float64), d.train_labels, dark, d.test_labels)
+    np.testing.assert_array_equal(made.test_images, np.minimum(d.test_images, 1))
+    unit = [(part.astype(np.float32) / np.float32(255)).astype(np.float64) for part in (d.train_images, d.test_images)]
+    assert_same(make_dataset("x", unit[0], d.train_labels, unit[1], d.test_labels), d._replace(name="x"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-that-name/x", "a\0b", "a\nb"])
+@pytest.mark.parametrize("kind", ["idx", "npz"])
+def test_impossible_names_are_refused(kind: str, name: str) -> None:
+    with pytest.raises(DataError):
+        load(f"{kind}:{name}")
+
+
+def test_idx_files_of_many_dimensions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(b"\0\0\x08\xc8" + b"\0\0\0\1" * 200 + b"\0")
+    with pytest.raises(DataError, match="magic number"):
+        idx.read(path)
+
+
+@pytest.mark.parametrize("position", range(0, 400, 7))
+def test_npz_files_with_a_wrong_byte_are_read_or_refused(tmp_path: Path, small_dataset: Dataset, position: int) -> None:
+    source = write_npz(tmp_path / "d.npz", small_dataset)
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    for place in (position, len(content) - 1 - position):
+        changed = bytearray(content)
+        changed[place] ^= 0x41
+        (tmp_path / "d.npz").write_bytes(changed)
+        with contextlib.suppress(DataError):
+            assert_same(load(source), small_dataset)

@@ -1,12 +1,13 @@
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -14,8 +15,8 @@ from safetensors.numpy import load_file
 from kd_jax import experiment, progress, report, run
 from kd_jax.config import make_config
 from kd_jax.data import Dataset
-from kd_jax.evaluate import predict
 from kd_jax.models import Network, mlp
+from kd_jax.train import Examples
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -161,7 +162,7 @@ def test_results_are_not_replaced_unasked(source: str, tmp_path: Path, capsys: p
     assert (out / "results.json").read_bytes() != before
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/kd_jax"])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/kd_jax", "x" * 300])
 def test_an_output_folder_must_be_writable(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
@@ -287,10 +288,59 @@ def test_nothing_is_traced_twice(small_dataset: Dataset, monkeypatch: pytest.Mon
     }
 
 
-def test_the_teachers_logits_are_those_of_its_saved_parameters(small_dataset: Dataset, tmp_path: Path) -> None:
-    config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=1, batch_size=8, seeds=2)
+def test_students_learn_from_the_outputs_of_the_trained_teacher(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logits in evaluation mode, in the order of the training images, made from its parameters by NumPy."""
+    seen = {}
+    original = experiment._train
+
+    def watched(phase: Any, examples: Examples, *arguments: Any, **named: Any) -> Any:
+        seen[phase.name] = examples.teacher
+        return original(phase, examples, *arguments, **named)
+
+    monkeypatch.setattr(experiment, "_train", watched)
+    config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=2, batch_size=8, seeds=2, learning_rate=0.01)
     result = experiment.run(config, small_dataset, progress.Silent())
-    params, state = jax.tree.map(lambda leaf: leaf[0], (result.teacher.params, result.teacher.state))
-    logits = predict(params, state, jnp.asarray(small_dataset.test_images), network=mlp([36, 16, 3], dropout=0.5))
-    np.testing.assert_array_equal(result.teacher.answers[0], np.argmax(logits, axis=-1))
-    assert "agrees with the teacher" in report.table(result)
+    params = jax.tree.map(lambda leaf: np.float64(leaf[0]), result.teacher.params)
+    pixels = small_dataset.train_images.reshape(240, -1) / 255
+    hidden = np.maximum(pixels @ params["hidden"][0]["kernel"] + params["hidden"][0]["bias"], 0)
+    expected = hidden @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(seen["distilled"].logits, expected, rtol=1e-4, atol=1e-4)
+    assert seen["teacher"] is None
+    assert seen["student"] is None
+
+
+def test_parameters_that_end_up_not_finite_fail_the_run(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last update may ruin what the last loss could not show: here the only one."""
+    arguments = ["--dataset", source, "--teacher-hidden", "4", "--student-hidden", "4", "4", "4", "4", "--epochs", "1"]
+    out = tmp_path / "out"
+    error = refused([*arguments, "--batch-size", "240", "--learning-rate", "1e30", "--out", str(out)], capsys, code=1)
+    assert "is not finite after its last step, 1, at --learning-rate 1e+30" in error
+    assert not out.exists()
+
+
+def test_folders_of_runs_do_not_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [report.new_folder("a") for _ in range(3)] == [Path("runs/a"), Path("runs/a-2"), Path("runs/a-3")]
+
+
+def test_a_folder_that_fills_up_is_one_sentence(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / "parameters" / "student-seed42.safetensors").mkdir(parents=True)
+    error = refused(["--dataset", source, *SMALL, "--seeds", "2", "--out", str(out)], capsys, code=1)
+    assert "the results cannot be written to" in error
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there_is_one_sentence(source: str, tmp_path: Path, platforms: str) -> None:
+    arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *SMALL, "--out", str(tmp_path / "out")]
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    found = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].startswith(f"kd_jax: JAX_PLATFORMS is '{platforms}'")
+    assert "Traceback" not in found.stderr

@@ -47,6 +47,11 @@ def test_every_epoch_shows_every_image_once_in_another_order() -> None:
     np.testing.assert_array_equal(np.sort(whole.ravel()), np.arange(48))
 
 
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 51: it must be at most the 50 examples"):
+        train.epoch_order(KEY, 0, examples=50, batch_size=51)
+
+
 def test_steps_see_the_teachers_logits_of_their_own_images(taught: Examples) -> None:
     """Every image carries its number in its pixels, and its teacher's logits the same number."""
     numbers = jnp.arange(240)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import math
+import os
 import zlib
 from pathlib import Path
 
@@ -22,10 +23,11 @@ _PARTS = {
 
 def load(place: str) -> Dataset:
     """The `Dataset` of the four idx files in the folder `place`, or in its `raw` or `*/raw` (torchvision's root)."""
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
+    folder = _existing_folder(place)
+    if folder is None:
         raise DataError(
-            f"idx folder {place!r} does not exist or is no folder: name the folder that holds the four idx files"
+            f"idx folder {place!r} does not exist, or is no folder that can be read: "
+            "name the folder that holds the four idx files"
         )
     folders = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
     found = next(
@@ -45,6 +47,15 @@ def load(place: str) -> Dataset:
     )
 
 
+def _existing_folder(place: str) -> Path | None:
+    """The folder, if there is one that may be looked into."""
+    try:
+        folder = Path(place).expanduser()
+        return folder if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK) else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def read(path: Path) -> UInt8[np.ndarray, "..."]:
     """The array of one idx file of unsigned bytes, gzipped or not. Raises `DataError` where it is no such file.
 
@@ -55,10 +66,10 @@ def read(path: Path) -> UInt8[np.ndarray, "..."]:
             zipped = raw.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped else open(path, "rb") as file:
             magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _UNSIGNED_BYTE or magic[3] == 0:
+            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _UNSIGNED_BYTE or not 1 <= magic[3] <= 4:
                 raise DataError(
                     f"{path} has the magic number 0x{magic.hex()}: an idx file of bytes starts with 0x0000080N, "
-                    "N its number of dimensions, so check that it is the file you mean"
+                    "N its number of dimensions (1 to 4), so check that it is the file you mean"
                 )
             sizes = file.read(4 * magic[3])
             if len(sizes) < 4 * magic[3]:
