@@ -46,10 +46,15 @@ class Config:
         _one_of("preset", self.preset, PRESETS)
         _one_of("method", self.method, METHODS)
         for name in ("epochs", "batch_size", "seeds"):
-            _check(name, getattr(self, name), _is_count(getattr(self, name)), "a whole number of at least 1")
+            _check(
+                name,
+                getattr(self, name),
+                _is_count(getattr(self, name)),
+                f"a whole number of at least 1 and at most {2**31 - 1}",
+            )
         for name in ("teacher_hidden", "student_hidden"):
             for size in getattr(self, name):
-                _check(name, size, _is_count(size), "sizes of at least 1")
+                _check(name, size, _is_count(size), f"a whole number from 1 to {2**31 - 1}, for each layer")
         # Beyond the second bounds float32 has no such number, or no square of it.
         for name, largest in (("temperature", 1e15), ("learning_rate", 1e30)):
             value = getattr(self, name)

@@ -369,7 +369,8 @@ def _check_finite(phase: _Phase, values: ArrayLike, when: str) -> None:
     if bad.any():
         rate, weights = float(phase.hyperparameters.learning_rate), phase.hyperparameters.weights
         soft = f" and --temperature {float(weights.temperature):g}" if isinstance(weights, KDWeights) else ""
+        other = " or another temperature" if soft else ""
         raise RunError(
-            f"the loss of the {phase.name} with seed {phase.seeds[int(np.argmax(bad))]} is not finite {when} at "
-            f"--learning-rate {rate:g}{soft}: choose a smaller learning rate{' or another temperature' if soft else ''}"
+            f"the loss of the {TITLES[phase.name]} with seed {phase.seeds[int(np.argmax(bad))]} is not finite {when} "
+            f"at --learning-rate {rate:g}{soft}: choose a smaller learning rate{other}"
         )

@@ -45,10 +45,14 @@ def _with_soft_loss(soft_loss: Callable[..., Float[Array, " batch"]]) -> Method:
     """alpha · cross entropy + (1 - alpha) · `soft_loss` at a temperature."""
 
     def loss(
-        weights: KDWeights, learned: Learned, student: Output, teacher: Output | None, labels: Int[Array, " batch"]
+        weights: Weights, learned: Learned, student: Output, teacher: Output | None, labels: Int[Array, " batch"]
     ) -> Float[Array, " batch"]:
         if teacher is None:
             raise ValueError("this method needs a teacher, and none was given: use CROSS_ENTROPY to train without one")
+        if not isinstance(weights, KDWeights):
+            raise ValueError(
+                "this method has weights: give Hyperparameters(learning_rate, KDWeights(alpha, temperature))"
+            )
         hard = losses.cross_entropy(student.logits, labels)
         soft = soft_loss(student.logits, teacher.logits, temperature=weights.temperature)
         return losses.mix(hard, soft, alpha=weights.alpha)

@@ -37,6 +37,8 @@ def _figure(**size: Any) -> Any:
 
 
 def _learning_curves(result: Result) -> Any:
+    from matplotlib.ticker import LogFormatter
+
     figure = _figure(figsize=(10, 4.2))
     axes = figure.subplots(1, 2)
     for name, trained in models(result).items():
@@ -62,6 +64,7 @@ def _learning_curves(result: Result) -> Any:
     for axis, title in zip(axes, ("cross entropy (nats)", "wrong (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=title, yscale="log", xlim=(0, None))
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axis.grid(which="both", alpha=0.25)
         axis.legend()
     seeds = len(result.student.seeds)

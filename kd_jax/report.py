@@ -97,7 +97,9 @@ def _column(trained: Trained) -> list[str]:
         _spread(found.nll, ".3f"),
         _spread(found.ece, ".1f", per_cent=True),
         f"{trained.timing.train_s:.1f}",
-        f"{trained.timing.steps_per_s:,.0f}",
+        f"{trained.timing.steps_per_s:,.0f}"
+        if trained.timing.steps_per_s >= 10
+        else f"{trained.timing.steps_per_s:.2g}",
     ]
 
 

@@ -62,7 +62,7 @@ def _parser() -> cli.Parser:
     cli.add_config_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=Path, metavar="DIR",
+        "--out", type=_folder, metavar="DIR",
         help="folder for results.json, the table, the plots and the parameters (default: a new one under runs/)",
     )  # fmt: skip
     output.add_argument("--overwrite", action="store_true", help="replace the results that DIR already holds")
@@ -94,7 +94,7 @@ def _run(config: Config, dataset: Dataset, options: argparse.Namespace) -> None:
     watcher = progress.Silent() if options.quiet else bars()
     try:
         if not options.quiet:
-            print(_header(config, dataset, folder), flush=True)
+            print(f"{_header(config, dataset, folder)}\nCompiling.", flush=True)
         result = experiment.run(config, dataset, watcher)
         files = report.write(result, dataset, folder)
     except (experiment.RunError, report.OutputError) as error:
@@ -146,6 +146,12 @@ def _header(config: Config, dataset: Dataset, folder: Path) -> str:
         "results": f"{folder}/",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no folder: name one, such as runs/mine")
+    return Path(text)
 
 
 def _folder_name(config: Config) -> str:

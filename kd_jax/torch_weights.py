@@ -50,6 +50,12 @@ def to_state_dict(params: Params, names: Sequence[str] | None = None) -> Arrays:
     Raises `DataError`.
     """
     layers = [*dict(sorted(params.get("hidden", {}).items())).values(), params["output"]]
+    for layer in layers:
+        if np.ndim(layer["kernel"]) != 2:
+            raise DataError(
+                f"a kernel has {np.ndim(layer['kernel'])} axes and must have 2: give the parameters of one seed, "
+                "jax.tree.map(lambda leaf: leaf[0], params) for the first"
+            )
     if names is None:
         names = [f"fc{number}" for number in range(1, len(layers) + 1)]
     if len(set(names)) != len(layers):

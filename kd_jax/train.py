@@ -85,7 +85,9 @@ def init(key: Key[Array, ""], hyperparameters: Hyperparameters, *, recipe: Recip
 
 
 def scale(images: UInt8[Array, "*shape"], dtype: Any = jnp.float32) -> Float[Array, "*shape"]:
-    """Bytes as numbers in [0, 1]."""
+    """Bytes as numbers in [0, 1]. Raises `ValueError` for what are no bytes, which may be scaled already."""
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images are of type {images.dtype}: give bytes (uint8), which kd_jax itself divides by 255")
     return images.astype(dtype) / 255
 
 
@@ -140,7 +142,8 @@ def train_steps(
     *,
     recipe: Recipe,
 ) -> tuple[TrainState, Metrics]:
-    """One step for each row of `order`, as one `lax.scan`."""
+    """One step for each row of `order`, as one `lax.scan`. Raises `ValueError` where `examples` do not fit together."""
+    _check(examples)
 
     def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
         return train_step(state, key, examples, rows, hyperparameters, recipe=recipe)
@@ -182,11 +185,28 @@ def fit(
     def epoch(state: TrainState, number: Int[Array, ""]) -> tuple[TrainState, Metrics]:
         return train_epoch(state, key, examples, number, hyperparameters, recipe=recipe)
 
+    examples = jax.tree.map(jnp.asarray, examples)
     return jax.lax.scan(epoch, init(key, hyperparameters, recipe=recipe), jnp.arange(epochs))
 
 
 # What a key is folded with, so that parameters, order and dropout are independent of one another.
 _INIT, _ORDER, _STEP = 0, 1, 2
+
+
+def _check(examples: Examples) -> None:
+    """JAX itself reads the last row in place of one that is missing, and says nothing."""
+    count = len(examples.images)
+    if len(examples.labels) != count:
+        raise ValueError(f"there are {count} images and {len(examples.labels)} labels: give one label for each image")
+    if examples.teacher is None:
+        return
+    if not isinstance(examples.teacher, Output):
+        raise ValueError(f"the teacher is a {type(examples.teacher).__name__}: give its logits as Output(logits)")
+    if len(examples.teacher.logits) != count:
+        raise ValueError(
+            f"there are {count} images and the teacher's logits of {len(examples.teacher.logits)}: give its logits of "
+            "every image, in the images' order"
+        )
 
 
 def _metrics(loss: Array, output: Output, labels: Int[Array, " batch"]) -> Metrics:

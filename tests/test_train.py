@@ -164,3 +164,30 @@ def test_methods_mix_by_alpha(method: methods.Method, factor: float) -> None:
     expected = 0.5 * hard + 0.5 * factor * np.sum(p * np.log(p / q))
     found = method.loss(WEIGHTS, (), student, teacher, jnp.array([1]))
     np.testing.assert_allclose(found, [expected], rtol=1e-5)
+
+
+MISTAKES = {
+    "scaled images": ({"images": jnp.zeros((240, 6, 6, 1))}, "type"),
+    "too few labels": ({"labels": jnp.zeros(200, jnp.int32)}, "240 images and 200 labels"),
+    "another teacher's logits": (
+        {"teacher": Output(jnp.zeros((100, 3)))},
+        "240 images and the teacher's logits of 100",
+    ),
+    "bare logits": ({"teacher": jnp.zeros((240, 3))}, "logits as Output"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_examples_that_do_not_fit_together_are_refused(taught: Examples, mistake: str) -> None:
+    changed, says = MISTAKES[mistake]
+    wrong = Examples(**{**taught._asdict(), **changed})
+    recipe = Recipe(mlp([36, 4, 3]), methods.KD, optimizer=optax.sgd)
+    # Images of another type are refused by the jaxtyping of `scale` already, which users do not have.
+    with pytest.raises((ValueError, TypeError), match=says):
+        train.fit(KEY, wrong, hyperparameters(weights=WEIGHTS), recipe=recipe, epochs=1)
+
+
+def test_a_method_without_its_weights_says_so(taught: Examples) -> None:
+    recipe = Recipe(mlp([36, 4, 3]), methods.KD, optimizer=optax.sgd)
+    with pytest.raises(ValueError, match="KDWeights"):
+        train.fit(KEY, taught, hyperparameters(), recipe=recipe, epochs=1)
