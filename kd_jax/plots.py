@@ -37,8 +37,6 @@ def _figure(**size: Any) -> Any:
 
 
 def _learning_curves(result: Result) -> Any:
-    from matplotlib.ticker import LogFormatter
-
     figure = _figure(figsize=(10, 4.2))
     axes = figure.subplots(1, 2)
     for name, trained in models(result).items():
@@ -64,7 +62,7 @@ def _learning_curves(result: Result) -> Any:
     for axis, title in zip(axes, ("cross entropy (nats)", "wrong (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=title, yscale="log", xlim=(0, None))
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "246" else "")
         axis.grid(which="both", alpha=0.25)
         axis.legend()
     seeds = len(result.student.seeds)
