@@ -3,6 +3,13 @@
 The names below are the public interface for use from Python; `python -m kd_jax.run` is the one from the shell.
 """
 
+import signal
+import sys
+
+if "kd_jax.run" in sys.orig_argv and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Importing JAX takes seconds; Ctrl-C ends the command meanwhile, and without a traceback. `run` takes over.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from kd_jax.config import Config, ConfigError, make_config
 from kd_jax.data import DataError, Dataset, load, make_dataset
 from kd_jax.evaluate import Evaluation, evaluate, predict

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad inp
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Options in, table out."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _make_stdout_patient()
     options = _parser().parse(arguments)
     try:
