@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kd_jax.compensated import Compensated, difference, divide, exp, subtract
+
 Scalar = float | Float[Array, ""]
 
 
@@ -20,10 +22,11 @@ def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
     is_label = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
     known = jnp.any(is_label, axis=-1, keepdims=True)
     of_label = jnp.where(known, jnp.sum(jnp.where(is_label, logits, 0), axis=-1, keepdims=True), jnp.nan)
-    surplus = logits - of_label
+    surplus = difference(logits, of_label)
     # The largest surplus is taken out of the exponentials, so that none overflows.
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(surplus, axis=-1, keepdims=True), 0))
-    others = jnp.sum(jnp.where(is_label, 0, jnp.exp(surplus - largest)), axis=-1, keepdims=True)
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(surplus.value, axis=-1, keepdims=True), 0))
+    below = subtract(surplus, Compensated(largest, jnp.zeros_like(largest)))
+    others = jnp.sum(jnp.where(is_label, 0, exp(below)), axis=-1, keepdims=True)
     # `largest` moves nothing: its own derivative cancels, and is therefore left out.
     return (largest + jnp.log1p(others + jnp.expm1(-largest)))[:, 0]
 
@@ -93,10 +96,7 @@ def kd_as_written(
 
     temperature: T > 0. Returns `[batch]`.
     """
-    t = jnp.asarray(temperature, student_logits.dtype)
-    student = jax.nn.softmax(student_logits / t)
-    teacher = jax.nn.log_softmax(teacher_logits / t)
-    return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return _as_written(student_logits, teacher_logits, jnp.asarray(temperature, student_logits.dtype))
 
 
 def mix(hard: Float[Array, " batch"], soft: Float[Array, " batch"], *, alpha: Scalar) -> Float[Array, " batch"]:
@@ -122,51 +122,126 @@ def _kl(
 
 @_kl.defjvp
 def _kl_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-    """dKL = (p_s - p_t)·(da - db) + (p_s - p_t - p_t v)·db, with a and b the tempered logits."""
-    _, teacher_logits, temperature = primals
+    """dKL = (p_s - p_t)·da - p_t v·db, with a and b the tempered logits: z/T, so that da = dz/T - a dT/T."""
+    temperature = primals[2]
     student_tangent, teacher_tangent, temperature_tangent = tangents
     parts = _kl_parts(*primals)
-    tempered = (teacher_logits - jnp.max(teacher_logits, axis=-1, keepdims=True)) / temperature
-    of_difference = (student_tangent - teacher_tangent - parts.difference * temperature_tangent) / temperature
-    of_teacher = (teacher_tangent - tempered * temperature_tangent) / temperature
-    tangent = parts.gap * of_difference + (parts.gap - parts.teacher * parts.centred) * of_teacher
-    return parts.value, jnp.sum(tangent, axis=-1)
+    # By the temperature, (p_s - p_t)·a - p_t v·b in the terms that do not cancel where the distributions are close.
+    by_temperature = parts.gap * parts.apart + (parts.gap - parts.surprise) * parts.teacher_tempered
+    tangent = parts.gap * student_tangent - parts.surprise * teacher_tangent - by_temperature * temperature_tangent
+    return parts.value, jnp.sum(tangent, axis=-1) / temperature
 
 
 class _KLParts(NamedTuple):
-    """KL, p_s - p_t, p_t, the difference of the tempered logits, and that centred, without cancellation."""
+    """KL; p_s - p_t; p_t v; and, from the teacher's top class, a - b and b. Without cancellation."""
 
     value: Array
     gap: Array
-    teacher: Array
-    difference: Array
-    centred: Array
+    surprise: Array
+    apart: Array
+    teacher_tempered: Array
 
 
 def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) -> _KLParts:
-    student_top = jnp.max(student_logits, axis=-1, keepdims=True)
-    teacher_top = jnp.max(teacher_logits, axis=-1, keepdims=True)
-    student_tempered = (student_logits - student_top) / temperature
-    teacher_tempered = (teacher_logits - teacher_top) / temperature
-    # Not the difference of the two lines above, which have rounded each on its own.
-    difference = (student_logits - teacher_logits - (student_top - teacher_top)) / temperature
-    teacher_normaliser = jnp.log(jnp.sum(jnp.exp(teacher_tempered), axis=-1, keepdims=True))
-    teacher_log = teacher_tempered - teacher_normaliser
-    student_log = jax.nn.log_softmax(student_tempered)
-    teacher = jnp.exp(teacher_log)
-    mean = jnp.sum(teacher * difference, axis=-1, keepdims=True)
+    """All is measured from the teacher's top class r: then what v is centred by is a sum of the other classes alone."""
+    top = _is_top(teacher_logits)
+    student_gaps, teacher_gaps = _gaps(student_logits, top), _gaps(teacher_logits, top)
+    a, b = divide(student_gaps, temperature), divide(teacher_gaps, temperature)
+    d = divide(subtract(student_gaps, teacher_gaps), temperature).value
+    odds = exp(b)
+    others = jnp.sum(jnp.where(top, 0, odds), axis=-1, keepdims=True)
+    teacher = odds / (1 + others)
+    # A class that the teacher rules out (-inf) adds nothing, however far the student is from it.
+    ruled_out = jnp.isneginf(b.value)
+    d = jnp.where(ruled_out, 0, d)
+    mean = jnp.sum(teacher * d, axis=-1, keepdims=True)
+    student, student_log = _softmax(a)
     # v, and log(p_t e^v).
-    centred, weighted_log = difference - mean, student_tempered - teacher_normaliser - mean
-    close = jnp.max(weighted_log, axis=-1, keepdims=True) < _LARGEST_EXPONENT
+    centred, weight = d - mean, subtract(a, Compensated(mean, jnp.zeros_like(mean)))
+    close = jnp.max(weight.value, axis=-1, keepdims=True) < _LARGEST_EXPONENT
     v = jnp.where(close, centred, 0)
-    rare = jnp.exp(jnp.where(close, weighted_log, 0)) - teacher * (1 + v)
-    terms = jnp.where(v < 1, teacher * _exp_minus_1_minus_x(jnp.minimum(v, 1)), rare)
+    weighted = exp(jax.tree.map(lambda x: jnp.where(close, x, 0), weight)) / (1 + others)
+    terms = jnp.where(v < 1, teacher * _exp_minus_1_minus_x(jnp.minimum(v, 1)), weighted - teacher * (1 + v))
     exact = jnp.log1p(jnp.sum(terms, axis=-1, keepdims=True))
-    plain = jnp.sum(teacher * (teacher_log - student_log), axis=-1, keepdims=True)
+    teacher_log = b.value - jnp.log1p(others)
+    plain = jnp.sum(jnp.where(teacher > 0, teacher * (teacher_log - student_log), 0), axis=-1, keepdims=True)
     log_ratio = v - exact
-    near = close & (jnp.abs(log_ratio) < 1)
-    gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), jnp.exp(student_log) - teacher)
-    return _KLParts(jnp.where(close, exact, plain)[..., 0], gap, teacher, difference, centred)
+    near = close & (jnp.abs(log_ratio) < 1) & ~ruled_out
+    gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), student - teacher)
+    # The gaps add up to 0. Where both are nearly certain of r, its own would be a small difference of v and KL.
+    gap = jnp.where(top & (others < 1), -jnp.sum(jnp.where(top, 0, gap), axis=-1, keepdims=True), gap)
+    return _KLParts(jnp.where(close, exact, plain)[..., 0], gap, teacher * centred, d, jnp.where(ruled_out, 0, b.value))
+
+
+@jax.custom_jvp
+def _as_written(
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+    temperature: Float[Array, ""],
+) -> Float[Array, " batch"]:
+    return _as_written_parts(student_logits, teacher_logits, temperature).value
+
+
+@_as_written.defjvp
+def _as_written_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    student_logits, teacher_logits, temperature = primals
+    student_tangent, teacher_tangent, temperature_tangent = tangents
+    parts = _as_written_parts(*primals)
+    tangent = parts.by_student * (student_tangent - student_logits / temperature * temperature_tangent)
+    tangent += parts.by_teacher * (teacher_tangent - teacher_logits / temperature * temperature_tangent)
+    return parts.value, jnp.sum(tangent, axis=-1) / temperature
+
+
+class _AsWrittenParts(NamedTuple):
+    """The value, and its derivatives by the tempered logits."""
+
+    value: Array
+    by_student: Array
+    by_teacher: Array
+
+
+def _as_written_parts(student_logits: Array, teacher_logits: Array, temperature: Array) -> _AsWrittenParts:
+    """Every term of the value is negative. Derivatives are centred from the class with the most weight in them."""
+    student_top, teacher_top = _is_top(student_logits), _is_top(teacher_logits)
+    student, _ = _softmax(divide(_gaps(student_logits, student_top), temperature))
+    b = divide(_gaps(teacher_logits, teacher_top), temperature)
+    teacher, teacher_log = _softmax(b)
+    value = jnp.sum(jnp.where(teacher > 0, teacher * (teacher_log - student), 0), axis=-1)
+
+    def centred(gaps: Array, weights: Array) -> Array:
+        return weights * (gaps - jnp.sum(weights * gaps, axis=-1, keepdims=True))
+
+    by_student = -centred(_above(teacher, teacher_logits, student_top, temperature), student)
+    gaps = jnp.where(teacher > 0, b.value, 0) - _above(student, student_logits, teacher_top, temperature)
+    return _AsWrittenParts(value, by_student, centred(gaps, teacher))
+
+
+def _above(probabilities: Array, logits: Array, chosen: Array, temperature: Array) -> Array:
+    """Probabilities above that of the chosen class of each row, to rounding also where they are nearly equal."""
+    of_chosen = jnp.sum(jnp.where(chosen, probabilities, 0), axis=-1, keepdims=True)
+    log_ratio = divide(_gaps(logits, chosen), temperature).value
+    near = jnp.abs(log_ratio) < 1
+    return jnp.where(near, of_chosen * jnp.expm1(jnp.where(near, log_ratio, 0)), probabilities - of_chosen)
+
+
+def _is_top(logits: Array) -> Array:
+    """Whether a class is the first of the largest logits of its row."""
+    return jnp.argmax(logits, axis=-1, keepdims=True) == jnp.arange(logits.shape[-1])[None]
+
+
+def _gaps(logits: Array, chosen: Array) -> Compensated:
+    """Logits above that of the chosen class of each row."""
+    return difference(logits, jnp.sum(jnp.where(chosen, logits, 0), axis=-1, keepdims=True))
+
+
+def _softmax(z: Compensated) -> tuple[Array, Array]:
+    """Softmax and its logarithm, each to rounding, also where a probability is near 1 and its logarithm near 0."""
+    top = _is_top(z.value)
+    largest = Compensated(*(jnp.sum(jnp.where(top, part, 0), axis=-1, keepdims=True) for part in z))
+    below = subtract(z, largest)
+    odds = exp(below)
+    others = jnp.sum(jnp.where(top, 0, odds), axis=-1, keepdims=True)
+    return odds / (1 + others), below.value - jnp.log1p(others)
 
 
 def _exp_minus_1_minus_x(x: Array) -> Array:

@@ -46,6 +46,18 @@ def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not() -> None:
     assert calibration_error(logits, (jnp.arange(3) + 1) % 3) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_bin_of_the_calibration_error_holds_its_upper_edge_and_not_its_lower() -> None:
+    certain, nearly = [100.0, 0.0], [3.0, 0.0]
+    confidence = float(special.expit(3.0))
+    assert confidence > 14 / 15
+    found = calibration_error(jnp.array([certain, nearly]), jnp.array([1, 0]))
+    assert found == pytest.approx(((1 - 0) - (1 - confidence)) / 2)
+    # Of two bins, a confidence of exactly 1/2 lies in the first, 3/4 in the second.
+    even, sure = [0.0, 0.0], [float(np.log(3)), 0.0]
+    found = calibration_error(jnp.array([even, sure]), jnp.array([1, 0]), bins=2)
+    assert found == pytest.approx((0.5 + 0.25) / 2)
+
+
 def test_without_a_teacher_there_is_no_agreement() -> None:
     found = evaluate(jnp.eye(3), jnp.arange(3))
     assert found.teacher_agreement is None

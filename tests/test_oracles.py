@@ -1,11 +1,12 @@
 """Every loss and measure against `oracles`, values and gradients, in float64 to 1e-12 and in float32 to 1e-6.
 
-To these bounds comes what no evaluation in that precision can avoid: e^-x inherits the rounding of x, and a division
-by a temperature that is no power of two rounds, which moves z / T by a roundoff of its size (`tolerance`).
+A value to its own size; a gradient to that of its row's largest element, since an element whose terms cancel has no
+accuracy of its own in any arithmetic. Measured: 0.0003 and 0.13 of the bounds for values, 0.003 and 0.5 for gradients.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import jax
@@ -20,8 +21,7 @@ from kd_jax import losses
 from kd_jax.evaluate import calibration_error, evaluate
 
 BOUNDS = {np.float64: 1e-12, np.float32: 1e-6}
-EXACT_TEMPERATURES = [2.0**-7, 1.0, 4.0, 16.0, 2.0**14]
-TEMPERATURES = [0.01, 20.0, 1e4]
+TEMPERATURES = [2.0**-7, 0.01, 1.0, 4.0, 16.0, 20.0, 1e4, 2.0**14]
 CLASSES = 10
 
 
@@ -43,25 +43,20 @@ def cases(dtype: type) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "±1e4": tuple(1e4 * rng.choice([-1.0, 1.0], (2, 4, CLASSES))),
         "up to 1e4": tuple(rng.uniform(-1e4, 1e4, (2, 4, CLASSES))),
         "shifted by 1e4": (student + 1e4, teacher + 1e4),
+        "shifted apart": (student + 1e4, teacher - 1e4),
+        "sure and agreed": (30 * np.eye(CLASSES)[[0, 3, 9, 5]] + student, 28 * np.eye(CLASSES)[[0, 3, 9, 5]] + teacher),
+        "nearly equal, shifted": (teacher + rng.normal(0, 1e-2, teacher.shape) + 1e4, teacher + 1e4),
     }
     return {name: (s.astype(dtype), t.astype(dtype)) for name, (s, t) in pairs.items()}
 
 
-def close(found: Any, expected: Any, *, rtol: float, scale: Any = 0.0) -> None:
-    """Each to `rtol` of its own value, or of the largest of its row where terms cancel (`scale`); denormals are 0."""
-    tiny = np.finfo(np.float32).tiny
+def assert_close(found: Any, expected: Any, *, rtol: float, scale: Any = 0.0, smallest: float = 1.0) -> None:
+    """Each to `rtol` of its own value, or of a larger `scale`; what float32 cannot hold (`smallest` denormals) is 0."""
+    tiny = smallest * np.finfo(np.float32).tiny
     expected = np.array(expected, dtype=np.float64)
     np.testing.assert_array_less(
         np.abs(np.float64(found) - expected), rtol * np.maximum(np.abs(expected), scale) + tiny
     )
-
-
-def tolerance(dtype: type, student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
-    """The bound, and what rounding the exponents of e^-x alone costs: x roundoffs (e^-100 no longer counts)."""
-    eps = float(np.finfo(dtype).eps)
-    depth = float(np.ptp([student, teacher], axis=-1).max()) / temperature
-    divided = 0.0 if temperature in EXACT_TEMPERATURES else eps * depth
-    return BOUNDS[dtype] + eps * min(100.0, depth) + divided
 
 
 DIVERGENCES = {
@@ -71,40 +66,54 @@ DIVERGENCES = {
 }
 
 
-@pytest.mark.parametrize("temperature", EXACT_TEMPERATURES + TEMPERATURES)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("case", cases(np.float64))
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_soft_losses_and_their_gradients(name: str, dtype: type, case: str, temperature: float) -> None:
-    loss, oracle, oracle_gradients, power = DIVERGENCES[name]
     student, teacher = cases(dtype)[case]
-    rtol = tolerance(dtype, student, teacher, temperature)
-    factor = temperature**power
-    pairs = list(zip(oracles.rows(student), oracles.rows(teacher), strict=True))
-    expected = [factor * oracle(s, t, temperature) for s, t in pairs]
-    gradients = [[[factor * g for g in side] for side in oracle_gradients(s, t, temperature)] for s, t in pairs]
+    assert_agree_with_oracle(name, dtype, student, teacher, temperature)
 
-    def total(s: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values = loss(s, t, temperature=jnp.asarray(temperature, dtype))
-        return values.sum(), values
 
+@pytest.mark.parametrize("classes", [2, 300])
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_few_and_many_classes(name: str, dtype: type, classes: int) -> None:
+    student, teacher = np.random.default_rng(classes).normal(0, 5, (2, 4, classes)).astype(dtype)
+    for temperature in (0.5, 5.0, 500.0):
+        assert_agree_with_oracle(name, dtype, student, teacher, temperature)
+
+
+def assert_agree_with_oracle(name: str, dtype: type, student: Any, teacher: Any, temperature: float) -> None:
+    _, oracle, oracle_gradients, power = DIVERGENCES[name]
     with precision(dtype):
-        (_, values), found = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(
-            jnp.asarray(student), jnp.asarray(teacher)
-        )
+        given = [jnp.asarray(array, dtype) for array in (student, teacher, temperature)]
+        (_, values), found = loss_and_gradients(name)(*given)
         assert values.dtype == dtype
-    # The notebook's loss is a difference of terms of up to log C, so it has no relative accuracy near its zeros.
-    close(values, expected, rtol=rtol, scale=factor * np.log(CLASSES) if name == "kd_as_written" else 0.0)
+        # The loss is given the temperature that this type can hold.
+        rounded = float(given[2])
+    factor = rounded**power
+    pairs = list(zip(oracles.rows(student), oracles.rows(teacher), strict=True))
+    expected = [factor * oracle(s, t, rounded) for s, t in pairs]
+    assert_close(values, expected, rtol=BOUNDS[dtype], smallest=max(1, factor))
+    gradients = [[[factor * g for g in side] for side in oracle_gradients(s, t, rounded)] for s, t in pairs]
     for side in (0, 1):
         by_side = np.array([gradient[side] for gradient in gradients], dtype=np.float64)
         largest = np.abs(by_side).max(axis=1, keepdims=True)
-        if name == "kd_as_written":
-            largest = np.maximum(largest, 1 / temperature)
-        elif side == 1:
-            # The teacher's gradient is p_t times a difference from a mean of differences.
-            apart = np.abs(np.float64(student) - teacher).max(axis=1, keepdims=True) / temperature
-            largest = np.maximum(largest, factor / temperature * apart)
-        close(found[side], by_side, rtol=4 * rtol, scale=largest)
+        # Such a probability is multiplied by a difference of tempered logits, and by what is outside of the softmax.
+        smallest = max(1, factor) / min(1, rounded) * max(1, float(np.ptp([student, teacher])) / rounded)
+        assert_close(found[side], by_side, rtol=BOUNDS[dtype], scale=largest, smallest=smallest)
+
+
+@cache
+def loss_and_gradients(name: str) -> Callable[..., Any]:
+    loss = DIVERGENCES[name][0]
+
+    def total(student: jax.Array, teacher: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = loss(student, teacher, temperature=temperature)
+        return values.sum(), values
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
 
 
 @pytest.mark.parametrize("case", cases(np.float64))
@@ -117,11 +126,8 @@ def test_cross_entropy_and_its_gradient(dtype: type, case: str) -> None:
         values = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
         gradient = jax.grad(lambda z: losses.cross_entropy(z, jnp.asarray(labels)).sum())(jnp.asarray(logits))
         assert values.dtype == dtype
-    # e^x inherits the rounding of x, so a probability of e^-x is known to x times the roundoff.
-    depth = min(100.0, float(np.ptp(logits, axis=1).max()))
-    rtol = BOUNDS[dtype] + depth * float(np.finfo(dtype).eps)
-    close(values, [oracles.cross_entropy(z, y) for z, y in pairs], rtol=rtol)
-    close(gradient, [oracles.cross_entropy_gradient(z, y) for z, y in pairs], rtol=rtol)
+    assert_close(values, [oracles.cross_entropy(z, y) for z, y in pairs], rtol=BOUNDS[dtype])
+    assert_close(gradient, [oracles.cross_entropy_gradient(z, y) for z, y in pairs], rtol=BOUNDS[dtype])
 
 
 @settings(deadline=None, max_examples=40)
@@ -142,7 +148,7 @@ def test_measures(seed: int, n: int, size: float) -> None:
         found = evaluate(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
     for name, value in expected.items():
         # The calibration error is a difference of confidence and accuracy, both up to 1.
-        close(getattr(found, name), value, rtol=1e-12, scale=1.0 if name == "ece" else 0.0)
+        assert_close(getattr(found, name), value, rtol=1e-12, scale=1.0 if name == "ece" else 0.0)
     assert int(found.correct) + int(found.errors) == n
     assert int(found.correct) == round(float(expected["accuracy"]) * n)
 
@@ -151,7 +157,7 @@ def test_the_calibration_error_in_float32() -> None:
     rng = np.random.default_rng(5)
     logits, labels = rng.normal(0, 2, (500, 10)).astype(np.float32), rng.integers(0, 10, 500)
     found = calibration_error(jnp.asarray(logits), jnp.asarray(labels))
-    close(found, oracles.calibration_error(logits, labels), rtol=1e-6, scale=1.0)
+    assert_close(found, oracles.calibration_error(logits, labels), rtol=1e-6, scale=1.0)
 
 
 finite_logits = st.lists(st.floats(-50, 50, width=32), min_size=5, max_size=5)
@@ -171,7 +177,7 @@ def test_the_mix_weighs_by_alpha(
     expected = alpha * oracles.cross_entropy(s, label) + (1 - oracles.mp.mpf(alpha)) * (
         temperature**2 * oracles.kl(s, t_row, temperature)
     )
-    close(found, [expected], rtol=1e-12 + 1e-15 * 400)
+    assert_close(found, [expected], rtol=1e-12)
 
 
 @settings(deadline=None)
