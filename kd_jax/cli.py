@@ -48,21 +48,19 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is trained")
     _add(what, "dataset", str, "SOURCE", _DATASET_HELP)
     _add(what, "preset", str, "NAME", f"defaults of all the other options, one of {', '.join(PRESETS)}")
-    _add(what, "teacher_hidden", _whole, "N", "sizes of the teacher's hidden layers", nargs="+")
+    _add(what, "teacher_hidden", whole, "N", "sizes of the teacher's hidden layers", nargs="+")
     _add(what, "teacher_dropout", _number, "X", "rate of the dropout in the teacher's hidden layers")
-    _add(what, "student_hidden", _whole, "N", "sizes of the students' hidden layers", nargs="+")
+    _add(what, "student_hidden", whole, "N", "sizes of the students' hidden layers", nargs="+")
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
     _add(how, "alpha", _number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
     _add(how, "temperature", _number, "X", "divides the logits of student and teacher in the soft loss")
     training = parser.add_argument_group("training (teacher and students alike, with Adam)")
-    _add(training, "epochs", _whole, "N", "epochs of each of the three trainings")
-    _add(training, "batch_size", _whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
+    _add(training, "epochs", whole, "N", "epochs of each of the three trainings")
+    _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
     _add(training, "learning_rate", _number, "X", "Adam's learning rate")
-    _add(
-        training, "seeds", _whole, "N", "number of students of each kind, trained together; all learn from one teacher"
-    )
-    _add(training, "seed", _whole, "N", "first seed; the teacher's seed, too")
+    _add(training, "seeds", whole, "N", "number of students of each kind, trained together; all learn from one teacher")
+    _add(training, "seed", whole, "N", "first seed; the teacher's seed, too")
 
 
 def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +77,8 @@ def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any)
     )
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """A whole number, as an option's type."""
     try:
         return int(text)
     except ValueError:

@@ -69,6 +69,10 @@ class Config:
             f"from 0 to {2**31 - self.seeds}",
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON holds them."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
     def check_against(self, train_examples: int) -> None:
         """Raises `ConfigError` where the configuration does not fit a training set of that many examples."""
         bound = f"at most the {train_examples:,} training examples"

@@ -40,14 +40,17 @@ class Lines:
         """Says what compiling took and what training will take."""
         self._write(f"Compiled in {seconds:.1f} s; training will take {duration(estimate)}.")
 
-    def start(self, phase: str, *, epochs: int, steps: int) -> None:
-        """Begins a phase."""
-        self.phase, self.epochs, self.per_epoch, self.epoch = phase, epochs, steps, _Epoch()
+    def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
+        """Begins a phase; tells where a checkpoint has brought it."""
+        if done:
+            self._write(f"{phase:<9}  {done:,} of {epochs * steps:,} steps from a checkpoint")
+        self.phase, self.epochs, self.per_epoch, self.done, self.epoch = phase, epochs, steps, done, _Epoch()
 
     def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
         """Counts a chunk, and writes a line at the end of an epoch."""
         self.epoch.add(steps, metrics, seconds)
-        if self.epoch.steps == self.per_epoch:
+        self.done += steps
+        if self.done % self.per_epoch == 0:
             self._write(f"{self.phase:<9}  epoch {epoch + 1}/{self.epochs}  {self.epoch.full()}")
             self.epoch = _Epoch()
 
@@ -61,22 +64,24 @@ class Lines:
 class Bars(Lines):
     """A progress bar for each phase, for terminals."""
 
-    def start(self, phase: str, *, epochs: int, steps: int) -> None:
+    def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
         """Begins a phase with its bar."""
-        super().start(phase, epochs=epochs, steps=steps)
+        super().start(phase, epochs=epochs, steps=steps, done=done)
         shape = "{desc} |{bar}| {elapsed}<{remaining}{postfix}"
         # Falls back to 80 where the terminal does not tell its width, and then tqdm would draw nothing.
         width = min(shutil.get_terminal_size().columns, 110)
         self.bar = tqdm(
-            total=epochs * steps, desc=f"{phase:<9}", bar_format=shape, file=sys.stdout, ncols=width, nrows=20
-        )
+            total=epochs * steps, initial=done, desc=f"{phase:<9}", bar_format=shape, file=sys.stdout, ncols=width,
+            nrows=20,
+        )  # fmt: skip
 
     def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
         """Moves the bar; the loss and the speed are those of the epoch so far."""
         self.epoch.add(steps, metrics, seconds)
         self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.epochs}  {self.epoch.brief()}", refresh=False)
         self.bar.update(steps)
-        if self.epoch.steps == self.per_epoch:
+        self.done += steps
+        if self.done % self.per_epoch == 0:
             self.epoch = _Epoch()
 
     def finish(self) -> None:

@@ -1,6 +1,5 @@
 """What is left of an experiment: the table, results.json, the parameters and the plots."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -16,10 +15,11 @@ from tabulate import tabulate
 
 from kd_jax import plots
 from kd_jax.data import Dataset
-from kd_jax.experiment import TITLES, Result, Trained, models
+from kd_jax.experiment import Result, Trained, models
+from kd_jax.phase import TITLES
 from kd_jax.stats import conclude, summarise
 
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "results.md"
 _PACKAGES = ("kd-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
@@ -27,23 +27,17 @@ class OutputError(OSError):
     """An output folder that cannot be used; one sentence with the remedy."""
 
 
-def claim(folder: Path, *, overwrite: bool) -> bool:
+def claim(folder: Path) -> bool:
     """Makes `folder` ready for results, before anything is trained; tells whether it had to be made.
 
-    Raises `OutputError` where it cannot be written, or holds results and `overwrite` is not set.
+    Raises `OutputError` where it cannot be written.
     """
     try:
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / RESULTS).exists() and not overwrite:
-            raise OutputError(
-                f"{folder} already holds results: choose another --out, or add --overwrite to replace them"
-            )
         probe = folder / ".kd_jax-can-write"
         probe.touch()
         probe.unlink()
-    except OutputError:
-        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"--out {folder} cannot be written ({reason}): choose another folder") from None
@@ -130,7 +124,7 @@ def as_json(result: Result, dataset: Dataset) -> dict[str, Any]:
     }
     timing |= {name: trained.timing._asdict() for name, trained in models(result).items()}
     return {
-        "config": dataclasses.asdict(result.config),
+        "config": result.config.as_dict(),
         "data": {
             "name": dataset.name,
             "sha256": dataset.digest(),
@@ -157,7 +151,7 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         written = _write_parameters(result, folder)
         written += plots.write(result, dataset, folder)
         text = f"{table(result, markdown=True)}\n\n{conclusion(result)}\n"
-        (folder / "results.md").write_text(text, encoding="utf-8")
+        (folder / TABLE).write_text(text, encoding="utf-8")
         partial = folder / f".{RESULTS}.partial"
         content = json.dumps(as_json(result, dataset), indent=2, ensure_ascii=False, allow_nan=False)
         partial.write_text(content + "\n", encoding="utf-8")
@@ -166,7 +160,7 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         raise OutputError(
             f"the results cannot be written to {folder} ({error.strerror or error}): free or choose a folder"
         ) from None
-    return [RESULTS, "results.md", *written]
+    return [RESULTS, TABLE, *written]
 
 
 def _remove_older(folder: Path) -> None:
@@ -185,8 +179,9 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
         named = {_tensor_name(path): leaf for path, leaf in leaves}
         for i, seed in enumerate(trained.seeds):
             tensors = {key: np.ascontiguousarray(leaf[i]) for key, leaf in named.items()}
-            description = {"model": name, "seed": str(seed), "program": f"kd_jax {metadata.version('kd-jax')}"}
-            content = save(tensors, metadata=description)
+            description = {"model": name, "seed": seed, "version": metadata.version("kd-jax")}
+            # One entry: safetensors writes several in an order that changes from process to process.
+            content = save(tensors, metadata={"kd_jax": json.dumps(description)})
             (folder / "parameters" / f"{name}-seed{seed}.safetensors").write_bytes(content)
     return ["parameters/*.safetensors"]
 

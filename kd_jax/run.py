@@ -1,18 +1,23 @@
 """Trains a teacher, students alone and distilled students; tells what distillation gained, and whether it is real."""
 
 import argparse
-import contextlib
 import datetime
 import io
 import os
-import signal
+import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kd_jax import cache, cli
+from kd_jax import cache, checkpoint, cli, resume
 from kd_jax.config import Config, ConfigError, make_config
 from kd_jax.data import DataError, Dataset, load
+from kd_jax.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from kd_jax import phase
 
 _EPILOG = """\
 examples:
@@ -20,30 +25,38 @@ examples:
   python -m kd_jax.run --method kd --temperature 4    Hinton's loss, with T squared
   python -m kd_jax.run --dataset idx:FashionMNIST/raw --epochs 10 --out runs/fashion
 
-exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad input or options, 130 interrupted
+  python -m kd_jax.run --out runs/fashion --resume    goes on with a run that was stopped, with its own options
+
+exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad input or options,
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM)
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Options in, table out."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt = Interrupt()
+    interrupt.install()
+    # What Orbax leaves behind where it cannot write, which is told in a sentence.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     _make_stdout_patient()
     options = _parser().parse(arguments)
     try:
-        config = make_config(**cli.config_options(options))
+        config, every = _resolved(options)
         dataset = load(config.dataset)
-        _run(config, dataset, options)
+        _run(config, dataset, options, every, interrupt)
     except BrokenPipeError:
         # Whoever read the output has gone, with `head` for example; Python would complain again on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, checkpoint.MismatchError) as error:
         cli.fail(str(error), code=2)
-    except KeyboardInterrupt:
-        print("kd_jax: interrupted: there are no results, so run it again", file=sys.stderr, flush=True)
+    except checkpoint.CheckpointError as error:
+        cli.fail(str(error), code=1)
+    except KeyboardInterrupt as stopped:
+        remedy = str(stopped) or "there are no results, so run it again"
+        print(f"kd_jax: {interrupt.word}: {remedy}", file=sys.stderr, flush=True)
         # Not sys.exit, which would wait for what is still being compiled.
-        os._exit(130)
+        os._exit(interrupt.exit_code)
 
 
 def _make_stdout_patient() -> None:
@@ -68,15 +81,37 @@ def _parser() -> cli.Parser:
         "--out", type=_folder, metavar="DIR",
         help="folder for results.json, the table, the plots and the parameters (default: a new one under runs/)",
     )  # fmt: skip
+    output.add_argument(
+        "--resume", action="store_true", help="go on with the run in DIR from its newest good checkpoint"
+    )
+    output.add_argument(
+        "--checkpoint-steps", type=cli.whole, metavar="N",
+        help="a checkpoint every N steps of an epoch, and at its end (default: at the end of every epoch)",
+    )  # fmt: skip
     output.add_argument("--overwrite", action="store_true", help="replace the results that DIR already holds")
     output.add_argument("--quiet", action="store_true", help="print only the table and the conclusion")
     return parser
 
 
-def _run(config: Config, dataset: Dataset, options: argparse.Namespace) -> None:
+def _resolved(options: argparse.Namespace) -> tuple[Config, int | None]:
+    """The configuration and the checkpoint steps; with --resume those of the run in the folder."""
+    given, every = cli.config_options(options), options.checkpoint_steps
+    if every is not None and every < 1:
+        raise ConfigError(f"--checkpoint-steps is {every}: it must be at least 1")
+    if options.resume and not options.out:
+        raise ConfigError("--resume is given without --out: name the folder of the run to go on with")
+    if options.resume and options.overwrite:
+        raise ConfigError("--resume and --overwrite are both given: choose one")
+    store = checkpoint.Store(options.out) if options.resume else None
+    return resume.saved_options(store, given, every) if store and store.started else (make_config(**given), every)
+
+
+def _run(
+    config: Config, dataset: Dataset, options: argparse.Namespace, every: int | None, interrupt: Interrupt
+) -> None:
     import jax
 
-    from kd_jax import experiment, progress, report
+    from kd_jax import experiment, phase, report
 
     try:
         jax.devices()
@@ -90,28 +125,74 @@ def _run(config: Config, dataset: Dataset, options: argparse.Namespace) -> None:
     experiment.check(config, dataset)
     try:
         folder = options.out or report.new_folder(_folder_name(config))
-        made = report.claim(folder, overwrite=options.overwrite) if options.out else True
+        made = report.claim(folder) if options.out else True
     except report.OutputError as error:
         cli.fail(str(error), code=2)
+    store = checkpoint.Store(folder, warn=lambda sentence: print(f"kd_jax: {sentence}", file=sys.stderr, flush=True))
+    with checkpoint.lock(folder):
+        if not _claimed(store, config, dataset, options, every):
+            return
+        try:
+            _train(config, dataset, options, phase.Keeping(store, every, interrupt), folder)
+        except KeyboardInterrupt:
+            kept = f"go on with python -m kd_jax.run --out {shlex.quote(str(folder))} --resume"
+            raise KeyboardInterrupt(kept if store.kept else "") from None
+        finally:
+            store.close()
+            if not store.kept:
+                store.tidy(made)
+
+
+def _claimed(
+    store: checkpoint.Store, config: Config, dataset: Dataset, options: argparse.Namespace, every: int | None
+) -> bool:
+    """Whether there is anything to do in the folder, which then belongs to this run."""
+    from kd_jax import report
+
+    identity = resume.identity(config, dataset, report.environment(), every)
+    finished = (store.folder / report.RESULTS).exists()
+    if options.resume and store.started:
+        resume.require_same(store, identity)
+        if finished:
+            print(
+                f"{store.folder} is finished.\n\n{(store.folder / report.TABLE).read_text(encoding='utf-8')}",
+                flush=True,
+            )
+        return not finished
+    if finished and not options.overwrite:
+        cli.fail(
+            f"{store.folder} already holds results: choose another --out, or add --overwrite to replace them", code=2
+        )
+    if store.started and not options.overwrite:
+        cli.fail(
+            f"{store.folder} holds a run that was stopped: add --resume to go on, or --overwrite to start again",
+            code=2,
+        )
+    store.start(identity)
+    return True
+
+
+def _train(
+    config: Config, dataset: Dataset, options: argparse.Namespace, keeping: "phase.Keeping", folder: Path
+) -> None:
+    import jax
+
+    from kd_jax import experiment, phase, progress, report
+
     bars = progress.Bars if sys.stdout.isatty() else progress.Lines
     watcher = progress.Silent() if options.quiet else bars()
     try:
         if not options.quiet:
             print(f"{_header(config, dataset, folder)}\nCompiling.", flush=True)
-        result = experiment.run(config, dataset, watcher)
+        result = experiment.run(config, dataset, watcher, keeping)
         files = report.write(result, dataset, folder)
-    except (experiment.RunError, report.OutputError) as error:
+    except (phase.RunError, report.OutputError) as error:
         cli.fail(str(error), code=1)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         cli.fail(
             f"the device gave up ({reason}): use fewer --seeds, a smaller --batch-size or smaller networks", code=1
         )
-    finally:
-        if made:
-            # Leaves a folder that holds anything.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
     text = f"\n{report.table(result)}\n\n{report.conclusion(result)}"
     if not options.quiet:
         text += f"\n\n{result.total_s:.0f} s in all. {folder}/ has {', '.join(files)}."
@@ -120,7 +201,7 @@ def _run(config: Config, dataset: Dataset, options: argparse.Namespace) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        cli.fail(f"the table cannot be printed ({error.strerror}): it is in {folder}/results.md, too", code=1)
+        cli.fail(f"the table cannot be printed ({error.strerror}): it is in {folder}/{report.TABLE}, too", code=1)
 
 
 def _header(config: Config, dataset: Dataset, folder: Path) -> str:

@@ -65,14 +65,14 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of the batches of some steps, in training mode, before each update: means over the steps.
+    """Of the batches of some steps, in training mode, before each update: means over the steps, or one for each.
 
     loss: the minimised loss. cross_entropy: the hard loss alone, in nats. accuracy: fraction of right answers.
     """
 
-    loss: Float[Array, ""]
-    cross_entropy: Float[Array, ""]
-    accuracy: Float[Array, ""]
+    loss: Float[Array, "*steps"]
+    cross_entropy: Float[Array, "*steps"]
+    accuracy: Float[Array, "*steps"]
 
 
 def init(key: Key[Array, ""], hyperparameters: Hyperparameters, *, recipe: Recipe) -> TrainState:
@@ -133,6 +133,27 @@ def epoch_order(
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
+def scan_steps(
+    train_state: TrainState,
+    key: Key[Array, ""],
+    examples: Examples,
+    order: Int[Array, "steps batch"],
+    hyperparameters: Hyperparameters,
+    *,
+    recipe: Recipe,
+) -> tuple[TrainState, Metrics]:
+    """One step for each row of `order`, as one `lax.scan`; the metrics have a leading axis of steps.
+
+    Raises `ValueError` where `examples` do not fit together.
+    """
+    _check(examples)
+
+    def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
+        return train_step(state, key, examples, rows, hyperparameters, recipe=recipe)
+
+    return jax.lax.scan(step, train_state, order, unroll=_UNROLL)
+
+
 def train_steps(
     train_state: TrainState,
     key: Key[Array, ""],
@@ -142,13 +163,8 @@ def train_steps(
     *,
     recipe: Recipe,
 ) -> tuple[TrainState, Metrics]:
-    """One step for each row of `order`, as one `lax.scan`. Raises `ValueError` where `examples` do not fit together."""
-    _check(examples)
-
-    def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
-        return train_step(state, key, examples, rows, hyperparameters, recipe=recipe)
-
-    train_state, metrics = jax.lax.scan(step, train_state, order, unroll=_UNROLL)
+    """`scan_steps`, with the means of the metrics over the steps."""
+    train_state, metrics = scan_steps(train_state, key, examples, order, hyperparameters, recipe=recipe)
     return train_state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
 

@@ -1,0 +1,286 @@
+"""Checkpoints: written while the training goes on, recognised by their digest, the newest and the one before kept.
+
+A run's folder has `run.json`, what the run is, and for each phase `checkpoints/PHASE/STEP/`: an Orbax checkpoint
+(https://orbax.readthedocs.io, its v1 API) and `sha256.txt`, the digests of its files as `sha256sum -c` reads them.
+A folder gets its final name when all of it is written, so that one without its digests is damaged, not unfinished.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import Shaped
+
+PyTree = Any
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+
+KEPT = 2
+"""Checkpoints of each phase: the newest and the one before."""
+
+_FORMAT = 1
+_RUN, _LOCK, _CHECKPOINTS, _DIGESTS, _PARTIAL = "run.json", ".lock", "checkpoints", "sha256.txt", ".partial"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; one sentence with the remedy."""
+
+
+class MismatchError(ValueError):
+    """A run that is not the one to be resumed; one sentence that names the difference."""
+
+
+class Checkpoint(NamedTuple):
+    """What was saved after `step` steps of a phase. facts: whatever JSON can hold."""
+
+    step: int
+    arrays: Arrays
+    facts: dict[str, Any]
+
+
+class Store:
+    """The checkpoints of one run. One process at a time: `lock` the folder before anything else."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] = lambda sentence: None) -> None:
+        """folder: the run's. warn: told, in a sentence, of every checkpoint that is passed over."""
+        self.folder = folder
+        self._warn = warn
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._digest: str | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is any checkpoint."""
+        folder = self.folder / _CHECKPOINTS
+        return folder.is_dir() and any(self._steps(phase.name) for phase in folder.iterdir())
+
+    @property
+    def started(self) -> bool:
+        """Whether the folder has a run, finished or not."""
+        return (self.folder / _RUN).exists()
+
+    def start(self, identity: Mapping[str, Any]) -> None:
+        """Says what the run is, and forgets an older one. Raises `CheckpointError` where it cannot be written."""
+        content = {"format": _FORMAT, **identity}
+        self._digest = _digest_of(content)
+        text = json.dumps(content | {"sha256": self._digest}, indent=2, ensure_ascii=False)
+        partial = self.folder / f".{_RUN}{_PARTIAL}"
+        try:
+            self.discard()
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(self.folder / _RUN)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+
+    def discard(self) -> None:
+        """Forgets the run and its checkpoints. Raises `OSError`."""
+        (self.folder / _RUN).unlink(missing_ok=True)
+        if (self.folder / _CHECKPOINTS).exists():
+            shutil.rmtree(self.folder / _CHECKPOINTS)
+
+    def tidy(self, made: bool) -> None:
+        """Takes back what was put into a folder where nothing came of the run; `made`: the folder itself, too."""
+        with contextlib.suppress(OSError):
+            self.discard()
+        if made:
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            # Leaves a folder that holds anything.
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def identity(self) -> dict[str, Any]:
+        """What `start` was told. Raises `CheckpointError` where that is damaged, `MismatchError` for another format."""
+        path = self.folder / _RUN
+        try:
+            content = json.loads(path.read_bytes())
+            digest = content.pop("sha256")
+            kept = content.pop("format")
+            if digest != _digest_of({"format": kept, **content}):
+                raise ValueError("its digest is another")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            raise CheckpointError(f"{path} is damaged: start the run again, in another folder") from None
+        if kept != _FORMAT:
+            raise MismatchError(
+                f"{path} has format {kept}, and this kd_jax reads {_FORMAT}: use the kd_jax that wrote it"
+            )
+        return dict(content)
+
+    def newest(self, phase: str) -> Checkpoint | None:
+        """The newest good checkpoint of a phase; None where none was written. Changes nothing.
+
+        Raises `CheckpointError` where there are checkpoints and none is good.
+        """
+        steps = self._steps(phase)
+        for step in reversed(steps):
+            path = self._path(phase, step)
+            try:
+                found = _read(path)
+                if found.facts.get("run") != self._run_digest():
+                    raise _DamageError("it is of another run")
+                return found
+            except _DamageError as damage:
+                self._warn(f"checkpoint {path} is damaged ({damage}): the one before is used")
+        if steps:
+            raise CheckpointError(
+                f"no checkpoint of the {phase} in {self.folder / _CHECKPOINTS / phase} is good: "
+                "start the run again, in another folder or with --overwrite"
+            )
+        return None
+
+    def save(self, phase: str, step: int, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Copies the arrays to the host, and writes them while the caller goes on.
+
+        Waits for the write before, and raises `CheckpointError` where that one failed.
+        """
+        self.wait()
+        copies = {name: np.array(value) for name, value in arrays.items()}
+        self._writing = self._writer.submit(self._write, phase, step, copies, {**facts, "run": self._run_digest()})
+
+    def wait(self) -> None:
+        """Until everything is written. Raises `CheckpointError` where it could not be."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Waits for the last write; raises nothing."""
+        self._writer.shutdown()
+
+    def _write(self, phase: str, step: int, arrays: Arrays, facts: dict[str, Any]) -> None:
+        path = self._path(phase, step)
+        partial = path.with_name(_PARTIAL)
+        try:
+            import orbax.checkpoint.experimental.v1 as ocp
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished(phase)
+            ocp.save(partial.resolve(), arrays, custom_metadata=facts)
+            lines = [f"{_sha256(file)}  {name}\n" for name, file in _files(partial)]
+            (partial / _DIGESTS).write_text("".join(lines), encoding="utf-8")
+            if path.exists():
+                # Only a damaged one is written again.
+                shutil.rmtree(path)
+            partial.rename(path)
+            for old in self._steps(phase)[:-KEPT]:
+                shutil.rmtree(self._path(phase, old))
+        except Exception as error:
+            # Whatever Orbax and TensorStore raise for a full disk, a folder that is gone, and the like.
+            with contextlib.suppress(OSError):
+                self._remove_unfinished(phase)
+            raise _unwritable(path, error) from None
+
+    def _remove_unfinished(self, phase: str) -> None:
+        for path in (self.folder / _CHECKPOINTS / phase).glob(f"{_PARTIAL}*"):
+            shutil.rmtree(path)
+
+    def _run_digest(self) -> str:
+        if self._digest is None:
+            self._digest = _digest_of({"format": _FORMAT, **self.identity()})
+        return self._digest
+
+    def _path(self, phase: str, step: int) -> Path:
+        return self.folder / _CHECKPOINTS / phase / f"{step:09d}"
+
+    def _steps(self, phase: str) -> list[int]:
+        folder = self.folder / _CHECKPOINTS / phase
+        if not folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
+
+
+def lock(folder: Path) -> FileLock:
+    """The folder for this process alone, until it ends. Raises `CheckpointError` where another one has it."""
+    held = FileLock(folder / _LOCK, blocking=False)
+    try:
+        held.acquire()
+    except Timeout:
+        raise CheckpointError(f"another process is running in {folder}: wait for it, or choose another --out") from None
+    except (OSError, NotImplementedError) as error:
+        raise _unwritable(folder, error) from None
+    return held
+
+
+def named_arrays(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths, such as `params.hidden.0.kernel`."""
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) -> PyTree:
+    """The tree whose leaves `named_arrays` named, on the device. Raises `MismatchError` where it is not `like`."""
+    paths, structure = jax.tree.flatten_with_path(like)
+    expected = {_name(path): (leaf.shape, leaf.dtype) for path, leaf in paths}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if found != expected:
+        name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+        raise MismatchError(
+            f"the checkpoint has {found.get(name, 'nothing')} for {name}, and this kd_jax "
+            f"{expected.get(name, 'nothing')}: use the versions that wrote it"
+        )
+    return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name]) for name in expected])
+
+
+class _DamageError(Exception):
+    """Why a checkpoint is not good."""
+
+
+def _read(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, whose digests are checked before Orbax sees it. Raises `_DamageError`."""
+    try:
+        lines = (path / _DIGESTS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        raise _DamageError(f"it lacks {_DIGESTS}") from None
+    expected = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
+    found = {name: _sha256(file) for name, file in _files(path)}
+    for name in expected:
+        if name not in found:
+            raise _DamageError(f"it lacks {name}")
+        if found[name] != expected[name]:
+            raise _DamageError(f"{name} has another digest")
+    if not expected or len(expected) != len(lines) or set(found) != set(expected):
+        raise _DamageError(f"{_DIGESTS} does not name its files")
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    try:
+        arrays, metadata = ocp.load(path.resolve()), ocp.metadata(path.resolve())
+    except Exception as error:
+        raise _DamageError(f"Orbax cannot read it: {_first_line(error)}") from None
+    return Checkpoint(int(path.name), arrays, dict(metadata.custom_metadata))
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path) for path in files if path.name != _DIGESTS]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+
+def _unwritable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be written ({_first_line(error)}): make room or give it back, and go on with --resume from the "
+        "checkpoint before"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return (text.strip().partition("\n")[0] or type(error).__name__)[:200]

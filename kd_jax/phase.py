@@ -1,0 +1,306 @@
+"""One phase of an experiment: several trainings of one recipe side by side, compiled, in chunks, with checkpoints."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from kd_jax import train
+from kd_jax.checkpoint import Checkpoint, Store, named_arrays, restore_tree
+from kd_jax.interrupt import Interrupt
+from kd_jax.methods import KDWeights
+from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe, TrainState
+
+# About this many times an epoch a phase tells how far it is; more would cost time, fewer would leave the user waiting.
+_REPORTS_PER_EPOCH = 25
+
+TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
+"""What a person calls the three kinds of model, in the order of their training."""
+
+
+class RunError(RuntimeError):
+    """A run that failed; one sentence that says where, and what to change."""
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Who is told how far the experiment is."""
+
+    def compiled(self, seconds: float, estimate: float) -> None:
+        """Every program is compiled; training will take about `estimate` seconds."""
+
+    def start(self, phase: str, *, epochs: int, steps: int, done: int) -> None:
+        """A phase of `epochs` epochs of `steps` steps begins, `done` of all of them from a checkpoint."""
+
+    def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
+        """`steps` more steps of `epoch` (from 0) took `seconds`; `metrics` of them are arrays `[seeds]`."""
+
+    def finish(self) -> None:
+        """The phase ended, well or not."""
+
+
+class Keeping(NamedTuple):
+    """How a phase keeps what it has done.
+
+    store: where checkpoints go; None for none. every: steps of an epoch between two checkpoints; None for its end
+    alone. interrupt: asked after every chunk whether to save and leave.
+    """
+
+    store: Store | None = None
+    every: int | None = None
+    interrupt: Interrupt = Interrupt()
+
+
+class Chunk(NamedTuple):
+    """`length` steps of `epoch` from `start` on. saved: whether a checkpoint follows."""
+
+    epoch: int
+    start: int
+    length: int
+    saved: bool
+
+
+class Check(NamedTuple):
+    """Of a chunk of steps, for each training.
+
+    first_bad: the first step whose loss is not finite, counted from 0; -1 for none. finite: the parameters at its end.
+    """
+
+    first_bad: Int[Array, "*seeds"]
+    finite: Bool[Array, "*seeds"]
+
+
+class Phase(NamedTuple):
+    """What a phase runs, compiled. seeds, keys and hyperparameters: one for each training, side by side."""
+
+    name: str
+    recipe: Recipe
+    hyperparameters: Hyperparameters
+    seeds: tuple[int, ...]
+    keys: Key[Array, " seeds"]
+    chunks: tuple[Chunk, ...]
+    init: Callable[..., TrainState]
+    order: Callable[..., Int[Array, "seeds steps batch"]]
+    programs: Mapping[int, Callable[..., tuple[TrainState, Metrics, Check]]]
+    compile_s: float
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return sum(chunk.length for chunk in self.chunks if chunk.epoch == 0)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole phase."""
+        return self.chunks[-1].epoch + 1
+
+
+class Course(NamedTuple):
+    """A phase after its last step. history: `Metrics` of arrays `[seeds, reports]`, `moments` of each in epochs.
+
+    train_s: seconds, those before an interruption included.
+    """
+
+    states: TrainState
+    history: Metrics
+    moments: Float[np.ndarray, " reports"]
+    train_s: float
+
+
+def prepare(
+    name: str,
+    recipe: Recipe,
+    hyperparameters: Hyperparameters,
+    seeds: tuple[int, ...],
+    role: int,
+    examples: Examples,
+    *,
+    epochs: int,
+    every: int | None = None,
+) -> Phase:
+    """Compiles a phase. hyperparameters: every leaf `[seeds]`. role: folded into every seed's key."""
+    started = time.perf_counter()
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), role))(jnp.asarray(seeds))
+    count, batch_size = len(examples.labels), recipe.batch_size
+    init = _init.lower(keys, hyperparameters, recipe=recipe).compile()
+    order = _order.lower(keys, jnp.int32(0), examples=count, batch_size=batch_size).compile()
+    states = jax.eval_shape(partial(_init, recipe=recipe), keys, hyperparameters)
+    orders = jax.ShapeDtypeStruct((len(seeds), count // batch_size, batch_size), jnp.int32)
+    chunks = plan(count // batch_size, epochs, every)
+    programs = {
+        steps: _train_chunk.lower(
+            states, keys, examples, orders, jnp.int32(0), hyperparameters, recipe=recipe, steps=steps
+        ).compile()
+        for steps in sorted({chunk.length for chunk in chunks})
+    }
+    seconds = time.perf_counter() - started
+    return Phase(name, recipe, hyperparameters, seeds, keys, chunks, init, order, programs, seconds)
+
+
+def plan(steps: int, epochs: int, every: int | None = None) -> tuple[Chunk, ...]:
+    """The chunks of `epochs` epochs of `steps` steps; checkpoints follow each epoch and every `every` steps of it."""
+    every = min(every or steps, steps)
+    of_epoch = []
+    for first in range(0, steps, every):
+        start, last = first, min(first + every, steps)
+        for length in chunk_lengths(last - first, -(-_REPORTS_PER_EPOCH * (last - first) // steps)):
+            of_epoch.append(Chunk(0, start, length, start + length == last))
+            start += length
+    return tuple(chunk._replace(epoch=epoch) for epoch in range(epochs) for chunk in of_epoch)
+
+
+def chunk_lengths(steps: int, reports: int = _REPORTS_PER_EPOCH) -> list[int]:
+    """`steps` steps in about `reports` chunks; equal ones where they divide them, else the last is shorter.
+
+    Each distinct length is a program to compile, so there are at most two.
+    """
+    fewest = -(-steps // max(1, steps // reports))
+    for chunks in range(min(fewest, steps), min(2 * reports, steps) + 1):
+        if steps % chunks == 0:
+            return [steps // chunks] * chunks
+    length = -(-steps // reports)
+    return [length] * (steps // length) + [steps % length] * (steps % length > 0)
+
+
+def trial(phase: Phase, examples: Examples) -> float:
+    """Seconds that an epoch would take, from a chunk of it that is thrown away."""
+    states, order = phase.init(phase.keys, phase.hyperparameters), phase.order(phase.keys, jnp.int32(0))
+    length = max(phase.programs)
+    jax.block_until_ready((states, order))
+    started = time.perf_counter()
+    jax.block_until_ready(
+        phase.programs[length](states, phase.keys, examples, order, jnp.int32(0), phase.hyperparameters)
+    )
+    return (time.perf_counter() - started) * phase.steps / length
+
+
+def run(
+    phase: Phase, examples: Examples, progress: Progress, keeping: Keeping, restored: Checkpoint | None = None
+) -> Course:
+    """Every step of the phase after those of `restored`.
+
+    Raises `RunError` where a number is not finite, `CheckpointError` where a checkpoint cannot be written,
+    `KeyboardInterrupt` where it was asked to stop, after a checkpoint.
+    """
+    done, states, history, seconds = _begin(phase, restored)
+    order = None
+    progress.start(phase.name, epochs=phase.epochs, steps=phase.steps, done=done)
+    try:
+        for chunk in phase.chunks:
+            before = chunk.epoch * phase.steps + chunk.start
+            if before < done:
+                continue
+            with keeping.interrupt:
+                began = time.perf_counter()
+                if order is None or chunk.start == 0:
+                    order = phase.order(phase.keys, jnp.int32(chunk.epoch))
+                states, metrics, check = phase.programs[chunk.length](
+                    states, phase.keys, examples, order, jnp.int32(chunk.start), phase.hyperparameters
+                )
+                metrics = jax.tree.map(np.asarray, metrics)
+                _require_finite_steps(phase, check, before, chunk.length)
+                history.append(metrics)
+                lasted = time.perf_counter() - began
+                seconds += lasted
+                if keeping.store and (chunk.saved or keeping.interrupt.requested):
+                    _save(phase, keeping.store, before + chunk.length, states, history, seconds)
+                progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)
+            if keeping.interrupt.requested:
+                raise KeyboardInterrupt
+    finally:
+        progress.finish()
+        if keeping.store:
+            keeping.store.wait()
+    moments = np.asarray([chunk.epoch + (chunk.start + chunk.length) / phase.steps for chunk in phase.chunks])
+    return Course(states, _stacked(history), moments, seconds)
+
+
+def _stacked(history: list[Metrics]) -> Metrics:
+    return jax.tree.map(lambda *values: np.stack(values, axis=-1), *history)
+
+
+def _begin(phase: Phase, restored: Checkpoint | None) -> tuple[int, TrainState, list[Metrics], float]:
+    """Steps done, states, the metrics of every chunk until now, seconds until now."""
+    if restored is None:
+        return 0, phase.init(phase.keys, phase.hyperparameters), [], 0.0
+    like = jax.eval_shape(partial(_init, recipe=phase.recipe), phase.keys, phase.hyperparameters)
+    arrays = dict(restored.arrays)
+    history: Any = [arrays.pop(f"history.{name}") for name in Metrics._fields]
+    reports = [Metrics(*chunk) for chunk in zip(*(np.moveaxis(values, -1, 0) for values in history), strict=True)]
+    return restored.step, restore_tree(arrays, like), reports, float(restored.facts["train_s"])
+
+
+def _save(phase: Phase, store: Store, step: int, states: TrainState, history: list[Metrics], seconds: float) -> None:
+    past = {f"history.{name}": values for name, values in _stacked(history)._asdict().items()}
+    store.save(phase.name, step, named_arrays(states) | past, {"train_s": seconds})
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _init(keys: Key[Array, " seeds"], hyperparameters: Hyperparameters, *, recipe: Recipe) -> TrainState:
+    return jax.vmap(lambda key, own: train.init(key, own, recipe=recipe))(keys, hyperparameters)
+
+
+@partial(jax.jit, static_argnames=("examples", "batch_size"))
+def _order(
+    keys: Key[Array, " seeds"], epoch: Int[Array, ""], *, examples: int, batch_size: int
+) -> Int[Array, "seeds steps batch"]:
+    return jax.vmap(lambda key: train.epoch_order(key, epoch, examples=examples, batch_size=batch_size))(keys)
+
+
+@partial(jax.jit, static_argnames=("recipe", "steps"), donate_argnums=0)
+def _train_chunk(
+    states: TrainState,
+    keys: Key[Array, " seeds"],
+    examples: Examples,
+    order: Int[Array, "seeds all_steps batch"],
+    start: Int[Array, ""],
+    hyperparameters: Hyperparameters,
+    *,
+    recipe: Recipe,
+    steps: int,
+) -> tuple[TrainState, Metrics, Check]:
+    """`steps` steps of an epoch from `start` on, of all seeds together."""
+    rows = jax.lax.dynamic_slice_in_dim(order, start, steps, axis=1)
+
+    def one_seed(
+        state: TrainState, key: Key[Array, ""], rows: Array, own: Hyperparameters
+    ) -> tuple[TrainState, Metrics, Check]:
+        state, metrics = train.scan_steps(state, key, examples, rows, own, recipe=recipe)
+        bad = ~jnp.isfinite(metrics.loss)
+        first_bad = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+        trained = jax.tree.leaves((state.params, state.learned))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in trained]))
+        return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics), Check(first_bad, finite)
+
+    if len(keys) > 1:
+        return jax.vmap(one_seed)(states, keys, rows, hyperparameters)
+    # On a CPU a batched matrix product is slower, also with a batch of one: a teacher would train at half its speed.
+    alone = jax.tree.map(lambda leaf: leaf[0], (states, keys, rows, hyperparameters))
+    return jax.tree.map(lambda leaf: leaf[None], one_seed(*alone))
+
+
+def require_finite(phase: Phase, bad: Bool[np.ndarray, " seeds"], what: str, when: str) -> None:
+    """Raises `RunError`, which names the seeds, unless none is `bad`."""
+    if not bad.any():
+        return
+    first = int(np.argmax(bad))
+    seeds = [str(seed) for seed, wrong in zip(phase.seeds, bad, strict=True) if wrong]
+    named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
+    own = jax.tree.map(lambda values: float(values[first]), phase.hyperparameters)
+    soft = f" and --temperature {own.weights.temperature:g}" if isinstance(own.weights, KDWeights) else ""
+    raise RunError(
+        f"{what} of the {TITLES.get(phase.name, phase.name)} with {named} is not finite {when} at --learning-rate "
+        f"{own.learning_rate:g}{soft}: choose a smaller learning rate{' or another temperature' if soft else ''}"
+    )
+
+
+def _require_finite_steps(phase: Phase, check: Check, done: int, length: int) -> None:
+    first_bad = np.asarray(check.first_bad)
+    step = done + 1 + int(first_bad[first_bad >= 0].min(initial=length))
+    require_finite(phase, first_bad >= 0, "the loss", f"at step {step:,}")
+    require_finite(phase, ~np.asarray(check.finite), "a parameter", f"after step {done + length:,}")
