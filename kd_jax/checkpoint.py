@@ -164,8 +164,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished(phase)
             ocp.save(partial.resolve(), arrays, custom_metadata=facts)
-            lines = [f"{_sha256(file)}  {name}\n" for name, file in _files(partial)]
-            (partial / _DIGESTS).write_text("".join(lines), encoding="utf-8")
+            (partial / _DIGESTS).write_text(_digests(partial), encoding="utf-8")
             if path.exists():
                 # Only a damaged one is written again.
                 shutil.rmtree(path)
@@ -235,18 +234,12 @@ class _DamageError(Exception):
 def _read(path: Path) -> Checkpoint:
     """The checkpoint in `path`, whose digests are checked before Orbax sees it. Raises `_DamageError`."""
     try:
-        lines = (path / _DIGESTS).read_text(encoding="utf-8").splitlines()
+        listed = (path / _DIGESTS).read_text(encoding="utf-8")
     except (OSError, ValueError):
         raise _DamageError(f"it lacks {_DIGESTS}") from None
-    expected = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
-    found = {name: _sha256(file) for name, file in _files(path)}
-    for name in expected:
-        if name not in found:
-            raise _DamageError(f"it lacks {name}")
-        if found[name] != expected[name]:
-            raise _DamageError(f"{name} has another digest")
-    if not expected or len(expected) != len(lines) or set(found) != set(expected):
-        raise _DamageError(f"{_DIGESTS} does not name its files")
+    if listed != (found := _digests(path)):
+        changed = [line.split("  ", 1)[-1] for line in listed.splitlines() if line not in found.splitlines()]
+        raise _DamageError(f"{changed[0]} has another digest, or is gone" if changed else f"{_DIGESTS} is not complete")
     import orbax.checkpoint.experimental.v1 as ocp
 
     try:
@@ -256,9 +249,10 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(int(path.name), arrays, dict(metadata.custom_metadata))
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(path.relative_to(folder).as_posix(), path) for path in files if path.name != _DIGESTS]
+def _digests(folder: Path) -> str:
+    """A line for each file, as sha256sum writes it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _DIGESTS)
+    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
 
 def _sha256(path: Path) -> str:
