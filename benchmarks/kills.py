@@ -31,7 +31,13 @@ DEFAULT_OPTIONS = ("--epochs", "1", "--seeds", "3", "--checkpoint-steps", "100")
 def start(folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
     """A fresh process that begins the run in `folder`, or goes on with it."""
     command = [sys.executable, "-m", "kd_jax.run", *options, "--out", str(folder), "--resume", "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def finish(folder: Path, options: list[str]) -> None:
+    """Goes on with the run to its end. Raises `RuntimeError` where it fails."""
+    if start(folder, options).wait():
+        raise RuntimeError(f"the run in {folder} failed: see above")
 
 
 def kill_once(folder: Path, options: list[str], *, writing: bool, longest_s: float, rng: random.Random) -> str | None:
@@ -52,13 +58,12 @@ def kill_once(folder: Path, options: list[str], *, writing: bool, longest_s: flo
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
-    error = process.communicate()[1].decode()
-    if process.returncode == -signal.SIGKILL:
+    if process.wait() == -signal.SIGKILL:
         begun = [phase for phase in PHASES if list(folder.glob(f"checkpoints/{phase}/*"))]
         place = f"{begun[-1]}" if begun else "before the first checkpoint"
         return f"writing, {place}" if list(folder.glob("checkpoints/*/.partial*")) else place
     if process.returncode:
-        raise RuntimeError(f"the run in {folder} failed: {error}")
+        raise RuntimeError(f"the run in {folder} failed: see above")
     return None
 
 
@@ -109,8 +114,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "whole"
         began = time.monotonic()
-        if start(whole, options).wait():
-            sys.exit("the uninterrupted run failed")
+        finish(whole, options)
         lasted = time.monotonic() - began
         kills: Counter[str] = Counter()
         differing: list[str] = []
@@ -121,8 +125,8 @@ def main() -> None:
                 place = None
                 if bar.n < given.kills:
                     place = kill_once(folder, options, writing=bar.n % 2 == 0, longest_s=lasted, rng=rng)
-                elif start(folder, options).wait():
-                    sys.exit(f"the resumed run failed after {bar.n} kills")
+                else:
+                    finish(folder, options)
                 if place is None:
                     break
                 kills[place] += 1

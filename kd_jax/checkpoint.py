@@ -30,6 +30,10 @@ _FORMAT = 1
 _RUN, _LOCK, _CHECKPOINTS, _DIGESTS, _PARTIAL = "run.json", ".lock", "checkpoints", "sha256.txt", ".partial"
 
 
+# Bytes of a checkpoint beside its arrays, generously.
+_ROOM = 2**18
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; one sentence with the remedy."""
 
@@ -163,6 +167,7 @@ class Store:
 
             path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished(phase)
+            _require_room(partial, sum(array.nbytes for array in arrays.values()))
             ocp.save(partial.resolve(), arrays, custom_metadata=facts)
             (partial / _DIGESTS).write_text(_digests(partial), encoding="utf-8")
             if path.exists():
@@ -179,7 +184,10 @@ class Store:
 
     def _remove_unfinished(self, phase: str) -> None:
         for path in (self.folder / _CHECKPOINTS / phase).glob(f"{_PARTIAL}*"):
-            shutil.rmtree(path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _run_digest(self) -> str:
         if self._digest is None:
@@ -247,6 +255,15 @@ def _read(path: Path) -> Checkpoint:
     except Exception as error:
         raise _DamageError(f"Orbax cannot read it: {_first_line(error)}") from None
     return Checkpoint(int(path.name), arrays, dict(metadata.custom_metadata))
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Raises `OSError` for a full disk before Orbax meets it, whose threads would each complain."""
+    if hasattr(os, "posix_fallocate"):
+        room = path.with_name(f"{path.name}-room")
+        with room.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + _ROOM)
+        room.unlink()
 
 
 def _digests(folder: Path) -> str:

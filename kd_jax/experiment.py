@@ -177,23 +177,24 @@ def check(config: Config, dataset: Dataset) -> None:
     free = memory.available()
     if free is None:
         return
-    sizes = {"examples": len(dataset.train_labels), "test_examples": len(dataset.test_labels)}
-    teacher, student = [memory.needed(n, classes=dataset.classes, **sizes) for n in networks(config, dataset)]
-    if teacher > free:
-        raise ConfigError(
-            f"--teacher-hidden is {' '.join(map(str, config.teacher_hidden))}: that needs {_gib(teacher)}, "
-            f"and {_gib(free)} are free: choose smaller sizes"
-        )
-    if student > free:
-        raise ConfigError(
-            f"--student-hidden is {' '.join(map(str, config.student_hidden))}: that needs {_gib(student)}, "
-            f"and {_gib(free)} are free: choose smaller sizes"
-        )
-    if config.seeds * student > free:
-        raise ConfigError(
-            f"--seeds is {config.seeds}: that needs {_gib(config.seeds * student)}, and {_gib(free)} are free: "
-            f"it must be at most {free // student:,}"
-        )
+    hidden = {"--teacher-hidden": config.teacher_hidden, "--student-hidden": config.student_hidden}
+    for (name, sizes), network, seeds in zip(hidden.items(), networks(config, dataset), (1, config.seeds), strict=True):
+        layers, examples, tests = layer_sizes(sizes, dataset), len(dataset.train_labels), len(dataset.test_labels)
+        one = memory.needed(network, layers, examples=examples, test_examples=tests)
+        needs, batch = f"that needs {{}}, and {_gib(free)} are free:", config.batch_size
+        if one.fixed > free:
+            shown = " ".join(map(str, sizes))
+            raise ConfigError(f"{name} is {shown}: {needs.format(_gib(one.fixed))} choose smaller sizes")
+        if one.total(batch) > free:
+            most = (free - one.fixed) // one.per_image
+            raise ConfigError(
+                f"--batch-size is {batch}: {needs.format(_gib(one.total(batch)))} it must be at most {most:,}"
+            )
+        if seeds * one.total(batch) > free:
+            most = free // one.total(batch)
+            raise ConfigError(
+                f"--seeds is {seeds}: {needs.format(_gib(seeds * one.total(batch)))} it must be at most {most:,}"
+            )
 
 
 def _gib(count: int) -> str:

@@ -39,9 +39,11 @@ class Interrupt:
         """From here on a signal is only noted."""
         self._deferring = True
 
-    def __exit__(self, *exception: object) -> None:
-        """From here on a signal acts at once."""
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """From here on a signal acts at once; one that came meanwhile does so now."""
         self._deferring = False
+        if self.requested and kind is None:
+            raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.signal = self.requested, signal.Signals(number)

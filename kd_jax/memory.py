@@ -1,7 +1,9 @@
 """Whether a training fits into memory, before it is tried."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -37,8 +39,21 @@ def _container_limit() -> int | None:
         return None
 
 
-def needed(network: Network, *, examples: int, test_examples: int, classes: int) -> int:
-    """Bytes that training and evaluating one seed of `network` takes, roughly and rather too few than too many."""
+class Needed(NamedTuple):
+    """Bytes for one training: whatever the batch is, and for each image of a batch."""
+
+    fixed: int
+    per_image: int
+
+    def total(self, batch_size: int) -> int:
+        """Bytes with batches of that size."""
+        return self.fixed + batch_size * self.per_image
+
+
+def needed(network: Network, layers: Sequence[int], *, examples: int, test_examples: int) -> Needed:
+    """For training and evaluating one seed of a network of such `layers`, rather too few than too many."""
     params, _ = jax.eval_shape(network.init, jax.random.key(0))
     # Two orders of an epoch, since one is made from the other, and the logits of the test images.
-    return _BYTES_PER_PARAMETER * count_parameters(params) + 4 * (2 * examples + test_examples * classes)
+    fixed = _BYTES_PER_PARAMETER * count_parameters(params) + 4 * (2 * examples + test_examples * layers[-1])
+    # The scaled image, and each unit before and after its activation, and the gradients of both.
+    return Needed(fixed, 4 * layers[0] + 4 * 4 * sum(layers[1:]))

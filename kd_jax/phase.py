@@ -191,11 +191,11 @@ def run(
     order = None
     progress.start(phase.name, epochs=phase.epochs, steps=phase.steps, done=done)
     try:
-        for chunk in phase.chunks:
-            before = chunk.epoch * phase.steps + chunk.start
-            if before < done:
-                continue
-            with keeping.interrupt:
+        with keeping.interrupt:
+            for chunk in phase.chunks:
+                before = chunk.epoch * phase.steps + chunk.start
+                if before < done:
+                    continue
                 began = time.perf_counter()
                 if order is None or chunk.start == 0:
                     order = phase.order(phase.keys, jnp.int32(chunk.epoch))
@@ -207,11 +207,12 @@ def run(
                 history.append(metrics)
                 lasted = time.perf_counter() - began
                 seconds += lasted
-                if keeping.store and (chunk.saved or keeping.interrupt.requested):
+                stopping = keeping.interrupt.requested
+                if keeping.store and (chunk.saved or stopping):
                     _save(phase, keeping.store, before + chunk.length, states, history, seconds)
                 progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)
-            if keeping.interrupt.requested:
-                raise KeyboardInterrupt
+                if stopping:
+                    raise KeyboardInterrupt
     finally:
         progress.finish()
         if keeping.store:

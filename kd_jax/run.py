@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import io
+import logging
 import os
 import shlex
 import sys
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Options in, table out."""
     interrupt = Interrupt()
     interrupt.install()
-    # What Orbax leaves behind where it cannot write, which is told in a sentence.
+    # What Orbax says where it cannot write, which is told in a sentence.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     _make_stdout_patient()
     options = _parser().parse(arguments)
     try:

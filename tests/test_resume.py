@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import kills
-from kd_jax import report, run
+from kd_jax import phase, progress, report, run
 from kd_jax.data import Dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -62,11 +62,18 @@ def stopped(arguments: list[str], number: signal.Signals, at: str = "epoch 1/") 
 
 
 @pytest.fixture
-def half_done(source: str, tmp_path: Path) -> Path:
-    """The folder of a run that was stopped after some epochs of the teacher."""
+def half_done(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that failed after an epoch of the teacher."""
     out = tmp_path / "half"
-    code, _ = stopped(["--dataset", source, *OPTIONS, "--epochs", "2000", "--out", str(out)], signal.SIGINT)
-    assert code == 130
+
+    def no_more(*arguments: object, **more: object) -> None:
+        raise phase.RunError("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Silent, "advance", no_more)
+        with pytest.raises(SystemExit):
+            run.main(["--dataset", source, *OPTIONS, "--checkpoint-steps", "1", "--out", str(out)])
+    assert len(list(out.glob("checkpoints/teacher/*"))) == 1
     return out
 
 
@@ -74,12 +81,12 @@ def test_kills_cost_nothing_but_time(source: str, tmp_path: Path) -> None:
     """SIGKILL, twice while a checkpoint is written; dropout, two seeds; `benchmarks.kills` does it many times."""
     options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "12", "--checkpoint-steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert kills.start(whole, options).wait() == 0
+    kills.finish(whole, options)
     rng, places = random.Random(1), []
     for writing in (True, True, False):
         places.append(kills.kill_once(killed, options, writing=writing, longest_s=10, rng=rng))
     assert places[:2] == ["writing, teacher"] * 2
-    assert kills.start(killed, options).wait() == 0
+    kills.finish(killed, options)
     assert kills.differences(whole, killed) == []
     assert len(kills.differences(whole, whole)) == 0
     (killed / "parameters" / "student-seed42.safetensors").write_bytes(b"")
@@ -174,7 +181,7 @@ def test_other_options_are_refused(half_done: Path, capsys: pytest.CaptureFixtur
     for option, value, saved in [
         ("--alpha", "0.25", "--alpha is 0.25, and the run in {} has 0.5"),
         ("--teacher-hidden", "17", "--teacher-hidden is 17, and the run in {} has 16"),
-        ("--checkpoint-steps", "5", "--checkpoint-steps is 5, and the run in {} has None"),
+        ("--checkpoint-steps", "5", "--checkpoint-steps is 5, and the run in {} has 1"),
     ]:
         error = refused(["--out", str(half_done), "--resume", option, value], capsys, code=2)
         assert saved.format(half_done) in error
@@ -205,7 +212,7 @@ def test_resuming_needs_to_know_the_folder(capsys: pytest.CaptureFixture[str]) -
     assert "--checkpoint-steps is 0" in refused(["--checkpoint-steps", "0"], capsys, code=2)
 
 
-def test_two_processes_do_not_share_a_folder(source: str, tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_folder(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *OPTIONS[:-1], "--epochs", "100000"]
     arguments += ["--out", str(out)]
@@ -214,10 +221,9 @@ def test_two_processes_do_not_share_a_folder(source: str, tmp_path: Path) -> Non
             assert first.stdout is not None
             next(line for line in first.stdout if "epoch 1/" in line)
             for more in ([], ["--resume"], ["--overwrite"]):
-                second = subprocess.run([*arguments, *more], capture_output=True, text=True, check=False)
-                assert second.returncode == 1
-                assert second.stderr.startswith(f"kd_jax: another process is running in {out}: ")
-                assert second.stderr.count("\n") == 1
+                error = refused([*arguments[3:], *more], capsys, code=1)
+                assert error.startswith(f"kd_jax: another process is running in {out}: ")
+                assert error.count("\n") == 1
             assert first.poll() is None
         finally:
             first.kill()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kd_jax import experiment, phase, progress, report, run
-from kd_jax.config import make_config
+from kd_jax import experiment, memory, phase, progress, report, run
+from kd_jax.config import ConfigError, make_config
 from kd_jax.data import Dataset
 from kd_jax.models import Network, mlp
 from kd_jax.train import Examples
@@ -206,6 +206,24 @@ def test_what_cannot_fit_into_memory_is_refused(
     error = refused(["--dataset", source, *SMALL, *arguments, "--out", str(tmp_path / "out")], capsys)
     assert says in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["batch_size", "seeds"])
+def test_the_number_that_would_fit_is_the_largest_that_does(
+    option: str, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine with 400 kB."""
+    monkeypatch.setattr(memory, "available", lambda: 400_000)
+    small: dict[str, Any] = {"teacher_hidden": (16,), "student_hidden": (4,), "batch_size": 1, "seeds": 1}
+    large = {"batch_size": 240, "seeds": 1000}[option]
+    name = option.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{name} is {large}: that needs .* it must be at most [0-9]+$") as caught:
+        experiment.check(make_config(**{**small, option: large}), small_dataset)
+    most = int(str(caught.value).rpartition(" ")[2])
+    assert 1 < most < large
+    experiment.check(make_config(**{**small, option: most}), small_dataset)
+    with pytest.raises(ConfigError):
+        experiment.check(make_config(**{**small, option: most + 1}), small_dataset)
 
 
 def test_importing_needs_neither_tensorflow_nor_its_data_sets() -> None:
