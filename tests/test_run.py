@@ -212,8 +212,8 @@ def test_what_cannot_fit_into_memory_is_refused(
 def test_the_number_that_would_fit_is_the_largest_that_does(
     option: str, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a machine with 400 kB."""
-    monkeypatch.setattr(memory, "available", lambda: 400_000)
+    """Of a machine with 100 kB."""
+    monkeypatch.setattr(memory, "available", lambda: 100_000)
     small: dict[str, Any] = {"teacher_hidden": (16,), "student_hidden": (4,), "batch_size": 1, "seeds": 1}
     large = {"batch_size": 240, "seeds": 1000}[option]
     name = option.replace("_", "-")
