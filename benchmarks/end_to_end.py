@@ -21,12 +21,12 @@ def end_to_end(setting: Setting) -> list[Table]:
     """Seconds for everything, and to the first training step."""
     rounds = setting.whole_rounds
     epochs = 1 if setting.quick else kd_jax.make_config().epochs
-    images = 12_000 if setting.quick else len(setting.data.train_labels)
+    images = 6_400 if setting.quick else len(setting.data.train_labels)
     whole: Figures = {f"everything, {cache}": {} for cache in (EMPTY, WARM)}
     start: Figures = {f"to the first step, {cache}": {} for cache in (EMPTY, WARM)}
     with tempfile.TemporaryDirectory() as folder:
         data = save(setting.data, images, Path(folder) / "data.npz")
-        for number in tqdm(range(rounds), desc="end to end", leave=False):
+        for number in tqdm(range(rounds), desc="end to end", leave=False, disable=None):
             finished = _round(data, epochs, Path(folder) / str(number))
             for (column, cache), one in finished.items():
                 whole[f"everything, {cache}"].setdefault(column, []).append(one.seconds)

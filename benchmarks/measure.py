@@ -56,17 +56,20 @@ class Table(NamedTuple):
     details: Mapping[str, object] = {}
 
 
-def take_turns(contestants: Mapping[Key, Contestant], rounds: int, *, label: str) -> dict[Key, list[float]]:
+def take_turns(
+    contestants: Mapping[Key, Contestant], rounds: int, *, label: str, warm: bool = True
+) -> dict[Key, list[float]]:
     """Seconds for one unit, by contestant, one value for each round.
 
-    Each contestant runs once beforehand, which compiles and fills caches. The order changes from round to round, so
-    that nobody always follows the same neighbour.
+    Each contestant runs once beforehand, if `warm`, which compiles and fills caches. The order changes from round to
+    round, so that nobody always follows the same neighbour.
     """
-    for contestant in contestants.values():
-        contestant.run()
+    if warm:
+        for contestant in contestants.values():
+            contestant.run()
     seconds: dict[Key, list[float]] = {key: [] for key in contestants}
     order, shuffle = list(contestants), random.Random(0).shuffle
-    for _ in tqdm(range(rounds), desc=label, leave=False):
+    for _ in tqdm(range(rounds), desc=label, leave=False, disable=None):
         shuffle(order)
         for key in order:
             started = time.perf_counter()

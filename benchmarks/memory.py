@@ -18,13 +18,13 @@ _MIB = 2**20
 def memory(setting: Setting) -> list[Table]:
     """MiB, one run each."""
     students = 100 if setting.quick else 1000
-    images = 12_000 if setting.quick else len(setting.data.train_labels)
+    images = 3_200 if setting.quick else len(setting.data.train_labels)
     host, device = "resident", "on the device"
     figures: Figures = {}
     seconds: dict[str, float] = {}
     notes = [
         f"1 epoch of {images:,} training images, whose memory more epochs do not change; resident: the largest of the "
-        "process (`ru_maxrss`), Python and libraries included; on the device: what the framework's allocator tells",
+        "process (VmHWM), Python and libraries included; on the device: what the framework's allocator tells",
         *([] if has_torch() else [NO_TORCH]),
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -37,9 +37,10 @@ def memory(setting: Setting) -> list[Table]:
             notes.append(refused)
         else:
             runs[f"{students:,} students of both kinds", "kd_jax"] = _kd_jax(data, students, place)
-        for (row, column), command in tqdm(runs.items(), desc="memory", leave=False):
+        for (row, column), command in tqdm(runs.items(), desc="memory", leave=False, disable=None):
             one = processes.run(command, mark="", environment={"KD_JAX_CACHE": str(place / "cache")})
-            figures.setdefault(f"{row}, {host}", {})[column] = [one.peak_bytes / _MIB]
+            if one.peak_bytes:
+                figures.setdefault(f"{row}, {host}", {})[column] = [one.peak_bytes / _MIB]
             seconds[f"{row}, {column}"] = one.seconds
             peak = _device_bytes(one.output)
             if peak:

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-_KIB = 1 if sys.platform == "darwin" else 1024
+_LOOK_EVERY_S = 0.05
 
 
 class ProcessError(RuntimeError):
@@ -17,12 +19,12 @@ class ProcessError(RuntimeError):
 class Finished(NamedTuple):
     """seconds: from the start to the end, the interpreter's included. marked_s: to the first line with the mark.
 
-    peak_bytes: largest resident memory of the process or one that it started. output: its lines.
+    peak_bytes: largest resident memory, None where the system has no /proc. output: its lines.
     """
 
     seconds: float
     marked_s: float | None
-    peak_bytes: int
+    peak_bytes: int | None
     output: list[str]
 
 
@@ -39,20 +41,46 @@ def run(command: Sequence[str], *, mark: str, environment: Mapping[str, str] | N
         errors="replace",
     )
     lines, marked = [], None
+    watcher = _Watcher(process.pid)
+    watcher.start()
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
             if marked is None and mark in line:
                 marked = time.perf_counter() - started
             lines.append(line.rstrip("\n"))
-    # Not Popen.wait, which keeps the resources that this one process used to itself.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    process.wait()
     seconds = time.perf_counter() - started
+    watcher.join()
     if process.returncode != 0:
         said = next((line for line in reversed(lines) if line.strip()), "nothing was said")
         raise ProcessError(f"{' '.join(command)} ended with {process.returncode}: {said[:300]}")
-    return Finished(seconds, marked, usage.ru_maxrss * _KIB, lines)
+    return Finished(seconds, marked, watcher.peak_bytes, lines)
+
+
+class _Watcher(threading.Thread):
+    """Reads the high-water mark of a process until it ends.
+
+    `ru_maxrss` would not do: a process begins with that of the process which started it.
+    """
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self.path = Path(f"/proc/{process}/status")
+        self.peak_bytes: int | None = None
+
+    def run(self) -> None:
+        """Looks again and again; a mark is missed only if it rises in the last moment."""
+        while True:
+            try:
+                lines = self.path.read_text().splitlines()
+            except OSError:
+                return
+            found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+            if not found:
+                return
+            self.peak_bytes = 1024 * found[0]
+            time.sleep(_LOOK_EVERY_S)
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:

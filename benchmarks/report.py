@@ -90,7 +90,7 @@ def _cell(table: Table, by_column: dict[str, list[float]], column: str) -> str:
     if column == table.baseline or baseline is None:
         return text
     low, middle, high = quartiles(ratios(values, baseline, rate=table.rate))
-    spread = f", {low:.2g} to {high:.2g}" if len(values) > 1 else ""
+    spread = f", {_ratio(low)} to {_ratio(high)}" if len(values) > 1 else ""
     return f"{text} ({_ratio(middle)}×{spread})"
 
 

@@ -39,7 +39,9 @@ def steps(setting: Setting) -> list[Table]:
         notes.append(f"Keras is missing: {reason}")
     probes = {("probe", name): probe for name, probe in limit.probes(32, (1200, 1200)).items()}
     contestants, failed = _that_run(contestants)
-    seconds = take_turns(contestants | probes, setting.rounds, label="steps")
+    for probe in probes.values():
+        probe.run()
+    seconds = take_turns(contestants | probes, setting.rounds, label="steps", warm=False)
     probed = {name: seconds.pop(("probe", name)) for _, name in probes}
     figures = as_figures(seconds, lambda row, value: 1000 * value)
     chosen, best = with_best(figures, TUNED, _ways())
@@ -53,18 +55,18 @@ def steps(setting: Setting) -> list[Table]:
 
 def batches(setting: Setting) -> list[Table]:
     """Images in a second at every batch size, in the three rows."""
-    sweep = (32, 256, 4096) if setting.quick else BATCHES
+    sweep = (32, 512) if setting.quick else BATCHES
     tables, sizes = [], {row: sizes for row, sizes in SIZES.items()}
     rounds = max(2, setting.rounds // 3)
     for row in sizes:
         figures: Figures = {}
         best: dict[str, str] = {}
-        for batch in tqdm(sweep, desc=f"batches, {row}", leave=False):
+        for batch in tqdm(sweep, desc=f"batches, {row}", leave=False, disable=None):
             contestants = {key: one for key, one in _kd_jax(setting.data, batch, only=row).items()}
             if has_torch():
                 contestants |= _torch(setting.data, compiled=False, batch=batch, only=row)
             contestants, _ = _that_run(contestants)
-            seconds = take_turns(contestants, rounds, label=f"{row}, batch {batch}")
+            seconds = take_turns(contestants, rounds, label=f"{row}, batch {batch}", warm=False)
             found = as_figures(seconds, lambda _, value, batch=batch: batch / value)  # type: ignore[misc]
             chosen, way = with_best(found, TUNED, _ways(), rate=True)
             figures[str(batch)] = chosen[row]

@@ -64,7 +64,7 @@ def xla(setting: Setting) -> list[Table]:
     notes = [f"{rounds} rounds of processes, the median of 5 turns in each; start-up and compilation are left out"]
     working = list(variants)
     for _ in range(rounds):
-        for variant in tqdm(list(working), desc="xla", leave=False):
+        for variant in tqdm(list(working), desc="xla", leave=False, disable=None):
             try:
                 found = _measure(variant)
             except processes.ProcessError as error:
