@@ -21,7 +21,7 @@ def end_to_end(setting: Setting) -> list[Table]:
     """Seconds for everything, and to the first training step."""
     rounds = setting.whole_rounds
     epochs = 1 if setting.quick else kd_jax.make_config().epochs
-    images = 6_400 if setting.quick else len(setting.data.train_labels)
+    images = 3_200 if setting.quick else len(setting.data.train_labels)
     whole: Figures = {f"everything, {cache}": {} for cache in (EMPTY, WARM)}
     start: Figures = {f"to the first step, {cache}": {} for cache in (EMPTY, WARM)}
     with tempfile.TemporaryDirectory() as folder:

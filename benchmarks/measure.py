@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 Key = TypeVar("Key")
+_ORDER = ("notebook", "tuned PyTorch", "Keras 3", "PyTorch, stacked", "kd_jax", "limit")
 Figures = dict[str, dict[str, list[float]]]
 
 
@@ -54,6 +55,11 @@ class Table(NamedTuple):
     baseline: str = "kd_jax"
     turned: bool = False
     details: Mapping[str, object] = {}
+
+    def columns(self) -> list[str]:
+        """The columns of all rows, the usual ones in their usual order."""
+        there = dict.fromkeys(column for by_column in self.figures.values() for column in by_column)
+        return sorted(there, key=lambda column: _ORDER.index(column) if column in _ORDER else -1)
 
 
 def take_turns(

@@ -18,7 +18,7 @@ _MIB = 2**20
 def memory(setting: Setting) -> list[Table]:
     """MiB, one run each."""
     students = 100 if setting.quick else 1000
-    images = 3_200 if setting.quick else len(setting.data.train_labels)
+    images = 1_600 if setting.quick else len(setting.data.train_labels)
     host, device = "resident", "on the device"
     figures: Figures = {}
     seconds: dict[str, float] = {}

@@ -8,7 +8,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import Table, quartiles, ratios
 
-_COLOURS = {"notebook": "C7", "tuned PyTorch": "C1", "Keras 3": "C2", "kd_jax": "C0", "limit": "C3"}
+_COLOURS = {
+    "notebook": "C7",
+    "tuned PyTorch": "C1",
+    "Keras 3": "C2",
+    "PyTorch, stacked": "C4",
+    "kd_jax": "C0",
+    "limit": "C3",
+}
 _BARS = ("steps", "end-to-end", "evaluation")
 
 
@@ -30,8 +37,7 @@ def write(tables: Sequence[Table], path: Path) -> None:
 
 def _draw_bars(axes: Any, table: Table) -> None:
     """Ratios to the baseline, with quartiles; the baseline is the line at 1."""
-    columns = dict.fromkeys(column for by_column in table.figures.values() for column in by_column)
-    others = [column for column in columns if column != table.baseline]
+    others = [column for column in table.columns() if column != table.baseline]
     width = 0.8 / max(1, len(others))
     for place, column in enumerate(others):
         for row, by_column in enumerate(table.figures.values()):
@@ -42,19 +48,23 @@ def _draw_bars(axes: Any, table: Table) -> None:
                 axes.bar(row + place * width, middle, width, yerr=error, color=_COLOURS.get(column), label=label)
     axes.axhline(1, color=_COLOURS["kd_jax"], label=table.baseline)
     axes.set(yscale="log", ylabel=f"times the {table.unit} of {table.baseline}")
-    axes.set_xticks([row + 0.4 - width / 2 for row in range(len(table.figures))], list(table.figures))
+    axes.set_xticks(
+        [row + 0.4 - width / 2 for row in range(len(table.figures))],
+        [row.replace(", ", ",\n") for row in table.figures],
+    )
     axes.legend()
 
 
 def _draw_lines(axes: Any, table: Table) -> None:
     """Medians and quartiles against the rows, which are numbers."""
-    columns = dict.fromkeys(column for by_column in table.figures.values() for column in by_column)
-    for column in columns:
+    for column in table.columns():
         points = [(int(row), quartiles(by[column])) for row, by in table.figures.items() if column in by]
         where = [number for number, _ in points]
         colour = _COLOURS.get(column)
         axes.plot(where, [middle for _, (_, middle, _) in points], "o-", color=colour, label=column)
         axes.fill_between(where, [q[0] for _, q in points], [q[2] for _, q in points], color=colour, alpha=0.2)
     axes.set(xscale="log", yscale="log", ylabel=table.unit)
+    axes.set_xticks([int(row) for row in table.figures], list(table.figures), rotation=45, minor=False)
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("batch size" if table.name.startswith("batches") else "seeds trained together")
     axes.legend()

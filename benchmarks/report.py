@@ -16,15 +16,11 @@ from benchmarks.measure import Table, quartiles, ratios
 from benchmarks.steps import has_torch
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras")
-_ORDER = ("notebook", "tuned PyTorch", "Keras 3", "PyTorch, stacked", "kd_jax", "limit")
 
 
 def markdown(table: Table) -> str:
     """Medians; beside each but the baseline's how many times better the baseline is, with the quartiles of that."""
-    columns = sorted(
-        dict.fromkeys(column for by_column in table.figures.values() for column in by_column),
-        key=lambda column: _ORDER.index(column) if column in _ORDER else -1,
-    )
+    columns = table.columns()
     cells = [
         [row, *[_cell(table, by_column, column) for column in columns]] for row, by_column in table.figures.items()
     ]

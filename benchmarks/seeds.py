@@ -28,7 +28,7 @@ def seeds(setting: Setting) -> list[Table]:
         notes.append(f"{STACKED}: parameters stacked, batched products, eager mode, fused Adam")
     else:
         notes.append(NO_TORCH)
-    for number in tqdm((1, 16, 64) if setting.quick else SEEDS, desc="seeds", leave=False, disable=None):
+    for number in tqdm((1, 16) if setting.quick else SEEDS, desc="seeds", leave=False, disable=None):
         refused = why_not(number, setting.data)
         if refused:
             notes.append(refused)

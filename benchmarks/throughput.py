@@ -31,7 +31,7 @@ SECTIONS: dict[str, Callable[[Setting], list[Table]]] = {
     "xla": xla.xla,
 }
 _USUAL = tuple(name for name in SECTIONS if name != "xla")
-_QUICK_ROUNDS, _ROUNDS, _WHOLE_ROUNDS = 5, 30, 3
+_QUICK_ROUNDS, _ROUNDS, _WHOLE_ROUNDS = 3, 30, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -61,7 +61,10 @@ def xla(setting: Setting) -> list[Table]:
     variants = variants[:2] if setting.quick else variants
     rounds = 1 if setting.quick else 2 if backend == "gpu" else 5
     figures: Figures = {row: {} for row in ROWS.values()}
-    notes = [f"{rounds} rounds of processes, the median of 5 turns in each; start-up and compilation are left out"]
+    notes = [
+        f"{rounds} round{'s' if rounds > 1 else ''} of processes, the median of 5 turns in each; start-up and "
+        "compilation are left out"
+    ]
     working = list(variants)
     for _ in range(rounds):
         for variant in tqdm(list(working), desc="xla", leave=False, disable=None):

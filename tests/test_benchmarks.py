@@ -249,7 +249,7 @@ def test_students_that_do_not_fit_are_refused(mnist: Dataset, monkeypatch: pytes
     monkeypatch.setattr(seeds, "_contestants", lambda number, data: slept)
     table = seeds.seeds(Setting(mnist, 2, 1, True))[0]
     assert list(table.figures) == ["1"]
-    assert any("64 students are left out" in note for note in table.notes)
+    assert any("16 students are left out" in note for note in table.notes)
     # 5 epochs of 100 steps of at least a millisecond.
     assert 1 < table.figures["1"]["kd_jax"][0] <= 2
 
