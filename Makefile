@@ -1,6 +1,6 @@
 # make run [ARGS="..."]   the experiment: python -m kd_jax.run ARGS
 # make test [ARGS="..."]  ruff, mypy and the tests
-# make bench              the benchmarks
+# make bench [ARGS=...]   the benchmarks, with PyTorch and Keras: ARGS=--quick takes at most 3 minutes
 # PYTHON=python3.12 picks another interpreter (3.11 or newer), with a virtual environment of its own.
 
 SHELL := /bin/bash
@@ -22,7 +22,7 @@ test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/mypy
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-bench: $(VENV)/.installed-for-tests
+bench: $(VENV)/.installed-for-bench
 	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)
 
 clean:
@@ -39,3 +39,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-for-bench: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[parity,peers]'
+	@touch $@

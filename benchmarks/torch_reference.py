@@ -94,9 +94,21 @@ def notebook_adam(model: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
 
 
-def tuned_adam(model: nn.Module) -> torch.optim.Adam:
-    """The same update in PyTorch's fastest form on a CPU."""
-    return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+def tuned_adam(model: nn.Module, *, capturable: bool = False) -> torch.optim.Adam:
+    """The same update in PyTorch's fastest form; `capturable` where a CUDA graph is to hold it."""
+    return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True, capturable=capturable)
+
+
+def mean_loss(
+    model: nn.Module, batch: Batch, soft: SoftLoss | None = None, masks: Masks | None = None
+) -> Float[Tensor, ""]:
+    """`ALPHA` · cross entropy + (1 - `ALPHA`) · `soft`, or cross entropy alone."""
+    logits = model(batch.images) if masks is None else model(batch.images, masks)
+    loss = F.cross_entropy(logits, batch.labels)
+    if soft is None:
+        return loss
+    assert batch.teacher_logits is not None, "a soft loss needs the teacher's logits"
+    return ALPHA * loss + (1 - ALPHA) * soft(logits, batch.teacher_logits, TEMPERATURE)
 
 
 def train_step(
@@ -106,13 +118,10 @@ def train_step(
     *,
     soft: SoftLoss | None = None,
     masks: Masks | None = None,
+    loss_of: Callable[..., Tensor] = mean_loss,
 ) -> Float[Tensor, ""]:
-    """One update by `ALPHA` · cross entropy + (1 - `ALPHA`) · `soft`, or by cross entropy alone. Returns the loss."""
-    logits = model(batch.images) if masks is None else model(batch.images, masks)
-    loss = F.cross_entropy(logits, batch.labels)
-    if soft is not None:
-        assert batch.teacher_logits is not None, "a soft loss needs the teacher's logits"
-        loss = ALPHA * loss + (1 - ALPHA) * soft(logits, batch.teacher_logits, TEMPERATURE)
+    """One update by `loss_of`, which is `mean_loss` or a compiled form of it. Returns the loss."""
+    loss = loss_of(model, batch, soft, masks)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -126,6 +135,7 @@ def train_epoch(
     *,
     soft: SoftLoss | None = None,
     teacher: nn.Module | None = None,
+    loss_of: Callable[..., Tensor] = mean_loss,
 ) -> None:
     """A step for each batch. Where a batch lacks the teacher's logits, `teacher` (in eval mode) gives them."""
     model.train()
@@ -133,7 +143,7 @@ def train_epoch(
         if teacher is not None and teacher_logits is None:
             with torch.no_grad():
                 teacher_logits = teacher(images)
-        train_step(model, optimizer, Batch(images, labels, teacher_logits), soft=soft)
+        train_step(model, optimizer, Batch(images, labels, teacher_logits), soft=soft, loss_of=loss_of)
 
 
 class NotebookImages(Dataset):
@@ -154,32 +164,43 @@ class NotebookImages(Dataset):
 
 
 class NotebookBatches:
-    """The notebook's `DataLoader`: batches in a fresh random order at each pass."""
+    """The notebook's `DataLoader`: batches in a fresh random order at each pass, moved to `device` one by one."""
 
-    def __init__(self, images: UInt8[np.ndarray, "examples height width 1"], labels: Int[np.ndarray, " examples"]):
-        self.loader = DataLoader(NotebookImages(images, labels), batch_size=BATCH_SIZE, shuffle=True)
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "examples height width 1"],
+        labels: Int[np.ndarray, " examples"],
+        *,
+        device: str = "cpu",
+        shuffle: bool = True,
+    ):
+        self.loader = DataLoader(NotebookImages(images, labels), batch_size=BATCH_SIZE, shuffle=shuffle)
+        self.device = device
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches without the teacher's logits."""
-        return (Batch(images, labels) for images, labels in self.loader)
+        return (Batch(images.to(self.device), labels.to(self.device)) for images, labels in self.loader)
 
 
 def tuned_batches(
     images: Float[Tensor, "examples ..."],
     labels: Int[Tensor, " examples"],
     teacher_logits: Float[Tensor, "examples classes"] | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[Batch]:
-    """An epoch of the same batches from tensors in memory, shuffled by PyTorch's generator."""
-    for rows in torch.randperm(len(labels)).split(BATCH_SIZE):
+    """An epoch of the same batches from tensors in memory, shuffled by PyTorch's generator, on their device."""
+    for rows in torch.randperm(len(labels), device=labels.device).split(batch_size):
         taught = None if teacher_logits is None else teacher_logits.index_select(0, rows)
         yield Batch(images.index_select(0, rows), labels.index_select(0, rows), taught)
 
 
 def as_tensors(
-    images: UInt8[np.ndarray, "examples height width 1"], labels: Int[np.ndarray, " examples"]
+    images: UInt8[np.ndarray, "examples height width 1"], labels: Int[np.ndarray, " examples"], *, device: str = "cpu"
 ) -> tuple[Float[Tensor, "examples pixels"], Int[Tensor, " examples"]]:
-    """All images in [0, 1], flattened, and their labels."""
-    return torch.from_numpy(images).flatten(1).to(torch.float32).div_(255), torch.from_numpy(labels).long()
+    """All images in [0, 1], flattened, and their labels, on `device`."""
+    pixels = torch.from_numpy(images).to(device).flatten(1).to(torch.float32).div_(255)
+    return pixels, torch.from_numpy(labels).to(device).long()
 
 
 def fit(
