@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from kd_jax.losses import cross_entropy
 from kd_jax.methods import CROSS_ENTROPY, Method
 from kd_jax.models import Network, Output, Params, State
+from kd_jax.optimizers import adam
 
 PyTree = Any
 
@@ -43,13 +44,13 @@ class Hyperparameters(NamedTuple):
 class Recipe(NamedTuple):
     """What is compiled into a training.
 
-    optimizer: `optimizer(learning_rate) -> optax.GradientTransformation`, for example `optax.adam`.
+    optimizer: `optimizer(learning_rate) -> optax.GradientTransformation`, for example `optax.sgd`.
     dtype: of the scaled images, and so of what is computed with parameters of the same type.
     """
 
     network: Network
     method: Method = CROSS_ENTROPY
-    optimizer: Callable[..., optax.GradientTransformation] = optax.adam
+    optimizer: Callable[..., optax.GradientTransformation] = adam
     batch_size: int = 32
     dtype: Any = jnp.float32
 

@@ -18,7 +18,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 @pytest.fixture
 def standard_promotion() -> Iterator[None]:
-    """For tests that train with `optax.adam`, which raises a float to an integer power."""
+    """For tests of `optax.adam`, which raises a float to an integer power."""
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     yield
     jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -11,7 +11,6 @@ from kd_jax.data import make_dataset
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("standard_promotion")
 def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As it stands, on a few images of MNIST."""
     whole = kd_jax.load("mnist")

@@ -29,7 +29,6 @@ def hyperparameters(rate: float = 1e-2, weights: object = ()) -> Hyperparameters
     return Hyperparameters(jnp.float32(rate), weights)
 
 
-@pytest.mark.usefixtures("standard_promotion")
 def test_a_student_learns(examples: Examples) -> None:
     _, metrics = train.fit(KEY, examples, hyperparameters(), recipe=Recipe(mlp([36, 16, 3]), batch_size=8), epochs=6)
     assert metrics.loss.shape == (6,)
@@ -96,7 +95,6 @@ def test_one_step_is_one_update_of_the_mean_loss(taught: Examples) -> None:
     assert found.step == 1
 
 
-@pytest.mark.usefixtures("standard_promotion")
 def test_alpha_1_trains_as_labels_alone(taught: Examples) -> None:
     weights = WEIGHTS._replace(alpha=jnp.float32(1))
     alone, _ = train.fit(KEY, taught, hyperparameters(), recipe=Recipe(mlp([36, 8, 3])), epochs=2)
@@ -112,7 +110,6 @@ def test_pairs_start_from_the_same_parameters_whatever_their_method(taught: Exam
     jax.tree.map(np.testing.assert_array_equal, alone.params, distilled.params)
 
 
-@pytest.mark.usefixtures("standard_promotion")
 def test_a_seed_gives_the_same_bits_again_and_inside_a_vmap(taught: Examples) -> None:
     recipe = Recipe(mlp([36, 8, 3], dropout=0.5), methods.KD, batch_size=8)
     fit = jax.jit(lambda key: train.fit(key, taught, hyperparameters(weights=WEIGHTS), recipe=recipe, epochs=2)[0])
@@ -124,7 +121,6 @@ def test_a_seed_gives_the_same_bits_again_and_inside_a_vmap(taught: Examples) ->
     assert any((a[0] != a[1]).any() for a in jax.tree.leaves(together.params))
 
 
-@pytest.mark.usefixtures("standard_promotion")
 def test_learned_parts_of_a_method_are_trained(examples: Examples) -> None:
     def loss(weights: object, learned: jax.Array, student: Output, teacher: object, labels: jax.Array) -> jax.Array:
         return (learned - 2) ** 2 + jnp.zeros(len(labels))
@@ -134,7 +130,6 @@ def test_learned_parts_of_a_method_are_trained(examples: Examples) -> None:
     assert state.learned == pytest.approx(2, abs=0.1)
 
 
-@pytest.mark.usefixtures("standard_promotion")
 def test_hyperparameters_are_a_grid_without_another_trace(taught: Examples) -> None:
     recipe, traces = Recipe(mlp([36, 4, 3]), methods.KD), []
 
