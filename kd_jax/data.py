@@ -13,6 +13,10 @@ Images = UInt8[np.ndarray, "examples height width channels"]
 class DataError(ValueError):
     """Data that cannot be used; one sentence that names the value, the bound and the remedy."""
 
+    def __init__(self, sentence: str):
+        # Names in files may hold anything, and a terminal obeys some of it.
+        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in sentence))
+
 
 class Dataset(NamedTuple):
     """Examples in memory, as they were published: nothing scaled, shuffled or augmented.
@@ -135,6 +139,11 @@ def _as_bytes(images: Shaped[np.ndarray, "..."], where: str, *, unit: bool) -> I
         raise DataError(
             f"{where} has images in an array of shape {images.shape}: it must be [examples, features], "
             "[examples, height, width] or [examples, height, width, channels]"
+        )
+    if images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
+        raise DataError(
+            f"{where} has images in an array of shape {images.shape}, which has its {images.shape[1]} channels first: "
+            "they must be the last axis, numpy.moveaxis(images, 1, -1)"
         )
     if images.dtype != np.uint8:
         images = _exact_bytes(images, where, unit=unit)
