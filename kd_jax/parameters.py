@@ -49,11 +49,17 @@ def _fill(arrays: Arrays, network: Network, path: str | Path) -> tuple[Params, S
             f"{path} has {listed(arrays) or 'nothing'}, and the network has {listed(names)}: "
             "give the network that was trained"
         )
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        check_shape(arrays[name].shape, leaf.shape, f"{name} of {path}")
-        if arrays[name].dtype != leaf.dtype:
-            raise DataError(f"{name} of {path} is of type {arrays[name].dtype}: this network's is {leaf.dtype}")
-    return jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in names])
+    found = [_fitted(arrays[name], leaf, f"{name} of {path}") for name, (_, leaf) in zip(names, leaves, strict=True)]
+    return jax.tree.unflatten(structure, found)
+
+
+def _fitted(array: Shaped[np.ndarray, "..."], leaf: jax.ShapeDtypeStruct, what: str) -> Shaped[jax.Array, "..."]:
+    # Scalars are written with an axis.
+    array = array.reshape(()) if leaf.shape == () and array.shape == (1,) else array
+    check_shape(array.shape, leaf.shape, what)
+    if array.dtype != leaf.dtype:
+        raise DataError(f"{what} is of type {array.dtype}: this network's is {leaf.dtype}")
+    return jnp.asarray(array)
 
 
 def _nest(arrays: Arrays, path: str | Path) -> Params:
