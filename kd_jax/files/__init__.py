@@ -19,7 +19,7 @@ from kd_jax.data import DataError
 
 # A deflated byte stands for at most so many: https://zlib.net/zlib_tech.html
 DEFLATE_RATIO = 1032
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 _NAMES_SHOWN, _LENGTH_SHOWN = 8, 60
 
 
