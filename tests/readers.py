@@ -162,10 +162,11 @@ def torch_bytes(pickled: bytes, state_dict: dict[str, np.ndarray] = _STATE_DICT)
 def _idx(path: Path) -> Dataset:
     """With the file as the training images of a folder whose other files are good."""
     folder = path.parent / "idx"
-    folder.mkdir(exist_ok=True)
-    (folder / "train-labels-idx1-ubyte").write_bytes(idx_bytes(_LABELS))
-    (folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(_IMAGES[:2]))
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(_LABELS[:2]))
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "train-labels-idx1-ubyte").write_bytes(idx_bytes(_LABELS))
+        (folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(_IMAGES[:2]))
+        (folder / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(_LABELS[:2]))
     shutil.copyfile(path, folder / "train-images-idx3-ubyte")
     return load(f"idx:{folder}")
 

@@ -107,7 +107,7 @@ def test_whole_files_are_read(name: str, tmp_path: Path) -> None:
 
 
 @EVERY
-@fuzzing(120)
+@fuzzing(80)
 @given(data=st.data())
 def test_damaged_files(name: str, data: st.DataObject, tmp_path: Path) -> None:
     refused(READERS[name], data.draw(mutated(READERS[name].examples)), tmp_path)
@@ -371,6 +371,16 @@ def test_a_pickle_that_asks_for_memory_gets_none(tmp_path: Path) -> None:
             torch_weights.from_state_dict(path)
 
     assert peak(read) < MIB
+
+
+def test_a_pickle_of_many_small_things_is_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path / "w.pt", torch_bytes(b"\x80\x02" + b"}" * (5 * MIB) + b"."))
+
+    def read() -> None:
+        with pytest.raises(DataError, match="only up to 4194304 are read"):
+            torch_weights.from_state_dict(path)
+
+    assert peak(read) < 16 * MIB
 
 
 LOADERS = {

@@ -83,9 +83,12 @@ def _header(stream: Readable, what: str) -> _Header:
     length = int.from_bytes(start[8:], "little")
     if length > _LONGEST_HEADER:
         raise DataError(f"{what} has a header of {length} bytes: one of an array of numbers has some hundred")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy warns of headers that Python 2 wrote.
-        shape, fortran_order, dtype = _READERS[version](io.BytesIO(start[8:] + stream.read(length)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy warns of headers that Python 2 wrote.
+            shape, fortran_order, dtype = _READERS[version](io.BytesIO(start[8:] + stream.read(length)))
+    except (MemoryError, RecursionError):
+        raise DataError(f"{what} has a header nested too deeply: it is damaged, so make or fetch it again") from None
     if dtype.hasobject:
         raise DataError(f"{what} holds Python objects, which are never unpickled: save it as numbers")
     if dtype.kind not in "biuf":

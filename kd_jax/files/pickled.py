@@ -32,6 +32,8 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MOST_AXES, _MOST_NUMBERS = 64, 2**48
+# Some hundred bytes describe a tensor, and an opcode of one byte can cost hundred.
+_MOST_BYTES = 1 << 22
 
 
 class Storage(NamedTuple):
@@ -64,6 +66,8 @@ def interpret(pickled: bytes, what: str) -> Any:
 
     Raises `DataError` where it would need more, and any other error where it is damaged.
     """
+    if len(pickled) > _MOST_BYTES:
+        raise DataError(f"{what} describes its tensors in {len(pickled)} bytes: only up to {_MOST_BYTES} are read")
     machine = _Machine(what)
     for opcode, argument, _ in pickletools.genops(pickled):
         machine.step(opcode.name, argument)
