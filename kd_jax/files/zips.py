@@ -13,14 +13,12 @@ from kd_jax.files import DEFLATE_RATIO, open_regular, refusing, size_of
 @contextlib.contextmanager
 def open_zip(path: str | Path, kind: str, remedy: str) -> Iterator[zipfile.ZipFile]:
     """The zip file `path`, of the format `kind`; whatever is raised while it is open becomes a `DataError`."""
-    with open_regular(path) as file:
-        if not zipfile.is_zipfile(file):
-            raise DataError(f"{path} is no {kind} file, or a damaged one: {remedy}")
-        with refusing(f"{path} is a damaged {kind} file", remedy), zipfile.ZipFile(file) as archive:
-            size, claimed = size_of(file), sum(info.compress_size for info in archive.infolist())
-            if claimed > size:
-                raise DataError(f"{path} has {size} bytes, and its members claim {claimed}: it is damaged, so {remedy}")
-            yield archive
+    refused = refusing(f"{path} is no {kind} file, or a damaged one", remedy)
+    with open_regular(path) as file, refused, zipfile.ZipFile(file) as archive:
+        size, claimed = size_of(file), sum(info.compress_size for info in archive.infolist())
+        if claimed > size:
+            raise DataError(f"{path} has {size} bytes, and its members claim {claimed}: it is damaged, so {remedy}")
+        yield archive
 
 
 @contextlib.contextmanager
