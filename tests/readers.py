@@ -139,16 +139,16 @@ class _Called:
         self.function, self.arguments = function, arguments
 
 
-def torch_pickle(state_dict: dict[str, np.ndarray]) -> bytes:
-    """The pickle of a `state_dict`, in a PyTorch file."""
+def torch_pickle(state_dict: dict[str, np.ndarray], *numbers: Any) -> bytes:
+    """The pickle of a `state_dict` in a PyTorch file; `numbers` for the offset, shape and strides of its tensors."""
     stream = io.BytesIO()
     pickler = _Pickler(stream, protocol=2)
     described = OrderedDict()
     for place, (name, array) in enumerate(state_dict.items()):
         storage = _Persistent(("storage", _Torch("torch FloatStorage"), str(place), "cpu", array.size))
-        strides = tuple(stride // array.itemsize for stride in array.strides)
+        whole = (0, array.shape, tuple(stride // array.itemsize for stride in array.strides))
         rebuild = _Torch("torch._utils _rebuild_tensor_v2")
-        described[name] = _Called(rebuild, storage, 0, array.shape, strides, False, OrderedDict())
+        described[name] = _Called(rebuild, storage, *(numbers or whole), False, OrderedDict())
     pickler.dump(described)
     return stream.getvalue()
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from readers import READERS, idx_bytes, npy_bytes, refused, tensors_bytes, torch_bytes, zip_bytes
+from readers import READERS, idx_bytes, npy_bytes, refused, tensors_bytes, torch_bytes, torch_pickle, zip_bytes
 
 from kd_jax import DataError, load, load_logits, make_dataset, parameters, torch_weights
 from kd_jax.sources import idx
@@ -302,6 +302,25 @@ def test_a_zip_bomb_is_inflated_no_further_than_is_asked_for(shape: str, tmp_pat
     assert peak(read) < 4 * MIB
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_member_cannot_claim_more_than_its_bytes_can_hold(method: int, tmp_path: Path) -> None:
+    """Three gigabytes, by the header of the array and by the zip file's directory alike."""
+    count = 3 * 10**9
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, 1), }}".ljust(117) + "\n"
+    members = {"y_train.npy": b"", "x_test.npy": b"", "y_test.npy": b""}
+    members["x_train.npy"] = b"\x93NUMPY\1\0\x76\0" + text.encode()
+    content = bytearray(zip_bytes(members, method))
+    entry = content.rindex(b"PK\1\2")
+    content[entry + 24 : entry + 28] = struct.pack("<I", count + 128)
+    path = _written(tmp_path / "d.npz", content)
+
+    def read() -> None:
+        with pytest.raises(DataError, match="claims 3000000128 bytes, more than the"):
+            load(f"npz:{path}")
+
+    assert peak(read) < MIB
+
+
 def test_members_of_a_zip_that_overlap_are_refused(tmp_path: Path) -> None:
     """Every member would be the same bytes; each alone is justified, all together are not."""
     content = READERS["weights-pt"].examples[0]
@@ -315,7 +334,7 @@ def test_members_of_a_zip_that_overlap_are_refused(tmp_path: Path) -> None:
         torch_weights.from_state_dict(_written(tmp_path / "w.pt", stream.getvalue()))
 
 
-def _written(path: Path, content: bytes) -> Path:
+def _written(path: Path, content: bytes | bytearray) -> Path:
     path.write_bytes(content)
     return path
 
@@ -401,6 +420,36 @@ def test_a_pickle_of_many_small_things_is_refused(tmp_path: Path) -> None:
             torch_weights.from_state_dict(path)
 
     assert peak(read) < 16 * MIB
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(1, (6, 3), (3, 1)), (0, (6, 3), (4, 1)), (0, (18, 1), (2, 1)), (0, (6, 3), (2**62, 1)), (-1, (2, 2), (2, 1))],
+)
+def test_a_tensor_outside_of_its_numbers_is_refused(numbers: tuple[Any, ...], tmp_path: Path) -> None:
+    """Offset, shape and strides: they would read what else is in memory."""
+    path = _written(tmp_path / "w.pt", torch_bytes(torch_pickle({"fc1.weight": np.zeros((6, 3), "f4")}, *numbers)))
+    with pytest.raises(DataError, match="damaged"):
+        torch_weights.from_state_dict(path)
+
+
+@pytest.mark.usefixtures("within_20_seconds")
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path: Path) -> None:
+    """Forty tuples, each of the one before it twice."""
+    tuples = b")q\0" + b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(40))
+    path = _written(tmp_path / "w.pt", torch_bytes(b"\x80\x02" + tuples + b"}h\x28Ns."))
+    with pytest.raises(DataError, match="a key that is a tuple"):
+        torch_weights.from_state_dict(path)
+
+
+def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    path = _written(tmp_path / "l.npy", READERS["logits-npy"].examples[0])
+    monkeypatch.setattr(np, "empty", full)
+    with pytest.raises(DataError, match="does not fit into memory"):
+        load_logits(path, examples=6, classes=3)
 
 
 LOADERS = {
