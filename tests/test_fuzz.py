@@ -433,11 +433,31 @@ def test_a_tensor_outside_of_its_numbers_is_refused(numbers: tuple[Any, ...], tm
         torch_weights.from_state_dict(path)
 
 
+def test_a_storage_shorter_than_it_claims_is_refused(tmp_path: Path) -> None:
+    pickled = torch_pickle({"fc1.weight": np.zeros((6, 3), "f4")})
+    path = _written(tmp_path / "w.pt", torch_bytes(pickled, {"fc1.weight": np.zeros((6, 2), "f4")}))
+    with pytest.raises(DataError, match="has 48 bytes, and 18 numbers of type float32 need 72"):
+        torch_weights.from_state_dict(path)
+
+
+def test_a_header_is_not_read_further_than_headers_go(tmp_path: Path) -> None:
+    path = tmp_path / "l.npy"
+    path.write_bytes(b"\x93NUMPY\2\0" + struct.pack("<I", BOMB))
+    with open(path, "ab") as file:
+        file.truncate(2 * BOMB)
+
+    def read() -> None:
+        with pytest.raises(DataError, match="has a header of 67108864 bytes"):
+            load_logits(path, examples=6, classes=3)
+
+    assert peak(read) < 4 * MIB
+
+
 @pytest.mark.usefixtures("within_20_seconds")
 def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path: Path) -> None:
-    """Forty tuples, each of the one before it twice."""
-    tuples = b")q\0" + b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(40))
-    path = _written(tmp_path / "w.pt", torch_bytes(b"\x80\x02" + tuples + b"}h\x28Ns."))
+    """28 tuples, each of the one before it twice."""
+    tuples = b")q\0" + b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(28))
+    path = _written(tmp_path / "w.pt", torch_bytes(b"\x80\x02" + tuples + b"}h\x1cNs."))
     with pytest.raises(DataError, match="a key that is a tuple"):
         torch_weights.from_state_dict(path)
 
