@@ -10,17 +10,19 @@ if "kd_jax.run" in sys.orig_argv and signal.getsignal(signal.SIGINT) is signal.d
     # Importing JAX takes seconds; Ctrl-C ends the command meanwhile, and without a traceback. `run` takes over.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+from kd_jax import parameters
 from kd_jax.config import Config, ConfigError, make_config
 from kd_jax.data import DataError, Dataset, load, make_dataset
 from kd_jax.evaluate import Evaluation, evaluate, predict
 from kd_jax.methods import CROSS_ENTROPY, KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED, KDWeights, Method
 from kd_jax.models import MLP, Network, Output, from_function, from_linen, from_nnx, mlp
 from kd_jax.stats import Comparison, paired_comparison, summarise
+from kd_jax.teacher import load_logits
 from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe, TrainState, fit
 
 __all__ = [
     "CROSS_ENTROPY", "KD", "KD_AS_WRITTEN", "KD_WITHOUT_T_SQUARED", "MLP", "Comparison", "Config", "ConfigError",
     "DataError", "Dataset", "Evaluation", "Examples", "Hyperparameters", "KDWeights", "Method", "Metrics", "Network",
     "Output", "Recipe", "TrainState", "evaluate", "fit", "from_function", "from_linen", "from_nnx", "load",
-    "make_config", "make_dataset", "mlp", "paired_comparison", "predict", "summarise",
+    "load_logits", "make_config", "make_dataset", "mlp", "paired_comparison", "parameters", "predict", "summarise",
 ]  # fmt: skip

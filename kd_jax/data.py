@@ -9,9 +9,16 @@ from jaxtyping import Int32, Num, Shaped, UInt8
 Labels = Int32[np.ndarray, " examples"]
 Images = UInt8[np.ndarray, "examples height width channels"]
 
+# In float64 all of them at once could take 24 times the memory that they came in.
+_EXAMPLES_AT_ONCE = 1024
+
 
 class DataError(ValueError):
     """Data that cannot be used; one sentence that names the value, the bound and the remedy."""
+
+    def __init__(self, sentence: str):
+        # Names in files may hold anything, and a terminal obeys some of it.
+        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in sentence))
 
 
 class Dataset(NamedTuple):
@@ -136,6 +143,11 @@ def _as_bytes(images: Shaped[np.ndarray, "..."], where: str, *, unit: bool) -> I
             f"{where} has images in an array of shape {images.shape}: it must be [examples, features], "
             "[examples, height, width] or [examples, height, width, channels]"
         )
+    if images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
+        raise DataError(
+            f"{where} has images in an array of shape {images.shape}, which has its {images.shape[1]} channels first: "
+            "they must be the last axis, numpy.moveaxis(images, 1, -1)"
+        )
     if images.dtype != np.uint8:
         images = _exact_bytes(images, where, unit=unit)
     if images.ndim == 2:
@@ -157,15 +169,19 @@ def _exact_bytes(images: Shaped[np.ndarray, "..."], where: str, *, unit: bool) -
     if lowest < 0 or highest > 255:
         raise DataError(f"{where} has pixels from {lowest} to {highest}: they must be from 0 to 255, or from 0 to 1")
     factor = 255 if unit else 1
-    pixels = np.round(images.astype(np.float64) * factor)
     # Bytes divided by 255 in float32 may have been stored as float64.
     roundoff = max(np.finfo(np.float32).eps, np.finfo(images.dtype).eps) if unit and images.dtype.kind == "f" else 0
-    if np.abs(pixels / factor - images).max() > roundoff:
-        raise DataError(
-            f"{where} has fractional pixels that are no bytes divided by 255, and bytes would round them: "
-            "give the original uint8 pixels"
-        )
-    return pixels.astype(np.uint8)
+    exact = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), _EXAMPLES_AT_ONCE):
+        raw = images[start : start + _EXAMPLES_AT_ONCE]
+        pixels = np.round(raw.astype(np.float64) * factor)
+        if np.abs(pixels / factor - raw).max() > roundoff:
+            raise DataError(
+                f"{where} has fractional pixels that are no bytes divided by 255, and bytes would round them: "
+                "give the original uint8 pixels"
+            )
+        exact[start : start + _EXAMPLES_AT_ONCE] = pixels
+    return exact
 
 
 def _as_labels(labels: Shaped[np.ndarray, "..."], where: str) -> Num[np.ndarray, " examples"]:

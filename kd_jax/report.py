@@ -16,6 +16,7 @@ from tabulate import tabulate
 from kd_jax import plots
 from kd_jax.data import Dataset
 from kd_jax.experiment import Result, Trained, models
+from kd_jax.parameters import tensor_name
 from kd_jax.phase import TITLES
 from kd_jax.stats import conclude, summarise
 
@@ -176,19 +177,14 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
     (folder / "parameters").mkdir(exist_ok=True)
     for name, trained in models(result).items():
         leaves = jax.tree.leaves_with_path(jax.tree.map(np.asarray, (trained.params, trained.state)))
-        named = {_tensor_name(path): leaf for path, leaf in leaves}
+        named = {tensor_name(path[1:]): leaf for path, leaf in leaves}
         for i, seed in enumerate(trained.seeds):
-            tensors = {key: np.ascontiguousarray(leaf[i]) for key, leaf in named.items()}
+            tensors = {key: np.array(leaf[i], order="C") for key, leaf in named.items()}
             description = {"model": name, "seed": seed, "version": metadata.version("kd-jax")}
             # One entry: safetensors writes several in an order that changes from process to process.
             content = save(tensors, metadata={"kd_jax": json.dumps(description)})
             (folder / "parameters" / f"{name}-seed{seed}.safetensors").write_bytes(content)
     return ["parameters/*.safetensors"]
-
-
-def _tensor_name(path: tuple[Any, ...]) -> str:
-    """`hidden.0.kernel` for a leaf of the params or of the state."""
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path[1:])
 
 
 def _model_json(trained: Trained) -> dict[str, Any]:

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from jaxtyping import Float
 
 from kd_jax.data import DataError
+from kd_jax.files import floats, listed, pt, refusing, shown, tensors
 from kd_jax.models import Params
+
+_LONGEST_NAME = 200
 
 Arrays = dict[str, Float[np.ndarray, "..."]]
 
@@ -22,8 +23,8 @@ Arrays = dict[str, Float[np.ndarray, "..."]]
 def from_state_dict(source: str | Path | Mapping[str, Any], names: Sequence[str] | None = None) -> Params:
     """Parameters of an `MLP` from a PyTorch `state_dict` of linear layers, each kernel being a transposed `weight`.
 
-    source: the mapping itself, or a `.safetensors`, `.pt` or `.pth` file of it. Only tensors are ever unpickled, and
-        only `.pt` and `.pth` need PyTorch.
+    source: the mapping itself, or a `.safetensors`, `.pt` or `.pth` file of it. Nothing is ever unpickled, and no
+        file needs PyTorch.
     names: the layers from input to output (`["fc1", "fc2", "fc3"]`). Without it they are taken in the order of the
         mapping; a `.safetensors` file keeps none, so there their numbers tell it. A layer without a bias gets zeros.
 
@@ -89,72 +90,29 @@ def layer_sizes(params: Params) -> tuple[int, ...]:
 
 
 def _read(path: Path) -> Arrays:
-    readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
+    readers = {".safetensors": tensors.read, ".pt": pt.read, ".pth": pt.read}
     if path.suffix not in readers:
         raise DataError(f"weights cannot be read from {path}: name a file that ends in {', '.join(readers)}")
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}): name an existing file") from None
-    return readers[path.suffix](path)
-
-
-def _read_safetensors(path: Path) -> Arrays:
-    try:
-        mapping = safetensors.numpy.load(path.read_bytes())
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{path} is a damaged safetensors file, or of a type that NumPy lacks ({error}): save it again as float32"
-        ) from None
-    return _arrays(mapping, str(path))
-
-
-def _read_torch(path: Path) -> Arrays:
-    try:
-        import torch
-    except ImportError:
-        raise DataError(
-            f"{path} needs PyTorch to be read, which is not installed: "
-            "save the weights as .safetensors, or pip install 'kd-jax[parity]'"
-        ) from None
-    try:
-        mapping = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file can fail anywhere in PyTorch's reader, each time with another type of error.
-    except Exception as error:
-        raise DataError(
-            f"{path} is damaged or holds more than tensors ({_first_line(error)}): "
-            "save it with torch.save(model.state_dict(), path)"
-        ) from None
-    if not isinstance(mapping, Mapping):
-        raise DataError(
-            f"{path} holds a {type(mapping).__name__}, no state_dict: save it with torch.save(model.state_dict(), path)"
-        )
-    return _arrays(mapping, str(path))
+    return _arrays(readers[path.suffix](path), str(path))
 
 
 def _arrays(mapping: Mapping[str, Any], where: str) -> Arrays:
-    return {str(name): _array(value, f"{name} of {where}") for name, value in mapping.items()}
+    for name in mapping:
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise DataError(
+                f"{where} has the name {shown(str(name))}: a layer's is a text of at most {_LONGEST_NAME} characters"
+            )
+    return {name: _array(value, f"{shown(name)} of {where}") for name, value in mapping.items()}
 
 
 def _array(value: Any, what: str) -> Float[np.ndarray, "..."]:
-    """`value` in float32, or in float64 where it is that and JAX is set to compute in it."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # NumPy lacks bfloat16.
-        value = value.float() if value.is_floating_point() and value.element_size() < 4 else value
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{what} is no array ({_first_line(error)}): give the tensors of a state_dict") from None
-    if array.dtype.kind != "f" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise DataError(f"{what} is of type {array.dtype}: weights must be floating-point numbers")
-    wanted = jax.dtypes.canonicalize_dtype(np.float64) if array.dtype == np.float64 else np.float32
-    with np.errstate(over="ignore"):
-        array = array.astype(wanted)
-    if not np.isfinite(array).all():
-        raise DataError(f"{what} has NaN or infinite values: every weight must be finite, so train it again or mend it")
-    return array
+    """`value`, an array or a tensor of PyTorch, in float32, or in float64 where JAX is set to compute in it."""
+    with refusing(f"{what} is no array", "give the tensors of a state_dict"):
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            # NumPy lacks bfloat16.
+            value = value.float() if value.is_floating_point() and value.element_size() < 4 else value
+        return floats(np.asarray(value).copy(), what)
 
 
 def _layer_names(arrays: Arrays) -> list[str]:
@@ -165,7 +123,7 @@ def _in_order(names: list[str], where: str) -> list[str]:
     """The layers by their numbers, where nothing but numbers tells their names apart."""
     if len({re.sub(r"\d+", "0", name) for name in names}) > 1:
         raise DataError(
-            f"{where} does not keep the order of its layers, and their names ({', '.join(names)}) are not numbered "
+            f"{where} does not keep the order of its layers, and their names ({listed(names)}) are not numbered "
             "alike: give them from input to output as names=[...]"
         )
     return sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
@@ -176,7 +134,7 @@ def _layer(arrays: Arrays, name: str, where: str) -> dict[str, Any]:
     weight = arrays.get(f"{prefix}weight")
     if weight is None:
         raise DataError(
-            f"{where} lacks {prefix}weight (it has {', '.join(arrays) or 'nothing'}): every layer needs a weight"
+            f"{where} lacks {prefix}weight (it has {listed(arrays) or 'nothing'}): every layer needs a weight"
         )
     if weight.ndim != 2 or weight.size == 0:
         raise DataError(
@@ -197,15 +155,16 @@ def _check_names(arrays: Arrays, names: Sequence[str], where: str) -> None:
     if not names:
         raise DataError(f"{where} is empty: at least one linear layer is needed")
     if len(set(names)) != len(names):
-        raise DataError(f"the layers {', '.join(names)} of {where} repeat a name: give each layer once")
+        raise DataError(f"the layers {listed(names)} of {where} repeat a name: give each layer once")
+    known = set(names)
     for array in arrays:
         layer, _, kind = array.rpartition(".")
         if kind not in ("weight", "bias"):
             raise DataError(
                 f"{where} has {array}, which is no weight or bias of a linear layer: only stacks of such layers fit"
             )
-        if layer not in names:
-            raise DataError(f"{where} also has {array}, of none of the layers {', '.join(names)}: name every layer")
+        if layer not in known:
+            raise DataError(f"{where} also has {array}, of none of the layers {listed(names)}: name every layer")
 
 
 def _check_chain(names: Sequence[str], layers: list[dict[str, Any]], where: str) -> None:
@@ -217,7 +176,3 @@ def _check_chain(names: Sequence[str], layers: list[dict[str, Any]], where: str)
                 f"{where} has {outputs} outputs of {before} and {inputs} inputs of {after}, which follows it: "
                 "they must be equal, so give the layers from input to output as names=[...]"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -232,6 +232,17 @@ def test_impossible_names_are_refused(kind: str, name: str) -> None:
         load(f"{kind}:{name}")
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 28, 28), (4, 3, 32, 32), (4, 3, 5, 7)])
+def test_channels_first_are_refused_with_the_remedy(shape: tuple[int, ...]) -> None:
+    images, labels = np.zeros(shape, np.uint8), np.zeros(4, int)
+    with pytest.raises(DataError, match=r"channels first.*numpy.moveaxis\(images, 1, -1\)"):
+        make_dataset("x", images, labels, images, labels)
+    moved = np.moveaxis(images, 1, -1)
+    assert make_dataset("x", moved, labels, moved, labels).image_shape == (*shape[2:], shape[1])
+    for kept in (images[..., :4], images[:, :, 0]):
+        assert make_dataset("x", kept, labels, kept, labels).train_images.size == kept.size
+
+
 def test_idx_files_of_many_dimensions_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "images"
     path.write_bytes(b"\0\0\x08\xc8" + b"\0\0\0\1" * 200 + b"\0")

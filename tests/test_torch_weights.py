@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -138,7 +139,7 @@ def _with(**changes):
         (_with(fc2_bias=np.zeros(19, np.float32)), r"must be \(20,\)"),
         (_with(fc2_bias=np.full(20, np.nan, np.float32)), "fc2.bias of the state_dict has NaN or infinite"),
         (_with(fc2_bias=np.full(20, 1e300)), "has NaN or infinite"),
-        (_with(fc2_bias=np.zeros(20, np.int64)), "int64: weights must be floating-point"),
+        (_with(fc2_bias=np.zeros(20, np.int64)), "int64: it must hold floating-point"),
         (_with(fc2_bias={"a": 1}), "of type object"),
         (_with(fc2_bias=[[1.0], [1.0, 2.0]]), "is no array"),
         (_with(norm_running_mean=np.zeros(20, np.float32)), "norm.running.mean, which is no weight or bias"),
@@ -248,8 +249,55 @@ def test_nothing_but_tensors_is_unpickled(tmp_path):
         torch_weights.from_state_dict(tmp_path / "list.pt")
 
 
-def test_a_torch_file_without_torch_says_what_to_do(tmp_path, monkeypatch):
+@needs_torch
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_a_torch_file_is_read_without_torch(dtype, tmp_path, monkeypatch):
+    linear = torch.nn.Linear(4, 3).to(getattr(torch, dtype))
+    both = torch.stack([linear.weight.detach(), linear.weight.detach() + 1])
+    transposed = both.permute(2, 1, 0)[:, :, 1].T  # a part of a storage, with strides
+    path = tmp_path / "weights.pt"
+    torch.save({"fc.bias": linear.bias, "fc.weight": transposed}, path)
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "weights.pt").write_bytes(b"anything")
-    with pytest.raises(DataError, match=r"needs PyTorch.*save the weights as \.safetensors"):
+    params = torch_weights.from_state_dict(path)
+    np.testing.assert_array_equal(params["output"]["kernel"].T, transposed.float().numpy())
+    np.testing.assert_array_equal(params["output"]["bias"], linear.bias.detach().float().numpy())
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda: {"epoch": 3, "model": {}}, "holds more than tensors .a int named epoch"),
+        (lambda: {1: torch.zeros(2, 2)}, "holds more than tensors"),
+        (lambda: {"a.weight": torch.zeros(1).expand(10**6, 10**6)}, "clone"),
+        (lambda: {"a.weight": torch.zeros(2, 2, dtype=torch.int64)}, "int64: it must hold floating-point"),
+        (lambda: {"a.weight": torch.zeros(2, 2).to_sparse()}, "holds more than tensors"),
+        (lambda: {"a.weight": torch.zeros(2, 2, device="meta")}, "holds more than tensors"),
+    ],
+)
+def test_torch_files_of_other_things_are_refused(content, says, tmp_path):
+    torch.save(content(), tmp_path / "weights.pt")
+    with pytest.raises(DataError, match=says) as error:
         torch_weights.from_state_dict(tmp_path / "weights.pt")
+    assert "\n" not in str(error.value)
+
+
+@needs_torch
+def test_the_old_torch_format_says_what_to_do(tmp_path):
+    torch.save({"a.weight": torch.zeros(2, 2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(DataError, match=r"PyTorch 1\.6 or newer"):
+        torch_weights.from_state_dict(tmp_path / "old.pth")
+
+
+@needs_torch
+def test_big_endian_torch_files(tmp_path):
+    layer = torch.nn.Linear(4, 3)
+    torch.save(layer.state_dict(), tmp_path / "little.pt")
+    with zipfile.ZipFile(tmp_path / "little.pt") as little, zipfile.ZipFile(tmp_path / "big.pt", "w") as big:
+        for name in little.namelist():
+            content = little.read(name)
+            if "/data/" in name:
+                content = np.frombuffer(content, "<f4").astype(">f4").tobytes()
+            big.writestr(name, b"big" if name.endswith("byteorder") else content)
+    params = [torch_weights.from_state_dict(tmp_path / f"{order}.pt") for order in ("little", "big")]
+    jax.tree.map(np.testing.assert_array_equal, *params)

@@ -1,0 +1,29 @@
+"""The teacher's outputs, where they come from a file."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from kd_jax.data import DataError
+from kd_jax.files import floats, npy, tensors
+
+
+def load_logits(path: str | Path, *, examples: int, classes: int) -> Float[np.ndarray, "examples classes"]:
+    """Logits that a teacher gave for `examples` images, in their order, of a `.npy`, `.npz` or `.safetensors` file.
+
+    path: `.npz` and `.safetensors` files hold them by the name `logits`.
+
+    The result is in float32, or in float64 where the file is that and JAX is set to compute in it. Raises `DataError`
+    for another shape than `[examples, classes]` before the logits are read, and for other numbers than finite floats.
+    """
+    shape, suffix = (examples, classes), Path(path).suffix
+    if suffix == ".npy":
+        logits = npy.read_npy(path, shape)
+    elif suffix == ".npz":
+        (logits,) = npy.read_npz(path, ["logits"], shape)
+    elif suffix == ".safetensors":
+        logits = tensors.read(path, ["logits"], shape)["logits"]
+    else:
+        raise DataError(f"logits cannot be read from {path}: name a file that ends in .npy, .npz or .safetensors")
+    return floats(logits, f"the array logits of {path}")
