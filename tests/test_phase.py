@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kd_jax import experiment, phase
@@ -94,6 +95,18 @@ def test_what_is_not_finite_is_never_saved(small_dataset: Dataset, tmp_path: Pat
     assert last is not None
     assert last.step == 1
     assert all(np.isfinite(array).all() for array in last.arrays.values())
+
+
+def test_a_parameter_that_is_not_finite_is_found_where_no_loss_shows_it(small_dataset: Dataset) -> None:
+    """The only step overflows."""
+    examples = Examples(jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels))
+    recipe = Recipe(
+        mlp([36, 8, 3]), optimizer=lambda rate: optax.chain(optax.sgd(rate), optax.scale(3e38)), batch_size=240
+    )
+    rates = Hyperparameters(jnp.array([1e-38, 1e30]))
+    only = phase.prepare("student", recipe, rates, (3, 4), 1, examples, epochs=1)
+    with pytest.raises(RunError, match=r"a parameter of the student alone with seed 4 is not finite after step 1 at"):
+        phase.run(only, examples, Silent(), Keeping())
 
 
 class AfterChunks(Interrupt):

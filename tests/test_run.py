@@ -288,7 +288,10 @@ def test_parameters_that_end_up_not_finite_fail_the_run(
     arguments = ["--dataset", source, "--teacher-hidden", "4", "--student-hidden", "4", "4", "4", "4", "--epochs", "1"]
     out = tmp_path / "out"
     error = refused([*arguments, "--batch-size", "240", "--learning-rate", "1e30", "--out", str(out)], capsys, code=1)
-    assert "is not finite after step 1 at --learning-rate 1e+30" in error
+    assert (
+        "test images of the teacher with seed 42 is not finite after the last step, 1, at --learning-rate 1e+30"
+        in error
+    )
     assert not out.exists()
 
 
