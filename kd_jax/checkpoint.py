@@ -72,18 +72,22 @@ class Store:
         """Whether the folder has a run, finished or not."""
         return (self.folder / _RUN).exists()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run has left its results. Raises as `identity` does."""
+        return bool(self._description()["finished"])
+
     def start(self, identity: Mapping[str, Any]) -> None:
         """Says what the run is, and forgets an older one. Raises `CheckpointError` where it cannot be written."""
-        content = {"format": _FORMAT, **identity}
-        self._digest = _digest_of(content)
-        text = json.dumps(content | {"sha256": self._digest}, indent=2, ensure_ascii=False)
-        partial = self.folder / f".{_RUN}{_PARTIAL}"
         try:
             self.discard()
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(self.folder / _RUN)
         except OSError as error:
             raise _unwritable(self.folder, error) from None
+        self._describe({"format": _FORMAT, "finished": False, "run": dict(identity)})
+
+    def finish(self) -> None:
+        """Says that the run has left its results. Raises `CheckpointError` where that cannot be written."""
+        self._describe(self._description() | {"finished": True})
 
     def discard(self) -> None:
         """Forgets the run and its checkpoints. Raises `OSError`."""
@@ -103,20 +107,7 @@ class Store:
 
     def identity(self) -> dict[str, Any]:
         """What `start` was told. Raises `CheckpointError` where that is damaged, `MismatchError` for another format."""
-        path = self.folder / _RUN
-        try:
-            content = json.loads(path.read_bytes())
-            digest = content.pop("sha256")
-            kept = content.pop("format")
-            if digest != _digest_of({"format": kept, **content}):
-                raise ValueError("its digest is another")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            raise CheckpointError(f"{path} is damaged: start the run again, in another folder") from None
-        if kept != _FORMAT:
-            raise MismatchError(
-                f"{path} has format {kept}, and this kd_jax reads {_FORMAT}: use the kd_jax that wrote it"
-            )
-        return dict(content)
+        return dict(self._description()["run"])
 
     def newest(self, phase: str) -> Checkpoint | None:
         """The newest good checkpoint of a phase; None where none was written. Changes nothing.
@@ -189,9 +180,35 @@ class Store:
             else:
                 path.unlink()
 
+    def _describe(self, content: dict[str, Any]) -> None:
+        text = json.dumps(content | {"sha256": _digest_of(content)}, indent=2, ensure_ascii=False)
+        partial = self.folder / f".{_RUN}{_PARTIAL}"
+        try:
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(self.folder / _RUN)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        self._digest = _digest_of(content["run"])
+
+    def _description(self) -> dict[str, Any]:
+        path = self.folder / _RUN
+        try:
+            content = json.loads(path.read_bytes())
+            digest = content.pop("sha256")
+            if digest != _digest_of(content):
+                raise ValueError("its digest is another")
+            kept = content["format"]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            raise CheckpointError(f"{path} is damaged: start the run again, in another folder") from None
+        if kept != _FORMAT:
+            raise MismatchError(
+                f"{path} has format {kept}, and this kd_jax reads {_FORMAT}: use the kd_jax that wrote it"
+            )
+        return dict(content)
+
     def _run_digest(self) -> str:
         if self._digest is None:
-            self._digest = _digest_of({"format": _FORMAT, **self.identity()})
+            self._digest = _digest_of(self.identity())
         return self._digest
 
     def _path(self, phase: str, step: int) -> Path:

@@ -152,23 +152,21 @@ def _claimed(
     from kd_jax import report
 
     identity = resume.identity(config, dataset, report.environment(), every)
-    finished = (store.folder / report.RESULTS).exists()
     if options.resume and store.started:
         resume.require_same(store, identity)
-        if finished:
-            print(
-                f"{store.folder} is finished.\n\n{(store.folder / report.TABLE).read_text(encoding='utf-8')}",
-                flush=True,
-            )
-        return not finished
-    if finished and not options.overwrite:
-        cli.fail(
-            f"{store.folder} already holds results: choose another --out, or add --overwrite to replace them", code=2
-        )
-    if store.started and not options.overwrite:
+        if store.finished:
+            text = (store.folder / report.TABLE).read_text(encoding="utf-8")
+            print(f"{store.folder} is finished.\n\n{text}", flush=True)
+            return False
+        return True
+    if store.started and not options.overwrite and not store.finished:
         cli.fail(
             f"{store.folder} holds a run that was stopped: add --resume to go on, or --overwrite to start again",
             code=2,
+        )
+    if (store.folder / report.RESULTS).exists() and not options.overwrite:
+        cli.fail(
+            f"{store.folder} already holds results: choose another --out, or add --overwrite to replace them", code=2
         )
     store.start(identity)
     return True
@@ -188,6 +186,8 @@ def _train(
             print(f"{_header(config, dataset, folder)}\nCompiling.", flush=True)
         result = experiment.run(config, dataset, watcher, keeping)
         files = report.write(result, dataset, folder)
+        if keeping.store:
+            keeping.store.finish()
     except (phase.RunError, report.OutputError) as error:
         cli.fail(str(error), code=1)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:

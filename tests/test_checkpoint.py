@@ -237,4 +237,8 @@ def test_trees_are_named_and_restored() -> None:
 def test_the_description_tells_the_run(tmp_path: Path) -> None:
     store_with(tmp_path)
     assert Store(tmp_path).identity() == {"config": {"epochs": 2}}
-    assert json.loads((tmp_path / "run.json").read_text())["config"] == {"epochs": 2}
+    assert json.loads((tmp_path / "run.json").read_text())["run"] == {"config": {"epochs": 2}}
+    assert not Store(tmp_path).finished
+    Store(tmp_path).finish()
+    assert Store(tmp_path).finished
+    assert Store(tmp_path).identity() == {"config": {"epochs": 2}}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import kills
-from kd_jax import phase, progress, report, run
+from kd_jax import checkpoint, phase, progress, report, run
 from kd_jax.data import Dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -40,6 +40,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *, code: i
     assert caught.value.code == code
     assert error.splitlines()[-1].startswith("kd_jax: ")
     return error
+
+
+def unfinish(out: Path) -> None:
+    """As if the run had been killed before it left its results."""
+    store = checkpoint.Store(out)
+    store._describe(store._description() | {"finished": False})
+    (out / report.RESULTS).unlink()
 
 
 def stopped(arguments: list[str], number: signal.Signals, at: str = "epoch 1/") -> tuple[int, str]:
@@ -145,13 +152,26 @@ def test_overwriting_forgets_the_run_before(source: str, half_done: Path) -> Non
     assert sorted(path.name for path in half_done.glob("checkpoints/teacher/*")) == ["000000030"]
 
 
+def test_results_of_an_older_run_are_not_taken_for_those_of_a_run_that_was_stopped(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--dataset", source, *OPTIONS, "--out", str(out)]
+    run.main([*arguments, "--epochs", "1"])
+    code, _ = stopped([*arguments, "--epochs", "2000", "--overwrite"], signal.SIGINT)
+    assert code == 130
+    assert (out / report.RESULTS).exists()
+    assert "holds a run that was stopped" in refused([*arguments, "--epochs", "2000"], capsys, code=2)
+    assert not checkpoint.Store(out).finished
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     for folder in (whole, out):
         run.main(["--dataset", source, *OPTIONS, "--out", str(folder)])
-    (out / report.RESULTS).unlink()
+    unfinish(out)
     damaged = out / "checkpoints" / "student" / "000000090"
     (damaged / "state" / "manifest.ocdbt").unlink()
     capsys.readouterr()
@@ -168,7 +188,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(
 ) -> None:
     out = tmp_path / "out"
     run.main(["--dataset", source, *OPTIONS, "--out", str(out)])
-    (out / report.RESULTS).unlink()
+    unfinish(out)
     for path in out.glob(f"checkpoints/{phase}/*/sha256.txt"):
         path.write_bytes(path.read_bytes()[1:])
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
