@@ -23,8 +23,8 @@ def memory(setting: Setting) -> list[Table]:
     figures: Figures = {}
     seconds: dict[str, float] = {}
     notes = [
-        f"1 epoch of {images:,} training images, of many students {of_students:,}; more epochs do not change the memory, "
-        "and every further image takes 8 bytes for each student; resident: the largest of the "
+        f"1 epoch of {images:,} training images, with many students {of_students:,}; more epochs do not change the "
+        "memory, and every further image takes 8 bytes for each student; resident: the largest of the "
         "process (VmHWM), Python and libraries included; on the device: what the framework's allocator tells",
         *([] if has_torch() else [NO_TORCH]),
     ]

@@ -6,11 +6,12 @@ A folder gets its final name when all of it is written, so that one without its 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,14 @@ class Store:
         folder = self.folder / _CHECKPOINTS
         return folder.is_dir() and any(self._steps(phase.name) for phase in folder.iterdir())
 
+    def require_description(self) -> None:
+        """Raises `CheckpointError` where there are checkpoints and nothing that tells what they are of."""
+        if self.kept and not self.started:
+            raise CheckpointError(
+                f"{self.folder / _RUN} is gone, and {self.folder} has checkpoints: "
+                "start the run again, in another folder or with --overwrite"
+            )
+
     @property
     def started(self) -> bool:
         """Whether the folder has a run, finished or not."""
@@ -119,11 +128,12 @@ class Store:
             path = self._path(phase, step)
             try:
                 found = _read(path)
-                if found.facts.get("run") != self._run_digest():
-                    raise _DamageError("it is of another run")
+                own = {"run": self._run_digest(), "phase": phase, "step": step}
+                if {name: found.facts.get(name) for name in own} != own:
+                    raise _DamageError("it is of another run, phase or step")
                 return found
             except _DamageError as damage:
-                self._warn(f"checkpoint {path} is damaged ({damage}): the one before is used")
+                self._warn(f"checkpoint {path} is damaged ({damage}): it is passed over for the one before")
         if steps:
             raise CheckpointError(
                 f"no checkpoint of the {phase} in {self.folder / _CHECKPOINTS / phase} is good: "
@@ -138,17 +148,23 @@ class Store:
         """
         self.wait()
         copies = {name: np.array(value) for name, value in arrays.items()}
-        self._writing = self._writer.submit(self._write, phase, step, copies, {**facts, "run": self._run_digest()})
+        known = {**facts, "run": self._run_digest(), "phase": phase, "step": step}
+        self._writing = self._writer.submit(self._write, phase, step, copies, known)
 
     def wait(self) -> None:
         """Until everything is written. Raises `CheckpointError` where it could not be."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if self._writing is not None:
+            self._writing.result()
+        self._writing = None
 
-    def close(self) -> None:
-        """Waits for the last write; raises nothing."""
+    def close(self) -> CheckpointError | None:
+        """Waits for the last write, and returns why it failed, if it did; raises nothing."""
         self._writer.shutdown()
+        try:
+            self.wait()
+        except CheckpointError as error:
+            return error
+        return None
 
     def _write(self, phase: str, step: int, arrays: Arrays, facts: dict[str, Any]) -> None:
         path = self._path(phase, step)
@@ -156,6 +172,8 @@ class Store:
         try:
             import orbax.checkpoint.experimental.v1 as ocp
 
+            if not self.started:
+                raise FileNotFoundError(errno.ENOENT, "")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished(phase)
             _require_room(partial, sum(array.nbytes for array in arrays.values()))
@@ -165,8 +183,11 @@ class Store:
                 # Only a damaged one is written again.
                 shutil.rmtree(path)
             partial.rename(path)
-            for old in self._steps(phase)[:-KEPT]:
-                shutil.rmtree(self._path(phase, old))
+            steps = self._steps(phase)
+            # Later ones are damaged, or this one would not have been written.
+            kept = [other for other in steps if other <= step][-KEPT:]
+            for other in set(steps) - set(kept):
+                shutil.rmtree(self._path(phase, other), ignore_errors=True)
         except Exception as error:
             # Whatever Orbax and TensorStore raise for a full disk, a folder that is gone, and the like.
             with contextlib.suppress(OSError):
@@ -221,8 +242,9 @@ class Store:
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
 
 
-def lock(folder: Path) -> FileLock:
-    """The folder for this process alone, until it ends. Raises `CheckpointError` where another one has it."""
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """The folder for this process alone. Raises `CheckpointError` where another one has it."""
     held = FileLock(folder / _LOCK, blocking=False)
     try:
         held.acquire()
@@ -230,7 +252,10 @@ def lock(folder: Path) -> FileLock:
         raise CheckpointError(f"another process is running in {folder}: wait for it, or choose another --out") from None
     except (OSError, NotImplementedError) as error:
         raise _unwritable(folder, error) from None
-    return held
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
@@ -262,9 +287,14 @@ def _read(path: Path) -> Checkpoint:
         listed = (path / _DIGESTS).read_text(encoding="utf-8")
     except (OSError, ValueError):
         raise _DamageError(f"it lacks {_DIGESTS}") from None
-    if listed != (found := _digests(path)):
+    try:
+        found = _digests(path)
+    except OSError as error:
+        raise _DamageError(_first_line(error)) from None
+    if listed != found:
         changed = [line.split("  ", 1)[-1] for line in listed.splitlines() if line not in found.splitlines()]
-        raise _DamageError(f"{changed[0]} has another digest, or is gone" if changed else f"{_DIGESTS} is not complete")
+        name = ascii(changed[0][:100])[1:-1] if changed else ""
+        raise _DamageError(f"{name} has another digest, or is gone" if changed else f"{_DIGESTS} is not complete")
     import orbax.checkpoint.experimental.v1 as ocp
 
     try:

@@ -59,7 +59,7 @@ class Result(NamedTuple):
     """What an experiment found.
 
     compile_s: seconds for compiling all phases, which they do at once. teacher_outputs_s: seconds for the teacher's
-    outputs on the training set. total_s: from the start to the end.
+    outputs on the training set. total_s: from the start to the end; of a resumed run, of the last process.
     """
 
     config: Config
@@ -101,7 +101,11 @@ def run(config: Config, dataset: Dataset, progress: Progress, keeping: Keeping =
     phases = _prepare(config, dataset, examples, keeping)
     compile_s = time.perf_counter() - started
     trials = {name: phase.trial(prepared, examples) for name, prepared in phases.items() if name != "distilled"}
-    progress.compiled(compile_s, config.epochs * (trials["teacher"] + 2 * trials["student"]))
+    trials["distilled"] = trials["student"]
+    left = {
+        name: 1 - (restored[name].step / (p.epochs * p.steps) if name in restored else 0) for name, p in phases.items()
+    }
+    progress.compiled(compile_s, config.epochs * sum(trials[name] * left[name] for name in phases))
 
     def train(name: str, examples: Examples, **more: Any) -> Trained:
         course = phase.run(phases[name], examples, progress, keeping, restored.get(name))

@@ -2,17 +2,22 @@
 
 import os
 import signal
+import time
 from types import FrameType
 
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Interrupt:
-    """Handles both signals once it is installed. A second one, or one outside of `with interrupt:`, acts at once."""
+    """Handles both signals once it is installed. One outside of `with interrupt:` acts at once, as does a second one.
+
+    What comes within a second of the first is taken for the same, as `make` and a terminal may both pass it on.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._deferring = False
+        self._since = 0.0
 
     def install(self) -> None:
         """From now on. A signal that is ignored, as a shell has it for background jobs, stays so."""
@@ -46,8 +51,11 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.signal = self.requested, signal.Signals(number)
-        if again:
+        if self.requested:
+            if time.monotonic() - self._since < 1:
+                return
+            os.write(2, b"kd_jax: stopped at once: what was trained since the last checkpoint is lost\n")
             os._exit(self.exit_code)
+        self.signal, self._since = signal.Signals(number), time.monotonic()
         if not self._deferring:
             raise KeyboardInterrupt

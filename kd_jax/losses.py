@@ -1,5 +1,6 @@
 """Logit losses: pure functions, one value per example."""
 
+from math import log
 from typing import NamedTuple
 
 import jax
@@ -23,12 +24,11 @@ def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
     known = jnp.any(is_label, axis=-1, keepdims=True)
     of_label = jnp.where(known, jnp.sum(jnp.where(is_label, logits, 0), axis=-1, keepdims=True), jnp.nan)
     surplus = difference(logits, of_label)
-    # The largest surplus is taken out of the exponentials, so that none overflows.
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(surplus.value, axis=-1, keepdims=True), 0))
-    below = subtract(surplus, Compensated(largest, jnp.zeros_like(largest)))
-    others = jnp.sum(jnp.where(is_label, 0, exp(below)), axis=-1, keepdims=True)
-    # `largest` moves nothing: its own derivative cancels, and is therefore left out.
-    return (largest + jnp.log1p(others + jnp.expm1(-largest)))[:, 0]
+    # The largest surplus, that of the label being 0, is taken out of the exponentials, so that none overflows. It moves
+    # nothing: its own derivative cancels, and is therefore left out.
+    largest = jax.tree.map(jax.lax.stop_gradient, _chosen(surplus, _is_top(surplus.value)))
+    others = jnp.sum(jnp.where(is_label, 0, exp(subtract(surplus, largest))), axis=-1, keepdims=True)
+    return (largest.value + (largest.error + jnp.log1p(others + jnp.expm1(-largest.value))))[:, 0]
 
 
 def kl_divergence(
@@ -107,8 +107,9 @@ def mix(hard: Float[Array, " batch"], soft: Float[Array, " batch"], *, alpha: Sc
     return alpha * hard + (1 - alpha) * soft
 
 
-# Beyond this an exponential could overflow float32. KL is as large there, and the plain form has lost nothing.
-_LARGEST_EXPONENT = 80.0
+def _largest_exponent(dtype: jnp.dtype) -> float:
+    """Beyond this an exponential could overflow. KL is as large there, and the plain form has lost nothing."""
+    return min(80.0, log(float(jnp.finfo(dtype).max)) - 8)
 
 
 @jax.custom_jvp
@@ -151,20 +152,22 @@ def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) 
     odds = exp(b)
     others = jnp.sum(jnp.where(top, 0, odds), axis=-1, keepdims=True)
     teacher = odds / (1 + others)
-    # A class that the teacher rules out (-inf) adds nothing, however far the student is from it.
+    # A class that the teacher rules out (-inf) counts by the student's probability alone.
     ruled_out = jnp.isneginf(b.value)
     d = jnp.where(ruled_out, 0, d)
     mean = jnp.sum(teacher * d, axis=-1, keepdims=True)
     student, student_log = _softmax(a)
     # v, and log(p_t e^v).
     centred, weight = d - mean, subtract(a, Compensated(mean, jnp.zeros_like(mean)))
-    close = jnp.max(weight.value, axis=-1, keepdims=True) < _LARGEST_EXPONENT
+    close = jnp.max(weight.value, axis=-1, keepdims=True) < _largest_exponent(d.dtype)
     v = jnp.where(close, centred, 0)
     weighted = exp(jax.tree.map(lambda x: jnp.where(close, x, 0), weight)) / (1 + others)
-    terms = jnp.where(v < 1, teacher * _exp_minus_1_minus_x(jnp.minimum(v, 1)), weighted - teacher * (1 + v))
+    terms = jnp.where(
+        (v < 1) & ~ruled_out, teacher * _exp_minus_1_minus_x(jnp.minimum(v, 1)), weighted - teacher * (1 + v)
+    )
     exact = jnp.log1p(jnp.sum(terms, axis=-1, keepdims=True))
     teacher_log = b.value - jnp.log1p(others)
-    plain = jnp.sum(jnp.where(teacher > 0, teacher * (teacher_log - student_log), 0), axis=-1, keepdims=True)
+    plain = jnp.sum(jnp.where(teacher == 0, 0, teacher * (teacher_log - student_log)), axis=-1, keepdims=True)
     log_ratio = v - exact
     near = close & (jnp.abs(log_ratio) < 1) & ~ruled_out
     gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), student - teacher)
@@ -206,13 +209,13 @@ def _as_written_parts(student_logits: Array, teacher_logits: Array, temperature:
     student, _ = _softmax(divide(_gaps(student_logits, student_top), temperature))
     b = divide(_gaps(teacher_logits, teacher_top), temperature)
     teacher, teacher_log = _softmax(b)
-    value = jnp.sum(jnp.where(teacher > 0, teacher * (teacher_log - student), 0), axis=-1)
+    value = jnp.sum(jnp.where(teacher == 0, 0, teacher * (teacher_log - student)), axis=-1)
 
     def centred(gaps: Array, weights: Array) -> Array:
         return weights * (gaps - jnp.sum(weights * gaps, axis=-1, keepdims=True))
 
     by_student = -centred(_above(teacher, teacher_logits, student_top, temperature), student)
-    gaps = jnp.where(teacher > 0, b.value, 0) - _above(student, student_logits, teacher_top, temperature)
+    gaps = jnp.where(teacher == 0, 0, b.value) - _above(student, student_logits, teacher_top, temperature)
     return _AsWrittenParts(value, by_student, centred(gaps, teacher))
 
 
@@ -234,11 +237,15 @@ def _gaps(logits: Array, chosen: Array) -> Compensated:
     return difference(logits, jnp.sum(jnp.where(chosen, logits, 0), axis=-1, keepdims=True))
 
 
+def _chosen(z: Compensated, chosen: Array) -> Compensated:
+    """The value of the chosen class of each row."""
+    return Compensated(*(jnp.sum(jnp.where(chosen, part, 0), axis=-1, keepdims=True) for part in z))
+
+
 def _softmax(z: Compensated) -> tuple[Array, Array]:
     """Softmax and its logarithm, each to rounding, also where a probability is near 1 and its logarithm near 0."""
     top = _is_top(z.value)
-    largest = Compensated(*(jnp.sum(jnp.where(top, part, 0), axis=-1, keepdims=True) for part in z))
-    below = subtract(z, largest)
+    below = subtract(z, _chosen(z, top))
     odds = exp(below)
     others = jnp.sum(jnp.where(top, 0, odds), axis=-1, keepdims=True)
     return odds / (1 + others), below.value - jnp.log1p(others)

@@ -68,7 +68,7 @@ class Chunk(NamedTuple):
 class Check(NamedTuple):
     """Of a chunk of steps, for each training.
 
-    first_bad: the first step whose loss is not finite, counted from 0; -1 for none. finite: the parameters at its end.
+    first_bad: the first step whose loss is not finite, counted from 0; -1 for none. finite: all that it left.
     """
 
     first_bad: Int[Array, "*seeds"]
@@ -185,7 +185,7 @@ def run(
     """Every step of the phase after those of `restored`.
 
     Raises `RunError` where a number is not finite, `CheckpointError` where a checkpoint cannot be written,
-    `KeyboardInterrupt` where it was asked to stop, after a checkpoint.
+    `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
     """
     done, states, history, seconds = _begin(phase, restored)
     order = None
@@ -210,13 +210,13 @@ def run(
                 stopping = keeping.interrupt.requested
                 if keeping.store and (chunk.saved or stopping):
                     _save(phase, keeping.store, before + chunk.length, states, history, seconds)
-                progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)
                 if stopping:
                     raise KeyboardInterrupt
+                progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)
     finally:
         progress.finish()
-        if keeping.store:
-            keeping.store.wait()
+    if keeping.store:
+        keeping.store.wait()
     moments = np.asarray([chunk.epoch + (chunk.start + chunk.length) / phase.steps for chunk in phase.chunks])
     return Course(states, _stacked(history), moments, seconds)
 
@@ -274,9 +274,9 @@ def _train_chunk(
         state, metrics = train.scan_steps(state, key, examples, rows, own, recipe=recipe)
         bad = ~jnp.isfinite(metrics.loss)
         first_bad = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
-        trained = jax.tree.leaves((state.params, state.learned))
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in trained]))
-        return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics), Check(first_bad, finite)
+        metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, metrics))]))
+        return state, metrics, Check(first_bad, finite)
 
     if len(keys) > 1:
         return jax.vmap(one_seed)(states, keys, rows, hyperparameters)
@@ -285,11 +285,13 @@ def _train_chunk(
     return jax.tree.map(lambda leaf: leaf[None], one_seed(*alone))
 
 
-def require_finite(phase: Phase, bad: Bool[np.ndarray, " seeds"], what: str, when: str) -> None:
-    """Raises `RunError`, which names the seeds, unless none is `bad`."""
+def require_finite(
+    phase: Phase, bad: Bool[np.ndarray, " seeds"], what: str, when: str, *, first: int | None = None
+) -> None:
+    """Raises `RunError`, which names the seeds, unless none is `bad`. first: the one that `when` is about."""
     if not bad.any():
         return
-    first = int(np.argmax(bad))
+    first = int(np.argmax(bad)) if first is None else first
     seeds = [str(seed) for seed, wrong in zip(phase.seeds, bad, strict=True) if wrong]
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
     own = jax.tree.map(lambda values: float(values[first]), phase.hyperparameters)
@@ -302,6 +304,7 @@ def require_finite(phase: Phase, bad: Bool[np.ndarray, " seeds"], what: str, whe
 
 def _require_finite_steps(phase: Phase, check: Check, done: int, length: int) -> None:
     first_bad = np.asarray(check.first_bad)
-    step = done + 1 + int(first_bad[first_bad >= 0].min(initial=length))
-    require_finite(phase, first_bad >= 0, "the loss", f"at step {step:,}")
-    require_finite(phase, ~np.asarray(check.finite), "a parameter", f"after step {done + length:,}")
+    first = int(np.argmin(np.where(first_bad >= 0, first_bad, length)))
+    require_finite(phase, first_bad >= 0, "the loss", f"at step {done + 1 + first_bad[first]:,}", first=first)
+    what = "a parameter or a moment of the optimiser"
+    require_finite(phase, ~np.asarray(check.finite), what, f"after step {done + length:,}")

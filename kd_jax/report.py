@@ -21,7 +21,7 @@ from kd_jax.phase import TITLES
 from kd_jax.stats import conclude, summarise
 
 RESULTS, TABLE = "results.json", "results.md"
-_PACKAGES = ("kd-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+_PACKAGES = ("kd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
 class OutputError(OSError):
@@ -159,7 +159,7 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         partial.replace(folder / RESULTS)
     except OSError as error:
         raise OutputError(
-            f"the results cannot be written to {folder} ({error.strerror or error}): free or choose a folder"
+            f"the results cannot be written to {folder} ({error.strerror or error}): make room, and go on with --resume"
         ) from None
     return [RESULTS, TABLE, *written]
 

@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from kd_jax.checkpoint import MismatchError, Store
 from kd_jax.config import Config, option
 from kd_jax.data import Dataset
+
+# Settings of JAX that choose other random numbers or another precision.
+_ARITHMETIC = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64")
 
 
 def identity(config: Config, dataset: Dataset, environment: Mapping[str, Any], every: int | None) -> dict[str, Any]:
@@ -16,6 +21,7 @@ def identity(config: Config, dataset: Dataset, environment: Mapping[str, Any], e
         "checkpoint_steps": every,
         "data": {"name": dataset.name, "sha256": dataset.digest()},
         "environment": {name: environment[name] for name in exact},
+        "jax": {name: jax.config.values[name] for name in _ARITHMETIC},
     }
 
 

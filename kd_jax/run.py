@@ -105,6 +105,8 @@ def _resolved(options: argparse.Namespace) -> tuple[Config, int | None]:
     if options.resume and options.overwrite:
         raise ConfigError("--resume and --overwrite are both given: choose one")
     store = checkpoint.Store(options.out) if options.resume else None
+    if store:
+        store.require_description()
     return resume.saved_options(store, given, every) if store and store.started else (make_config(**given), every)
 
 
@@ -123,6 +125,8 @@ def _run(
     if jax.config.values["jax_default_matmul_precision"] is None:
         # Else GPUs and TPUs would round the factors of a product to fewer digits than float32 has.
         jax.config.update("jax_default_matmul_precision", "highest")
+    # Everything is float32, whatever the environment says.
+    jax.config.update("jax_enable_x64", False)
     cache.keep_compiled_programs()
     experiment.check(config, dataset)
     try:
@@ -132,13 +136,14 @@ def _run(
         cli.fail(str(error), code=2)
     store = checkpoint.Store(folder, warn=lambda sentence: print(f"kd_jax: {sentence}", file=sys.stderr, flush=True))
     with checkpoint.lock(folder):
-        if not _claimed(store, config, dataset, options, every):
-            return
         try:
+            if not _claimed(store, config, dataset, options, every):
+                return
             _train(config, dataset, options, phase.Keeping(store, every, interrupt), folder)
         except KeyboardInterrupt:
+            failed = store.close()
             kept = f"go on with python -m kd_jax.run --out {shlex.quote(str(folder))} --resume"
-            raise KeyboardInterrupt(kept if store.kept else "") from None
+            raise KeyboardInterrupt(str(failed or (kept if store.kept else ""))) from None
         finally:
             store.close()
             if not store.kept:
@@ -154,11 +159,13 @@ def _claimed(
     identity = resume.identity(config, dataset, report.environment(), every)
     if options.resume and store.started:
         resume.require_same(store, identity)
-        if store.finished:
+        if store.finished and all((store.folder / name).exists() for name in (report.RESULTS, report.TABLE)):
             text = (store.folder / report.TABLE).read_text(encoding="utf-8")
             print(f"{store.folder} is finished.\n\n{text}", flush=True)
             return False
         return True
+    if not options.overwrite:
+        store.require_description()
     if store.started and not options.overwrite and not store.finished:
         cli.fail(
             f"{store.folder} holds a run that was stopped: add --resume to go on, or --overwrite to start again",
@@ -188,7 +195,10 @@ def _train(
         files = report.write(result, dataset, folder)
         if keeping.store:
             keeping.store.finish()
-    except (phase.RunError, report.OutputError) as error:
+    except phase.RunError as error:
+        kept = ", and start again with --overwrite" if keeping.store and keeping.store.kept else ""
+        cli.fail(f"{error}{kept}", code=1)
+    except report.OutputError as error:
         cli.fail(str(error), code=1)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__

@@ -212,7 +212,9 @@ def test_a_folder_that_vanished_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_for_one_process(tmp_path: Path) -> None:
-    program = "import sys, pathlib; from kd_jax import checkpoint; checkpoint.lock(pathlib.Path(sys.argv[1]))"
+    program = (
+        "import sys, pathlib; from kd_jax import checkpoint; checkpoint.lock(pathlib.Path(sys.argv[1])).__enter__()"
+    )
     with checkpoint.lock(tmp_path):
         found = subprocess.run(
             [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
@@ -242,3 +244,46 @@ def test_the_description_tells_the_run(tmp_path: Path) -> None:
     Store(tmp_path).finish()
     assert Store(tmp_path).finished
     assert Store(tmp_path).identity() == {"config": {"epochs": 2}}
+
+
+def test_checkpoints_that_nothing_describes_are_not_forgotten(tmp_path: Path) -> None:
+    store_with(tmp_path, 1)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(CheckpointError, match=r"run\.json is gone"):
+        Store(tmp_path).require_description()
+
+
+def test_a_folder_without_its_description_takes_no_checkpoint(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 1)
+    shutil.rmtree(tmp_path)
+    store.save("teacher", 2, ARRAYS, {})
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            store.wait()
+    assert "cannot be written" in str(store.close())
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(("phase", "step"), [("teacher", 2), ("student", 1)])
+def test_a_checkpoint_in_another_place_is_damaged(tmp_path: Path, phase: str, step: int) -> None:
+    store_with(tmp_path, 1)
+    shutil.copytree(place(tmp_path, 1), tmp_path / "checkpoints" / phase / f"{step:09d}")
+    warnings: list[str] = []
+    store = Store(tmp_path, warn=warnings.append)
+    if phase == "teacher":
+        found = store.newest(phase)
+        assert found is not None
+        assert found.step == 1
+    else:
+        with pytest.raises(CheckpointError):
+            store.newest(phase)
+    assert "another run, phase or step" in warnings[0]
+
+
+def test_a_damaged_later_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 60, 90)
+    (place(tmp_path, 90) / "sha256.txt").unlink()
+    store.save("teacher", 70, ARRAYS, {})
+    store.save("teacher", 80, ARRAYS, {})
+    store.wait()
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "teacher").iterdir()) == ["000000070", "000000080"]

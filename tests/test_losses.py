@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,3 +138,45 @@ def test_examples_do_not_mix(pair: tuple[np.ndarray, np.ndarray]) -> None:
     for loss in (losses.kd, losses.distillation_kl, losses.kd_as_written):
         whole = loss(f32(pair[0]), f32(pair[1]), temperature=3.0)
         np.testing.assert_array_equal(loss(f32(pair[0][order]), f32(pair[1][order]), temperature=3.0), whole[order])
+
+
+@pytest.mark.parametrize("size", [1e8, 1e10, 1e20, 1e30])
+def test_cross_entropy_of_any_finite_logits_is_finite(size: float) -> None:
+    """What rounding the differences of such logits loses must not be exponentiated."""
+    logits = (size * np.random.default_rng(0).normal(size=(200, 7))).astype(np.float32)
+    logits[0, :2] = -777.7, size
+    labels = np.random.default_rng(1).integers(0, 7, 200)
+    labels[0] = 0
+    found, gradient = jax.value_and_grad(lambda z: losses.cross_entropy(z, jnp.asarray(labels)).sum())(
+        jnp.asarray(logits)
+    )
+    assert np.isfinite(gradient).all()
+    z = logits.astype(np.longdouble)
+    expected = (z.max(axis=1) - z[np.arange(200), labels]).sum()
+    np.testing.assert_allclose(np.longdouble(found), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        ([0.0, 0.0], [0.0, -np.inf], np.log(2)),
+        ([0.0, 1.0, 2.0], [0.0, 1.0, -np.inf], np.log((1 + np.e + np.e**2) / (1 + np.e))),
+        ([0.0, -np.inf, 1.0], [0.0, -np.inf, 1.0], 0.0),
+        ([0.0, -np.inf], [0.0, 0.0], np.inf),
+    ],
+)
+def test_a_class_may_be_ruled_out(student: list[float], teacher: list[float], expected: float) -> None:
+    found = losses.kl_divergence(jnp.array([student]), jnp.array([teacher]))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    if np.isfinite(expected):
+        gradient = jax.grad(lambda z: losses.kl_divergence(z, jnp.array([teacher]))[0])(jnp.array([student]))
+        p, q = (np.exp(z) / np.exp(z).sum() for z in (np.array(student), np.array(teacher)))
+        np.testing.assert_allclose(gradient[0], p - q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", [losses.distillation_kl, losses.kd, losses.kd_as_written])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_logit_that_is_no_number_shows_in_the_value(loss: Any, side: int) -> None:
+    pair = [jnp.zeros((1, 3)), jnp.zeros((1, 3))]
+    pair[side] = pair[side].at[0, 1].set(jnp.nan)
+    assert np.isnan(loss(*pair, temperature=2.0)[0])

@@ -91,6 +91,7 @@ def test_what_is_not_finite_is_never_saved(small_dataset: Dataset, tmp_path: Pat
     store.start({})
     with pytest.raises(RunError):
         phase.run(*prepared(small_dataset, [1e30], every=1), Silent(), Keeping(store, 1))
+    assert store.close() is None
     last = store.newest("distilled")
     assert last is not None
     assert last.step == 1
@@ -105,7 +106,10 @@ def test_a_parameter_that_is_not_finite_is_found_where_no_loss_shows_it(small_da
     )
     rates = Hyperparameters(jnp.array([1e-38, 1e30]))
     only = phase.prepare("student", recipe, rates, (3, 4), 1, examples, epochs=1)
-    with pytest.raises(RunError, match=r"a parameter of the student alone with seed 4 is not finite after step 1 at"):
+    with pytest.raises(
+        RunError,
+        match="a moment of the optimiser of the student alone with seed 4 is not finite after step 1 at",
+    ):
         phase.run(only, examples, Silent(), Keeping())
 
 
@@ -134,6 +138,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch_bit_for_bit(
     store.start({})
     with pytest.raises(KeyboardInterrupt):
         phase.run(*start(), Silent(), Keeping(store, interrupt=AfterChunks(chunks)))
+    assert store.close() is None
     restored = Store(tmp_path).newest("distilled")
     assert restored is not None
     assert restored.step == chunks
@@ -151,6 +156,7 @@ def test_an_experiment_goes_on_from_any_phase_bit_for_bit(small_dataset: Dataset
     store.start({})
     with pytest.raises(KeyboardInterrupt):
         experiment.run(config, small_dataset, Silent(), Keeping(store, interrupt=AfterChunks(after)))
+    assert store.close() is None
     resumed = experiment.run(config, small_dataset, Silent(), Keeping(Store(tmp_path)))
 
     def without_timing(result: experiment.Result) -> Any:
