@@ -14,10 +14,14 @@ from kd_jax import train
 from kd_jax.checkpoint import Checkpoint, Store, named_arrays, restore_tree
 from kd_jax.interrupt import Interrupt
 from kd_jax.methods import KDWeights
+from kd_jax.models import count_parameters
 from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe, TrainState
 
 # About this many times an epoch a phase tells how far it is; more would cost time, fewer would leave the user waiting.
 _REPORTS_PER_EPOCH = 25
+
+# Parameters of a network from which on a CPU trains its seeds in turn.
+_LARGE = 100_000
 
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
 """What a person calls the three kinds of model, in the order of their training."""
@@ -278,11 +282,25 @@ def _train_chunk(
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, metrics))]))
         return state, metrics, Check(first_bad, finite)
 
+    given = (states, keys, rows, hyperparameters)
+    if len(keys) > 1 and not _in_turn(states):
+        return jax.vmap(one_seed)(*given)
     if len(keys) > 1:
-        return jax.vmap(one_seed)(states, keys, rows, hyperparameters)
+        return jax.lax.map(lambda one: one_seed(*one), given)
     # On a CPU a batched matrix product is slower, also with a batch of one: a teacher would train at half its speed.
-    alone = jax.tree.map(lambda leaf: leaf[0], (states, keys, rows, hyperparameters))
+    alone = jax.tree.map(lambda leaf: leaf[0], given)
     return jax.tree.map(lambda leaf: leaf[None], one_seed(*alone))
+
+
+def _in_turn(states: TrainState) -> bool:
+    """Whether seeds train one after the other, in the same program: large ones do on a CPU.
+
+    A batched matrix product is slower there than the same products one by one, and a product that is large enough
+    keeps all cores busy by itself (`benchmarks.seeds`).
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    return count_parameters(states.params) // len(states.step) >= _LARGE
 
 
 def require_finite(
