@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from kd_jax.config import METHODS, PRESETS, SCHEDULES, Config, option
@@ -43,32 +43,44 @@ def fail(message: str, *, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of `Config`; one that is not given is absent from the parsed arguments."""
+def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] | None = None) -> None:
+    """An option for every field of `Config`; one that is not given is absent from the parsed arguments.
+
+    single: where it is given, all other options take a list of values, and layers are joined by commas.
+    """
+
+    def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
+        listed = single is not None and name not in single
+        if listed and name.endswith("hidden"):
+            kind, metavar = layers, "N,N"
+        if listed:
+            more["nargs"] = "+"
+        _add_option(group, name, kind, metavar, help, **more)
+
     what = parser.add_argument_group("what is trained")
     _add(what, "dataset", str, "SOURCE", _DATASET_HELP)
     _add(what, "preset", str, "NAME", f"defaults of all the other options, one of {', '.join(PRESETS)}")
     _add(what, "teacher_hidden", whole, "N", "sizes of the teacher's hidden layers", nargs="+")
-    _add(what, "teacher_dropout", _number, "X", "rate of the dropout in the teacher's hidden layers")
-    _add(what, "teacher_input_dropout", _number, "X", "rate of the dropout on the teacher's inputs")
-    _add(what, "teacher_max_norm", _number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
+    _add(what, "teacher_dropout", number, "X", "rate of the dropout in the teacher's hidden layers")
+    _add(what, "teacher_input_dropout", number, "X", "rate of the dropout on the teacher's inputs")
+    _add(what, "teacher_max_norm", number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
     _add(what, "student_hidden", whole, "N", "sizes of the students' hidden layers", nargs="+")
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
-    _add(how, "alpha", _number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
-    _add(how, "temperature", _number, "X", "divides the logits of student and teacher in the soft loss")
+    _add(how, "alpha", number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
+    _add(how, "temperature", number, "X", "divides the logits of student and teacher in the soft loss")
     training = parser.add_argument_group(
         "training, with Adam (of the students, and of the teacher where not said apart)"
     )
     _add(training, "epochs", whole, "N", "epochs of each training")
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
-    _add(training, "learning_rate", _number, "X", "Adam's learning rate")
+    _add(training, "learning_rate", number, "X", "Adam's learning rate")
     _add(training, "schedule", str, "NAME", f"of the learning rate, one of {', '.join(SCHEDULES)} (to 0)")
     _add(
         training, "shift", whole, "N", "moves every image by up to N pixels, anew in each step; the teacher sees it too"
     )
     for name, kind, metavar in (
-        ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", _number, "X"),
+        ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),
         ("schedule", str, "NAME"), ("shift", whole, "N"),
     ):  # fmt: skip
         _add(training, f"teacher_{name}", kind, metavar, f"{option(name)} of the teacher")
@@ -82,13 +94,18 @@ def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
+def _add_option(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
     default = getattr(Config(), name)
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     shown = "the students'" if default is None else shown
     group.add_argument(
         option(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more
     )
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Sizes of hidden layers joined by commas, as an option's type."""
+    return tuple(whole(part) for part in text.split(","))
 
 
 def whole(text: str) -> int:
@@ -99,7 +116,8 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number: give one such as 5") from None
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """A number, as an option's type."""
     try:
         return float(text)
     except ValueError:

@@ -51,6 +51,21 @@ class Dataset(NamedTuple):
         return sha.hexdigest()
 
 
+def development(dataset: Dataset) -> Dataset:
+    """The training set alone, its last part (10,000 examples, at most a sixth) in the place of the test set.
+
+    Hyperparameters are chosen on it. Raises `DataError` where there are too few examples for two parts.
+    """
+    count = len(dataset.train_labels)
+    held = min(10_000, count // 6)
+    if held < 1:
+        raise DataError(f"{dataset.name} has {count} training examples: choosing by a part of them needs at least 6")
+    images, labels = dataset.train_images, dataset.train_labels
+    return dataset._replace(
+        train_images=images[:-held], train_labels=labels[:-held], test_images=images[-held:], test_labels=labels[-held:]
+    )
+
+
 def load(source: str) -> Dataset:
     """The `Dataset` that `source` names: `mnist`, `tfds:NAME`, `idx:DIR` or `npz:FILE`.
 

@@ -30,14 +30,15 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
     return list(drawn)
 
 
-def _figure(**size: Any) -> Any:
+def new_figure(**size: Any) -> Any:
+    """An empty figure, without a display."""
     from matplotlib.figure import Figure
 
     return Figure(layout="constrained", **size)
 
 
 def _learning_curves(result: Result) -> Any:
-    figure = _figure(figsize=(10, 4.2))
+    figure = new_figure(figsize=(10, 4.2))
     axes = figure.subplots(1, 2)
     for name, trained in models(result).items():
         marker = "o" if len(trained.epochs) == 1 else None
@@ -74,7 +75,7 @@ def _learning_curves(result: Result) -> Any:
 def _comparison(result: Result) -> Any:
     comparison = result.comparison
     pairs = np.stack([result.student.evaluations.correct, result.distilled.evaluations.correct])
-    figure = _figure(figsize=(9, 4.2))
+    figure = new_figure(figsize=(9, 4.2))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     left.plot([0, 1], pairs, color="0.6", linewidth=1, marker="o", markersize=4, zorder=1)
     for x, name in enumerate(("student", "distilled")):
@@ -108,12 +109,12 @@ def _digits(result: Result, dataset: Dataset) -> Any:
     chosen = np.argsort(-wrong, kind="stable")[:_MOST_IMAGES]
     chosen = chosen[wrong[chosen] > 0]
     if len(chosen) == 0:
-        figure = _figure(figsize=(6, 1.5))
+        figure = new_figure(figsize=(6, 1.5))
         figure.suptitle("There is no test image that the teacher gets right and a student gets wrong.", fontsize=10)
         return figure
     columns = min(8, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = _figure(figsize=(max(6.5, 1.35 * columns), 1.75 * rows + 0.7))
+    figure = new_figure(figsize=(max(6.5, 1.35 * columns), 1.75 * rows + 0.7))
     for place, index in enumerate(chosen):
         axis = figure.add_subplot(rows, columns, place + 1)
         image = dataset.test_images[index]

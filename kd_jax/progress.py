@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 from tqdm import tqdm
@@ -87,6 +88,53 @@ class Bars(Lines):
     def finish(self) -> None:
         """Leaves the bar as it stands."""
         self.bar.close()
+
+
+class Overall(Lines):
+    """One bar for many phases; where there is no terminal a line at the end of each.
+
+    costs: of one step of one training, for each phase's name without its number, in any unit. total: of everything.
+    """
+
+    def __init__(self, costs: Mapping[str, float], total: float, *, bar: bool) -> None:
+        self.costs, self.total, self.spent, self.seconds, self.new = costs, total, 0.0, 0.0, 0.0
+        width = min(shutil.get_terminal_size().columns, 110)
+        shape = "{desc} |{bar}| {percentage:3.0f} % {elapsed}<{remaining}"
+        self.bar = (
+            tqdm(total=total, desc="compiling", bar_format=shape, file=sys.stdout, ncols=width, nrows=20)
+            if bar
+            else None
+        )
+
+    def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
+        """Begins a phase."""
+        self.phase, self.resumed, self.epochs = phase, done, epochs
+        if self.bar is not None:
+            self.bar.set_description_str(phase)
+
+    def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
+        """Moves the bar."""
+        one = np.size(metrics.loss) * self.costs[self.phase.rpartition("-")[0]]
+        self._move((steps + self.resumed) * one)
+        self.new += steps * one
+        self.resumed = 0
+        self.seconds += seconds
+
+    def finish(self) -> None:
+        """Ends a phase, with a line where there is no bar."""
+        if self.bar is None and self.new:
+            left = max(0.0, self.total - self.spent) * self.seconds / self.new
+            self._write(f"{self.phase:<14}  {self.spent / self.total:4.0%} of all, {duration(left)} left")
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _move(self, cost: float) -> None:
+        self.spent += cost
+        if self.bar is not None:
+            self.bar.update(cost)
 
 
 class Silent(Lines):

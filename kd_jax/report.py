@@ -140,13 +140,13 @@ def _column(trained: Trained) -> list[str]:
     return [
         f"{trained.parameters:,}",
         f"{len(trained.seeds)}",
-        _spread(found.correct, ".0f"),
-        _spread(found.errors, ".0f"),
-        _spread(found.accuracy, ".2f", per_cent=True),
-        _spread(found.teacher_agreement, ".1f", per_cent=True) if taught else "",
-        _spread(found.kl_to_teacher, ".3f") if taught else "",
-        _spread(found.nll, ".3f"),
-        _spread(found.ece, ".1f", per_cent=True),
+        spread(found.correct, ".0f"),
+        spread(found.errors, ".0f"),
+        spread(found.accuracy, ".2f", per_cent=True),
+        spread(found.teacher_agreement, ".1f", per_cent=True) if taught else "",
+        spread(found.kl_to_teacher, ".3f") if taught else "",
+        spread(found.nll, ".3f"),
+        spread(found.ece, ".1f", per_cent=True),
         f"{trained.timing.train_s:.1f}",
         f"{trained.timing.steps_per_s:,.0f}"
         if trained.timing.steps_per_s >= 10
@@ -254,7 +254,8 @@ def _model_json(trained: Trained) -> dict[str, Any]:
     return {"parameters": trained.parameters, "runs": runs, "training": history}
 
 
-def _spread(values: Any, form: str, *, per_cent: bool = False) -> str:
+def spread(values: Any, form: str, *, per_cent: bool = False) -> str:
+    """Mean ± standard deviation over the seeds, or the one value there is."""
     summary = summarise(np.asarray(values, np.float64) * (100 if per_cent else 1))
     mean = format(summary.mean, form)
     return mean if summary.sd is None else f"{mean} ± {format(summary.sd, form)}"

@@ -20,7 +20,8 @@ class Comparison(NamedTuple):
 
     n: number of pairs. mean_difference: in the unit of the metric. ci95: two-sided 95 % interval of the mean
     difference, by Student's t. p_value: two-sided, of the paired t-test. Both are None where the differences cannot
-    tell: fewer than two pairs, or the same difference, other than 0, in each.
+    tell: fewer than two pairs, or the same difference, other than 0, in each. Where several comparisons were made,
+    both are corrected for their number.
     """
 
     metric: str
@@ -38,8 +39,12 @@ def summarise(values: ArrayLike) -> Summary:
     return Summary(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, array.size)
 
 
-def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str) -> Comparison:
+def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str, comparisons: int = 1) -> Comparison:
     """`treatment` minus `baseline`, pair by pair. Raises `ValueError` unless both hold the same number of values.
+
+    comparisons: how many are made and looked at. By Bonferroni's inequality all of their intervals, each at the level
+        1 - 0.05 / comparisons, hold at once with a probability of at least 95 %, however the comparisons depend on each
+        other; a p-value is multiplied by their number (Dunn 1961, https://doi.org/10.2307/2282330).
 
     The interval is about other seeds of the same two trainings (and, here, the same teacher).
     """
@@ -53,16 +58,20 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str)
     if n < 2 or np.ptp(differences) == 0:
         return Comparison(metric, n, mean, None, None)
     test = scipy_stats.ttest_1samp(differences, 0.0)
-    low, high = test.confidence_interval(0.95)
-    return Comparison(metric, n, mean, (float(low), float(high)), float(test.pvalue))
+    low, high = test.confidence_interval(1 - 0.05 / comparisons)
+    return Comparison(metric, n, mean, (float(low), float(high)), min(1.0, comparisons * float(test.pvalue)))
 
 
-def conclude(comparison: Comparison, *, of: int) -> str:
-    """One sentence on a comparison of correct images, of `of`: what distillation changed, and whether that is real."""
+def conclude(comparison: Comparison, *, of: int, against: str = "") -> str:
+    """One sentence on a comparison of correct images, of `of`: what distillation changed, and whether that is real.
+
+    against: the baseline, where it has to be said.
+    """
     n, mean = comparison.n, comparison.mean_difference
     half = None if comparison.ci95 is None else (comparison.ci95[1] - comparison.ci95[0]) / 2
     digits = 1 if half is not None and half < 9.5 else 0
-    changed = f"Distillation changed the number of correct images by {_signed(mean, digits)}"
+    who = f"Against {against}, distillation" if against else "Distillation"
+    changed = f"{who} changed the number of correct images by {_signed(mean, digits)}"
     if n == 1:
         return f"{changed} of {of:,} with 1 seed: one run cannot tell a gain from noise, so use --seeds 5 or more."
     if comparison.ci95 is None:
@@ -83,3 +92,11 @@ def _signed(value: float, digits: int) -> str:
 
 def _p(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2g}"
+
+
+def half_width(values: ArrayLike) -> float:
+    """Half the width of the 95 % interval of the mean, by Student's t; 0 for one value."""
+    array = np.asarray(values, np.float64)
+    if array.size < 2:
+        return 0.0
+    return float(scipy_stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))

@@ -1,0 +1,275 @@
+"""A whole grid: teachers, baselines and distilled students, compared on a development split; one test at the end."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from kd_jax import experiment, group, memory, stats, teacher
+from kd_jax.config import METHODS, Config
+from kd_jax.data import Dataset
+from kd_jax.evaluate import Evaluation, evaluate, predict
+from kd_jax.grid import (
+    ALONE,
+    DISTILLED,
+    SMOOTHED,
+    Grid,
+    Setting,
+    alone_of,
+    baselines,
+    distilled,
+    program_of,
+    smoothed_of,
+    teacher_of,
+)  # fmt: skip
+from kd_jax.group import Group
+from kd_jax.methods import CROSS_ENTROPY, LABEL_SMOOTHING, KDWeights, SmoothingWeights
+from kd_jax.models import Network
+from kd_jax.phase import Keeping, Progress
+from kd_jax.train import Examples, Hyperparameters
+
+
+class Gain(NamedTuple):
+    """A distilled setting against a baseline, in correct images, by seed."""
+
+    baseline: Setting
+    comparison: stats.Comparison
+
+
+class Found(NamedTuple):
+    """What a sweep found.
+
+    teachers: each one's measures on the development split. students: every setting's there, arrays `[seeds]`.
+    gains: of every distilled setting against its baselines, corrected for all of these comparisons. chosen: the setting
+    with the fewest errors there. tested: the chosen setting and its baselines on the test set. test_gains: of the
+    chosen one, corrected for their number. steps: of all trainings. examples: in training, development and test.
+    """
+
+    grid: Grid
+    teachers: dict[Config, Evaluation]
+    students: dict[Setting, Evaluation]
+    gains: dict[Setting, list[Gain]]
+    chosen: Setting
+    tested: dict[Setting, Evaluation]
+    test_gains: list[Gain]
+    examples: tuple[int, int, int]
+    train_s: float
+    total_s: float
+
+
+class Job(NamedTuple):
+    """Settings that train side by side. group: what is trained. teacher: of distilled settings."""
+
+    settings: list[Setting]
+    group: Group
+    network: Network
+    most: int
+    teacher: Config | None
+
+
+def jobs(grid: Grid, dataset: Dataset) -> list[Job]:
+    """All trainings of students, as few programs as there can be. dataset: the development split's.
+
+    Raises `ConfigError` where a setting does not fit the data, or one training the memory.
+    """
+    by_program: dict[Any, list[Setting]] = {}
+    for setting in baselines(grid) + distilled(grid):
+        by_program.setdefault(program_of(setting, grid), []).append(setting)
+    found: list[Job] = []
+    for number, settings in enumerate(by_program.values()):
+        kind, config, _ = settings[0]
+        experiment.check(_one_seed(config), dataset)
+        network = experiment.networks(config, dataset)[1]
+        method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
+        recipe = experiment.recipe(network, config.training, len(dataset.train_labels), method)
+        name = f"{kind.replace(' ', '-')}-{number}"
+        seeds = tuple(range(config.seed, config.seed + config.seeds))
+        one = Group(name, recipe, [_hyperparameters(s) for s in settings], seeds, experiment.STUDENT, config.epochs)
+        most = _at_once(network, config.student_hidden, config.batch_size, dataset)
+        found.append(Job(settings, one, network, most, teacher_of(settings[0], grid) if kind == DISTILLED else None))
+    return found
+
+
+def teachers(grid: Grid, dataset: Dataset) -> dict[Config, Group]:
+    """The teachers to train. Raises as `jobs` does."""
+    found = {}
+    for number, config in enumerate(dict.fromkeys(teacher_of(setting, grid) for setting in distilled(grid))):
+        experiment.check(_one_seed(config), dataset)
+        training = config.teacher_training
+        recipe = experiment.recipe(
+            experiment.networks(config, dataset)[0],
+            training,
+            len(dataset.train_labels),
+            max_norm=config.teacher_max_norm,
+        )
+        settings = [Hyperparameters(training.learning_rate)]
+        found[config] = Group(
+            f"teacher-{number}", recipe, settings, (config.seed,), experiment.TEACHER, training.epochs
+        )
+    return found
+
+
+def costs(grid: Grid, dataset: Dataset) -> tuple[dict[str, float], float]:
+    """For the progress bar: what a step of one training costs, by the group's name, and all of them together."""
+    todo = [(one, 1) for one in teachers(grid, dataset).values()]
+    todo += [(job.group, job.most) for job in jobs(grid, dataset)]
+    each, total = {}, 0.0
+    for one, most in todo:
+        each[one.name] = _cost_of_a_step(one)
+        steps = one.epochs * (len(dataset.train_labels) // one.recipe.batch_size)
+        total += each[one.name] * group.trainings(one, most) * steps
+    return each, total
+
+
+def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keeping: Keeping) -> Found:
+    """The whole sweep. split: `data.development(dataset)`.
+
+    The test images are read once: after the last training, for the chosen setting and its baselines. Raises
+    `ConfigError`, and what `group.run` raises.
+    """
+    started = time.perf_counter()
+    examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
+    taught = {config: _Teacher(one, examples, progress, keeping) for config, one in teachers(grid, split).items()}
+    first = next(iter(taught.values()))
+    students: dict[Setting, Evaluation] = {}
+    trained: dict[Setting, tuple[Any, Network]] = {}
+    train_s = sum(one.trained.train_s for one in taught.values())
+    for job in jobs(grid, split):
+        own = taught[job.teacher] if job.teacher else None
+        result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most)
+        train_s += result.train_s
+        logits = (own or first).logits(split.test_images)
+        for i, setting in enumerate(job.settings):
+            parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
+            trained[setting] = (parameters, job.network)
+            students[setting] = _measured(*trained[setting], split, logits)
+    gains = _gains(grid, students)
+    chosen = _best([s for s in students if s.kind == DISTILLED], students)
+    compared = _baselines_of(chosen, grid, students)
+    test_logits = taught[teacher_of(chosen, grid)].logits(dataset.test_images)
+    tested = {setting: _measured(*trained[setting], dataset, test_logits) for setting in [chosen, *compared]}
+    return Found(
+        grid,
+        {config: one.measured(split) for config, one in taught.items()},
+        students,
+        gains,
+        chosen,
+        tested,
+        [_gain(chosen, baseline, tested, len(compared)) for baseline in compared],
+        (len(split.train_labels), len(split.test_labels), len(dataset.test_labels)),
+        train_s,
+        time.perf_counter() - started,
+    )
+
+
+class _Teacher:
+    """A trained teacher, whose outputs are computed once for each shift that is asked for."""
+
+    def __init__(self, one: Group, examples: Examples, progress: Progress, keeping: Keeping) -> None:
+        given = experiment.given(examples, one.recipe.shift)
+        self.trained = group.run(one, given, progress, keeping, most=1)
+        self.network = one.recipe.network
+        self.parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), (self.trained.params, self.trained.state))
+        self._outputs: tuple[int, Any] | None = None
+
+    def outputs(self, examples: Examples, shift: int) -> Any:
+        if self._outputs is None or self._outputs[0] != shift:
+            self._outputs = None
+            params, state = self.parameters
+            found = teacher.outputs(params, state, examples.images, network=self.network, shift=shift)
+            self._outputs = (shift, found)
+        return self._outputs[1]
+
+    def logits(self, images: Any) -> Float[Array, "examples classes"]:
+        return predict(*self.parameters, jnp.asarray(images), network=self.network)
+
+    def measured(self, split: Dataset) -> Evaluation:
+        return jax.tree.map(np.asarray, evaluate(self.logits(split.test_images), jnp.asarray(split.test_labels)))
+
+
+def _given(examples: Examples, job: Job, own: _Teacher | None) -> Examples:
+    shift = job.group.recipe.shift
+    given = experiment.given(examples, shift)
+    return given._replace(teacher=own.outputs(examples, shift)) if own else given
+
+
+def _measured(
+    parameters: Any, network: Network, dataset: Dataset, teacher_logits: Float[Array, "examples classes"]
+) -> Evaluation:
+    """Measures of every seed on the test part of `dataset`."""
+    images, labels = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
+    found = _evaluate_each(parameters, images, labels, teacher_logits, network=network)
+    return jax.tree.map(np.asarray, found)
+
+
+@partial(jax.jit, static_argnames="network")
+def _evaluate_each(
+    parameters: Any, images: Array, labels: Int[Array, " examples"], teacher_logits: Array, *, network: Network
+) -> Evaluation:
+    def one(own: Any) -> Evaluation:
+        return evaluate(predict(*own, images, network=network), labels, teacher_logits)
+
+    return jax.lax.map(one, parameters)
+
+
+def _gains(grid: Grid, students: dict[Setting, Evaluation]) -> dict[Setting, list[Gain]]:
+    settings = distilled(grid)
+    compared = {setting: _baselines_of(setting, grid, students, best=False) for setting in settings}
+    number = sum(map(len, compared.values()))
+    return {s: [_gain(s, baseline, students, number) for baseline in compared[s]] for s in settings}
+
+
+def _baselines_of(
+    setting: Setting, grid: Grid, students: dict[Setting, Evaluation], *, best: bool = True
+) -> list[Setting]:
+    """The student alone and the one with the best smoothing, both trained as `setting`; and the best of all of them."""
+    found = [alone_of(setting, grid)]
+    if grid.smoothing:
+        found.append(_best(smoothed_of(setting, grid), students))
+    if best:
+        found.append(_best([s for s in students if s.kind != DISTILLED], students))
+    return list(dict.fromkeys(found))
+
+
+def _best(settings: Sequence[Setting], students: dict[Setting, Evaluation]) -> Setting:
+    """The fewest errors in the mean, then the smallest negative log-likelihood."""
+    return min(settings, key=lambda s: (float(np.mean(students[s].errors)), float(np.mean(students[s].nll))))
+
+
+def _gain(setting: Setting, baseline: Setting, measured: dict[Setting, Evaluation], comparisons: int) -> Gain:
+    before, after = measured[baseline].correct, measured[setting].correct
+    return Gain(baseline, stats.paired_comparison(before, after, metric="correct", comparisons=comparisons))
+
+
+def _hyperparameters(setting: Setting) -> Hyperparameters:
+    config = setting.config
+    weights: Any = ()
+    if setting.kind == DISTILLED:
+        weights = KDWeights(config.alpha, config.temperature)
+    elif setting.kind == SMOOTHED:
+        weights = SmoothingWeights(setting.smoothing)
+    return Hyperparameters(config.learning_rate, weights)
+
+
+def _one_seed(config: Config) -> Config:
+    """For checks: a sweep splits its seeds so that they fit."""
+    return dataclasses.replace(config, seeds=1)
+
+
+def _at_once(network: Network, hidden: tuple[int, ...], batch_size: int, dataset: Dataset) -> int:
+    layers = experiment.layer_sizes(hidden, dataset)
+    one = memory.needed(network, layers, examples=len(dataset.train_labels), test_examples=len(dataset.test_labels))
+    return group.trainings_at_once(one, batch_size)
+
+
+def _cost_of_a_step(one: Group) -> float:
+    """Multiplications and parameters moved, roughly."""
+    params, _ = jax.eval_shape(one.recipe.network.init, jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return float(size * (one.recipe.batch_size + 16) + 20_000 * one.recipe.batch_size)

@@ -1,0 +1,163 @@
+"""Trains a grid of distilled students beside two baselines; tells which setting is best, and whether its gain is real.
+
+Any option below may have several values: every combination of them is trained, with all seeds, and compared, seed by
+seed, with the same student on hard labels alone and on smoothed labels. Settings are chosen on a development split (the
+last 10,000 images of the training set, at most a sixth); the test set is read once, for the chosen one.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kd_jax import cli, command, grid, resume
+from kd_jax.checkpoint import MismatchError, Store
+from kd_jax.config import Config, make_config, option
+from kd_jax.data import Dataset, development, load
+from kd_jax.grid import Grid
+from kd_jax.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from kd_jax import phase
+
+_PROG = "python -m kd_jax.sweep"
+_DEFAULT_SMOOTHING = (0.1,)
+_EPILOG = f"""\
+examples:
+  python -m kd_jax.sweep --method kd --temperature 1 2 4 8 20 --alpha 0 0.1 0.5 0.9 --seeds 10
+  python -m kd_jax.sweep --method kd --temperature 4 --student-hidden 10,10 20,20 50,50 100,100
+  python -m kd_jax.sweep --preset tuned --learning-rate 0.001 0.003 0.01 --label-smoothing 0.05 0.1 0.2
+
+  python -m kd_jax.sweep --out runs/grid --resume     goes on with a sweep that was stopped, with its own options
+
+{command.EXIT_CODES}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Options in, best settings out."""
+    command.run(_parser(), arguments, _body)
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog=_PROG,
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    cli.add_config_options(parser, single=grid.SINGLE)
+    parser.add_argument_group("the second baseline").add_argument(
+        "--label-smoothing", type=cli.number, metavar="X", nargs="*", default=argparse.SUPPRESS,
+        help="shares of the uniform distribution in the labels; the best one counts, none leaves it out (default: 0.1)",
+    )  # fmt: skip
+    command.add_output_options(parser, "results.json, results.csv, the tables and the plots")
+    return parser
+
+
+def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
+    asked = _resolved(options)
+    dataset = load(asked.base.dataset)
+    split = development(dataset)
+    command.prepare_jax()
+    from kd_jax import phase, report, search, sweep_report
+
+    search.teachers(asked, split)
+    search.jobs(asked, split)
+    with command.opened(options, f"sweep-{command.as_name(asked.base.dataset)}", _PROG) as store:
+        identity = resume.identity(asked.base, dataset, report.environment(), None) | {"grid": _as_json(asked)}
+        if command.claimed(store, identity, options, report.RESULTS, sweep_report.TABLE):
+            _search(asked, dataset, split, options, phase.Keeping(store, None, interrupt))
+
+
+def _search(
+    asked: Grid, dataset: Dataset, split: Dataset, options: argparse.Namespace, keeping: "phase.Keeping"
+) -> None:
+    from kd_jax import progress, search, sweep_report
+
+    assert keeping.store is not None
+    folder = keeping.store.folder
+    if options.quiet:
+        watcher: Any = progress.Silent()
+    else:
+        print(sweep_report.header(asked, split, folder), flush=True)
+        watcher = progress.Overall(*search.costs(asked, split), bar=sys.stdout.isatty())
+    with command.telling_failures(keeping.store):
+        try:
+            found = search.run(asked, dataset, split, watcher, keeping)
+        finally:
+            if isinstance(watcher, progress.Overall):
+                watcher.close()
+        files = sweep_report.write(found, dataset, folder)
+        keeping.store.finish()
+    text = f"\n{sweep_report.text(found)}"
+    if not options.quiet:
+        text += f"\n\n{found.total_s:.0f} s in all. {folder}/ has {', '.join(files)}."
+    command.say(text, folder / sweep_report.TABLE)
+
+
+def _resolved(options: argparse.Namespace) -> Grid:
+    """The grid that is asked for; with --resume that of the folder."""
+    given = _given(options)
+    store = command.check_output_options(options)
+    if store is None:
+        return _grid(given)
+    saved = _saved(store)
+    for name, values in given.items():
+        if saved.get(name, _default(name)) != values:
+            was = saved.get(name, _default(name))
+            raise MismatchError(
+                f"{option(name)} is {_words(values)}, and the sweep in {store.folder} has {_words(was)}: leave the "
+                "option out to go on, or choose another folder"
+            )
+    return _grid(saved)
+
+
+def _given(options: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
+    """What was given, every option as a list of values."""
+    names = [*Config.__dataclass_fields__, "label_smoothing"]
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return {name: tuple(value) if isinstance(value, list) else (value,) for name, value in given.items()}
+
+
+def _grid(given: dict[str, tuple[Any, ...]]) -> Grid:
+    smoothing = given.get("label_smoothing", _DEFAULT_SMOOTHING)
+    options = {name: values for name, values in given.items() if name != "label_smoothing"}
+    single = {name: values[0] for name, values in options.items() if len(values) == 1}
+    lists = {name: values for name, values in options.items() if len(values) > 1}
+    return grid.make_grid(make_config(**single), lists, smoothing)
+
+
+def _default(name: str) -> tuple[Any, ...]:
+    return _DEFAULT_SMOOTHING if name == "label_smoothing" else (getattr(Config(), name),)
+
+
+def _as_json(asked: Grid) -> dict[str, Any]:
+    """A grid as JSON keeps it."""
+    lists = {name: [list(v) if isinstance(v, tuple) else v for v in values] for name, values in asked.lists.items()}
+    return {"lists": lists, "label_smoothing": list(asked.smoothing)}
+
+
+def _saved(store: Store) -> dict[str, tuple[Any, ...]]:
+    """The options of the sweep in the folder. Raises `MismatchError` where it has none."""
+    known = store.identity()
+    try:
+        single = {name: (_frozen(value),) for name, value in known["config"].items()}
+        lists = {name: tuple(_frozen(value) for value in values) for name, values in known["grid"]["lists"].items()}
+        return single | lists | {"label_smoothing": tuple(known["grid"]["label_smoothing"])}
+    except (KeyError, TypeError, AttributeError):
+        raise MismatchError(
+            f"{store.folder} has no sweep of this kd_jax: go on with the command and the version that started it"
+        ) from None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _words(values: tuple[Any, ...]) -> str:
+    return " ".join(",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
+
+
+if __name__ == "__main__":
+    main()

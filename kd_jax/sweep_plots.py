@@ -1,0 +1,164 @@
+"""Plots of a sweep: a heat map of two options with the baseline marked, and every measure against the temperature."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd_jax import grid, stats
+from kd_jax.grid import ALONE, SMOOTHED, Setting
+from kd_jax.plots import new_figure
+from kd_jax.search import Found
+
+_MEASURES: dict[str, Callable[[Any], Any]] = {
+    "errors": lambda e: e.errors,
+    "negative log-likelihood (nats)": lambda e: e.nll,
+    "calibration error (%)": lambda e: 100 * e.ece,
+    "agrees with the teacher (%)": lambda e: 100 * e.teacher_agreement,
+    "KL to the teacher (nats)": lambda e: e.kl_to_teacher,
+}
+# Okabe and Ito's colours, which people with any colour vision tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_BASELINES = {ALONE: ("#000000", "alone"), SMOOTHED: ("#999999", "smoothed labels")}
+_ORDER = ("temperature", "alpha", "learning_rate", "epochs", "batch_size", "shift")
+
+
+def write(found: Found, folder: Path) -> list[str]:
+    """Writes the plots as PNG files into `folder` and returns their names; none for a single setting."""
+    axes = _axes(found)
+    if not axes:
+        return []
+    drawn = {"heat-map.png": _heat_map(found, axes), f"{axes[0].replace('_', '-')}.png": _curves(found, axes)}
+    for name, one in drawn.items():
+        one.savefig(folder / name, dpi=130)
+    return list(drawn)
+
+
+def _axes(found: Found) -> list[str]:
+    """The listed options, those that one looks at first before the others."""
+    known = [name for name in _ORDER if name in found.grid.lists]
+    return known + [name for name in found.grid.lists if name not in known]
+
+
+def _heat_map(found: Found, axes: list[str]) -> Any:
+    """Errors over the first two options; of the settings that agree in both, the best."""
+    lists = found.grid.lists
+    across, down = lists[axes[0]], lists[axes[1]] if len(axes) > 1 else (None,)
+    errors = np.full((len(down), len(across)), np.inf)
+    best: dict[tuple[int, int], Setting] = {}
+    for setting in found.gains:
+        config = setting.config
+        row = down.index(getattr(config, axes[1])) if len(axes) > 1 else 0
+        place = (row, across.index(getattr(config, axes[0])))
+        mean = float(np.mean(found.students[setting].errors))
+        if mean < errors[place]:
+            errors[place], best[place] = mean, setting
+    drawn = new_figure(figsize=(max(6.0, 1.1 * len(across) + 3.5), max(3.2, 0.65 * len(down) + 2.2)))
+    axis = drawn.subplots()
+    image = axis.imshow(errors, cmap="viridis_r", aspect="auto")
+    middle = (errors.min() + errors.max()) / 2
+    for place, setting in best.items():
+        marks = "".join(_mark(gain.comparison) for gain in found.gains[setting][:1])
+        colour = "white" if errors[place] < middle else "black"
+        axis.text(place[1], place[0], f"{errors[place]:.1f}{marks}", ha="center", va="center", color=colour, fontsize=9)
+    chosen = next(place for place, setting in best.items() if setting == found.chosen)
+    axis.add_patch(_frame(chosen))
+    axis.set(xticks=range(len(across)), xticklabels=[grid.shown(v) for v in across], xlabel=_words(axes[0]))
+    if len(axes) > 1:
+        axis.set(yticks=range(len(down)), yticklabels=[grid.shown(v) for v in down], ylabel=_words(axes[1]))
+    else:
+        axis.set(yticks=[])
+    bar = drawn.colorbar(image, ax=axis, label="errors on the development split")
+    ends = []
+    for kind, (colour, word) in _BASELINES.items():
+        means = [float(np.mean(found.students[s].errors)) for s in found.students if s.kind == kind]
+        if means:
+            low, high = image.get_clim()
+            image.set_clim(min(low, min(means)), max(high, min(means)))
+            bar.ax.axhline(min(means), color=colour, linewidth=2.5)
+            ends.append(f"{word} {min(means):.1f}")
+    more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
+    axis.set_title(
+        f"Mean errors of {found.grid.base.seeds} seeds{more}; framed: chosen\n"
+        f"lines in the bar: {', '.join(ends)}; ▲ a gain on alone, ▼ a loss (95 %, corrected)",
+        fontsize=9,
+    )
+    return drawn
+
+
+def _mark(comparison: stats.Comparison) -> str:
+    if comparison.ci95 is None:
+        return ""
+    return " ▲" if comparison.ci95[0] > 0 else " ▼" if comparison.ci95[1] < 0 else ""
+
+
+def _frame(place: tuple[int, int]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((place[1] - 0.48, place[0] - 0.46), 0.96, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5)
+
+
+def _curves(found: Found, axes: list[str]) -> Any:
+    """Every measure against the first option, a line for each value of the second; with 95 % intervals."""
+    first, lists = axes[0], found.grid.lists
+    values = lists[first]
+    numeric = all(isinstance(value, int | float) for value in values)
+    at = [float(value) for value in (values if numeric else range(len(values)))]
+    lines = lists[axes[1]] if len(axes) > 1 else (None,)
+    drawn = new_figure(figsize=(13, 7))
+    panels = drawn.subplots(2, 3).ravel()
+    for panel, (title, measure) in zip(panels, _MEASURES.items(), strict=False):
+        for line, colour in zip(lines[: len(_COLOURS)], _COLOURS, strict=False):
+            chosen = [_best_at(found, axes, value, line) for value in values]
+            label = "" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
+            _line(panel, at, [measure(found.students[s]) for s in chosen], colour, label or "distilled")
+        for kind, (colour, word) in _BASELINES.items():
+            students = [s for s in found.students if s.kind == kind]
+            if students:
+                best = min(students, key=lambda s: float(np.mean(found.students[s].errors)))
+                _band(panel, measure(found.students[best]), colour, word)
+        if numeric and min(at) > 0 and max(at) >= 8 * min(at):
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("")
+        panel.set_xticks(at, [grid.shown(value) for value in values])
+        panel.set(xlabel=_words(first), ylabel=title)
+        panel.grid(alpha=0.25)
+    handles, labels = panels[0].get_legend_handles_labels()
+    panels[5].axis("off")
+    panels[5].legend(handles, labels, loc="center", fontsize=10)
+    more = f"; best over {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
+    drawn.suptitle(
+        f"Development split: means of {found.grid.base.seeds} seeds with 95 % intervals, each for itself{more}",
+        fontsize=11,
+    )
+    return drawn
+
+
+def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting:
+    """The setting with the fewest errors among those with these values of the first two options."""
+    fitting = [
+        setting
+        for setting in found.gains
+        if getattr(setting.config, axes[0]) == value and (line is None or getattr(setting.config, axes[1]) == line)
+    ]
+    return min(fitting, key=lambda s: float(np.mean(found.students[s].errors)))
+
+
+def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: str) -> None:
+    means = [float(np.mean(one)) for one in values]
+    halves = [stats.half_width(one) for one in values]
+    panel.errorbar(
+        at, means, yerr=halves, color=colour, label=label, marker="o", markersize=4, capsize=3, linewidth=1.3
+    )
+
+
+def _band(panel: Any, values: Any, colour: str, label: str) -> None:
+    mean, half = float(np.mean(values)), stats.half_width(values)
+    panel.axhline(mean, color=colour, linestyle="--", linewidth=1.3, label=label)
+    panel.axhspan(mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,241 @@
+"""What is left of a sweep: the best settings, the test, results.json, results.csv and the plots."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from kd_jax import grid, report, stats, sweep_plots
+from kd_jax.config import Config
+from kd_jax.data import Dataset
+from kd_jax.evaluate import Evaluation
+from kd_jax.grid import Grid, Setting
+from kd_jax.search import Found, Gain
+
+TABLE, RUNS = "results.md", "results.csv"
+_SHOWN = 10
+_MEASURES = ("errors", "nll", "ece", "teacher_agreement", "kl_to_teacher")
+
+
+def header(asked: Grid, split: Dataset, folder: Path) -> str:
+    """What will be trained, how, and where its results go."""
+    base, lists = asked.base, asked.lists
+    distilled, baselines = grid.distilled(asked), grid.baselines(asked)
+    teachers = len({grid.teacher_of(setting, asked) for setting in distilled})
+    listed = " × ".join(f"{name.replace('_', ' ')} {_values(values)}" for name, values in lists.items())
+    fixed = {
+        "teacher": "teacher_hidden", "student": "student_hidden", "method": "method", "alpha": "alpha",
+        "temperature": "temperature", "epochs": "epochs", "batch": "batch_size", "learning rate": "learning_rate",
+        "schedule": "schedule", "shift": "shift",
+    }  # fmt: skip
+    rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)
+    seeds = f"{base.seeds} seeds ({base.seed} to {base.seed + base.seeds - 1})" if base.seeds > 1 else "1 seed"
+    smoothing = f", smoothing {_values(asked.smoothing)}" if asked.smoothing else ""
+    lines = {
+        "data": f"{report.data_line(split)}; these are the training set's last, for choosing",
+        "grid": f"{listed or 'one setting'}: {len(distilled)} settings, {teachers} teacher{'s' * (teachers > 1)}",
+        "baselines": f"{len(baselines)}, trained on labels alone{smoothing}",
+        "each with": seeds,
+        "fixed": rest,
+        "teachers": report.training_line(base.teacher_training, split),
+        "trainings": f"{(len(distilled) + len(baselines)) * base.seeds + teachers:,}",
+        "device": report.device_line(report.environment()),
+        "results": f"{folder}/",
+    }
+    return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
+
+
+def text(found: Found, *, markdown: bool = False) -> str:
+    """The tables and what they say; Markdown, or plain for a terminal."""
+    style = "pipe" if markdown else "simple"
+    train, development, test = found.examples
+    parts = [
+        f"On the development split ({development:,} images; mean ± sd of {found.grid.base.seeds} seeds; "
+        f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, and the baselines):",
+        _development_table(found, style),
+        _explanation(found),
+        f"On the test set ({test:,} images, read once), the setting with the fewest errors; trained on {train:,}:",
+        _test_table(found, style),
+        "\n".join(conclusions(found)),
+    ]
+    return "\n\n".join(parts)
+
+
+def conclusions(found: Found) -> list[str]:
+    """A sentence for each baseline on the test set."""
+    of = found.examples[2]
+    return [
+        stats.conclude(gain.comparison, of=of, against=f"the student {grid.label(gain.baseline, found.grid)}")
+        for gain in found.test_gains
+    ]
+
+
+def _explanation(found: Found) -> str:
+    number = sum(map(len, found.gains.values()))
+    return (
+        f"The gains are differences of correct images, seed by seed; {number} of them were looked at, so every\n"
+        f"interval is at the level 1 − 0.05/{number}, and all hold at once with at least 95 % (Bonferroni).\n"
+        "A gain whose interval includes 0 is no evidence, and the best of many settings looks better than\n"
+        "it is: the test below was not used to choose."
+    )
+
+
+def _development_table(found: Found, style: str) -> str:
+    ranked = sorted(found.gains, key=lambda s: _rank(found.students[s]))
+    rows = []
+    for setting in ranked[:_SHOWN]:
+        gains = found.gains[setting]
+        cells = [_gain(gain) for gain in gains] + [""] * (2 - len(gains))
+        rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), *cells])
+    for setting in sorted(grid.baselines(found.grid), key=lambda s: _rank(found.students[s]))[:_SHOWN]:
+        rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), "", ""])
+    columns = ["setting", *_columns(), "gain on alone", "gain on smoothed"]
+    if not found.grid.smoothing:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return _tabulated(rows, columns, style)
+
+
+def _test_table(found: Found, style: str) -> str:
+    rows = [[grid.label(s, found.grid), *_measures(measured)] for s, measured in found.tested.items()]
+    return _tabulated(rows, ["setting", *_columns()], style)
+
+
+def _tabulated(rows: list[list[str]], columns: list[str], style: str) -> str:
+    align = ["left"] + ["right"] * (len(columns) - 1)
+    return tabulate(rows, columns, tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def _columns() -> list[str]:
+    return ["errors", "NLL (nats)", "ECE (%)", "as teacher (%)", "KL to teacher"]
+
+
+def _measures(measured: Evaluation) -> list[str]:
+    return [
+        report.spread(measured.errors, ".1f"),
+        report.spread(measured.nll, ".3f"),
+        report.spread(measured.ece, ".2f", per_cent=True),
+        report.spread(measured.teacher_agreement, ".2f", per_cent=True),
+        report.spread(measured.kl_to_teacher, ".3f"),
+    ]
+
+
+def _gain(gain: Gain) -> str:
+    comparison = gain.comparison
+    if comparison.ci95 is None:
+        return f"{comparison.mean_difference:+.1f}".replace("-", "−")
+    half = (comparison.ci95[1] - comparison.ci95[0]) / 2
+    return f"{comparison.mean_difference:+.1f} ± {half:.1f}".replace("-", "−")
+
+
+def _rank(measured: Evaluation) -> tuple[float, float]:
+    return float(np.mean(measured.errors)), float(np.mean(measured.nll))
+
+
+def write(found: Found, dataset: Dataset, folder: Path) -> list[str]:
+    """Writes every file of a sweep into `folder`, results.json last, and returns their names.
+
+    Raises `report.OutputError` where the folder no longer takes them.
+    """
+    try:
+        (folder / report.RESULTS).unlink(missing_ok=True)
+        drawn = sweep_plots.write(found, folder)
+        (folder / TABLE).write_text(text(found, markdown=True) + "\n", encoding="utf-8")
+        with (folder / RUNS).open("w", newline="", encoding="utf-8") as file:
+            rows = list(_runs(found))
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        content = json.dumps(as_json(found, dataset), indent=1, ensure_ascii=False, allow_nan=False)
+        partial = folder / f".{report.RESULTS}.partial"
+        partial.write_text(content + "\n", encoding="utf-8")
+        partial.replace(folder / report.RESULTS)
+    except OSError as error:
+        raise report.OutputError(
+            f"the results cannot be written to {folder} ({error.strerror or error}): make room, and go on with --resume"
+        ) from None
+    return [report.RESULTS, RUNS, TABLE, *drawn]
+
+
+def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
+    """The content of results.json."""
+    asked = found.grid
+    number = sum(map(len, found.gains.values()))
+    return {
+        "config": asked.base.as_dict(),
+        "lists": {name: [_plain(value) for value in values] for name, values in asked.lists.items()},
+        "label_smoothing": list(asked.smoothing),
+        "data": {"name": dataset.name, "sha256": dataset.digest()}
+        | dict(zip(("train", "development", "test"), found.examples, strict=True)),
+        "environment": report.environment(),
+        "teachers": [
+            {"config": _changed(config, asked)} | {n: v.item() for n, v in measured._asdict().items() if v is not None}
+            for config, measured in found.teachers.items()
+        ],
+        "development": {
+            "correction": f"Bonferroni, {number} comparisons",
+            "settings": [
+                _setting_json(setting, measured, asked) | {"gains": _gains_json(found.gains.get(setting, []), asked)}
+                for setting, measured in found.students.items()
+            ],
+        },
+        "chosen": _described(found.chosen, asked),
+        "test": {
+            "correction": f"Bonferroni, {len(found.test_gains)} comparisons",
+            "settings": [_setting_json(setting, measured, asked) for setting, measured in found.tested.items()],
+            "gains": _gains_json(found.test_gains, asked),
+            "conclusions": conclusions(found),
+        },
+        "timing": {"total_s": found.total_s, "train_s": found.train_s},
+    }
+
+
+def _setting_json(setting: Setting, measured: Evaluation, asked: Grid) -> dict[str, Any]:
+    named = {name: values for name, values in measured._asdict().items() if values is not None}
+    runs = [{"seed": seed} | {n: v[i].item() for n, v in named.items()} for i, seed in enumerate(_seeds(asked))]
+    return {"setting": _described(setting, asked), "runs": runs}
+
+
+def _gains_json(gains: Iterable[Gain], asked: Grid) -> list[dict[str, Any]]:
+    return [{"baseline": _described(gain.baseline, asked)} | gain.comparison._asdict() for gain in gains]
+
+
+def _described(setting: Setting, asked: Grid) -> dict[str, Any]:
+    values = {name: _plain(value) for name, value in grid.describe(setting, asked).items()}
+    return {"kind": setting.kind} | values
+
+
+def _changed(config: Config, asked: Grid) -> dict[str, Any]:
+    return {name: _plain(getattr(config, name)) for name in asked.lists if name.startswith("teacher_")}
+
+
+def _runs(found: Found) -> Iterable[dict[str, Any]]:
+    """One row for each student on each of the parts that it was measured on."""
+    asked = found.grid
+    names = [*asked.lists, "label_smoothing"]
+    for part, students in (("development", found.students), ("test", found.tested)):
+        for setting, measured in students.items():
+            values = {name: _value(value) for name, value in grid.describe(setting, asked).items()}
+            for i, seed in enumerate(_seeds(asked)):
+                row: dict[str, Any] = {"part": part, "kind": setting.kind}
+                row |= {name: values.get(name, "") for name in names} | {"seed": seed}
+                yield row | {name: getattr(measured, name)[i].item() for name in _MEASURES}
+
+
+def _seeds(asked: Grid) -> range:
+    return range(asked.base.seed, asked.base.seed + asked.base.seeds)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _values(values: tuple[Any, ...]) -> str:
+    return " ".join(map(_value, values))
+
+
+def _value(value: Any) -> str:
+    return grid.shown(value)
