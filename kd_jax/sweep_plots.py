@@ -60,7 +60,7 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     middle = (errors.min() + errors.max()) / 2
     for place, setting in best.items():
         marks = "".join(_mark(gain.comparison) for gain in found.gains[setting][:1])
-        colour = "white" if errors[place] < middle else "black"
+        colour = "black" if errors[place] < middle else "white"
         axis.text(place[1], place[0], f"{errors[place]:.1f}{marks}", ha="center", va="center", color=colour, fontsize=9)
     chosen = next(place for place, setting in best.items() if setting == found.chosen)
     axis.add_patch(_frame(chosen))
