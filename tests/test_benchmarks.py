@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -240,11 +241,21 @@ def test_everybody_counts_the_same_test_images(mnist: Dataset) -> None:
 
 
 def test_students_that_do_not_fit_are_refused(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 2**20)
-    assert seeds.why_not(1, mnist) is None
-    refusal = seeds.why_not(1024, mnist)
+    layers = (784, 20, 20, 10)
+    of_one = memory.needed(kd_jax.mlp(layers), layers, examples=3200, test_examples=1000).total(32)
+    # A parameter, its gradient and both of Adam's means are 16 bytes; not everything is kept many times.
+    parameters = 784 * 20 + 20 + 20 * 20 + 20 + 20 * 10 + 10
+    assert 16 * parameters < of_one < 64 * parameters
+    # As many as fit, and not one more.
+    for free, fits in [(1024 * of_one, True), (1024 * of_one - 1, False), (2**20, False)]:
+        monkeypatch.setattr(memory, "available", lambda free=free: free)
+        refusal = seeds.why_not(1024, mnist)
+        assert (refusal is None) == fits
     assert refusal is not None
-    assert "1024 students are left out: they need 0.4 GiB, and 0.0 GiB are free" in refusal
+    assert seeds.why_not(1, mnist) is None
+    named = re.fullmatch(r"1024 students are left out: they need (\d+\.\d) GiB, and 0\.0 GiB are free", refusal)
+    assert named is not None
+    assert abs(float(named[1]) - 1024 * of_one / 2**30) <= 0.05 + 1e-9
     slept = {"kd_jax": Contestant(partial(time.sleep, 0.001))}
     monkeypatch.setattr(seeds, "_contestants", lambda number, data: slept)
     table = seeds.seeds(Setting(mnist, 2, 1, True))[0]
