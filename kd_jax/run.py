@@ -196,6 +196,9 @@ def _train(
         if keeping.store:
             keeping.store.finish()
     except phase.RunError as error:
+        if keeping.store:
+            # Until what was good is written.
+            keeping.store.close()
         kept = ", and start again with --overwrite" if keeping.store and keeping.store.kept else ""
         cli.fail(f"{error}{kept}", code=1)
     except report.OutputError as error:
