@@ -1,6 +1,7 @@
 """Trains a teacher, students alone and distilled students; tells what distillation gained, and whether it is real."""
 
 import argparse
+import contextlib
 import datetime
 import io
 import logging
@@ -260,4 +261,14 @@ def _folder_name(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as stopped:
+        if stopped.code:
+            # Python would wait for threads first, and those of an Orbax that could not write wait for each other.
+            with contextlib.suppress(OSError, AttributeError):
+                sys.stdout.flush()
+            with contextlib.suppress(OSError, AttributeError):
+                sys.stderr.flush()
+            os._exit(stopped.code if isinstance(stopped.code, int) else 1)
+        raise
