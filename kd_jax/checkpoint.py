@@ -192,7 +192,7 @@ class Store:
             # Whatever Orbax and TensorStore raise for a full disk, a folder that is gone, and the like.
             with contextlib.suppress(OSError):
                 self._remove_unfinished(phase)
-            raise _unwritable(path, error) from None
+            raise _unwritable(path, error, self.started and self.kept) from None
 
     def _remove_unfinished(self, phase: str) -> None:
         for path in (self.folder / _CHECKPOINTS / phase).glob(f"{_PARTIAL}*"):
@@ -208,7 +208,7 @@ class Store:
             partial.write_text(text + "\n", encoding="utf-8")
             partial.replace(self.folder / _RUN)
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise _unwritable(self.folder, error, self.started and self.kept) from None
         self._digest = _digest_of(content["run"])
 
     def _description(self) -> dict[str, Any]:
@@ -332,11 +332,10 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
-def _unwritable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be written ({_first_line(error)}): make room or give it back, and go on with --resume from the "
-        "checkpoint before"
-    )
+def _unwritable(path: Path, error: Exception, kept: bool = False) -> CheckpointError:
+    """kept: whether there is a checkpoint to go on from."""
+    remedy = "go on with --resume from the checkpoint before" if kept else "run it again"
+    return CheckpointError(f"{path} cannot be written ({_first_line(error)}): make room or give it back, and {remedy}")
 
 
 def _first_line(error: Exception) -> str:

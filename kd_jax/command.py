@@ -52,6 +52,22 @@ def run(
         os._exit(interrupt.exit_code)
 
 
+def as_program(main: Callable[[], None]) -> None:
+    """Calls `main`, and ends a program that failed at once.
+
+    Python would wait for threads first, and those of an Orbax that could not write wait for each other.
+    """
+    try:
+        main()
+    except SystemExit as stopped:
+        if stopped.code:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, AttributeError):
+                    stream.flush()
+            os._exit(stopped.code if isinstance(stopped.code, int) else 1)
+        raise
+
+
 def add_output_options(parser: argparse.ArgumentParser, what: str) -> Any:
     """`--out`, `--resume`, `--overwrite` and `--quiet`; returns their group. what: the files in the folder."""
     output = parser.add_argument_group("output")
@@ -161,6 +177,8 @@ def telling_failures(store: checkpoint.Store) -> Iterator[None]:
     try:
         yield
     except phase.RunError as error:
+        # Until what was good is written.
+        store.close()
         kept = ", and start again with --overwrite" if store.kept else ""
         cli.fail(f"{error}{kept}", code=1)
     except report.OutputError as error:

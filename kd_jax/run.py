@@ -90,4 +90,4 @@ def _train(config: Config, dataset: Dataset, options: argparse.Namespace, keepin
 
 
 if __name__ == "__main__":
-    main()
+    command.as_program(main)

@@ -160,4 +160,4 @@ def _words(values: tuple[Any, ...]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.as_program(main)

@@ -207,8 +207,20 @@ def test_a_folder_that_vanished_is_one_sentence(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "checkpoints").write_text("in the way")
     store.save("teacher", 2, ARRAYS, {})
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match=r"cannot be written .* run it again$"):
         store.wait()
+
+
+def test_the_remedy_is_to_go_on_only_where_there_is_a_checkpoint(tmp_path: Path) -> None:
+    for step, remedy in [(1, "run it again"), (2, "go on with --resume from the checkpoint before")]:
+        store = store_with(tmp_path / str(step), *range(1, step))
+        place(tmp_path / str(step), step).parent.mkdir(parents=True, exist_ok=True)
+        # In the way of what tests whether there is room.
+        (place(tmp_path / str(step), step).parent / ".partial-room").mkdir()
+        store._remove_unfinished = lambda phase: None  # type: ignore[method-assign]
+        store.save("teacher", step, ARRAYS, {})
+        with pytest.raises(CheckpointError, match=f"cannot be written .* and {remedy}$"):
+            store.wait()
 
 
 def test_a_folder_is_for_one_process(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def stopped(arguments: list[str], number: signal.Signals, at: str = "epoch 1/") 
                 if at in line:
                     process.send_signal(number)
                     break
-            _, error = process.communicate(timeout=120)
+            _, error = process.communicate(timeout=30)
         finally:
             process.kill()
     return process.returncode, error
@@ -274,3 +274,16 @@ def test_a_disk_that_is_full_costs_no_checkpoint(source: str, tmp_path: Path) ->
     assert sorted(path.name for path in out.glob("checkpoints/teacher/*")) == ["000000060", "000000090"]
     run.main(["--out", str(out), "--resume", "--quiet"])
     assert (out / report.RESULTS).exists()
+
+
+def test_a_run_that_failed_ends_although_a_thread_waits(source: str, tmp_path: Path) -> None:
+    """As those of Orbax do where a folder becomes unwritable while it writes: Python alone would wait for them."""
+    program = (
+        "import runpy, sys, threading; from kd_jax import checkpoint\n"
+        "def never(*arguments):\n"
+        "    threading.Thread(target=threading.Event().wait).start(); raise checkpoint.CheckpointError('no more')\n"
+        "checkpoint.Store._write = never; runpy.run_module('kd_jax.run', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", program, "--dataset", source, *OPTIONS, "--out", str(tmp_path / "out")]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (failed.returncode, failed.stderr) == (1, "kd_jax: no more\n")

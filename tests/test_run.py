@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kd_jax import experiment, memory, phase, progress, report, run
+from kd_jax import checkpoint, experiment, memory, phase, progress, report, run
 from kd_jax.config import ConfigError, make_config
 from kd_jax.data import Dataset
 from kd_jax.models import Network, mlp
@@ -175,6 +176,27 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert "the loss of the teacher with seed 42 is not finite at step 2 at" in error
     assert "--learning-rate 1e+30" in error
     assert not out.exists()
+
+
+def test_a_run_that_fails_tells_what_it_leaves_however_slow_the_disk_is(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoint.Store._write
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(1)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint.Store, "_write", slowly)
+    out = tmp_path / "out"
+    arguments = ["--dataset", source, *SMALL, "--quiet", "--checkpoint-steps", "1", "--out", str(out)]
+    error = refused([*arguments, "--learning-rate", "1e20"], capsys, code=1)
+    assert "seed 42 is not finite at step 2 at --learning-rate 1e+20" in error
+    assert error.endswith("start again with --overwrite\n")
+    last = checkpoint.Store(out).newest("teacher")
+    assert last is not None
+    assert last.step == 1
+    assert all(np.isfinite(array).all() for array in last.arrays.values())
 
 
 def test_a_reader_that_leaves_early_is_no_error(source: str, tmp_path: Path) -> None:
