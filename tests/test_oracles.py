@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax import losses
-from kd_jax.evaluate import evaluate
+from kd_jax.evaluate import calibration_error, evaluate
 from kd_jax.stats import paired_comparison
 
 BOUNDS = {np.float64: 1e-12, np.float32: 1e-6}
@@ -171,6 +171,15 @@ def assert_measures(dtype: type, logits: Any, teacher: Any, labels: Any) -> None
         # In the calibration error, right and wrong answers of a bin cancel: to the mean size of these terms.
         assert_close(getattr(found, name), value, rtol=BOUNDS[dtype], scale=terms if name == "ece" else 0.0)
     assert (int(found.correct), int(found.errors)) == (right, n - right)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_calibration_error_of_the_sure_and_right_is_small_and_exact(dtype: type) -> None:
+    labels = np.arange(200) % CLASSES
+    logits = (np.random.default_rng(1).normal(0, 1, (200, CLASSES)) + 20 * np.eye(CLASSES)[labels]).astype(dtype)
+    with precision(dtype):
+        found = calibration_error(jnp.asarray(logits), jnp.asarray(labels))
+    assert_close(found, oracles.calibration_error(logits, labels)[0], rtol=BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("sure", [0.0, 4.0, 12.0])
