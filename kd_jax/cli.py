@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from kd_jax.config import METHODS, PRESETS, Config, option
+from kd_jax.config import METHODS, PRESETS, SCHEDULES, Config, option
 
 _DATASET_HELP = (
     "mnist (packaged, no download), tfds:NAME (any TFDS image classification data set), idx:DIR (idx files, gzipped "
@@ -50,15 +50,28 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     _add(what, "preset", str, "NAME", f"defaults of all the other options, one of {', '.join(PRESETS)}")
     _add(what, "teacher_hidden", whole, "N", "sizes of the teacher's hidden layers", nargs="+")
     _add(what, "teacher_dropout", _number, "X", "rate of the dropout in the teacher's hidden layers")
+    _add(what, "teacher_input_dropout", _number, "X", "rate of the dropout on the teacher's inputs")
+    _add(what, "teacher_max_norm", _number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
     _add(what, "student_hidden", whole, "N", "sizes of the students' hidden layers", nargs="+")
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
     _add(how, "alpha", _number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
     _add(how, "temperature", _number, "X", "divides the logits of student and teacher in the soft loss")
-    training = parser.add_argument_group("training (teacher and students alike, with Adam)")
-    _add(training, "epochs", whole, "N", "epochs of each of the three trainings")
+    training = parser.add_argument_group(
+        "training, with Adam (of the students, and of the teacher where not said apart)"
+    )
+    _add(training, "epochs", whole, "N", "epochs of each training")
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
     _add(training, "learning_rate", _number, "X", "Adam's learning rate")
+    _add(training, "schedule", str, "NAME", f"of the learning rate, one of {', '.join(SCHEDULES)} (to 0)")
+    _add(
+        training, "shift", whole, "N", "moves every image by up to N pixels, anew in each step; the teacher sees it too"
+    )
+    for name, kind, metavar in (
+        ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", _number, "X"),
+        ("schedule", str, "NAME"), ("shift", whole, "N"),
+    ):  # fmt: skip
+        _add(training, f"teacher_{name}", kind, metavar, f"{option(name)} of the teacher")
     _add(training, "seeds", whole, "N", "number of students of each kind, trained together; all learn from one teacher")
     _add(training, "seed", whole, "N", "first seed; the teacher's seed, too")
 
@@ -72,6 +85,7 @@ def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
 def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
     default = getattr(Config(), name)
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = "the students'" if default is None else shown
     group.add_argument(
         option(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more
     )

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kd_jax.methods import KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED
 
 METHODS = {"kd": KD, "kd-without-t2": KD_WITHOUT_T_SQUARED, "kd-as-written": KD_AS_WRITTEN}
+SCHEDULES = ("constant", "cosine")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "notebook": {},
@@ -15,16 +16,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """By name, what differs from the defaults of `Config`, which are the reference notebook's set-up."""
 
+_LARGEST_SHIFT = 8
+
 
 class ConfigError(ValueError):
     """An option out of its bounds; one sentence that names the value, the bound and the remedy."""
+
+
+class Training(NamedTuple):
+    """How one kind of model is trained; the fields are those of `Config`."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: str
+    shift: int
 
 
 @dataclass(frozen=True)
 class Config:
     """One experiment: a teacher, students alone, distilled students. The defaults are the reference notebook's.
 
-    Sizes are hidden layers only: the images and classes of the data set give the first and the last.
+    Sizes are hidden layers only: the images and classes of the data set give the first and the last. What is None of
+    the teacher's training is as the students'. A max-norm of 0 is none.
     """
 
     dataset: str = "mnist"
@@ -35,8 +49,17 @@ class Config:
     epochs: int = 5
     batch_size: int = 32
     learning_rate: float = 3e-4
+    schedule: str = "constant"
+    shift: int = 0
     teacher_hidden: tuple[int, ...] = (1200, 1200)
     teacher_dropout: float = 0.5
+    teacher_input_dropout: float = 0.0
+    teacher_max_norm: float = 0.0
+    teacher_epochs: int | None = None
+    teacher_batch_size: int | None = None
+    teacher_learning_rate: float | None = None
+    teacher_schedule: str | None = None
+    teacher_shift: int | None = None
     student_hidden: tuple[int, ...] = (20, 20)
     seeds: int = 5
     seed: int = 42
@@ -45,23 +68,19 @@ class Config:
         """Raises `ConfigError` where a value is out of its bounds."""
         _one_of("preset", self.preset, PRESETS)
         _one_of("method", self.method, METHODS)
-        for name in ("epochs", "batch_size", "seeds"):
-            _check(
-                name,
-                getattr(self, name),
-                _is_count(getattr(self, name)),
-                f"a whole number of at least 1 and at most {2**31 - 1}",
-            )
+        _check("seeds", self.seeds, _is_count(self.seeds), f"a whole number of at least 1 and at most {2**31 - 1}")
+        self._check_training("", self.training)
+        self._check_training("teacher_", self.teacher_training)
         for name in ("teacher_hidden", "student_hidden"):
             for size in getattr(self, name):
                 _check(name, size, _is_count(size), f"a whole number from 1 to {2**31 - 1}, for each layer")
-        # Beyond the second bounds float32 has no such number, or no square of it.
-        for name, largest in (("temperature", 1e15), ("learning_rate", 1e30)):
-            value = getattr(self, name)
-            _check(name, value, 0 < value < math.inf, "positive and finite")
-            _check(name, value, 1 / largest <= value <= largest, f"from {1 / largest:g} to {largest:g}")
+        _check_positive("temperature", self.temperature, 1e15)
         _check("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 (soft loss alone) to 1 (hard loss alone)")
-        _check("teacher_dropout", self.teacher_dropout, 0 <= self.teacher_dropout < 1, "at least 0 and below 1")
+        for name in ("teacher_dropout", "teacher_input_dropout"):
+            value = getattr(self, name)
+            _check(name, value, 0 <= value < 1, "at least 0 and below 1")
+        bound = "0 (none) or positive and finite"
+        _check("teacher_max_norm", self.teacher_max_norm, 0 <= self.teacher_max_norm < math.inf, bound)
         _check(
             "seed",
             self.seed,
@@ -69,14 +88,39 @@ class Config:
             f"from 0 to {2**31 - self.seeds}",
         )
 
+    @property
+    def training(self) -> Training:
+        """The students'."""
+        return Training(*(getattr(self, name) for name in Training._fields))
+
+    @property
+    def teacher_training(self) -> Training:
+        """The teacher's, with the students' values where it has none of its own."""
+        own = {name: getattr(self, f"teacher_{name}") for name in Training._fields}
+        return self.training._replace(**{name: value for name, value in own.items() if value is not None})
+
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON holds them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        """The fields by name, all resolved, as JSON holds them."""
+        resolved = dataclasses.asdict(self)
+        resolved |= {f"teacher_{name}": value for name, value in self.teacher_training._asdict().items()}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in resolved.items()}
 
     def check_against(self, train_examples: int) -> None:
         """Raises `ConfigError` where the configuration does not fit a training set of that many examples."""
         bound = f"at most the {train_examples:,} training examples"
         _check("batch_size", self.batch_size, self.batch_size <= train_examples, bound)
+        batch_size = self.teacher_training.batch_size
+        _check("teacher_batch_size", batch_size, batch_size <= train_examples, bound)
+
+    @staticmethod
+    def _check_training(prefix: str, training: Training) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(training, name)
+            _check(prefix + name, value, _is_count(value), f"a whole number of at least 1 and at most {2**31 - 1}")
+        _check_positive(f"{prefix}learning_rate", training.learning_rate, 1e30)
+        _one_of(f"{prefix}schedule", training.schedule, SCHEDULES)
+        holds = isinstance(training.shift, int) and 0 <= training.shift <= _LARGEST_SHIFT
+        _check(f"{prefix}shift", training.shift, holds, f"a whole number of pixels from 0 to {_LARGEST_SHIFT}")
 
 
 def make_config(preset: str = "notebook", **given: Any) -> Config:
@@ -94,11 +138,17 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and 1 <= value < 2**31
 
 
-def _check(name: str, value: float | int, holds: bool, bound: str) -> None:
+def _check(name: str, value: object, holds: bool, bound: str) -> None:
     if not holds:
         raise ConfigError(f"{option(name)} is {value}: it must be {bound}")
 
 
-def _one_of(name: str, value: str, known: dict[str, Any]) -> None:
+def _check_positive(name: str, value: float, largest: float) -> None:
+    """Beyond the second bounds float32 has no such number, or no square of it."""
+    _check(name, value, 0 < value < math.inf, "positive and finite")
+    _check(name, value, 1 / largest <= value <= largest, f"from {1 / largest:g} to {largest:g}")
+
+
+def _one_of(name: str, value: str, known: Any) -> None:
     if value not in known:
-        raise ConfigError(f"unknown {name} {value!r}: use {' or '.join(known)}")
+        raise ConfigError(f"unknown {name.replace('_', ' ')} {value!r}: use {' or '.join(known)}")

@@ -2,27 +2,29 @@
 
 import itertools
 import time
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
-from kd_jax import memory, phase, stats
+from kd_jax import augment, memory, optimizers, phase, stats, teacher
 from kd_jax.checkpoint import Checkpoint, CheckpointError, Store
-from kd_jax.config import METHODS, Config, ConfigError
+from kd_jax.config import METHODS, Config, ConfigError, Training
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.methods import KDWeights
+from kd_jax.methods import CROSS_ENTROPY, KDWeights, Method
 from kd_jax.models import Network, Output, count_parameters, mlp
 from kd_jax.phase import TITLES, Course, Keeping, Phase, Progress
 from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe
 
-# Folded into the seed, so that a teacher and a student of the same seed share nothing.
-_TEACHER, _STUDENT = 0, 1
+TEACHER, STUDENT = 0, 1
+"""Roles, folded into the seed, so that a teacher and a student of the same seed share nothing."""
 
 
 class PhaseTiming(NamedTuple):
@@ -79,13 +81,57 @@ def models(result: Result) -> dict[str, Trained]:
 
 def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
     """The teacher's and the student's `Network`."""
-    teacher = mlp(layer_sizes(config.teacher_hidden, dataset), dropout=config.teacher_dropout)
+    teacher = mlp(
+        layer_sizes(config.teacher_hidden, dataset),
+        dropout=config.teacher_dropout,
+        input_dropout=config.teacher_input_dropout,
+    )
     return teacher, mlp(layer_sizes(config.student_hidden, dataset))
 
 
 def layer_sizes(hidden: tuple[int, ...], dataset: Dataset) -> tuple[int, ...]:
     """Hidden sizes with the number of pixels before and the number of classes after them."""
     return (int(np.prod(dataset.image_shape)), *hidden, dataset.classes)
+
+
+def recipe(
+    network: Network, training: Training, examples: int, method: Method = CROSS_ENTROPY, *, max_norm: float = 0.0
+) -> Recipe:
+    """What is compiled for a training on so many examples."""
+    return Recipe(
+        network,
+        method,
+        optimizer(max_norm),
+        training.batch_size,
+        schedule=schedule(training.schedule, training.epochs * (examples // training.batch_size)),
+        shift=training.shift,
+    )
+
+
+# Equal functions must be the same function, or JAX would compile a program for each.
+@cache
+def schedule(name: str, steps: int) -> Callable[[Any], Any] | None:
+    """The learning rate's factor after so many of all steps."""
+    return optax.cosine_decay_schedule(1.0, steps) if name == "cosine" else None
+
+
+@cache
+def optimizer(max_norm: float) -> Callable[..., optax.GradientTransformation]:
+    """Adam, with a bound on every unit's squared norm where that is not 0."""
+    if not max_norm:
+        return optimizers.adam
+    return lambda rate: optax.chain(optimizers.adam(rate), optimizers.max_norm(max_norm))
+
+
+def given(examples: Examples, shift: int) -> Examples:
+    """The examples as a training with such a shift takes them."""
+    return examples._replace(images=augment.pad(examples.images, shift)) if shift else examples
+
+
+def abstract_outputs(examples: int, classes: int, shift: int) -> Output:
+    """The shapes of what `teacher.outputs` will give."""
+    shape = (augment.view_count(shift), examples, classes) if shift else (examples, classes)
+    return Output(jax.ShapeDtypeStruct(shape, jnp.float32))  # type: ignore[arg-type]
 
 
 def run(config: Config, dataset: Dataset, progress: Progress, keeping: Keeping = Keeping()) -> Result:  # noqa: B008
@@ -98,26 +144,28 @@ def run(config: Config, dataset: Dataset, progress: Progress, keeping: Keeping =
     restored = _restored(keeping.store)
     started = time.perf_counter()
     examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    phases = _prepare(config, dataset, examples, keeping)
+    seen = {"teacher": given(examples, config.teacher_training.shift), "student": given(examples, config.shift)}
+    phases = _prepare(config, dataset, seen, keeping)
     compile_s = time.perf_counter() - started
-    trials = {name: phase.trial(prepared, examples) for name, prepared in phases.items() if name != "distilled"}
+    trials = {name: phase.trial(phases[name], images) for name, images in seen.items()}
     trials["distilled"] = trials["student"]
     left = {
         name: 1 - (restored[name].step / (p.epochs * p.steps) if name in restored else 0) for name, p in phases.items()
     }
-    progress.compiled(compile_s, config.epochs * sum(trials[name] * left[name] for name in phases))
+    progress.compiled(compile_s, sum(p.epochs * trials[name] * left[name] for name, p in phases.items()))
 
     def train(name: str, examples: Examples, **more: Any) -> Trained:
         course = phase.run(phases[name], examples, progress, keeping, restored.get(name))
         return _examined(phases[name], course, dataset, **more)
 
-    teacher = train("teacher", examples)
-    teacher_params, teacher_state = jax.tree.map(lambda leaf: leaf[0], (teacher.params, teacher.state))
-    predict_teacher = partial(predict, teacher_params, teacher_state, network=phases["teacher"].recipe.network)
-    test_logits = predict_teacher(jnp.asarray(dataset.test_images))
-    student = train("student", examples, teacher_logits=test_logits)
+    taught_by = train("teacher", seen.pop("teacher"))
+    teacher_params, teacher_state = jax.tree.map(lambda leaf: leaf[0], (taught_by.params, taught_by.state))
+    ask_teacher = partial(teacher.outputs, teacher_params, teacher_state, network=phases["teacher"].recipe.network)
+    test_logits = ask_teacher(jnp.asarray(dataset.test_images)).logits
+    student = train("student", seen["student"], teacher_logits=test_logits)
     predicting = time.perf_counter()
-    taught = examples._replace(teacher=Output(jax.block_until_ready(predict_teacher(examples.images))))
+    outputs = jax.block_until_ready(ask_teacher(examples.images, shift=config.shift))
+    taught = seen.pop("student")._replace(teacher=outputs)
     teacher_outputs_s = time.perf_counter() - predicting
     distilled = train("distilled", taught, teacher_logits=test_logits)
 
@@ -125,7 +173,7 @@ def run(config: Config, dataset: Dataset, progress: Progress, keeping: Keeping =
         np.asarray(student.evaluations.correct), np.asarray(distilled.evaluations.correct), metric="correct"
     )
     total_s = time.perf_counter() - started
-    return Result(config, teacher, student, distilled, comparison, compile_s, teacher_outputs_s, total_s)
+    return Result(config, taught_by, student, distilled, comparison, compile_s, teacher_outputs_s, total_s)
 
 
 def _restored(store: Store | None) -> dict[str, Checkpoint]:
@@ -142,33 +190,39 @@ def _restored(store: Store | None) -> dict[str, Checkpoint]:
     return {name: checkpoint for name, checkpoint in newest.items() if checkpoint}
 
 
-def _prepare(config: Config, dataset: Dataset, examples: Examples, keeping: Keeping) -> dict[str, Phase]:
+def _prepare(config: Config, dataset: Dataset, seen: Mapping[str, Examples], keeping: Keeping) -> dict[str, Phase]:
     """The three phases, compiled at once: XLA lets go of Python's lock while it compiles."""
     teacher_network, student_network = networks(config, dataset)
     seeds = tuple(range(config.seed, config.seed + config.seeds))
-    shape = (len(dataset.train_labels), dataset.classes)
-    untaught = examples._replace(teacher=jax.eval_shape(lambda: Output(jnp.zeros(shape, jnp.float32))))
+    count = len(dataset.train_labels)
     recipes = {
-        "teacher": Recipe(teacher_network, batch_size=config.batch_size),
-        "student": Recipe(student_network, batch_size=config.batch_size),
-        "distilled": Recipe(student_network, METHODS[config.method], batch_size=config.batch_size),
+        "teacher": recipe(teacher_network, config.teacher_training, count, max_norm=config.teacher_max_norm),
+        "student": recipe(student_network, config.training, count),
+        "distilled": recipe(student_network, config.training, count, METHODS[config.method]),
     }
+    outputs = abstract_outputs(count, dataset.classes, config.shift)
+    images = {**seen, "distilled": seen["student"]._replace(teacher=outputs)}
 
     def prepare(name: str) -> Phase:
-        own = seeds[:1] if name == "teacher" else seeds
+        own, training = (seeds[:1], config.teacher_training) if name == "teacher" else (seeds, config.training)
         rate, alpha, temperature = (
-            jnp.full(len(own), value, jnp.float32) for value in (config.learning_rate, config.alpha, config.temperature)
+            jnp.full(len(own), value, jnp.float32)
+            for value in (training.learning_rate, config.alpha, config.temperature)
         )
         hyperparameters = Hyperparameters(rate, KDWeights(alpha, temperature) if name == "distilled" else ())
-        given = untaught if name == "distilled" else examples
-        role = _TEACHER if name == "teacher" else _STUDENT
+        role = TEACHER if name == "teacher" else STUDENT
         return phase.prepare(
-            name, recipes[name], hyperparameters, own, role, given, epochs=config.epochs, every=keeping.every
+            name, recipes[name], hyperparameters, own, role, images[name], epochs=training.epochs, every=keeping.every
         )
 
+    return at_once(prepare, recipes)
+
+
+def at_once(prepare: Callable[[str], Phase], names: Iterable[str]) -> dict[str, Phase]:
+    """Prepares phases in threads: XLA lets go of Python's lock while it compiles."""
     pool = ThreadPoolExecutor()
     try:
-        preparing = {name: pool.submit(prepare, name) for name in recipes}
+        preparing = {name: pool.submit(prepare, name) for name in names}
         return {name: prepared.result() for name, prepared in preparing.items()}
     finally:
         # An interrupt does not wait for what is being compiled.
@@ -178,26 +232,44 @@ def _prepare(config: Config, dataset: Dataset, examples: Examples, keeping: Keep
 def check(config: Config, dataset: Dataset) -> None:
     """Raises `ConfigError` where `config` does not fit `dataset`, or the networks do not fit into memory."""
     config.check_against(len(dataset.train_labels))
+    _check_shifts(config, dataset)
     free = memory.available()
     if free is None:
         return
-    hidden = {"--teacher-hidden": config.teacher_hidden, "--student-hidden": config.student_hidden}
-    for (name, sizes), network, seeds in zip(hidden.items(), networks(config, dataset), (1, config.seeds), strict=True):
+    for role, sizes, training, network, seeds in zip(
+        ("teacher", "student"),
+        (config.teacher_hidden, config.student_hidden),
+        (config.teacher_training, config.training),
+        networks(config, dataset),
+        (1, config.seeds),
+        strict=True,
+    ):
         layers, examples, tests = layer_sizes(sizes, dataset), len(dataset.train_labels), len(dataset.test_labels)
         one = memory.needed(network, layers, examples=examples, test_examples=tests)
-        needs, batch = f"that needs {{}}, and {_gib(free)} are free:", config.batch_size
+        needs, batch = f"that needs {{}}, and {_gib(free)} are free:", training.batch_size
         if one.fixed > free:
             shown = " ".join(map(str, sizes))
-            raise ConfigError(f"{name} is {shown}: {needs.format(_gib(one.fixed))} choose smaller sizes")
+            raise ConfigError(f"--{role}-hidden is {shown}: {needs.format(_gib(one.fixed))} choose smaller sizes")
         if one.total(batch) > free:
             most = (free - one.fixed) // one.per_image
+            own = role == "teacher" and config.teacher_batch_size is not None
             raise ConfigError(
-                f"--batch-size is {batch}: {needs.format(_gib(one.total(batch)))} it must be at most {most:,}"
+                f"--{'teacher-' * own}batch-size is {batch}: {needs.format(_gib(one.total(batch)))} "
+                f"it must be at most {most:,}"
             )
         if seeds * one.total(batch) > free:
             most = free // one.total(batch)
             raise ConfigError(
                 f"--seeds is {seeds}: {needs.format(_gib(seeds * one.total(batch)))} it must be at most {most:,}"
+            )
+
+
+def _check_shifts(config: Config, dataset: Dataset) -> None:
+    smallest = min(dataset.image_shape[:2])
+    for name, shift in (("--shift", config.shift), ("--teacher-shift", config.teacher_training.shift)):
+        if shift >= smallest:
+            raise ConfigError(
+                f"{name} is {shift}: it must be below the {smallest} pixels of the images' shorter side, or 0"
             )
 
 

@@ -31,6 +31,23 @@ def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
     return (largest.value + (largest.error + jnp.log1p(others + jnp.expm1(-largest.value))))[:, 0]
 
 
+def label_smoothing(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], *, smoothing: Scalar
+) -> Float[Array, " batch"]:
+    r"""Cross entropy with smoothed labels: $(1 - \epsilon) \, \mathrm{CE}(z, y) - \frac{\epsilon}{K} \sum_k \log p_k$.
+
+    A teacher that knows nothing but the label: the baseline that tells whether a real one's soft targets matter.
+    Szegedy et al. (2016), https://arxiv.org/abs/1512.00567, section 7. In nats, `[batch]`.
+
+    logits: z, `[batch, classes]`. labels: y in [0, classes), `[batch]`. smoothing: epsilon in [0, 1]; at 0 this is
+        `cross_entropy`.
+    """
+    epsilon = jnp.asarray(smoothing, logits.dtype)
+    # Every term is negative, so nothing cancels.
+    uniform = -jnp.mean(_softmax(_gaps(logits, _is_top(logits)))[1], axis=-1)
+    return mix(cross_entropy(logits, labels), uniform, alpha=1 - epsilon)
+
+
 def kl_divergence(
     student_logits: Float[Array, "batch classes"], teacher_logits: Float[Array, "batch classes"]
 ) -> Float[Array, " batch"]:

@@ -31,6 +31,12 @@ class KDWeights(NamedTuple):
     temperature: float | Float[Array, ""]
 
 
+class SmoothingWeights(NamedTuple):
+    """Hyperparameter of `LABEL_SMOOTHING`. smoothing: epsilon in [0, 1], the share of the uniform distribution."""
+
+    smoothing: float | Float[Array, ""]
+
+
 def _nothing_learned(key: Key[Array, ""]) -> tuple[()]:
     return ()
 
@@ -39,6 +45,16 @@ def _cross_entropy(
     weights: tuple[()], learned: Learned, student: Output, teacher: Output | None, labels: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
     return losses.cross_entropy(student.logits, labels)
+
+
+def _label_smoothing(
+    weights: Weights, learned: Learned, student: Output, teacher: Output | None, labels: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    if not isinstance(weights, SmoothingWeights):
+        raise ValueError(
+            "label smoothing has a weight: give Hyperparameters(learning_rate, SmoothingWeights(smoothing))"
+        )
+    return losses.label_smoothing(student.logits, labels, smoothing=weights.smoothing)
 
 
 def _with_soft_loss(soft_loss: Callable[..., Float[Array, " batch"]]) -> Method:
@@ -62,6 +78,9 @@ def _with_soft_loss(soft_loss: Callable[..., Float[Array, " batch"]]) -> Method:
 
 CROSS_ENTROPY = Method(_nothing_learned, _cross_entropy)
 """Labels alone; weights `()`. How teachers and baselines are trained."""
+
+LABEL_SMOOTHING = Method(_nothing_learned, _label_smoothing)
+"""Szegedy et al. (2016): a baseline with soft labels and without a teacher; weights `SmoothingWeights`."""
 
 KD = _with_soft_loss(losses.kd)
 """Hinton, Vinyals and Dean (2015): alpha · CE + (1 - alpha) · T² KL; weights `KDWeights`."""

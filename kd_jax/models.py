@@ -102,19 +102,22 @@ def from_function(
 class MLP(nnx.Module):
     """A fully connected network: `sizes[0]` inputs, hidden layers with ReLU, `sizes[-1]` logits.
 
-    dropout: rate of the dropout before each ReLU (in the reference's order), 0 for none.
+    dropout: rate of the dropout before each ReLU (in the reference's order), 0 for none. input_dropout: of the inputs.
     Weights and biases start uniform in ±1/√fan_in, as PyTorch's `nn.Linear` does.
     """
 
-    def __init__(self, sizes: Sequence[int], *, dropout: float = 0.0, rngs: nnx.Rngs):
+    def __init__(self, sizes: Sequence[int], *, dropout: float = 0.0, input_dropout: float = 0.0, rngs: nnx.Rngs):
         *hidden, last = [_linear(n_in, n_out, rngs) for n_in, n_out in itertools.pairwise(sizes)]
         self.hidden = nnx.List(hidden)
         self.output = last
         self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
+        self.input_dropout = nnx.Dropout(input_dropout, rngs=rngs) if input_dropout else None
 
     def __call__(self, images: Float[Array, "batch *image"]) -> Output:
         """Logits and the activations of the hidden layers."""
         x = images.reshape(images.shape[0], -1)
+        if self.input_dropout is not None:
+            x = self.input_dropout(x)
         features = []
         for layer in self.hidden:
             x = layer(x)
@@ -141,9 +144,9 @@ class Dropout(nnx.Dropout):
         return jnp.where(kept.reshape(inputs.shape), inputs / (1 - self.rate), 0)
 
 
-def mlp(sizes: Sequence[int], *, dropout: float = 0.0) -> Network:
+def mlp(sizes: Sequence[int], *, dropout: float = 0.0, input_dropout: float = 0.0) -> Network:
     """The `Network` of an `MLP`: `mlp([784, 20, 20, 10])` is the reference's student."""
-    return from_nnx(lambda rngs: MLP(sizes, dropout=dropout, rngs=rngs))
+    return from_nnx(lambda rngs: MLP(sizes, dropout=dropout, input_dropout=input_dropout, rngs=rngs))
 
 
 def count_parameters(params: Params) -> int:

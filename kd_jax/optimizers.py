@@ -51,6 +51,33 @@ def adam(
     return optax.GradientTransformation(init, update)
 
 
+def max_norm(largest: float) -> optax.GradientTransformation:
+    """Max-norm regularisation: Hinton, Srivastava, Krizhevsky, Sutskever and Salakhutdinov (2012), arXiv:1207.0580.
+
+    After the update the incoming weights of every unit whose squared norm is above `largest` are scaled back to it.
+    Goes last in an `optax.chain`. A kernel is an array of two or more axes of which the last counts the units; other
+    arrays (biases) are left alone. Raises `ValueError` unless `largest` is positive.
+    """
+    if not largest > 0:
+        raise ValueError(f"the largest squared norm is {largest}: it must be positive")
+
+    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
+        if params is None:
+            raise ValueError("max_norm needs the parameters: give them to update(gradients, state, params)")
+
+        def bounded(update: Array, weights: Array) -> Array:
+            if weights.ndim < 2:
+                return update
+            moved = weights + update
+            squared = jnp.sum(moved * moved, axis=tuple(range(moved.ndim - 1)), keepdims=True)
+            scaled = moved * jnp.sqrt(largest / jnp.maximum(squared, largest))
+            return jnp.where(squared > largest, scaled - weights, update)
+
+        return jax.tree.map(bounded, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def _one_minus_power(decay: float, count: Int[Array, ""]) -> Float[Array, ""]:
     """1 − decay^count, without the cancellation of the subtraction; log(decay) is a float64 of Python."""
     return -jnp.expm1(count.astype(float) * log1p(decay - 1))

@@ -14,10 +14,14 @@ from kd_jax import train
 from kd_jax.checkpoint import Checkpoint, Store, named_arrays, restore_tree
 from kd_jax.interrupt import Interrupt
 from kd_jax.methods import KDWeights
+from kd_jax.models import count_parameters
 from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe, TrainState
 
 # About this many times an epoch a phase tells how far it is; more would cost time, fewer would leave the user waiting.
 _REPORTS_PER_EPOCH = 25
+
+# Parameters of a network from which on a CPU trains its seeds in turn.
+_LARGE = 100_000
 
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
 """What a person calls the three kinds of model, in the order of their training."""
@@ -71,12 +75,15 @@ class Check(NamedTuple):
     first_bad: the first step whose loss is not finite, counted from 0; -1 for none. finite: all that it left.
     """
 
-    first_bad: Int[Array, "*seeds"]
-    finite: Bool[Array, "*seeds"]
+    first_bad: Int[Array, "*trainings"]
+    finite: Bool[Array, "*trainings"]
 
 
 class Phase(NamedTuple):
-    """What a phase runs, compiled. seeds, keys and hyperparameters: one for each training, side by side."""
+    """What a phase runs, compiled: for each of the seeds (and its key) one training, or as many with other settings.
+
+    hyperparameters: every leaf `[trainings]`, all those of the first seed first.
+    """
 
     name: str
     recipe: Recipe
@@ -88,6 +95,12 @@ class Phase(NamedTuple):
     order: Callable[..., Int[Array, "seeds steps batch"]]
     programs: Mapping[int, Callable[..., tuple[TrainState, Metrics, Check]]]
     compile_s: float
+
+    @property
+    def trained_seeds(self) -> tuple[int, ...]:
+        """The seed of every training."""
+        settings = len(jax.tree.leaves(self.hyperparameters)[0]) // len(self.seeds)
+        return tuple(seed for seed in self.seeds for _ in range(settings))
 
     @property
     def steps(self) -> int:
@@ -123,9 +136,9 @@ def prepare(
     epochs: int,
     every: int | None = None,
 ) -> Phase:
-    """Compiles a phase. hyperparameters: every leaf `[seeds]`. role: folded into every seed's key."""
+    """Compiles a phase. hyperparameters: every leaf `[trainings]`, as `Phase` has them. role: folded into every key."""
     started = time.perf_counter()
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), role))(jnp.asarray(seeds))
+    keys = _keys(seeds, role)
     count, batch_size = len(examples.labels), recipe.batch_size
     init = _init.lower(keys, hyperparameters, recipe=recipe).compile()
     order = _order.lower(keys, jnp.int32(0), examples=count, batch_size=batch_size).compile()
@@ -140,6 +153,15 @@ def prepare(
     }
     seconds = time.perf_counter() - started
     return Phase(name, recipe, hyperparameters, seeds, keys, chunks, init, order, programs, seconds)
+
+
+def with_others(phase: Phase, name: str, seeds: tuple[int, ...], role: int, hyperparameters: Hyperparameters) -> Phase:
+    """The same programs for other seeds and hyperparameters, as many of them."""
+    return phase._replace(name=name, seeds=seeds, keys=_keys(seeds, role), hyperparameters=hyperparameters)
+
+
+def _keys(seeds: tuple[int, ...], role: int) -> Key[Array, " seeds"]:
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), role))(jnp.asarray(seeds))
 
 
 def plan(steps: int, epochs: int, every: int | None = None) -> tuple[Chunk, ...]:
@@ -243,7 +265,8 @@ def _save(phase: Phase, store: Store, step: int, states: TrainState, history: li
 
 @partial(jax.jit, static_argnames="recipe")
 def _init(keys: Key[Array, " seeds"], hyperparameters: Hyperparameters, *, recipe: Recipe) -> TrainState:
-    return jax.vmap(lambda key, own: train.init(key, own, recipe=recipe))(keys, hyperparameters)
+    settings = len(jax.tree.leaves(hyperparameters)[0]) // len(keys)
+    return jax.vmap(lambda key, own: train.init(key, own, recipe=recipe))(jnp.repeat(keys, settings), hyperparameters)
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
@@ -265,10 +288,10 @@ def _train_chunk(
     recipe: Recipe,
     steps: int,
 ) -> tuple[TrainState, Metrics, Check]:
-    """`steps` steps of an epoch from `start` on, of all seeds together."""
+    """`steps` steps of an epoch from `start` on, of all trainings together: settings side by side within each seed."""
     rows = jax.lax.dynamic_slice_in_dim(order, start, steps, axis=1)
 
-    def one_seed(
+    def one_training(
         state: TrainState, key: Key[Array, ""], rows: Array, own: Hyperparameters
     ) -> tuple[TrainState, Metrics, Check]:
         state, metrics = train.scan_steps(state, key, examples, rows, own, recipe=recipe)
@@ -278,21 +301,55 @@ def _train_chunk(
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((state, metrics))]))
         return state, metrics, Check(first_bad, finite)
 
-    if len(keys) > 1:
-        return jax.vmap(one_seed)(states, keys, rows, hyperparameters)
-    # On a CPU a batched matrix product is slower, also with a batch of one: a teacher would train at half its speed.
-    alone = jax.tree.map(lambda leaf: leaf[0], (states, keys, rows, hyperparameters))
-    return jax.tree.map(lambda leaf: leaf[None], one_seed(*alone))
+    # Trainings of one seed see the same batches: their images are gathered once, and meet all their first layers in
+    # one product.
+    seeds = len(keys)
+    settings = len(states.step) // seeds
+    states, own = jax.tree.map(lambda leaf: leaf.reshape(seeds, settings, *leaf.shape[1:]), (states, hyperparameters))
+
+    def one_key(states: TrainState, key: Key[Array, ""], rows: Array, own: Hyperparameters) -> Any:
+        return side_by_side(lambda state, given: one_training(state, key, rows, given))(states, own)
+
+    side_by_side = _in_turn if _large(states, seeds * settings) else _together
+    trained = side_by_side(one_key)(states, keys, rows, own)
+    return jax.tree.map(lambda leaf: leaf.reshape(seeds * settings, *leaf.shape[2:]), trained)
+
+
+def _together(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap`, but for a batch of one: on a CPU a batched matrix product is slower than the same product alone."""
+
+    def mapped(*arguments: Any) -> Any:
+        if len(jax.tree.leaves(arguments)[0]) > 1:
+            return jax.vmap(f)(*arguments)
+        return jax.tree.map(lambda leaf: leaf[None], f(*jax.tree.map(lambda leaf: leaf[0], arguments)))
+
+    return mapped
+
+
+def _in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
+    """One after the other, in the same program."""
+
+    def mapped(*arguments: Any) -> Any:
+        if len(jax.tree.leaves(arguments)[0]) > 1:
+            return jax.lax.map(lambda one: f(*one), arguments)
+        return jax.tree.map(lambda leaf: leaf[None], f(*jax.tree.map(lambda leaf: leaf[0], arguments)))
+
+    return mapped
+
+
+def _large(states: TrainState, trainings: int) -> bool:
+    """Whether trainings are done in turn: on a CPU, and with networks that keep all of its cores busy one at a time."""
+    return jax.default_backend() == "cpu" and count_parameters(states.params) // trainings >= _LARGE
 
 
 def require_finite(
-    phase: Phase, bad: Bool[np.ndarray, " seeds"], what: str, when: str, *, first: int | None = None
+    phase: Phase, bad: Bool[np.ndarray, " trainings"], what: str, when: str, *, first: int | None = None
 ) -> None:
-    """Raises `RunError`, which names the seeds, unless none is `bad`. first: the one that `when` is about."""
+    """Raises `RunError`, which names the seeds, unless none is `bad`. first: the training that `when` is about."""
     if not bad.any():
         return
     first = int(np.argmax(bad)) if first is None else first
-    seeds = [str(seed) for seed, wrong in zip(phase.seeds, bad, strict=True) if wrong]
+    seeds = list(dict.fromkeys(str(s) for s, wrong in zip(phase.trained_seeds, bad, strict=True) if wrong))
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
     own = jax.tree.map(lambda values: float(values[first]), phase.hyperparameters)
     soft = f" and --temperature {own.weights.temperature:g}" if isinstance(own.weights, KDWeights) else ""

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from safetensors.numpy import save
 from tabulate import tabulate
 
 from kd_jax import plots
+from kd_jax.config import Config, Training
 from kd_jax.data import Dataset
-from kd_jax.experiment import Result, Trained, models
+from kd_jax.experiment import Result, Trained, layer_sizes, models
 from kd_jax.parameters import tensor_name
 from kd_jax.phase import TITLES
 from kd_jax.stats import conclude, summarise
@@ -59,6 +61,60 @@ def new_folder(name: str) -> Path:
             ) from None
         return folder
     raise AssertionError("numbers do not end")
+
+
+def header(config: Config, dataset: Dataset, folder: Path) -> str:
+    """What will be trained, how, and where its results go."""
+    known = environment()
+    last = config.seed + config.seeds - 1
+    seeds = f"{config.seeds} seeds ({config.seed} to {last})" if config.seeds > 1 else f"1 seed ({config.seed})"
+    own = config.teacher_training != config.training
+    lines = {
+        "data": data_line(dataset),
+        "teacher": f"{_layers(config.teacher_hidden, dataset)}{_regularisation(config)}",
+        "students": f"{_layers(config.student_hidden, dataset)}, {seeds}, alone and distilled",
+        "method": f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}",
+        "training": training_line(config.training, dataset),
+        **({"teacher's": training_line(config.teacher_training, dataset)} if own else {}),
+        "device": device_line(known),
+        "results": f"{folder}/",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def data_line(dataset: Dataset) -> str:
+    """The data set in one line."""
+    image = " × ".join(map(str, dataset.image_shape))
+    return (
+        f"{dataset.name}, {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images "
+        f"of {image}, {dataset.classes} classes"
+    )
+
+
+def training_line(training: Training, dataset: Dataset) -> str:
+    """How one kind of model is trained, in one line."""
+    epochs = "epochs" if training.epochs > 1 else "epoch"
+    line = f"{training.epochs} {epochs} of {len(dataset.train_labels) // training.batch_size:,} steps, "
+    line += f"batch {training.batch_size}, Adam {training.learning_rate:g}"
+    line += ", cosine decay" if training.schedule == "cosine" else ""
+    return line + (f", shifts of up to {training.shift} pixels" if training.shift else "")
+
+
+def device_line(known: Mapping[str, Any]) -> str:
+    """The device of an `environment` in one line."""
+    devices = known["devices"]
+    of = f", the first of {len(devices)}" if len(devices) > 1 else ""
+    return f"{devices[0]}{of} ({known['cpus']} CPUs), jax {known['packages']['jax']}"
+
+
+def _layers(hidden: tuple[int, ...], dataset: Dataset) -> str:
+    return "-".join(map(str, layer_sizes(hidden, dataset)))
+
+
+def _regularisation(config: Config) -> str:
+    parts = {"dropout": config.teacher_dropout, "input dropout": config.teacher_input_dropout}
+    parts["max-norm"] = config.teacher_max_norm
+    return "".join(f", {name} {value:g}" for name, value in parts.items() if value)
 
 
 def table(result: Result, *, markdown: bool = False) -> str:

@@ -1,12 +1,34 @@
-"""The teacher's outputs, where they come from a file."""
+"""The teacher's outputs: computed once, in evaluation mode, or from a file."""
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, UInt8
 
+from kd_jax import augment
 from kd_jax.data import DataError
+from kd_jax.evaluate import predict
 from kd_jax.files import floats, npy, tensors
+from kd_jax.models import Network, Output, Params, State
+
+
+def outputs(
+    params: Params,
+    state: State,
+    images: UInt8[Array, "examples height width channels"],
+    *,
+    network: Network,
+    shift: int = 0,
+) -> Output:
+    """What the teacher says of every image, or, with a shift, of every view of it: logits `[views, examples, classes]`.
+
+    The result is for `Examples.teacher` of a training with the same images and the same `Recipe.shift`.
+    """
+    if not shift:
+        return Output(predict(params, state, images, network=network))
+    views = augment.all_views(augment.pad(images, shift), shift=shift)
+    return Output(jnp.stack([predict(params, state, view, network=network) for view in views]))
 
 
 def load_logits(path: str | Path, *, examples: int, classes: int) -> Float[np.ndarray, "examples classes"]:

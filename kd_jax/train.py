@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from kd_jax import augment
 from kd_jax.losses import cross_entropy
 from kd_jax.methods import CROSS_ENTROPY, Method
 from kd_jax.models import Network, Output, Params, State
@@ -24,6 +25,7 @@ class Examples(NamedTuple):
 
     images: bytes, scaled to [0, 1] inside the step. labels: in [0, classes).
     teacher: the teacher's `Output` for every example, looked up by the same index as the image; None without a teacher.
+        Where the images are shifted, `[views, examples, ...]`, in the order of `augment.all_views`.
     """
 
     images: UInt8[Array, "examples height width channels"]
@@ -46,6 +48,8 @@ class Recipe(NamedTuple):
 
     optimizer: `optimizer(learning_rate) -> optax.GradientTransformation`, for example `optax.sgd`.
     dtype: of the scaled images, and so of what is computed with parameters of the same type.
+    schedule: `schedule(steps done) -> factor` of the learning rate, as optax has them; None for a constant one.
+    shift: every image is moved by up to so many pixels, anew in every step, and the teacher's outputs are of that view.
     """
 
     network: Network
@@ -53,6 +57,8 @@ class Recipe(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformation] = adam
     batch_size: int = 32
     dtype: Any = jnp.float32
+    schedule: Callable[[Float[Array, ""]], Float[Array, ""]] | None = None
+    shift: int = 0
 
 
 class TrainState(NamedTuple):
@@ -101,9 +107,12 @@ def train_step(
     *,
     recipe: Recipe,
 ) -> tuple[TrainState, Metrics]:
-    """One update by the mean loss of the examples `rows`. `key` is the training's; the step derives its own from it."""
-    images, labels = scale(examples.images[rows], recipe.dtype), examples.labels[rows]
-    teacher = jax.tree.map(lambda outputs: outputs[rows], examples.teacher)
+    """One update by the mean loss of the examples `rows`. `key` is the training's; the step derives its own from it.
+
+    With `recipe.shift`, `examples.images` are padded (`augment.pad`).
+    """
+    images, teacher = _looked_up(train_state, key, examples, rows, recipe)
+    labels = examples.labels[rows]
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
 
     def mean_loss(trained: tuple[Params, PyTree]) -> tuple[Array, tuple[State, Metrics]]:
@@ -114,7 +123,7 @@ def train_step(
 
     trained = (train_state.params, train_state.learned)
     gradients, (state, metrics) = jax.grad(mean_loss, has_aux=True)(trained)
-    optimizer = recipe.optimizer(hyperparameters.learning_rate)
+    optimizer = recipe.optimizer(_learning_rate(hyperparameters, train_state.step, recipe))
     updates, optimizer_state = optimizer.update(gradients, train_state.optimizer_state, trained)
     params, learned = optax.apply_updates(trained, updates)
     return TrainState(params, learned, state, optimizer_state, train_state.step + 1), metrics
@@ -147,7 +156,7 @@ def scan_steps(
 
     Raises `ValueError` where `examples` do not fit together.
     """
-    _check(examples)
+    _check(examples, recipe.shift)
 
     def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
         return train_step(state, key, examples, rows, hyperparameters, recipe=recipe)
@@ -203,14 +212,39 @@ def fit(
         return train_epoch(state, key, examples, number, hyperparameters, recipe=recipe)
 
     examples = jax.tree.map(jnp.asarray, examples)
+    if recipe.shift:
+        examples = examples._replace(images=augment.pad(examples.images, recipe.shift))
     return jax.lax.scan(epoch, init(key, hyperparameters, recipe=recipe), jnp.arange(epochs))
 
 
 # What a key is folded with, so that parameters, order and dropout are independent of one another.
-_INIT, _ORDER, _STEP = 0, 1, 2
+_INIT, _ORDER, _STEP, _VIEW = 0, 1, 2, 3
 
 
-def _check(examples: Examples) -> None:
+def _looked_up(
+    train_state: TrainState, key: Key[Array, ""], examples: Examples, rows: Int[Array, " batch"], recipe: Recipe
+) -> tuple[Float[Array, "batch height width channels"], Output | None]:
+    """The scaled images of a step, and what the teacher says of them."""
+    if not recipe.shift:
+        teacher = jax.tree.map(lambda outputs: outputs[rows], examples.teacher)
+        return scale(examples.images[rows], recipe.dtype), teacher
+    view_key = jax.random.fold_in(jax.random.fold_in(key, _VIEW), train_state.step)
+    chosen = augment.draw(view_key, len(rows), recipe.shift)
+    images = augment.views(examples.images, rows, chosen, shift=recipe.shift)
+    teacher = jax.tree.map(lambda outputs: outputs[chosen, rows], examples.teacher)
+    return scale(images, recipe.dtype), teacher
+
+
+def _learning_rate(hyperparameters: Hyperparameters, step: Int[Array, ""], recipe: Recipe) -> float | Float[Array, ""]:
+    if recipe.schedule is None:
+        return hyperparameters.learning_rate
+    factor = recipe.schedule(step.astype(jnp.float32))
+    return jnp.asarray(hyperparameters.learning_rate) * jnp.asarray(
+        factor, jnp.asarray(hyperparameters.learning_rate).dtype
+    )
+
+
+def _check(examples: Examples, shift: int) -> None:
     """JAX itself reads the last row in place of one that is missing, and says nothing."""
     count = len(examples.images)
     if len(examples.labels) != count:
@@ -219,7 +253,14 @@ def _check(examples: Examples) -> None:
         return
     if not isinstance(examples.teacher, Output):
         raise ValueError(f"the teacher is a {type(examples.teacher).__name__}: give its logits as Output(logits)")
-    if len(examples.teacher.logits) != count:
+    if shift:
+        expected = (augment.view_count(shift), count)
+        if examples.teacher.logits.shape[:2] != expected:
+            raise ValueError(
+                f"the teacher's logits are of the shape {examples.teacher.logits.shape}: images that are shifted need "
+                f"them of every view, {expected} (teacher.outputs)"
+            )
+    elif len(examples.teacher.logits) != count:
         raise ValueError(
             f"there are {count} images and the teacher's logits of {len(examples.teacher.logits)}: give its logits of "
             "every image, in the images' order"
