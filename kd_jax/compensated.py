@@ -33,12 +33,20 @@ def subtract(a: Compensated, b: Compensated) -> Compensated:
 
 
 def divide(a: Compensated, b: Float[Array, "..."]) -> Compensated:
-    """a / b, to about the square of a roundoff."""
-    quotient = a.value / b
-    product = quotient * b
-    (q_high, q_low), (b_high, b_low) = _halves(quotient), _halves(b)
-    lost = ((q_high * b_high - product) + q_high * b_low + q_low * b_high) + q_low * b_low
-    return _finite(quotient, ((a.value - product) - lost + a.error) / b)
+    """a / b, to about the square of a roundoff.
+
+    A compiler may contract a product and a sum into one operation, in one place and not in another, and XLA takes a
+    quotient by a broadcast number for a product. Here each product that is summed is exact (of halves, Dekker) and each
+    quotient that is summed is rounded to half its digits first, so that `value` has the same bits wherever it is used.
+    """
+    b_high, b_low = _halves(b)
+    high = _rounded_to_half(a.value / b)
+    rest = (a.value - high * b_high) - high * b_low
+    low = _rounded_to_half(rest / b)
+    low = jnp.where(jnp.isfinite(low), low, 0)
+    rest = (rest - low * b_high) - low * b_low
+    value = high + low
+    return _finite(value, (low - (value - high)) + (rest + a.error) / b)
 
 
 def exp(x: Compensated) -> Float[Array, "..."]:
@@ -48,9 +56,14 @@ def exp(x: Compensated) -> Float[Array, "..."]:
 
 def _halves(x: Array) -> tuple[Array, Array]:
     """x as a sum of two numbers of half its digits, so that products of halves are exact."""
-    kind = jnp.finfo(x.dtype)
-    high = jax.lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=(kind.nmant - 1) // 2)
+    high = _rounded_to_half(x)
     return high, x - high
+
+
+def _rounded_to_half(x: Array) -> Array:
+    """x with half its digits."""
+    kind = jnp.finfo(x.dtype)
+    return jax.lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=(kind.nmant - 1) // 2)
 
 
 def _renormalised(value: Array, error: Array) -> Compensated:

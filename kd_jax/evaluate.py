@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from kd_jax.compensated import difference, exp
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.models import Network, Params, State
 from kd_jax.train import scale
 
 _ECE_BINS = 15
+_PARTS = 128
 
 
 class Evaluation(NamedTuple):
@@ -89,8 +91,15 @@ def calibration_error(
     The confidence is the largest probability; bin b of `bins` holds those in (b/bins, (b+1)/bins].
     Guo, Pleiss, Sun and Weinberger (2017), equation 3, with their 15 bins.
     """
-    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-    right = (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels).astype(logits.dtype)
+    answers = jnp.argmax(logits, axis=-1)
+    top = answers[:, None] == jnp.arange(logits.shape[-1])[None]
+    odds = exp(difference(logits, jnp.max(logits, axis=-1, keepdims=True)))
+    others = jnp.sum(jnp.where(top, 0, odds), axis=-1)
+    # 1 - confidence, which a difference would round away where a network is nearly certain.
+    confidence, doubt = 1 / (1 + others), others / (1 + others)
     bin_of = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
-    surplus = jax.ops.segment_sum(right - confidence, bin_of, num_segments=bins)
-    return jnp.sum(jnp.abs(surplus)) / len(labels)
+    surplus = jnp.where(answers.astype(labels.dtype) == labels, doubt, -confidence)
+    # In many short sums, as a long one rounds at every term.
+    part = jnp.arange(len(labels), dtype=jnp.int32) % _PARTS
+    parts = jax.ops.segment_sum(surplus, bin_of * _PARTS + part, num_segments=bins * _PARTS)
+    return jnp.sum(jnp.abs(jnp.sum(parts.reshape(bins, _PARTS), axis=-1))) / len(labels)

@@ -186,7 +186,8 @@ def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) 
     teacher_log = b.value - jnp.log1p(others)
     plain = jnp.sum(jnp.where(teacher == 0, 0, teacher * (teacher_log - student_log)), axis=-1, keepdims=True)
     log_ratio = v - exact
-    near = close & (jnp.abs(log_ratio) < 1) & ~ruled_out
+    # Where v is large its rounding is as well, and the plain difference of probabilities is the better one.
+    near = close & (jnp.abs(log_ratio) < 1) & (jnp.abs(v) < 1) & ~ruled_out
     gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), student - teacher)
     # The gaps add up to 0. Where both are nearly certain of r, its own would be a small difference of v and KL.
     gap = jnp.where(top & (others < 1), -jnp.sum(jnp.where(top, 0, gap), axis=-1, keepdims=True), gap)

@@ -69,9 +69,9 @@ def as_written_gradients(student: Row, teacher: Row, temperature: float) -> tupl
     return by_student, by_teacher
 
 
-def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Guo et al. (2017), equation 3, bin by bin."""
-    total = mp.mpf(0)
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[float, float]:
+    """Guo et al. (2017), equation 3, bin by bin; and the mean size of the terms that cancel within a bin."""
+    total = terms = mp.mpf(0)
     members: list[list[tuple[mp.mpf, bool]]] = [[] for _ in range(bins)]
     for z, label in zip(rows(logits), labels, strict=True):
         p = softmax(z)
@@ -79,7 +79,25 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
         members[int(mp.ceil(confidence * bins)) - 1].append((confidence, p.index(confidence) == label))
     for inside in members:
         total += abs(mp.fsum(right - confidence for confidence, right in inside))
-    return float(total / len(labels))
+        terms += mp.fsum(abs(right - confidence) for confidence, right in inside)
+    return float(total / len(labels)), float(terms / len(labels))
+
+
+def paired(before: Sequence[int], after: Sequence[int]) -> tuple[mp.mpf, mp.mpf, mp.mpf]:
+    """Mean of after - before, half its 95 % interval, and the p-value, with t's distribution as an integral."""
+    differences = [mp.mpf(b) - mp.mpf(a) for a, b in zip(before, after, strict=True)]
+    n = len(differences)
+    mean = mp.fsum(differences) / n
+    error = mp.sqrt(mp.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+
+    def beyond(t: mp.mpf) -> mp.mpf:
+        return mp.betainc(mp.mpf(n - 1) / 2, mp.mpf(1) / 2, 0, (n - 1) / (n - 1 + t * t), regularized=True)
+
+    low, high = mp.mpf(1), mp.mpf(16)
+    while high - low > mp.mpf(10) ** -20:
+        middle = (low + high) / 2
+        low, high = (middle, high) if beyond(middle) > mp.mpf("0.05") else (low, middle)
+    return mean, high * error, beyond(mean / error)
 
 
 def _tempered(student: Row, teacher: Row, temperature: float) -> tuple[list[mp.mpf], list[mp.mpf]]:

@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
 
+from kd_jax import models
 from kd_jax.models import MLP, Network, Output, count_parameters, from_function, from_linen, from_nnx, mlp
 
 KEY = jax.random.key(0)
@@ -89,6 +91,37 @@ def test_dropout_drops_half_and_doubles_the_rest_in_training_alone() -> None:
     kept = trained != 0
     np.testing.assert_allclose(trained[kept], 2 * full[kept], rtol=1e-6)
     assert np.mean(kept[full > 0]) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("rate", "width"), [(0.5, 1), (0.25, 2), (0.8125, 4), (0.2, 32), (1e-3, 32), (0.9999, 32)])
+def test_dropout_has_its_rate_in_every_unit_and_units_are_independent(rate: float, width: int) -> None:
+    """Means over keys, of units and of products of two of them, within what a binomial count allows."""
+    units, keys = 70, 4000
+    network = mlp([1, units, 2], dropout=rate)
+    params = {
+        "hidden": {0: {"kernel": jnp.zeros((1, units)), "bias": jnp.ones(units)}},
+        "output": {"kernel": jnp.zeros((units, 2)), "bias": jnp.zeros(2)},
+    }
+    image = jnp.zeros((1, 1, 1, 1))
+    hidden = jax.jit(jax.vmap(lambda key: network.apply(params, {}, image, train=True, key=key)[0].features[0][0]))
+    found = np.asarray(hidden(jax.random.split(KEY, keys)))
+    np.testing.assert_allclose(found[found != 0], 1 / (1 - rate), rtol=1e-6)
+    dropped = np.float64(found == 0)
+    for observed, expected, count in (
+        (dropped.mean(), rate, dropped.size),
+        (dropped.mean(0), rate, keys),
+        ((dropped.T @ dropped / keys)[np.triu_indices(units, 1)], rate**2, keys),
+    ):
+        assert np.max(np.abs(observed - expected)) < 6 * (expected * (1 - expected) / count) ** 0.5 + 3 / count
+
+
+def test_random_numbers_are_the_bits_of_words_and_each_is_used_once() -> None:
+    words = [int(word) for word in jax.random.bits(KEY, (3,), jnp.uint32)]
+    for width in (1, 2, 4, 8, 16, 32):
+        in_words = sorted(word >> start & (2**width - 1) for word in words for start in range(0, 32, width))
+        found = models._random_numbers(KEY, 3 * (32 // width), width)
+        assert sorted(found.tolist()) == in_words
+        assert models._random_numbers(KEY, 2 * (32 // width) + 1, width).shape == (2 * (32 // width) + 1,)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from kd_jax import losses
 from kd_jax.evaluate import calibration_error, evaluate
+from kd_jax.stats import paired_comparison
 
 BOUNDS = {np.float64: 1e-12, np.float32: 1e-6}
 TEMPERATURES = [2.0**-7, 0.01, 1.0, 4.0, 16.0, 20.0, 1e4, 2.0**14]
@@ -85,13 +86,19 @@ def test_few_and_many_classes(name: str, dtype: type, classes: int) -> None:
 
 
 def assert_agree_with_oracle(name: str, dtype: type, student: Any, teacher: Any, temperature: float) -> None:
-    _, oracle, oracle_gradients, power = DIVERGENCES[name]
     with precision(dtype):
         given = [jnp.asarray(array, dtype) for array in (student, teacher, temperature)]
         (_, values), found = loss_and_gradients(name)(*given)
         assert values.dtype == dtype
         # The loss is given the temperature that this type can hold.
         rounded = float(given[2])
+    assert_values_and_gradients(name, dtype, student, teacher, rounded, values, found)
+
+
+def assert_values_and_gradients(
+    name: str, dtype: type, student: Any, teacher: Any, rounded: float, values: Any, found: Any
+) -> None:
+    _, oracle, oracle_gradients, power = DIVERGENCES[name]
     factor = rounded**power
     pairs = list(zip(oracles.rows(student), oracles.rows(teacher), strict=True))
     expected = [factor * oracle(s, t, rounded) for s, t in pairs]
@@ -130,54 +137,150 @@ def test_cross_entropy_and_its_gradient(dtype: type, case: str) -> None:
     assert_close(gradient, [oracles.cross_entropy_gradient(z, y) for z, y in pairs], rtol=BOUNDS[dtype])
 
 
-@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("case", cases(np.float64))
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_measures_of_every_kind_of_logits(dtype: type, case: str) -> None:
+    student, teacher = cases(dtype)[case]
+    assert_measures(dtype, student, teacher, np.array([0, 3, 1, 9]))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 9, 50]), st.sampled_from([0.1, 3.0, 30.0]))
-def test_measures(seed: int, n: int, size: float) -> None:
+def test_measures(dtype: type, seed: int, n: int, size: float) -> None:
     rng = np.random.default_rng(seed)
-    logits, teacher = rng.normal(0, size, (2, n, 5))
-    labels = rng.integers(0, 5, n)
+    assert_measures(dtype, *rng.normal(0, size, (2, n, 5)).astype(dtype), rng.integers(0, 5, n))
+
+
+def assert_measures(dtype: type, logits: Any, teacher: Any, labels: Any) -> None:
+    n = len(labels)
     pairs = list(zip(oracles.rows(logits), oracles.rows(teacher), strict=True))
+    right = sum(z.index(max(z)) == y for (z, _), y in zip(pairs, labels.tolist(), strict=True))
+    calibration, terms = oracles.calibration_error(logits, labels)
     expected = {
         "nll": sum(oracles.cross_entropy(z, y) for (z, _), y in zip(pairs, labels.tolist(), strict=True)) / n,
         "kl_to_teacher": sum(oracles.kl(z, t, 1.0) for z, t in pairs) / n,
-        "ece": oracles.calibration_error(logits, labels),
-        "accuracy": sum(z.index(max(z)) == y for (z, _), y in zip(pairs, labels.tolist(), strict=True)) / n,
+        "ece": calibration,
+        "accuracy": right / n,
         "teacher_agreement": sum(z.index(max(z)) == t.index(max(t)) for z, t in pairs) / n,
     }
-    with jax.enable_x64(True):
+    with precision(dtype):
         found = evaluate(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
+        assert found.ece.dtype == found.nll.dtype == dtype
     for name, value in expected.items():
-        # The calibration error is a difference of confidence and accuracy, both up to 1.
-        assert_close(getattr(found, name), value, rtol=1e-12, scale=1.0 if name == "ece" else 0.0)
-    assert int(found.correct) + int(found.errors) == n
-    assert int(found.correct) == round(float(expected["accuracy"]) * n)
+        # In the calibration error, right and wrong answers of a bin cancel: to the mean size of these terms.
+        assert_close(getattr(found, name), value, rtol=BOUNDS[dtype], scale=terms if name == "ece" else 0.0)
+    assert (int(found.correct), int(found.errors)) == (right, n - right)
 
 
-def test_the_calibration_error_in_float32() -> None:
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_calibration_error_of_the_sure_and_right_is_small_and_exact(dtype: type) -> None:
+    labels = np.arange(200) % CLASSES
+    logits = (np.random.default_rng(1).normal(0, 1, (200, CLASSES)) + 20 * np.eye(CLASSES)[labels]).astype(dtype)
+    with precision(dtype):
+        found = calibration_error(jnp.asarray(logits), jnp.asarray(labels))
+    assert_close(found, oracles.calibration_error(logits, labels)[0], rtol=BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("sure", [0.0, 4.0, 12.0])
+def test_measures_of_a_whole_test_set_in_float32(sure: float) -> None:
     rng = np.random.default_rng(5)
-    logits, labels = rng.normal(0, 2, (500, 10)).astype(np.float32), rng.integers(0, 10, 500)
-    found = calibration_error(jnp.asarray(logits), jnp.asarray(labels))
-    assert_close(found, oracles.calibration_error(logits, labels), rtol=1e-6, scale=1.0)
+    labels = rng.integers(0, 10, 10_000)
+    logits = (rng.normal(0, 2, (10_000, 10)) + sure * np.eye(10)[labels]).astype(np.float32)
+    found = evaluate(jnp.asarray(logits), jnp.asarray(labels))
+    calibration, terms = oracles.calibration_error(logits, labels)
+    assert_close(found.ece, calibration, rtol=1e-6, scale=terms)
+    nll = sum(oracles.cross_entropy(z, y) for z, y in zip(oracles.rows(logits), labels.tolist(), strict=True)) / 10_000
+    assert_close(found.nll, nll, rtol=1e-6)
+
+
+counts = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=40)
+
+
+@settings(deadline=None)
+@given(counts)
+def test_the_paired_interval(pairs: list[tuple[int, int]]) -> None:
+    before, after = [list(side) for side in zip(*pairs, strict=True)]
+    if len({b - a for a, b in pairs}) == 1:
+        return
+    found = paired_comparison(before, after, metric="correct")
+    mean, half, p = oracles.paired(before, after)
+    assert found.ci95 is not None
+    assert_close(found.mean_difference, mean, rtol=1e-12)
+    # An end of the interval may be a small difference of the two.
+    scale = float(max(abs(mean), half))
+    assert_close(found.ci95, [mean - half, mean + half], rtol=1e-12, scale=scale)
+    assert_close(found.p_value, p, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("name", DIVERGENCES)
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 100.0, 1e4]), st.sampled_from([0.0, 1e-4, 1e-1, 1.0]))
+def test_a_temperature_for_each_example(name: str, dtype: type, seed: int, size: float, apart: float) -> None:
+    """Inside a `vmap` other programs are made of the same loss."""
+    rng = np.random.default_rng(seed)
+    teacher, other, corners = rng.normal(0, size, (3, 16, CLASSES))
+    student = teacher + apart * other
+    student[:4] += rng.uniform(-1e4, 1e4, (4, 1))
+    student[4:8] = 1e4 * np.sign(corners[4:8])
+    student, teacher = student.astype(dtype), teacher.astype(dtype)
+    temperatures = (10.0 ** rng.uniform(-2, 4, 16)).astype(dtype)
+    with precision(dtype):
+        (_, values), found = batched(name)(*map(jnp.asarray, (student[:, None], teacher[:, None], temperatures)))
+    for i, temperature in enumerate(temperatures):
+        row = (values[i], [side[i] for side in found])
+        assert_values_and_gradients(name, dtype, student[i : i + 1], teacher[i : i + 1], float(temperature), *row)
+
+
+@cache
+def batched(name: str) -> Callable[..., Any]:
+    return jax.jit(jax.vmap(loss_and_gradients(name)))
 
 
 finite_logits = st.lists(st.floats(-50, 50, width=32), min_size=5, max_size=5)
 
 
+@pytest.mark.parametrize("dtype", BOUNDS)
 @settings(deadline=None)
-@given(finite_logits, finite_logits, st.floats(0.25, 100), st.integers(0, 4), st.floats(0, 1))
+@given(
+    finite_logits,
+    finite_logits,
+    st.floats(0.25, 100, width=32),
+    st.integers(0, 4),
+    st.just(0.0) | st.floats(0.125, 1, width=16),
+)
 def test_the_mix_weighs_by_alpha(
-    student: list[float], teacher: list[float], temperature: float, label: int, alpha: float
+    dtype: type, student: list[float], teacher: list[float], temperature: float, label: int, alpha: float
 ) -> None:
-    with jax.enable_x64(True):
-        z, t = jnp.asarray([student]), jnp.asarray([teacher])
-        hard = losses.cross_entropy(z, jnp.asarray([label]))
-        soft = losses.kd(z, t, temperature=temperature)
-        found = losses.mix(hard, soft, alpha=alpha)
+    """Values and gradients; alpha 0 is the soft loss alone, and 1 the hard loss."""
+    with precision(dtype):
+        z, t = jnp.asarray([student], dtype), jnp.asarray([teacher], dtype)
+
+        def mixed(z: jax.Array) -> jax.Array:
+            hard = losses.cross_entropy(z, jnp.asarray([label]))
+            soft = losses.kd(z, t, temperature=temperature)
+            found = losses.mix(hard, soft, alpha=alpha)[0]
+            if alpha in (0, 1):
+                assert found == (hard if alpha else soft)[0]
+            return found
+
+        found = mixed(z)
+        gradient = jax.grad(
+            lambda z: losses.mix(
+                losses.cross_entropy(z, jnp.asarray([label])), losses.kd(z, t, temperature=temperature), alpha=alpha
+            )[0]
+        )(z)[0]
     (s,), (t_row,) = oracles.rows(np.array([student])), oracles.rows(np.array([teacher]))
-    expected = alpha * oracles.cross_entropy(s, label) + (1 - oracles.mp.mpf(alpha)) * (
-        temperature**2 * oracles.kl(s, t_row, temperature)
-    )
-    assert_close(found, [expected], rtol=1e-12)
+    squared = oracles.mp.mpf(temperature) ** 2
+    hard, soft = oracles.cross_entropy(s, label), squared * oracles.kl(s, t_row, temperature)
+    assert_close(found, alpha * hard + (1 - alpha) * soft, rtol=BOUNDS[dtype], smallest=float(squared))
+    by_hard = np.array(oracles.cross_entropy_gradient(s, label), float)
+    by_soft = np.array([float(squared * g) for g in oracles.kl_gradients(s, t_row, temperature)[0]])
+    # Where the two pull in opposite directions, to the larger pull.
+    scale = max(alpha * np.abs(by_hard).max(), (1 - alpha) * np.abs(by_soft).max())
+    expected = alpha * by_hard + (1 - alpha) * by_soft
+    assert_close(gradient, expected, rtol=BOUNDS[dtype], scale=scale, smallest=float(squared))
 
 
 @settings(deadline=None)
