@@ -1,6 +1,6 @@
 #!/bin/bash
 # All measurements of one GPU, in one command and within 9 minutes: benchmarks/gpu.sh [OUT] [PYTHON]
-# Run it in the repository's root. Where PYTHON's JAX sees no GPU, the first run installs one that does into .venv-gpu, which
+# Run it in the repository's root. Where PYTHON's JAX sees no GPU, the first run installs one into .venv-gpu, which
 # takes minutes more. Each section writes its figures as soon as it is done; what comes last is lost first.
 set -u
 out=${1:-results/gpu}
