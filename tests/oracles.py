@@ -103,3 +103,13 @@ def paired(before: Sequence[int], after: Sequence[int]) -> tuple[mp.mpf, mp.mpf,
 def _tempered(student: Row, teacher: Row, temperature: float) -> tuple[list[mp.mpf], list[mp.mpf]]:
     t = mp.mpf(temperature)
     return log_softmax([z / t for z in student]), log_softmax([z / t for z in teacher])
+
+
+def label_smoothing(z: Row, label: int, smoothing: float) -> mp.mpf:
+    logs, share = log_softmax(z), mp.mpf(smoothing)
+    return -(1 - share) * logs[label] - share * mp.fsum(logs) / len(logs)
+
+
+def label_smoothing_gradient(z: Row, label: int, smoothing: float) -> list[mp.mpf]:
+    share = mp.mpf(smoothing)
+    return [p - (1 - share) * (k == label) - share / len(z) for k, p in enumerate(softmax(z))]

@@ -23,6 +23,14 @@ OUT_OF_BOUNDS = [
     ("alpha", -0.1, "--alpha is -0.1"),
     ("alpha", math.nan, "--alpha is nan"),
     ("teacher_dropout", 1.0, "--teacher-dropout is 1.0"),
+    ("teacher_input_dropout", -0.1, "--teacher-input-dropout is -0.1"),
+    ("teacher_max_norm", -1.0, "--teacher-max-norm is -1.0: it must be 0 (none) or positive and finite"),
+    ("schedule", "linear", "unknown schedule 'linear': use constant or cosine"),
+    ("teacher_schedule", "linear", "unknown teacher schedule 'linear'"),
+    ("shift", -1, "--shift is -1: it must be a whole number of pixels from 0 to 8"),
+    ("shift", 9, "--shift is 9"),
+    ("teacher_epochs", 0, "--teacher-epochs is 0"),
+    ("teacher_learning_rate", 0.0, "--teacher-learning-rate is 0.0"),
     ("seed", -1, "--seed is -1: it must be from 0 to"),
     ("seed", 2**31, "--seed is 2147483648"),
 ]
@@ -57,3 +65,10 @@ def test_a_batch_must_fit_the_data() -> None:
     make_config(batch_size=100).check_against(100)
     with pytest.raises(ConfigError, match="--batch-size is 101: it must be at most the 100 training examples"):
         make_config(batch_size=101).check_against(100)
+
+
+def test_the_teacher_trains_as_the_students_where_nothing_else_is_said() -> None:
+    config = make_config(epochs=7, learning_rate=0.1, teacher_epochs=3, teacher_shift=0, shift=2)
+    assert config.teacher_training == config.training._replace(epochs=3, shift=0)
+    kept = config.as_dict()
+    assert (kept["teacher_epochs"], kept["teacher_learning_rate"], kept["teacher_schedule"]) == (3, 0.1, "constant")

@@ -100,3 +100,22 @@ def test_each_parameter_keeps_its_type() -> None:
 def test_a_decay_outside_of_0_to_1_is_refused(name: str, decay: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {decay}: it must lie between 0 and 1"):
         optimizers.adam(RATE, **{name: decay})
+
+
+def test_max_norm_scales_back_each_unit_that_is_too_large_and_no_other() -> None:
+    params = {"kernel": jnp.asarray([[3.0, 0.1], [4.0, 0.2]]), "bias": jnp.asarray([100.0, 100.0])}
+    updates = {"kernel": jnp.asarray([[3.0, 0.1], [4.0, 0.0]]), "bias": jnp.asarray([1.0, 1.0])}
+    transformation = optimizers.max_norm(15.0)
+    bounded, _ = transformation.update(updates, transformation.init(params), params)
+    found = optax.apply_updates(params, bounded)
+    direction = np.asarray([6.0, 8.0]) / 10
+    np.testing.assert_allclose(found["kernel"][:, 0], direction * math.sqrt(15), rtol=1e-6)
+    np.testing.assert_array_equal(bounded["kernel"][:, 1], updates["kernel"][:, 1])
+    np.testing.assert_array_equal(bounded["bias"], updates["bias"])
+
+
+def test_max_norm_refuses_what_it_cannot_bound() -> None:
+    with pytest.raises(ValueError, match="the largest squared norm is 0: it must be positive"):
+        optimizers.max_norm(0)
+    with pytest.raises(ValueError, match="max_norm needs the parameters"):
+        optimizers.max_norm(1.0).update({}, optax.EmptyState())

@@ -123,6 +123,28 @@ def loss_and_gradients(name: str) -> Callable[..., Any]:
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.125, 1.0])
+@pytest.mark.parametrize("case", cases(np.float64))
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_label_smoothing_and_its_gradient(dtype: type, case: str, smoothing: float) -> None:
+    """The gradient's terms cancel where the labels are smooth and the network is; they are of the size of 1."""
+    logits, _ = cases(dtype)[case]
+    labels = np.array([0, 3, 1, 9])
+    pairs = list(zip(oracles.rows(logits), labels.tolist(), strict=True))
+    with precision(dtype):
+
+        def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            values = losses.label_smoothing(z, jnp.asarray(labels), smoothing=smoothing)
+            return values.sum(), values
+
+        (_, values), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(logits))
+        assert values.dtype == dtype
+    expected = [oracles.label_smoothing(z, y, smoothing) for z, y in pairs]
+    assert_close(values, expected, rtol=BOUNDS[dtype])
+    gradients = [oracles.label_smoothing_gradient(z, y, smoothing) for z, y in pairs]
+    assert_close(gradient, gradients, rtol=BOUNDS[dtype], scale=1.0)
+
+
 @pytest.mark.parametrize("case", cases(np.float64))
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_cross_entropy_and_its_gradient(dtype: type, case: str) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from kd_jax.stats import Comparison, conclude, paired_comparison, summarise
+from kd_jax.stats import Comparison, conclude, half_width, paired_comparison, summarise
 
 counts = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=40)
 
@@ -92,3 +92,36 @@ def test_nothing_cannot_be_summarised() -> None:
 )  # fmt: skip
 def test_the_conclusion_says_what_the_interval_says(comparison: Comparison, says: str) -> None:
     assert says in conclude(comparison, of=10_000)
+
+
+def test_a_correction_for_many_comparisons_widens_the_interval_and_multiplies_the_p_value() -> None:
+    before, after = [3, 5, 4, 9, 6], [9, 8, 10, 13, 9]
+    one, many = (paired_comparison(before, after, metric="correct", comparisons=k) for k in (1, 7))
+    error = np.std(np.subtract(after, before), ddof=1) / math.sqrt(5)
+    half = special.stdtrit(4, 1 - 0.025 / 7) * error
+    assert many.ci95 == pytest.approx((many.mean_difference - half, many.mean_difference + half))
+    assert many.p_value == pytest.approx(7 * one.p_value)
+    assert paired_comparison(before, after, metric="correct", comparisons=1000).p_value == 1.0
+
+
+def test_all_corrected_intervals_hold_at_once() -> None:
+    """Ten comparisons of noise with the same baseline: in at most about 5 % of trials does any find a difference."""
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(400):
+        baseline = rng.normal(size=6)
+        found = [paired_comparison(baseline, rng.normal(size=6), metric="correct", comparisons=10) for _ in range(10)]
+        wrong += any(f.ci95 is not None and not f.ci95[0] <= 0 <= f.ci95[1] for f in found)
+    assert wrong <= 32
+
+
+def test_half_the_width_of_an_interval() -> None:
+    values = [3.0, 5.0, 4.0, 9.0]
+    expected = special.stdtrit(3, 0.975) * np.std(values, ddof=1) / 2
+    assert half_width(values) == pytest.approx(expected)
+    assert half_width([3.0]) == 0
+
+
+def test_the_conclusion_names_the_baseline() -> None:
+    said = conclude(Comparison("correct", 3, 5.0, (1.0, 9.0), 0.02), of=100, against="the student alone")
+    assert said.startswith("Against the student alone, distillation changed the number of correct images by +5.0 ± 4.0")

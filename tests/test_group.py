@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_jax import group, memory, phase, train
+from kd_jax.config import ConfigError
+from kd_jax.data import Dataset
+from kd_jax.group import Group, blocks
+from kd_jax.methods import KD, KDWeights
+from kd_jax.models import Output, mlp
+from kd_jax.phase import Keeping
+from kd_jax.progress import Silent
+from kd_jax.train import Examples, Hyperparameters, Recipe
+
+SETTINGS = [
+    Hyperparameters(rate, KDWeights(alpha, t))
+    for rate, alpha, t in ((0.01, 0.5, 2.0), (0.003, 0.0, 8.0), (0.02, 1.0, 1.0))
+]
+RECIPE = Recipe(mlp([36, 8, 3], dropout=0.3), KD, batch_size=16)
+
+
+@pytest.fixture
+def examples(small_dataset: Dataset) -> Examples:
+    logits = 3 * np.random.default_rng(1).normal(size=(240, 3)).astype(np.float32)
+    return Examples(
+        jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels), Output(jnp.asarray(logits))
+    )
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 200))
+def test_blocks_are_of_one_shape_fit_and_leave_nothing_out(settings: int, seeds: int, most: int) -> None:
+    found = blocks(settings, seeds, most)
+    assert len({(len(b.seeds), len(b.settings)) for b in found}) == 1
+    assert len(found[0].seeds) * len(found[0].settings) <= most
+    assert {(s, k) for b in found for s in b.seeds for k in b.settings} == {
+        (s, k) for s in range(seeds) for k in range(settings)
+    }
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 100])
+def test_a_group_is_what_each_training_is_alone(examples: Examples, most: int) -> None:
+    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 2)
+    found = group.run(one, examples, Silent(), Keeping(), most=most)
+    assert found.history.loss.shape[:2] == (3, 2)
+    for i, (rate, weights) in enumerate(SETTINGS):
+        for j, seed in enumerate((3, 4)):
+            key = jax.random.fold_in(jax.random.key(seed), 1)
+            own = jax.tree.map(jnp.float32, Hyperparameters(rate, weights))
+            alone, _ = jax.jit(lambda key, own: train.fit(key, examples, own, recipe=RECIPE, epochs=2))(key, own)
+            jax.tree.map(
+                lambda a, b, i=i, j=j: np.testing.assert_allclose(a[i, j], b, rtol=1e-4, atol=1e-5),
+                found.params,
+                alone.params,
+            )
+
+
+def test_large_networks_train_in_turn_and_find_the_same(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 1)
+    together = group.run(one, examples, Silent(), Keeping(), most=100)
+    monkeypatch.setattr(phase, "_LARGE", 1)
+    jax.clear_caches()
+    in_turn = group.run(one, examples, Silent(), Keeping(), most=100)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), in_turn.params, together.params)
+    jax.clear_caches()
+
+
+def test_as_many_train_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = memory.Needed(1000, 10)
+    monkeypatch.setattr(memory, "available", lambda: 5 * 1320 + 1)
+    assert group.trainings_at_once(one, 32) == 5
+    monkeypatch.setattr(memory, "available", lambda: 1319)
+    with pytest.raises(ConfigError, match=r"one training needs .* choose a smaller --batch-size or smaller networks"):
+        group.trainings_at_once(one, 32)
+    monkeypatch.setattr(memory, "available", lambda: None)
+    assert group.trainings_at_once(one, 32) == 100

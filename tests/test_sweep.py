@@ -1,0 +1,209 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_jax import data, phase, report, search, stats, sweep
+from kd_jax.data import Dataset
+
+SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
+SMALL += ["--learning-rate", "0.01", "--method", "kd", "--seeds", "3"]
+LISTED = ["--temperature", "1", "4", "--alpha", "0", "0.5", "--label-smoothing", "0.1", "0.3"]
+
+
+@pytest.fixture
+def source(tmp_path: Path, small_dataset: Dataset) -> str:
+    np.savez(
+        tmp_path / "small.npz",
+        x_train=small_dataset.train_images,
+        y_train=small_dataset.train_labels,
+        x_test=small_dataset.test_images,
+        y_test=small_dataset.test_labels,
+    )
+    return f"npz:{tmp_path / 'small.npz'}"
+
+
+@pytest.fixture
+def swept(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    """The folder of a finished sweep, and what it printed."""
+    sweep.main(["--dataset", source, *SMALL, *LISTED, "--out", str(tmp_path / "out")])
+    return tmp_path / "out", capsys.readouterr().out
+
+
+def runs(one: dict[str, Any], name: str) -> np.ndarray:
+    return np.asarray([run[name] for run in one["runs"]])
+
+
+def test_a_sweep_leaves_what_it_promises(swept: tuple[Path, str], small_dataset: Dataset) -> None:
+    out, printed = swept
+    found = json.loads((out / "results.json").read_text())
+    assert found["data"]["sha256"] == small_dataset.digest()
+    assert (found["data"]["train"], found["data"]["development"], found["data"]["test"]) == (200, 40, 60)
+    settings = found["development"]["settings"]
+    assert [s["setting"]["kind"] for s in settings].count("distilled") == 4
+    assert [s["setting"]["kind"] for s in settings].count("label smoothing") == 2
+    assert [s["setting"]["kind"] for s in settings].count("alone") == 1
+    for one in settings:
+        assert [run["seed"] for run in one["runs"]] == [42, 43, 44]
+        assert set(one["runs"][0]) == {
+            "seed", "correct", "errors", "accuracy", "nll", "ece", "teacher_agreement", "kl_to_teacher",
+        }  # fmt: skip
+        assert (runs(one, "correct") + runs(one, "errors") == 40).all()
+
+    distilled = [s for s in settings if s["setting"]["kind"] == "distilled"]
+    best = min(distilled, key=lambda s: (runs(s, "errors").mean(), runs(s, "nll").mean()))
+    assert found["chosen"] == best["setting"] == found["test"]["settings"][0]["setting"]
+    for one in found["test"]["settings"]:
+        assert (runs(one, "correct") + runs(one, "errors") == 60).all()
+    for sentence in found["test"]["conclusions"]:
+        assert sentence in printed
+        assert sentence in (out / "results.md").read_text()
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert len(rows) == 3 * (7 + len(found["test"]["settings"]))
+    for name in ("heat-map.png", "temperature.png"):
+        image = np.asarray(Image.open(out / name).convert("RGB"))
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
+
+
+def test_gains_are_paired_by_seed_and_corrected_for_all_of_them(swept: tuple[Path, str]) -> None:
+    settings = json.loads((swept[0] / "results.json").read_text())["development"]["settings"]
+    by_setting = {json.dumps(s["setting"]): s for s in settings}
+    smoothed = [s for s in settings if s["setting"]["kind"] == "label smoothing"]
+    best = min(smoothed, key=lambda s: (runs(s, "errors").mean(), runs(s, "nll").mean()))
+    for one in settings:
+        if one["setting"]["kind"] != "distilled":
+            assert one["gains"] == []
+            continue
+        assert [gain["baseline"] for gain in one["gains"]] == [{"kind": "alone"}, best["setting"]]
+        for gain in one["gains"]:
+            before = runs(by_setting[json.dumps(gain["baseline"])], "correct")
+            expected = stats.paired_comparison(before, runs(one, "correct"), metric="correct", comparisons=8)
+            assert gain["mean_difference"] == pytest.approx(expected.mean_difference)
+            assert gain["p_value"] == expected.p_value
+
+
+def test_the_test_set_has_no_say_in_the_choice(source: str, tmp_path: Path, small_dataset: Dataset) -> None:
+    """With other test labels, everything but the test's own numbers is the same."""
+    found = []
+    for name, labels in (("one", small_dataset.test_labels), ("two", (small_dataset.test_labels + 1) % 3)):
+        np.savez(
+            tmp_path / "other.npz",
+            x_train=small_dataset.train_images,
+            y_train=small_dataset.train_labels,
+            x_test=small_dataset.test_images,
+            y_test=labels,
+        )
+        arguments = ["--dataset", f"npz:{tmp_path / 'other.npz'}", *SMALL, *LISTED, "--quiet"]
+        sweep.main([*arguments, "--out", str(tmp_path / name)])
+        found.append(json.loads((tmp_path / name / "results.json").read_text()))
+    assert found[0]["development"] == found[1]["development"]
+    assert found[0]["chosen"] == found[1]["chosen"]
+    assert found[0]["test"]["settings"] != found[1]["test"]["settings"]
+
+
+def test_the_development_split_is_the_end_of_the_training_set(small_dataset: Dataset) -> None:
+    split = data.development(small_dataset)
+    np.testing.assert_array_equal(split.train_images, small_dataset.train_images[:200])
+    np.testing.assert_array_equal(split.test_labels, small_dataset.train_labels[200:])
+
+
+def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", source, *SMALL, *LISTED, "--quiet"]
+    sweep.main([*arguments, "--out", str(tmp_path / "whole")])
+    original = phase.run
+
+    def dies(prepared: phase.Phase, *rest: Any, **named: Any) -> Any:
+        if prepared.name.startswith("distilled"):
+            raise RuntimeError("died")
+        return original(prepared, *rest, **named)
+
+    monkeypatch.setattr(phase, "run", dies)
+    out = str(tmp_path / "stopped")
+    with pytest.raises(RuntimeError, match="died"):
+        sweep.main([*arguments, "--out", out])
+    trained: list[str] = []
+
+    def watched(prepared: phase.Phase, examples: Any, progress: Any, keeping: Any, restored: Any = None) -> Any:
+        if restored is None:
+            trained.append(prepared.name)
+        return original(prepared, examples, progress, keeping, restored)
+
+    monkeypatch.setattr(phase, "run", watched)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        sweep.main(["--out", out, "--resume", "--temperature", "1", "8"])
+    assert "--temperature is 1.0 8.0, and the sweep in" in capsys.readouterr().err
+    sweep.main(["--out", out, "--resume", "--quiet"])
+    assert [name.rpartition("-")[0].rpartition("-")[0] for name in trained] == ["distilled"]
+    found = []
+    for name in ("whole", "stopped"):
+        content = json.loads((tmp_path / name / "results.json").read_text())
+        del content["timing"]
+        found.append(content)
+    assert found[0] == found[1]
+    assert (tmp_path / "whole/results.csv").read_bytes() == (tmp_path / "stopped/results.csv").read_bytes()
+    capsys.readouterr()
+    sweep.main(["--out", out, "--resume"])
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) -> None:
+    """Two teachers, two widths, two batch sizes and two learning rates, one seed, no label smoothing."""
+    arguments = ["--dataset", source, "--epochs", "1", "--seeds", "1", "--quiet", "--label-smoothing"]
+    arguments += ["--teacher-hidden", "8", "--teacher-epochs", "1", "2", "--student-hidden", "4", "5,5"]
+    arguments += ["--batch-size", "8", "10", "--learning-rate", "0.01", "0.1", "--shift", "1"]
+    sweep.main([*arguments, "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
+    assert len(found["teachers"]) == 2
+    kinds = [s["setting"]["kind"] for s in found["development"]["settings"]]
+    assert (kinds.count("distilled"), kinds.count("alone"), kinds.count("label smoothing")) == (16, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--temperature", "1", "1"], "--temperature has 1 twice"),
+        (["--student-hidden", "20", "20"], "--student-hidden has 20 twice: give each value once, and join the layers"),
+        (["--alpha", "0", "2"], "--alpha is 2.0"),
+        (["--label-smoothing", "2"], "--label-smoothing is 2.0"),
+        (["--temperatures", "1"], "unknown option '--temperatures': did you mean --temperature?"),
+        (["--shift", "7"], "--shift is 7: it must be below the 6 pixels"),
+        (["--batch-size", "8", "300"], "--batch-size is 300: it must be at most the 200 training examples"),
+        (["--resume"], "--resume is given without --out"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    source: str, tmp_path: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        sweep.main(
+            ["--dataset", source, *arguments, *([] if "--resume" in arguments else ["--out", str(tmp_path / "o")])]
+        )
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_says_how_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sweep.main(["--help"])
+    text = capsys.readouterr().out
+    for word in ("--temperature X [X ...]", "--label-smoothing", "development split", "read once", "--resume"):
+        assert word in text
+
+
+def test_costs_count_every_training(source: str) -> None:
+    dataset = data.load(source)
+    asked = sweep._grid({"temperature": (1.0, 2.0), "seeds": (4,), "epochs": (3,), "batch_size": (8,)})
+    each, total = search.costs(asked, data.development(dataset))
+    steps = 3 * (200 // 8)
+    expected = each["teacher-0"] + 4 * each["alone-0"] + 4 * each["label-smoothing-1"] + 8 * each["distilled-2"]
+    assert total == pytest.approx(steps * expected)
