@@ -114,6 +114,13 @@ class Store:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 
+    def forget(self, group: str) -> None:
+        """Removes the checkpoints of the phases `group-0`, `group-1` and so on, whose results are kept elsewhere."""
+        self.wait()
+        for path in (self.folder / _CHECKPOINTS).glob(f"{group}-*"):
+            if path.name.removeprefix(f"{group}-").isdecimal():
+                shutil.rmtree(path, ignore_errors=True)
+
     def identity(self) -> dict[str, Any]:
         """What `start` was told. Raises `CheckpointError` where that is damaged, `MismatchError` for another format."""
         return dict(self._description()["run"])
