@@ -98,6 +98,15 @@ class Store:
         """Says that the run has left its results. Raises `CheckpointError` where that cannot be written."""
         self._describe(self._description() | {"finished": True})
 
+    def note(self, **facts: Any) -> None:
+        """Keeps, beside what the run is, what else is to be known of it. Raises `CheckpointError` as `start` does."""
+        self._describe(self._description() | {"notes": self.notes | facts})
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `note` was told since `start`. Raises as `identity` does."""
+        return dict(self._description().get("notes", {}))
+
     def discard(self) -> None:
         """Forgets the run and its checkpoints. Raises `OSError`."""
         (self.folder / _RUN).unlink(missing_ok=True)

@@ -4,7 +4,6 @@ The paper gives no optimiser, number of epochs, weights of the losses or max-nor
 development split, the last 10,000 training images; the rows themselves train on all 60,000.
 """
 
-import itertools
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -287,20 +286,6 @@ def moved(
 def _by_class(logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]) -> list[int]:
     wrong = labels[logits.argmax(axis=1) != labels]
     return np.bincount(wrong, minlength=logits.shape[1]).tolist()
-
-
-def work(part: Part, plan: Plan, dataset: Dataset) -> float:
-    """How much a part has to do, in multiples of one epoch of one main student: for an estimate of the time."""
-
-    def of(one: Part, trainings: int, epochs: int) -> int:
-        weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(one.hidden, dataset)))
-        # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
-        steps = len(transfer_set(one, dataset)) // one.training.batch_size
-        return trainings * epochs * steps * (weights + 50_000) * (one.training.batch_size + 32)
-
-    main = Part("", (plan.widths[0].units,) * 2, plan.widths[0].alone)
-    seeds = 1 if part.name == "teacher" else plan.seeds
-    return of(part, seeds * max(1, len(part.temperatures)), part.training.epochs) / max(1, of(main, 1, 1))
 
 
 def wanted(rows: tuple[str, ...], plan: Plan, classes: int) -> list[Part]:

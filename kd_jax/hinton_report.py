@@ -72,7 +72,7 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
         row, runs = name.removesuffix(f"-{main}"), found[name]["runs"]
         paper = PAPER[row]
         errors = [run["errors"] for run in runs]
-        if row != "no3" and row != "only78":
+        if row not in ("no3", "only78"):
             given.append(Line(row, setup, errors, paper["errors"]))
             continue
         own = plan.left_out if row == "no3" else None
@@ -218,7 +218,7 @@ def as_json(found: Parts, plan: Plan, dataset: Dataset) -> dict[str, Any]:
         "rows": rows,
         "table": [line._asdict() | {"summary": summarise(line.errors)._asdict()} for line in lines(found, plan)],
         "comparisons": [contrast._asdict() for contrast in contrasts(found, plan)],
-        "parts": dict(found),
+        "parts": {name: _without_curves(part) for name, part in found.items()},
         "timing": {"total_s": sum(part["timing"]["total_s"] for part in found.values())},
     }
 
@@ -268,6 +268,15 @@ def _contrasts(pairs: list[tuple[str, list[int], list[int]]]) -> list[Contrast]:
         Contrast(what, c.n, c.mean_difference, c.ci95, c.p_value, corrected.get(i))
         for i, (what, c) in enumerate(compared)
     ]
+
+
+def _without_curves(part: Found) -> Found:
+    """A part as results.json holds it; the errors at many offsets are in rows/PART.json and in the plot."""
+    runs = [
+        run | {"moved": {way: run["moved"][way] for way in ("test", "training")}} if "moved" in run else run
+        for run in part["runs"]
+    ]
+    return part | {"runs": runs}
 
 
 def _as_csv(found: Parts) -> str:

@@ -4,6 +4,7 @@ A folder has `rows/PART.json`, what a part gave and a digest of that and of what
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from kd_jax import experiment, hinton, parameters, phase
+from kd_jax.checkpoint import Store
 from kd_jax.data import DataError, Dataset
 from kd_jax.hinton import Found, Part, Plan, Taught
 from kd_jax.parameters import tensor_name
@@ -23,7 +25,7 @@ from kd_jax.progress import Silent
 from kd_jax.report import OutputError
 from kd_jax.train import Examples
 
-_ROWS, _ASKED = "rows", "asked.json"
+_ROWS = "rows"
 
 
 class Files:
@@ -54,18 +56,9 @@ class Files:
         _write(self.teacher, save(named, metadata={"kd_jax": json.dumps(description)}))
 
     @property
-    def asked(self) -> tuple[str, ...]:
-        """The rows that were asked for until now."""
-        try:
-            kept = json.loads((self.folder / _ROWS / _ASKED).read_bytes())
-            return tuple(row for row in hinton.ROWS if row in kept)
-        except (OSError, ValueError, TypeError):
-            return ()
-
-    def ask(self, rows: tuple[str, ...]) -> None:
-        """Remembers rows that are asked for. Raises `OutputError`."""
-        known = [row for row in hinton.ROWS if row in (*self.asked, *rows)]
-        _write(self.folder / _ROWS / _ASKED, json.dumps(known).encode())
+    def kept(self) -> bool:
+        """Whether any part was kept."""
+        return any((self.folder / _ROWS).glob("*.json"))
 
     def discard(self) -> None:
         """Forgets all parts and the teacher."""
@@ -91,7 +84,7 @@ def run(
     """
     assert keeping.store is not None
     parts = hinton.parts(plan, dataset.classes)
-    files.ask(rows)
+    keeping.store.note(rows=[row for row in hinton.ROWS if row in (*rows, *asked(keeping.store))])
     wanted = hinton.wanted(rows, plan, dataset.classes)
     missing = [part for part in wanted if files.read(part) is None]
     if missing and not isinstance(progress, Silent):
@@ -113,6 +106,11 @@ def run(
     return {name: found for name, part in parts.items() if (found := files.read(part)) is not None}
 
 
+def asked(store: Store) -> list[str]:
+    """The rows that a folder was asked for until now."""
+    return list(store.notes.get("rows", ()))
+
+
 def complete(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> bool:
     """Whether every part of the rows is done."""
     return all(files.read(part) is not None for part in hinton.wanted(rows, plan, dataset.classes))
@@ -128,15 +126,26 @@ def _ask_teacher(part: Part, plan: Plan, dataset: Dataset, files: Files) -> Taug
 
 
 def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progress) -> None:
-    """Tells how long the rest will take, from some steps of one student alone."""
+    """Tells how long the rest will take, from some steps of the students alone."""
     units = plan.widths[0].units
     part = hinton.parts(plan, dataset.classes)[f"alone-{units}"]
-    asked = hinton.make_group(part, plan, dataset, hinton.network(part, plan, dataset))
+    planned = hinton.make_group(part, plan, dataset, hinton.network(part, plan, dataset))
     seen = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    given: Any = jax.tree.map(lambda value: jnp.full(1, value, jnp.float32), asked.settings[0])
-    trial = phase.prepare("trial", asked.recipe, given, asked.seeds[:1], experiment.STUDENT, seen, epochs=1)
+    seeds = planned.seeds
+    given: Any = jax.tree.map(lambda value: jnp.full(len(seeds), value, jnp.float32), planned.settings[0])
+    trial = phase.prepare("trial", planned.recipe, given, seeds, experiment.STUDENT, seen, epochs=1)
     epoch_s = phase.trial(trial, seen)
-    progress.compiled(trial.compile_s, epoch_s * sum(hinton.work(part, plan, dataset) for part in missing))
+    one = _work(part, plan, dataset) / part.training.epochs
+    progress.compiled(trial.compile_s, epoch_s / one * sum(_work(part, plan, dataset) for part in missing))
+
+
+def _work(part: Part, plan: Plan, dataset: Dataset) -> float:
+    """How much a part has to do, in a unit of its own."""
+    weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(part.hidden, dataset)))
+    steps = part.training.epochs * (len(hinton.transfer_set(part, dataset)) // part.training.batch_size)
+    trainings = (1 if part.name == "teacher" else plan.seeds) * max(1, len(part.temperatures))
+    # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
+    return float(trainings * steps * (weights + 50_000) * (part.training.batch_size + 32))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -78,7 +78,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
         known = report.environment()
         identity = resume.same(dataset, known, config=_as_dict(plan), table=options.table, settings=settings)
         files = hinton_rows.Files(store.folder, identity)
-        rows = _rows(options, files)
+        rows = _rows(options, store)
         if _claimed(store, identity, options, rows, plan, dataset, files):
             _train(rows, plan, dataset, options, phase.Keeping(store, None, interrupt), files)
 
@@ -122,10 +122,13 @@ def _as_dict(plan: "Plan") -> dict[str, Any]:
     return dict(hinton.as_dict(plan))
 
 
-def _rows(options: argparse.Namespace, files: "Files") -> tuple[str, ...]:
+def _rows(options: argparse.Namespace, store: Store) -> tuple[str, ...]:
     """The rows asked for; with --resume alone those of the folder."""
-    asked = options.rows or (files.asked if options.resume else ()) or _ROWS
-    return tuple(row for row in _ROWS if row in asked)
+    from kd_jax import hinton_rows
+
+    before = hinton_rows.asked(store) if options.resume and store.started else ()
+    chosen = options.rows or before or _ROWS
+    return tuple(row for row in _ROWS if row in chosen)
 
 
 def _claimed(
@@ -145,7 +148,7 @@ def _claimed(
             resume.require_same(store, identity)
             return True
         return command.claimed(store, identity, options, report.RESULTS, report.TABLE)
-    if files.asked and not store.started and not options.overwrite:
+    if files.kept and not store.started and not options.overwrite:
         raise ConfigError(
             f"{store.folder} already holds rows: choose another --out, or add --overwrite to replace them"
         )

@@ -10,7 +10,7 @@ from kd_jax.checkpoint import Store
 from kd_jax.config import Training
 from kd_jax.data import Dataset
 from kd_jax.hinton import Plan, Width
-from kd_jax.phase import Keeping
+from kd_jax.phase import Keeping, RunError
 from kd_jax.progress import Silent
 
 _TRAINING = Training(2, 8, 0.01, "cosine", 0)
@@ -270,3 +270,47 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"(default: {hinton.SEED})" in text
     for option in (*hinton.ROWS, "--seeds", "--seed ", "--quick", "--out", "--resume", "--overwrite", "--quiet"):
         assert option in text
+
+
+def test_a_failure_leaves_nothing_or_what_goes_on_with_the_rows_asked_for(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, original, failing = tmp_path / "out", hinton.train, ["teacher", "distilled-8"]
+
+    def train(part: hinton.Part, *arguments: Any) -> Any:
+        if part.name in failing:
+            raise RunError("it failed")
+        return original(part, *arguments)
+
+    monkeypatch.setattr(hinton, "train", train)
+    arguments = ["--out", str(out), "--seeds", "2", "--quiet"]
+    with pytest.raises(SystemExit) as caught:
+        reproduced(*arguments, "--rows", "distilled")
+    assert caught.value.code == 1
+    assert not out.exists()
+    failing.remove("teacher")
+    with pytest.raises(SystemExit):
+        reproduced(*arguments, "--rows", "distilled")
+    assert "it failed, and start again with --overwrite" in capsys.readouterr().err
+    assert not (out / "results.json").exists()
+    failing.clear()
+    reproduced("--out", str(out), "--resume", "--quiet")
+    assert list(json.loads((out / "results.json").read_text())["rows"]) == ["teacher", "distilled"]
+
+
+def test_notes_are_kept_beside_what_the_run_is_and_groups_are_forgotten_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.start({"seed": 1})
+    for name in ("alone-3-0", "alone-30-0", "alone-30-1"):
+        store.save(name, 1, {"x": np.zeros(2)}, {})
+    store.note(rows=["alone"])
+    store.note(more=1)
+    assert store.notes == {"rows": ["alone"], "more": 1}
+    assert store.identity() == {"seed": 1}
+    store.forget("alone-3")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["alone-30-0", "alone-30-1"]
+    assert store.newest("alone-30-1") is not None
+    assert store.newest("alone-3-0") is None
+    store.start({"seed": 2})
+    assert store.notes == {}
+    assert store.close() is None
