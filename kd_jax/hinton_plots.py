@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-from kd_jax.hinton import CURVE, Found, Plan
+from kd_jax.hinton import CURVE, PAPER, Found, Plan
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
@@ -51,8 +51,9 @@ def _rows(lines: Sequence[Any]) -> Any:
         axis.scatter(line.errors, spots, s=14, color="0.6", label="one seed" if place == 0 else None)
         label = "our mean" if place == 0 else None
         axis.plot(np.mean(line.errors), place, "|", color=_COLOURS[0], markersize=20, markeredgewidth=3, label=label)
-        label = "paper (one run)" if place == 0 else None
-        axis.plot(line.paper, place, "D", color=_COLOURS[1], markersize=7, label=label)
+        if line.paper is not None:
+            label = "paper (one run)" if place == 0 else None
+            axis.plot(line.paper, place, "D", color=_COLOURS[1], markersize=7, label=label)
     axis.set(xscale="log", xlabel="test errors", yticks=range(len(lines)), ylim=(len(lines) - 0.5, -0.5))
     axis.set_yticklabels([f"{line.row}: {line.setup}" for line in lines], fontsize=8)
     _plain(axis.xaxis)
@@ -92,6 +93,7 @@ def _bias(found: Mapping[str, Found], names: list[str], plan: Plan) -> Any:
             offsets, errors = ([one[way][key] for one in moved] for key in ("offset", "errors"))
             where = "the test set" if way == "test" else "training images"
             axis.plot(offsets, errors, "o", color=colour, markersize=4, label=f"chosen on {where}, each seed")
+        axis.plot(PAPER[name]["offset"], PAPER[name]["moved"], "D", color=_COLOURS[2], label="paper (one run)")
         axis.set(yscale="log", xlabel=f"added to the bias of {classes[name]}", ylabel="test errors")
         axis.set_title(f"{what[name]} in the transfer set, mean of {len(moved)} seeds", fontsize=10)
         _plain(axis.yaxis)

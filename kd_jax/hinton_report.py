@@ -35,7 +35,7 @@ class Line(NamedTuple):
     row: str
     setup: str
     errors: list[int]
-    paper: float
+    paper: float | None
     left_out: list[int] | None = None
     paper_left_out: float | None = None
     offsets: list[float] | None = None
@@ -80,16 +80,18 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
         given.append(line)
         for way, where in (("test", "the test set, as in the paper"), ("training", "training images")):
             moved = [run["moved"][way] for run in runs]
+            # The paper has only the first way.
+            own_paper = paper if way == "test" else {}
             given.append(
                 Line(
                     row,
                     f"the same, biases moved, chosen on {where}",
                     [one["errors"] for one in moved],
-                    paper["moved"],
+                    own_paper.get("moved"),
                     _of_class(moved, own),
-                    paper.get("moved_left_out"),
+                    own_paper.get("moved_left_out"),
                     [one["offset"] for one in moved],
-                    paper["offset"],
+                    own_paper.get("offset"),
                 )
             )
     return given
@@ -122,7 +124,10 @@ def contrasts(found: Parts, plan: Plan) -> list[Contrast]:
             better = min((t for t in (2.5, 4.0) if t in own), key=lambda t: np.mean(own[t]), default=None)
             others = [t for t in own if t is not None and t != better] if better else []
             given += _contrasts(
-                [(f"{units} units, T = {better:g} against T = {t:g}", own[t], own[better]) for t in others]
+                [
+                    (f"{units} units, T = {better:g}, the better of 2.5 and 4, against T = {t:g}", own[t], own[better])
+                    for t in others
+                ]
             )
         elif {8.0, 20.0} <= set(own):
             given += _contrasts([(f"{units} units, T = 20 against T = 8", own[8.0], own[20.0])])
@@ -135,10 +140,11 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
     parts = ["Quick version: fewer seeds and epochs than the full one, so more errors."] if plan.quick else []
     rows = [
         [
-            line.row, line.setup, f"{line.paper:,.0f}", spread(line.errors), str(len(line.errors)),
+            line.row, line.setup, "" if line.paper is None else f"{line.paper:,.0f}",
+            spread(line.errors), str(len(line.errors)),
             "" if line.paper_left_out is None else f"{line.paper_left_out:g}",
             "" if line.left_out is None else spread(line.left_out),
-            "" if line.paper_offset is None or line.offsets is None else f"{line.paper_offset:+g}",
+            "" if line.paper_offset is None else f"{line.paper_offset:+g}",
             "" if line.offsets is None else spread(line.offsets, "+.1f"),
         ]
         for line in lines(found, plan)
@@ -165,7 +171,7 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
         "± is the standard deviation over n seeds of the students, which all have one teacher; the paper's numbers are "
         "single runs, whose own chance is about the square root of the errors. Differences are paired by seed (the "
         "same first parameters and batches), their intervals and p-values by Student's t; where several of one width "
-        "are looked at, p is corrected by Holm's method."
+        "are looked at, p is also corrected for that by Holm's method, and the intervals are not."
     )
     if any(line.offsets for line in lines(found, plan)):
         parts.append(BIAS_RULE)
@@ -178,7 +184,8 @@ def sentence(contrast: Contrast) -> str:
     if contrast.ci95 is None:
         return f"{said} (n = {contrast.n}: too few or too alike to give an interval)"
     low, high = (f"{value:+.1f}".replace("-", "−") for value in contrast.ci95)
-    return f"{said} (95 % interval {low} to {high}, n = {contrast.n}, p = {contrast.p_corrected:.2g})"
+    corrected = f", corrected {contrast.p_corrected:.2g}" if contrast.p_corrected != contrast.p_value else ""
+    return f"{said} (95 % interval {low} to {high}, n = {contrast.n}, p = {contrast.p_value:.2g}{corrected})"
 
 
 def write(found: Parts, plan: Plan, dataset: Dataset, folder: Path) -> list[str]:

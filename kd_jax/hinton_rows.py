@@ -61,7 +61,7 @@ class Files:
         return any((self.folder / _ROWS).glob("*.json"))
 
     def discard(self) -> None:
-        """Forgets all parts and the teacher."""
+        """Forgets all parts and the teacher. Raises `OSError`."""
         for path in (self.folder / _ROWS).glob("*.json"):
             path.unlink()
         self.teacher.unlink(missing_ok=True)

@@ -153,7 +153,10 @@ def _claimed(
             f"{store.folder} already holds rows: choose another --out, or add --overwrite to replace them"
         )
     claimed = command.claimed(store, identity, options, report.RESULTS, report.TABLE)
-    files.discard()
+    try:
+        files.discard()
+    except OSError as error:
+        cli.fail(f"the older rows in {store.folder} cannot be removed ({error.strerror}): choose another --out", code=2)
     return claimed
 
 

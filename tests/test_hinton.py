@@ -152,6 +152,11 @@ def test_every_row_is_reproduced_and_reported(
     assert first["what"] == "8 units, T = 20 against alone"
     assert first["mean_difference"] == pytest.approx(np.mean(distilled) - np.mean(alone))
     assert len(found["comparisons"]) == 1 + 1 + 3
+    own = [one for one in found["comparisons"] if one["what"].startswith("4 units")]
+    ordered = sorted(own, key=lambda one: one["p_value"])
+    for many, one in zip((3, 2, 1), ordered, strict=True):
+        assert one["p_corrected"] >= min(1, many * one["p_value"])
+    assert ordered[0]["p_corrected"] == min(1, 3 * ordered[0]["p_value"])
     for text in (printed, (out / "results.md").read_text()):
         assert "chosen on the test set, as in the paper" in text
         assert "it never sees the test set" in text
