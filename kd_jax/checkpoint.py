@@ -98,6 +98,15 @@ class Store:
         """Says that the run has left its results. Raises `CheckpointError` where that cannot be written."""
         self._describe(self._description() | {"finished": True})
 
+    def note(self, **facts: Any) -> None:
+        """Keeps, beside what the run is, what else is to be known of it. Raises `CheckpointError` as `start` does."""
+        self._describe(self._description() | {"notes": self.notes | facts})
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `note` was told since `start`. Raises as `identity` does."""
+        return dict(self._description().get("notes", {}))
+
     def discard(self) -> None:
         """Forgets the run and its checkpoints. Raises `OSError`."""
         (self.folder / _RUN).unlink(missing_ok=True)
@@ -113,6 +122,13 @@ class Store:
             # Leaves a folder that holds anything.
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
+
+    def forget(self, group: str) -> None:
+        """Removes the checkpoints of the phases `group-0`, `group-1` and so on, whose results are kept elsewhere."""
+        self.wait()
+        for path in (self.folder / _CHECKPOINTS).glob(f"{group}-*"):
+            if path.name.removeprefix(f"{group}-").isdecimal():
+                shutil.rmtree(path, ignore_errors=True)
 
     def identity(self) -> dict[str, Any]:
         """What `start` was told. Raises `CheckpointError` where that is damaged, `MismatchError` for another format."""

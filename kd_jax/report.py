@@ -182,19 +182,24 @@ def as_json(result: Result, dataset: Dataset) -> dict[str, Any]:
     timing |= {name: trained.timing._asdict() for name, trained in models(result).items()}
     return {
         "config": result.config.as_dict(),
-        "data": {
-            "name": dataset.name,
-            "sha256": dataset.digest(),
-            "train": len(dataset.train_labels),
-            "test": len(dataset.test_labels),
-            "image_shape": list(dataset.image_shape),
-            "classes": dataset.classes,
-        },
+        "data": data_json(dataset),
         "environment": environment(),
         "models": {name: _model_json(trained) for name, trained in models(result).items()},
         "comparison": result.comparison._asdict(),
         "conclusion": conclusion(result),
         "timing": timing,
+    }
+
+
+def data_json(dataset: Dataset) -> dict[str, Any]:
+    """The data set, as results.json keeps it."""
+    return {
+        "name": dataset.name,
+        "sha256": dataset.digest(),
+        "train": len(dataset.train_labels),
+        "test": len(dataset.test_labels),
+        "image_shape": list(dataset.image_shape),
+        "classes": dataset.classes,
     }
 
 

@@ -15,10 +15,14 @@ _ARITHMETIC = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enabl
 
 def identity(config: Config, dataset: Dataset, environment: Mapping[str, Any], every: int | None) -> dict[str, Any]:
     """What makes a run the same run, bit for bit: options, data, versions and device."""
+    return same(dataset, environment, config=config.as_dict(), checkpoint_steps=every)
+
+
+def same(dataset: Dataset, environment: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """`more`, and of data, versions and device what makes a run the same run."""
     exact = ("backend", "devices", "matmul_precision", "packages")
     return {
-        "config": config.as_dict(),
-        "checkpoint_steps": every,
+        **more,
         "data": {"name": dataset.name, "sha256": dataset.digest()},
         "environment": {name: environment[name] for name in exact},
         "jax": {name: jax.config.values[name] for name in _ARITHMETIC},

@@ -1,0 +1,161 @@
+"""The parts of `hinton`'s rows, one after the other: read from the folder where they are done, else trained and kept.
+
+A folder has `rows/PART.json`, what a part gave and a digest of that and of what made it, and the teacher's parameters.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save
+
+from kd_jax import experiment, hinton, parameters, phase
+from kd_jax.checkpoint import Store
+from kd_jax.data import DataError, Dataset
+from kd_jax.hinton import Found, Part, Plan, Taught
+from kd_jax.parameters import tensor_name
+from kd_jax.phase import Keeping, Progress
+from kd_jax.progress import Silent
+from kd_jax.report import OutputError
+from kd_jax.train import Examples
+
+_ROWS = "rows"
+
+
+class Files:
+    """What the parts of one reproduction left in its folder. identity: what makes it this one."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, dict(identity)
+        self.teacher = folder / "parameters" / f"teacher-seed{identity['config']['seed']}.safetensors"
+
+    def read(self, part: Part) -> Found | None:
+        """What a part gave; None where it is not done, or what is there was made by something else."""
+        try:
+            kept = json.loads(self._path(part.name).read_bytes())
+            return kept["found"] if kept["sha256"] == self._digest(part, kept["found"]) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def write(self, part: Part, found: Found) -> None:
+        """Keeps what a part gave. Raises `OutputError`."""
+        content = {"sha256": self._digest(part, found), "found": found}
+        _write(self._path(part.name), (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+    def write_teacher(self, params: Any, state: Any) -> None:
+        """Keeps the parameters `[1, 1, ...]`. Raises `OutputError`."""
+        leaves = jax.tree.leaves_with_path((params, state))
+        named = {tensor_name(path[1:]): np.array(leaf[0, 0], order="C") for path, leaf in leaves}
+        description = {"model": "teacher", "seed": self.identity["config"]["seed"]}
+        _write(self.teacher, save(named, metadata={"kd_jax": json.dumps(description)}))
+
+    @property
+    def kept(self) -> bool:
+        """Whether any part was kept."""
+        return any((self.folder / _ROWS).glob("*.json"))
+
+    def discard(self) -> None:
+        """Forgets all parts and the teacher. Raises `OSError`."""
+        for path in (self.folder / _ROWS).glob("*.json"):
+            path.unlink()
+        self.teacher.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / _ROWS / f"{name}.json"
+
+    def _digest(self, part: Part, found: Found) -> str:
+        taught_by = hashlib.sha256(self.teacher.read_bytes()).hexdigest()
+        made_by = {"run": self.identity, "part": hinton.as_dict(part), "teacher": taught_by, "found": found}
+        return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+
+
+def run(
+    rows: tuple[str, ...], plan: Plan, dataset: Dataset, progress: Progress, keeping: Keeping, files: Files
+) -> dict[str, Found]:
+    """What every part of the rows gave, by its name, and of those that are done already.
+
+    Raises what `hinton.train` does, and `OutputError` where the folder no longer takes what is found.
+    """
+    assert keeping.store is not None
+    parts = hinton.parts(plan, dataset.classes)
+    keeping.store.note(rows=[row for row in hinton.ROWS if row in (*rows, *asked(keeping.store))])
+    wanted = hinton.wanted(rows, plan, dataset.classes)
+    missing = [part for part in wanted if files.read(part) is None]
+    if missing and not isinstance(progress, Silent):
+        _estimate(missing, plan, dataset, progress)
+    taught: Taught | None = None
+    for part in wanted:
+        # Read again: what a teacher taught is found once the teacher is.
+        if files.read(part) is not None:
+            continue
+        if part.name != "teacher" and taught is None:
+            taught = _ask_teacher(parts["teacher"], plan, dataset, files)
+        given, (params, state) = hinton.train(part, plan, dataset, taught, progress, keeping)
+        if part.name == "teacher":
+            files.write_teacher(params, state)
+        files.write(part, given)
+        # The teacher's stay, as a sign that the folder holds something to go on with.
+        if part.name != "teacher":
+            keeping.store.forget(part.name)
+    return {name: found for name, part in parts.items() if (found := files.read(part)) is not None}
+
+
+def asked(store: Store) -> list[str]:
+    """The rows that a folder was asked for until now."""
+    return list(store.notes.get("rows", ()))
+
+
+def complete(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> bool:
+    """Whether every part of the rows is done."""
+    return all(files.read(part) is not None for part in hinton.wanted(rows, plan, dataset.classes))
+
+
+def _ask_teacher(part: Part, plan: Plan, dataset: Dataset, files: Files) -> Taught:
+    own = hinton.network(part, plan, dataset)
+    try:
+        params, state = parameters.load(files.teacher, own)
+    except DataError as error:
+        raise OutputError(f"{error}: start again with --overwrite") from None
+    return hinton.ask(params, state, dataset, own)
+
+
+def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progress) -> None:
+    """Tells how long the rest will take, from some steps of the students alone."""
+    units = plan.widths[0].units
+    part = hinton.parts(plan, dataset.classes)[f"alone-{units}"]
+    planned = hinton.make_group(part, plan, dataset, hinton.network(part, plan, dataset))
+    seen = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    seeds = planned.seeds
+    given: Any = jax.tree.map(lambda value: jnp.full(len(seeds), value, jnp.float32), planned.settings[0])
+    trial = phase.prepare("trial", planned.recipe, given, seeds, experiment.STUDENT, seen, epochs=1)
+    epoch_s = phase.trial(trial, seen)
+    one = _work(part, plan, dataset) / part.training.epochs
+    progress.compiled(trial.compile_s, epoch_s / one * sum(_work(part, plan, dataset) for part in missing))
+
+
+def _work(part: Part, plan: Plan, dataset: Dataset) -> float:
+    """How much a part has to do, in a unit of its own."""
+    weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(part.hidden, dataset)))
+    steps = part.training.epochs * (len(hinton.transfer_set(part, dataset)) // part.training.batch_size)
+    trainings = (1 if part.name == "teacher" else plan.seeds) * max(1, len(part.temperatures))
+    # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
+    return float(trainings * steps * (weights + 50_000) * (part.training.batch_size + 32))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All or nothing. Raises `OutputError`."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}): make room, and go on with --resume"
+        ) from None

@@ -1,0 +1,190 @@
+"""Reproduces published tables, with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kd_jax import cli, command, resume
+from kd_jax.checkpoint import MismatchError, Store
+from kd_jax.config import ConfigError, make_config
+from kd_jax.data import Dataset, load
+from kd_jax.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from kd_jax.hinton import Plan
+    from kd_jax.hinton_rows import Files
+    from kd_jax.phase import Keeping
+
+_PROG = "python -m kd_jax.reproduce"
+_TABLES = ("hinton2015",)
+_ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
+_EPILOG = f"""\
+examples:
+  python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: hours on a CPU, minutes on a GPU
+  python -m kd_jax.reproduce hinton2015 --quick                   every row with 3 seeds and fewer epochs
+  python -m kd_jax.reproduce hinton2015 --rows alone distilled    what distillation gains
+
+  python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume              goes on with what was stopped
+  python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume --rows no3   adds a row to a folder
+
+{command.EXIT_CODES}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Options in, table out."""
+    command.run(_parser(), arguments, _body)
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog=_PROG,
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", metavar="TABLE", help="what is reproduced: hinton2015")
+    what = parser.add_argument_group("what is trained")
+    what.add_argument(
+        "--rows", nargs="+", metavar="ROW", help=f"some of {', '.join(_ROWS)} (default: all; the teacher always)"
+    )
+    what.add_argument(
+        "--seeds", type=cli.whole, metavar="N", help="students of each kind; all have one teacher (default: 10)"
+    )
+    what.add_argument("--seed", type=cli.whole, metavar="N", help="first seed; the teacher's seed, too (default: 42)")
+    what.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer epochs, and 3 seeds where --seeds is not given: for a first look",
+    )
+    command.add_output_options(parser, "results.json, results.csv, the table, the plots and the teacher's parameters")
+    return parser
+
+
+def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
+    if options.table not in _TABLES:
+        raise ConfigError(f"unknown table {options.table!r}: use {' or '.join(_TABLES)}")
+    for row in options.rows or ():
+        if row not in _ROWS:
+            raise ConfigError(f"unknown row {row!r}: use some of {', '.join(_ROWS)}")
+    settings = _settings(options)
+    dataset = load("mnist")
+    command.prepare_jax()
+    from kd_jax import hinton_rows, phase, report
+
+    plan = _plan(settings)
+    with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
+        known = report.environment()
+        identity = resume.same(dataset, known, config=_as_dict(plan), table=options.table, settings=settings)
+        files = hinton_rows.Files(store.folder, identity)
+        rows = _rows(options, store)
+        if _claimed(store, identity, options, rows, plan, dataset, files):
+            _train(rows, plan, dataset, options, phase.Keeping(store, None, interrupt), files)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The seeds and whether it is quick; with --resume those of the run in the folder.
+
+    Raises `ConfigError`, and `MismatchError` where options that are given differ from the folder's.
+    """
+    given = {"seeds": options.seeds, "seed": options.seed, "quick": options.quick or None}
+    given = {name: value for name, value in given.items() if value is not None}
+    make_config(**{name: value for name, value in given.items() if name != "quick"})
+    store = command.check_output_options(options)
+    if store is None:
+        from kd_jax import hinton
+
+        seeds = hinton.QUICK_SEEDS if options.quick else hinton.SEEDS
+        return {"seeds": seeds, "seed": hinton.SEED, "quick": options.quick} | given
+    saved = store.identity()
+    if saved.get("table") != options.table:
+        raise MismatchError(f"{store.folder} has another run: choose another folder for {options.table}")
+    for name, value in given.items():
+        if saved["settings"].get(name) != value:
+            raise MismatchError(
+                f"--{name} is {value}, and the run in {store.folder} has {saved['settings'].get(name)}: "
+                "leave the option out to go on, or choose another folder"
+            )
+    return dict(saved["settings"])
+
+
+def _plan(settings: dict[str, Any]) -> "Plan":
+    from kd_jax import hinton
+
+    plan = hinton.PLAN._replace(seeds=settings["seeds"], seed=settings["seed"])
+    return hinton.quick(plan) if settings["quick"] else plan
+
+
+def _as_dict(plan: "Plan") -> dict[str, Any]:
+    from kd_jax import hinton
+
+    return dict(hinton.as_dict(plan))
+
+
+def _rows(options: argparse.Namespace, store: Store) -> tuple[str, ...]:
+    """The rows asked for; with --resume alone those of the folder."""
+    from kd_jax import hinton_rows
+
+    before = hinton_rows.asked(store) if options.resume and store.started else ()
+    chosen = options.rows or before or _ROWS
+    return tuple(row for row in _ROWS if row in chosen)
+
+
+def _claimed(
+    store: Store,
+    identity: dict[str, Any],
+    options: argparse.Namespace,
+    rows: tuple[str, ...],
+    plan: "Plan",
+    dataset: Dataset,
+    files: "Files",
+) -> bool:
+    """`command.claimed`, but that rows may be added to a finished run, whose parts stay."""
+    from kd_jax import hinton_rows, report
+
+    if options.resume and store.started:
+        if store.finished and not hinton_rows.complete(rows, plan, dataset, files):
+            resume.require_same(store, identity)
+            return True
+        return command.claimed(store, identity, options, report.RESULTS, report.TABLE)
+    if files.kept and not store.started and not options.overwrite:
+        raise ConfigError(
+            f"{store.folder} already holds rows: choose another --out, or add --overwrite to replace them"
+        )
+    claimed = command.claimed(store, identity, options, report.RESULTS, report.TABLE)
+    try:
+        files.discard()
+    except OSError as error:
+        cli.fail(f"the older rows in {store.folder} cannot be removed ({error.strerror}): choose another --out", code=2)
+    return claimed
+
+
+def _train(
+    rows: tuple[str, ...],
+    plan: "Plan",
+    dataset: Dataset,
+    options: argparse.Namespace,
+    keeping: "Keeping",
+    files: "Files",
+) -> None:
+    from kd_jax import hinton_report, hinton_rows, progress, report
+
+    assert keeping.store is not None
+    folder = keeping.store.folder
+    bars = progress.Bars if sys.stdout.isatty() else progress.Lines
+    watcher = progress.Silent() if options.quiet else bars()
+    with command.telling_failures(keeping.store):
+        if not options.quiet:
+            print(f"{hinton_report.header(rows, plan, dataset, folder)}\nCompiling.", flush=True)
+        found = hinton_rows.run(rows, plan, dataset, watcher, keeping, files)
+        written = hinton_report.write(found, plan, dataset, folder)
+        keeping.store.finish()
+    text = f"\n{hinton_report.text(found, plan, dataset)}"
+    if not options.quiet:
+        text += f"\n\n{folder}/ has {', '.join(written)}."
+    command.say(text, folder / report.TABLE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kd_jax import bias, group, hinton, hinton_rows, reproduce
+from kd_jax.checkpoint import Store
+from kd_jax.config import Training
+from kd_jax.data import Dataset
+from kd_jax.hinton import Plan, Width
+from kd_jax.phase import Keeping, RunError
+from kd_jax.progress import Silent
+
+_TRAINING = Training(2, 8, 0.01, "cosine", 0)
+TINY = Plan(
+    teacher_hidden=(16,),
+    teacher_training=_TRAINING._replace(epochs=4, shift=1),
+    widths=(
+        Width(8, (8.0, 20.0), _TRAINING, _TRAINING),
+        Width(4, (1.0, 2.5, 4.0, 20.0), _TRAINING, _TRAINING),
+    ),
+    alpha=0.1,
+    left_out=1,
+    only=(1, 2),
+    seeds=3,
+)
+PARTS = ["teacher", "alone-8", "distilled-8", "no3", "only78", "alone-4", "distilled-4", "temperature-8"]
+FILES = ("results.json", "results.csv", "results.md", "rows.png", "temperature.png", "bias.png")
+
+
+@pytest.fixture
+def tiny(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """The command does its work on few images with small networks."""
+    monkeypatch.setattr(reproduce, "load", lambda source: small_dataset)
+    monkeypatch.setattr(hinton, "PLAN", TINY)
+    return small_dataset
+
+
+def reproduced(*arguments: str) -> None:
+    reproduce.main(["hinton2015", *arguments])
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence on stderr with which `arguments` are refused."""
+    with pytest.raises(SystemExit) as caught:
+        reproduce.main(arguments)
+    output = capsys.readouterr()
+    assert caught.value.code == 2
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("kd_jax: ")
+    return output.err
+
+
+@pytest.mark.parametrize("classes", [(3,), (7, 8), (0, 1, 2, 3, 4, 5, 6, 7, 8)])
+def test_errors_for_every_offset_are_those_of_moved_logits(classes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(len(classes))
+    labels = rng.integers(0, 10, 300)
+    logits = (3 * rng.normal(size=(300, 10)) + 4 * np.eye(10)[labels]).astype(np.float32)
+    logits[:, list(classes)] -= 3
+    found = bias.errors(logits, labels, classes)
+    offsets = np.linspace(-25, 25, 2001)
+
+    def brute(offset: float) -> int:
+        moved = logits.astype(np.float64)
+        moved[:, list(classes)] += offset
+        return int((moved.argmax(axis=1) != labels).sum())
+
+    expected = [brute(offset) for offset in offsets]
+    np.testing.assert_array_equal(bias.at(found, offsets), expected)
+    assert brute(bias.best(found)) <= min(expected)
+    assert brute(bias.best(found)) == found.counts.min()
+
+
+def test_the_best_offset_is_in_the_middle_and_far_from_an_edge() -> None:
+    """Two images of class 0, told as 1, need more than 1 and 2; one of class 1 allows at most 5."""
+    logits = np.array([[0, 1], [0, 2], [0, 5]], np.float32)
+    assert bias.best(bias.errors(logits, np.array([0, 0, 1]), (0,))) == 3.5
+    assert bias.best(bias.errors(logits[:0], np.zeros(0, np.int64), (0,))) == 0
+
+
+@pytest.mark.parametrize("classes", [(), (0, 1)])
+def test_biases_of_all_or_no_classes_are_refused(classes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="all or none of 2: move the biases of some"):
+        bias.errors(np.zeros((1, 2), np.float32), np.zeros(1, np.int64), classes)
+
+
+def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
+    parts = hinton.parts(hinton.PLAN, 10)
+    assert parts["distilled-800"].temperatures == (20,)
+    assert parts["temperature-800"].temperatures == (4, 8)
+    assert parts["distilled-30"].temperatures == parts["distilled-300"].temperatures == (1, 2.5, 4, 8, 20)
+    assert parts["no3"].kept == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+    assert parts["only78"].kept == parts["only78"].moved == (7, 8)
+    assert {name for row in hinton.ROWS for name in hinton.parts_of(row, hinton.PLAN, 10)} == set(parts)
+    assert reproduce._ROWS == hinton.ROWS
+    assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
+    short = hinton.quick(hinton.PLAN)
+    assert short.teacher_training.epochs == round(0.3 * hinton.TEACHER_TRAINING.epochs)
+
+
+def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def watched(asked: group.Group, examples: Any, *arguments: Any, **named: Any) -> Any:
+        seen[asked.name] = examples
+        return original(asked, examples, *arguments, **named)
+
+    original = group.run
+    monkeypatch.setattr(group, "run", watched)
+    rng = np.random.default_rng(0)
+    taught = hinton.Taught(rng.normal(size=(240, 3)).astype(np.float32), rng.normal(size=(60, 3)).astype(np.float32))
+    parts = hinton.parts(TINY, 3)
+    for name, kept in (("no3", (0, 2)), ("only78", (1, 2)), ("distilled-8", (0, 1, 2))):
+        found, _ = hinton.train(parts[name], TINY, small_dataset, taught, Silent(), Keeping())
+        own = seen[name]
+        assert tuple(np.unique(own.labels)) == kept
+        rows = np.isin(small_dataset.train_labels, kept)
+        np.testing.assert_array_equal(own.images, small_dataset.train_images[rows])
+        np.testing.assert_array_equal(own.teacher.logits, taught.train[rows])
+        assert found["examples"] == rows.sum()
+        assert [run["seed"] for run in found["runs"]] == [42, 43, 44]
+        for run in found["runs"]:
+            assert sum(run["errors_by_class"]) == run["errors"]
+            assert ("moved" in run) == (name != "distilled-8")
+            if "moved" in run:
+                at_zero = run["moved"]["curve"][list(hinton.CURVE).index(0)]
+                assert at_zero == run["errors"]
+                assert run["moved"]["test"]["errors"] <= min(*run["moved"]["curve"], run["moved"]["training"]["errors"])
+
+
+def test_every_row_is_reproduced_and_reported(
+    tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    reproduced("--out", str(out), "--seeds", "3")
+    printed = capsys.readouterr().out
+    found = json.loads((out / "results.json").read_text())
+    assert list(found["parts"]) == PARTS
+    assert list(found["rows"]) == list(hinton.ROWS)
+    assert len(found["parts"]["distilled-4"]["runs"]) == 4 * 3
+    assert [len(found["parts"][name]["runs"]) for name in ("teacher", "alone-8")] == [1, 3]
+    assert found["rows"]["alone"]["paper"] == {"errors": 146}
+    assert found["data"]["sha256"] == tiny.digest()
+    alone, distilled = (
+        [run["errors"] for run in found["parts"][f"{kind}-8"]["runs"]] for kind in ("alone", "distilled")
+    )
+    first = found["comparisons"][0]
+    assert first["what"] == "8 units, T = 20 against alone"
+    assert first["mean_difference"] == pytest.approx(np.mean(distilled) - np.mean(alone))
+    assert len(found["comparisons"]) == 1 + 1 + 3
+    own = [one for one in found["comparisons"] if one["what"].startswith("4 units")]
+    ordered = sorted(own, key=lambda one: one["p_value"])
+    for many, one in zip((3, 2, 1), ordered, strict=True):
+        assert one["p_corrected"] >= min(1, many * one["p_value"])
+    assert ordered[0]["p_corrected"] == min(1, 3 * ordered[0]["p_value"])
+    for text in (printed, (out / "results.md").read_text()):
+        assert "chosen on the test set, as in the paper" in text
+        assert "it never sees the test set" in text
+        assert "Holm's method" in text
+    assert "training will take about" in printed
+    for name in FILES:
+        assert (out / name).stat().st_size > 0
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + sum(
+        len(p["runs"]) for p in found["parts"].values()
+    )
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["teacher-0"]
+
+
+def test_finished_rows_are_read_and_not_trained_again(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    reproduced("--out", str(out), "--rows", "alone", "--quiet", "--seeds", "2")
+    kept = {path: path.read_bytes() for path in (out / "rows").glob("*-8.json")}
+    assert len(kept) == 1
+    trained = []
+    original = hinton.train
+
+    def watched(part: hinton.Part, *arguments: Any) -> Any:
+        trained.append(part.name)
+        return original(part, *arguments)
+
+    monkeypatch.setattr(hinton, "train", watched)
+    reproduced("--out", str(out), "--rows", "distilled", "--quiet", "--resume")
+    assert trained == ["distilled-8"]
+    assert {path: path.read_bytes() for path in kept} == kept
+    found = json.loads((out / "results.json").read_text())
+    assert list(found["rows"]) == ["teacher", "alone", "distilled"]
+    before = (out / "results.json").read_bytes()
+    capsys.readouterr()
+    reproduced("--out", str(out), "--resume")
+    assert "is finished" in capsys.readouterr().out
+    assert trained == ["distilled-8"]
+    assert (out / "results.json").read_bytes() == before
+    assert "--seeds is 3, and the run in" in refused(
+        ["hinton2015", "--out", str(out), "--resume", "--seeds", "3"], capsys
+    )
+    assert "already holds results" in refused(["hinton2015", "--out", str(out)], capsys)
+    reproduced("--out", str(out), "--rows", "teacher", "--quiet", "--overwrite")
+    assert list(json.loads((out / "results.json").read_text())["parts"]) == ["teacher"]
+
+
+@pytest.mark.parametrize("lost", ["nothing", "a part", "the teacher"])
+def test_what_was_stopped_goes_on_and_loses_nothing(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Stopped between two parts, and with files damaged meanwhile, it ends with the numbers of a run in one go."""
+    plan, rows = TINY._replace(seeds=2), ("alone", "no3")
+
+    def go(folder: Path) -> dict[str, Any]:
+        folder.mkdir(exist_ok=True)
+        store = Store(folder)
+        identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
+        if not store.started:
+            store.start(identity)
+        found = hinton_rows.run(rows, plan, tiny, Silent(), Keeping(store), hinton_rows.Files(folder, identity))
+        return {name: part["runs"] for name, part in found.items()}
+
+    whole = go(tmp_path / "whole")
+    original = hinton.train
+
+    def stopping(part: hinton.Part, *arguments: Any) -> Any:
+        if part.name == "no3":
+            raise KeyboardInterrupt
+        return original(part, *arguments)
+
+    folder = tmp_path / "stopped"
+    monkeypatch.setattr(hinton, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        go(folder)
+    if lost == "a part":
+        path = folder / "rows" / "alone-8.json"
+        path.write_text(path.read_text().replace('"errors": ', '"errors": 1'))
+    if lost == "the teacher":
+        (folder / "parameters" / "teacher-seed42.safetensors").unlink()
+    trained = []
+
+    def watched(part: hinton.Part, *arguments: Any) -> Any:
+        trained.append(part.name)
+        return original(part, *arguments)
+
+    monkeypatch.setattr(hinton, "train", watched)
+    assert go(folder) == whole
+    # The teacher comes from its checkpoint, and what it taught is found again.
+    assert trained == {"nothing": [], "a part": ["alone-8"], "the teacher": ["teacher"]}[lost] + ["no3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: TABLE"),
+        (["hinton2014"], "unknown table 'hinton2014': use hinton2015"),
+        (["hinton2015", "--rows", "no4"], "unknown row 'no4': use some of teacher, alone"),
+        (["hinton2015", "--seeds", "0"], "--seeds is 0: it must be"),
+        (["hinton2015", "--seed", "-1"], "--seed is -1: it must be"),
+        (["hinton2015", "--seeds", "few"], "--seeds: 'few' is no whole number"),
+        (["hinton2015", "--row", "no3"], "unknown option '--row': did you mean --rows?"),
+        (["hinton2015", "--resume"], "--resume is given without --out"),
+    ],
+)
+def test_bad_options_are_one_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(arguments, capsys)
+
+
+def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        reproduce.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    assert f"(default: {hinton.SEEDS})" in text
+    assert f"(default: {hinton.SEED})" in text
+    for option in (*hinton.ROWS, "--seeds", "--seed ", "--quick", "--out", "--resume", "--overwrite", "--quiet"):
+        assert option in text
+
+
+def test_a_failure_leaves_nothing_or_what_goes_on_with_the_rows_asked_for(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, original, failing = tmp_path / "out", hinton.train, ["teacher", "distilled-8"]
+
+    def train(part: hinton.Part, *arguments: Any) -> Any:
+        if part.name in failing:
+            raise RunError("it failed")
+        return original(part, *arguments)
+
+    monkeypatch.setattr(hinton, "train", train)
+    arguments = ["--out", str(out), "--seeds", "2", "--quiet"]
+    with pytest.raises(SystemExit) as caught:
+        reproduced(*arguments, "--rows", "distilled")
+    assert caught.value.code == 1
+    assert not out.exists()
+    failing.remove("teacher")
+    with pytest.raises(SystemExit):
+        reproduced(*arguments, "--rows", "distilled")
+    assert "it failed, and start again with --overwrite" in capsys.readouterr().err
+    assert not (out / "results.json").exists()
+    failing.clear()
+    reproduced("--out", str(out), "--resume", "--quiet")
+    assert list(json.loads((out / "results.json").read_text())["rows"]) == ["teacher", "distilled"]
+
+
+def test_notes_are_kept_beside_what_the_run_is_and_groups_are_forgotten_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.start({"seed": 1})
+    for name in ("alone-3-0", "alone-30-0", "alone-30-1"):
+        store.save(name, 1, {"x": np.zeros(2)}, {})
+    store.note(rows=["alone"])
+    store.note(more=1)
+    assert store.notes == {"rows": ["alone"], "more": 1}
+    assert store.identity() == {"seed": 1}
+    store.forget("alone-3")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["alone-30-0", "alone-30-1"]
+    assert store.newest("alone-30-1") is not None
+    assert store.newest("alone-3-0") is None
+    store.start({"seed": 2})
+    assert store.notes == {}
+    assert store.close() is None
