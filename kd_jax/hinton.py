@@ -26,13 +26,14 @@ from kd_jax.train import Examples, Hyperparameters
 TEACHER_HIDDEN = (1200, 1200)
 TEACHER_TRAINING = Training(epochs=120, batch_size=256, learning_rate=1e-3, schedule="cosine", shift=2)
 TEACHER_DROPOUT, TEACHER_INPUT_DROPOUT, TEACHER_MAX_NORM = 0.5, 0.0, 15.0
-ALONE_TRAINING = Training(epochs=20, batch_size=128, learning_rate=1e-3, schedule="cosine", shift=0)
-DISTILLED_TRAINING = ALONE_TRAINING._replace(epochs=40)
-SMALL_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=40)
-SMALL_DISTILLED_TRAINING = ALONE_TRAINING._replace(epochs=40)
-ALPHA, TEMPERATURE = 0.0, 20.0
+ALONE_TRAINING = Training(epochs=15, batch_size=128, learning_rate=1e-3, schedule="cosine", shift=0)
+DISTILLED_TRAINING = ALONE_TRAINING._replace(epochs=30, learning_rate=3e-3)
+SMALL_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30)
+SMALL_DISTILLED_TRAINING = DISTILLED_TRAINING
+ALPHA, TEMPERATURE = 0.02, 20.0
 TEMPERATURES = (1.0, 2.5, 4.0, 8.0, 20.0)
-LARGE_TEMPERATURES = (4.0, 8.0, 20.0)
+MIDDLE_TEMPERATURES = (2.5, 8.0, 20.0)
+LARGE_TEMPERATURES = (8.0, 20.0)
 SEEDS, SEED = 10, 42
 
 QUICK_SEEDS, QUICK_EPOCHS = 3, 0.3
@@ -76,7 +77,7 @@ class Plan(NamedTuple):
     teacher_max_norm: float = TEACHER_MAX_NORM
     widths: tuple[Width, ...] = (
         Width(800, LARGE_TEMPERATURES, ALONE_TRAINING, DISTILLED_TRAINING),
-        Width(300, TEMPERATURES, SMALL_ALONE_TRAINING, SMALL_DISTILLED_TRAINING),
+        Width(300, MIDDLE_TEMPERATURES, SMALL_ALONE_TRAINING, SMALL_DISTILLED_TRAINING),
         Width(30, TEMPERATURES, SMALL_ALONE_TRAINING, SMALL_DISTILLED_TRAINING),
     )
     alpha: float = ALPHA
