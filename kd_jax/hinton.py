@@ -24,7 +24,7 @@ from kd_jax.train import Examples, Hyperparameters
 
 # The recipe.
 TEACHER_HIDDEN = (1200, 1200)
-TEACHER_TRAINING = Training(epochs=120, batch_size=256, learning_rate=1e-3, schedule="cosine", shift=2)
+TEACHER_TRAINING = Training(epochs=120, batch_size=256, learning_rate=2e-3, schedule="cosine", shift=2)
 TEACHER_DROPOUT, TEACHER_INPUT_DROPOUT, TEACHER_MAX_NORM = 0.5, 0.0, 15.0
 ALONE_TRAINING = Training(epochs=15, batch_size=128, learning_rate=1e-3, schedule="cosine", shift=0)
 DISTILLED_TRAINING = ALONE_TRAINING._replace(epochs=30, learning_rate=3e-3)
