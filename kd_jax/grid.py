@@ -50,7 +50,9 @@ def make_grid(base: Config, lists: Mapping[str, tuple[Any, ...]], smoothing: tup
         if not 0 < value <= 1:
             raise ConfigError(f"--label-smoothing is {value}: it must be above 0 and at most 1")
     pinned = {f"teacher_{name}": getattr(base.teacher_training, name) for name in Training._fields}
-    grid = Grid(dataclasses.replace(base, **pinned), dict(lists), smoothing)
+    # In one order, whatever that of the options: trainings are told apart by their place.
+    ordered = {name: lists[name] for name in Config.__dataclass_fields__ if name in lists}
+    grid = Grid(dataclasses.replace(base, **pinned), ordered, smoothing)
     distilled(grid)
     return grid
 

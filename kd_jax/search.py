@@ -238,8 +238,12 @@ def _baselines_of(
 
 
 def _best(settings: Sequence[Setting], students: dict[Setting, Evaluation]) -> Setting:
-    """The fewest errors in the mean, then the smallest negative log-likelihood."""
-    return min(settings, key=lambda s: (float(np.mean(students[s].errors)), float(np.mean(students[s].nll))))
+    return min(settings, key=lambda s: rank(students[s]))
+
+
+def rank(measured: Evaluation) -> tuple[float, float]:
+    """What settings are chosen by: the fewest errors in the mean over the seeds, then the smallest NLL."""
+    return float(np.mean(measured.errors)), float(np.mean(measured.nll))
 
 
 def _gain(setting: Setting, baseline: Setting, measured: dict[Setting, Evaluation], comparisons: int) -> Gain:

@@ -9,7 +9,7 @@ import numpy as np
 from kd_jax import grid, stats
 from kd_jax.grid import ALONE, SMOOTHED, Setting
 from kd_jax.plots import new_figure
-from kd_jax.search import Found
+from kd_jax.search import Found, rank
 
 _MEASURES: dict[str, Callable[[Any], Any]] = {
     "errors": lambda e: e.errors,
@@ -47,13 +47,11 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     across, down = lists[axes[0]], lists[axes[1]] if len(axes) > 1 else (None,)
     errors = np.full((len(down), len(across)), np.inf)
     best: dict[tuple[int, int], Setting] = {}
-    for setting in found.gains:
+    for setting in sorted(found.gains, key=lambda s: rank(found.students[s]), reverse=True):
         config = setting.config
         row = down.index(getattr(config, axes[1])) if len(axes) > 1 else 0
         place = (row, across.index(getattr(config, axes[0])))
-        mean = float(np.mean(found.students[setting].errors))
-        if mean < errors[place]:
-            errors[place], best[place] = mean, setting
+        errors[place], best[place] = float(np.mean(found.students[setting].errors)), setting
     drawn = new_figure(figsize=(max(6.0, 1.1 * len(across) + 3.5), max(3.2, 0.65 * len(down) + 2.2)))
     axis = drawn.subplots()
     image = axis.imshow(errors, cmap="viridis_r", aspect="auto")
@@ -116,7 +114,7 @@ def _curves(found: Found, axes: list[str]) -> Any:
         for kind, (colour, word) in _BASELINES.items():
             students = [s for s in found.students if s.kind == kind]
             if students:
-                best = min(students, key=lambda s: float(np.mean(found.students[s].errors)))
+                best = min(students, key=lambda s: rank(found.students[s]))
                 _band(panel, measure(found.students[best]), colour, word)
         if numeric and min(at) > 0 and max(at) >= 8 * min(at):
             panel.set_xscale("log")
@@ -143,7 +141,7 @@ def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting:
         for setting in found.gains
         if getattr(setting.config, axes[0]) == value and (line is None or getattr(setting.config, axes[1]) == line)
     ]
-    return min(fitting, key=lambda s: float(np.mean(found.students[s].errors)))
+    return min(fitting, key=lambda s: rank(found.students[s]))
 
 
 def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: str) -> None:

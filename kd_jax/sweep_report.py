@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 from kd_jax import grid, report, stats, sweep_plots
@@ -14,7 +13,7 @@ from kd_jax.config import Config
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.grid import Grid, Setting
-from kd_jax.search import Found, Gain
+from kd_jax.search import Found, Gain, rank
 
 TABLE, RUNS = "results.md", "results.csv"
 _SHOWN = 10
@@ -85,13 +84,13 @@ def _explanation(found: Found) -> str:
 
 
 def _development_table(found: Found, style: str) -> str:
-    ranked = sorted(found.gains, key=lambda s: _rank(found.students[s]))
+    ranked = sorted(found.gains, key=lambda s: rank(found.students[s]))
     rows = []
     for setting in ranked[:_SHOWN]:
         gains = found.gains[setting]
         cells = [_gain(gain) for gain in gains] + [""] * (2 - len(gains))
         rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), *cells])
-    for setting in sorted(grid.baselines(found.grid), key=lambda s: _rank(found.students[s]))[:_SHOWN]:
+    for setting in sorted(grid.baselines(found.grid), key=lambda s: rank(found.students[s]))[:_SHOWN]:
         rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), "", ""])
     columns = ["setting", *_columns(), "gain on alone", "gain on smoothed"]
     if not found.grid.smoothing:
@@ -129,10 +128,6 @@ def _gain(gain: Gain) -> str:
         return f"{comparison.mean_difference:+.1f}".replace("-", "−")
     half = (comparison.ci95[1] - comparison.ci95[0]) / 2
     return f"{comparison.mean_difference:+.1f} ± {half:.1f}".replace("-", "−")
-
-
-def _rank(measured: Evaluation) -> tuple[float, float]:
-    return float(np.mean(measured.errors)), float(np.mean(measured.nll))
 
 
 def write(found: Found, dataset: Dataset, folder: Path) -> list[str]:

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from kd_jax import augment
 from kd_jax.losses import cross_entropy
 from kd_jax.methods import CROSS_ENTROPY, Method
-from kd_jax.models import Network, Output, Params, State
+from kd_jax.models import Network, Output, Params, State, count_parameters
 from kd_jax.optimizers import adam
 
 PyTree = Any
 
-# Two steps in each turn of the loop let XLA avoid copies of the carried parameters: 15 to 40 % on a CPU.
-_UNROLL = 2
+# Several steps in each turn of the loop let XLA avoid copies of the carried parameters: 15 to 40 % on a CPU for two.
+# Four save another 10 to 20 % with small networks, and cost as much with large ones (results/throughput/findings.md).
+_UNROLL, _UNROLL_SMALL, _SMALL = 2, 4, 100_000
 
 
 class Examples(NamedTuple):
@@ -161,7 +162,8 @@ def scan_steps(
     def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
         return train_step(state, key, examples, rows, hyperparameters, recipe=recipe)
 
-    return jax.lax.scan(step, train_state, order, unroll=_UNROLL)
+    small = count_parameters(train_state.params) < _SMALL
+    return jax.lax.scan(step, train_state, order, unroll=_UNROLL_SMALL if small else _UNROLL)
 
 
 def train_steps(

@@ -61,7 +61,8 @@ def test_a_step_sees_the_teachers_logits_of_the_very_view(small_dataset: Dataset
     recipe = Recipe(network, methods.Method(lambda key: (), mismatch), batch_size=16, shift=2)
     examples = Examples(images, jnp.asarray(small_dataset.train_labels), outputs)
     _, metrics = train.fit(KEY, examples, Hyperparameters(jnp.float32(0.1)), recipe=recipe, epochs=3)
-    np.testing.assert_array_equal(metrics.loss, np.zeros(3))
+    # The division by 255 may be a product in one of the two programs.
+    np.testing.assert_allclose(metrics.loss, np.zeros(3), atol=1e-6)
     shuffled = examples._replace(teacher=Output(outputs.logits[::-1]))
     _, metrics = train.fit(KEY, shuffled, Hyperparameters(jnp.float32(0.1)), recipe=recipe, epochs=1)
     assert metrics.loss[0] > 0.01

@@ -55,11 +55,17 @@ def test_one_teacher_serves_all_settings_unless_its_own_options_are_listed() -> 
 
 def test_settings_are_described_by_what_they_depend_on() -> None:
     setting = grid.distilled(GRID)[0]
-    assert grid.describe(setting, GRID) == {"temperature": 1.0, "alpha": 0.0, "student_hidden": (4,)}
+    assert grid.describe(setting, GRID) == {"alpha": 0.0, "temperature": 1.0, "student_hidden": (4,)}
     assert grid.describe(grid.alone_of(setting, GRID), GRID) == {"student_hidden": (4,)}
-    assert grid.label(setting, GRID) == "distilled, temperature 1, alpha 0, student hidden 4"
+    assert grid.label(setting, GRID) == "distilled, alpha 0, temperature 1, student hidden 4"
     assert grid.label(grid.smoothed_of(setting, GRID)[1], GRID) == "with smoothed labels, student hidden 4, 0.2"
     assert setting.kind == DISTILLED
+
+
+def test_settings_come_in_one_order_whatever_that_of_the_options() -> None:
+    """A resumed sweep knows its trainings by their place."""
+    other = make_grid(make_config(seeds=3), dict(reversed(LISTS.items())), (0.1, 0.2))
+    assert grid.distilled(other) == grid.distilled(GRID)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,9 @@ def test_biases_of_all_or_no_classes_are_refused(classes: tuple[int, ...]) -> No
 def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     parts = hinton.parts(hinton.PLAN, 10)
     assert parts["distilled-800"].temperatures == (20,)
-    assert parts["temperature-800"].temperatures == (4, 8)
-    assert parts["distilled-30"].temperatures == parts["distilled-300"].temperatures == (1, 2.5, 4, 8, 20)
+    assert parts["temperature-800"].temperatures == (8,)
+    assert parts["distilled-300"].temperatures == (2.5, 8, 20)
+    assert parts["distilled-30"].temperatures == (1, 2.5, 4, 8, 20)
     assert parts["no3"].kept == (0, 1, 2, 4, 5, 6, 7, 8, 9)
     assert parts["only78"].kept == parts["only78"].moved == (7, 8)
     assert {name for row in hinton.ROWS for name in hinton.parts_of(row, hinton.PLAN, 10)} == set(parts)

@@ -62,7 +62,7 @@ def test_a_sweep_leaves_what_it_promises(swept: tuple[Path, str], small_dataset:
     for sentence in found["test"]["conclusions"]:
         assert sentence in printed
         assert sentence in (out / "results.md").read_text()
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 3 * (7 + len(found["test"]["settings"]))
     for name in ("heat-map.png", "temperature.png"):
         image = np.asarray(Image.open(out / name).convert("RGB"))
