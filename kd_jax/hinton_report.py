@@ -62,8 +62,8 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
         "teacher": f"{layers} hidden, {dropout}, shifts of {plan.teacher_training.shift}",
         f"alone-{main}": f"{main}-{main} hidden, labels alone",
         f"distilled-{main}": f"{main}-{main} hidden, T = {plan.temperature:g}",
-        "no3": f"the same, no {plan.left_out}s in the transfer set",
-        "only78": f"the same, only {'s and '.join(map(str, plan.only))}s in the transfer set",
+        "no3": f"distilled, no {plan.left_out}s in the transfer set",
+        "only78": f"distilled, only {'s and '.join(map(str, plan.only))}s in the transfer set",
     }
     given: list[Line] = []
     for name, setup in setups.items():
