@@ -185,7 +185,13 @@ def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) 
     exact = jnp.log1p(jnp.sum(terms, axis=-1, keepdims=True))
     teacher_log = b.value - jnp.log1p(others)
     plain = jnp.sum(jnp.where(teacher == 0, 0, teacher * (teacher_log - student_log)), axis=-1, keepdims=True)
-    log_ratio = v - exact
+    # log(p_s / p_t) is v - KL, a difference that may cancel where KL is nearly v. It is d - log(1 + sum p_t (e^d - 1)),
+    # too, which does not; but that overflows where the student's top class is far above the teacher's.
+    moderate = jnp.max(a.value, axis=-1, keepdims=True) < _largest_exponent(d.dtype)
+    raised = exp(jax.tree.map(lambda x: jnp.where(moderate, x, 0), a)) / (1 + others)
+    slight = (jnp.abs(d) < 1) & ~ruled_out
+    surplus = jnp.where(slight, teacher * jnp.expm1(jnp.where(slight, d, 0)), raised - teacher)
+    log_ratio = jnp.where(moderate, d - jnp.log1p(jnp.sum(surplus, axis=-1, keepdims=True)), v - exact)
     # Where v is large its rounding is as well, and the plain difference of probabilities is the better one.
     near = close & (jnp.abs(log_ratio) < 1) & (jnp.abs(v) < 1) & ~ruled_out
     gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), student - teacher)

@@ -102,13 +102,14 @@ def assert_values_and_gradients(
     factor = rounded**power
     pairs = list(zip(oracles.rows(student), oracles.rows(teacher), strict=True))
     expected = [factor * oracle(s, t, rounded) for s, t in pairs]
-    assert_close(values, expected, rtol=BOUNDS[dtype], smallest=max(1, factor))
+    # A probability that float32 cannot hold is multiplied by a difference of tempered logits.
+    lost = max(1, factor) * max(1, float(np.ptp([student, teacher])) / rounded)
+    assert_close(values, expected, rtol=BOUNDS[dtype], smallest=lost)
     gradients = [[[factor * g for g in side] for side in oracle_gradients(s, t, rounded)] for s, t in pairs]
     for side in (0, 1):
         by_side = np.array([gradient[side] for gradient in gradients], dtype=np.float64)
         largest = np.abs(by_side).max(axis=1, keepdims=True)
-        # Such a probability is multiplied by a difference of tempered logits, and by what is outside of the softmax.
-        smallest = max(1, factor) / min(1, rounded) * max(1, float(np.ptp([student, teacher])) / rounded)
+        smallest = lost / min(1, rounded)
         assert_close(found[side], by_side, rtol=BOUNDS[dtype], scale=largest, smallest=smallest)
 
 
