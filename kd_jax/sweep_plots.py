@@ -98,40 +98,57 @@ def _frame(place: tuple[int, int]) -> Any:
 
 
 def _curves(found: Found, axes: list[str]) -> Any:
-    """Every measure against the first option, a line for each value of the second; with 95 % intervals."""
+    """Every measure, and the gain, against the first option, a line for each value of the second."""
     first, lists = axes[0], found.grid.lists
     values = lists[first]
     numeric = all(isinstance(value, int | float) for value in values)
     at = [float(value) for value in (values if numeric else range(len(values)))]
     lines = lists[axes[1]] if len(axes) > 1 else (None,)
-    drawn = new_figure(figsize=(13, 7))
+    drawn = new_figure(figsize=(13, 7.5))
     panels = drawn.subplots(2, 3).ravel()
-    for panel, (title, measure) in zip(panels, _MEASURES.items(), strict=False):
-        for line, colour in zip(lines[: len(_COLOURS)], _COLOURS, strict=False):
-            chosen = [_best_at(found, axes, value, line) for value in values]
-            label = "" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
-            _line(panel, at, [measure(found.students[s]) for s in chosen], colour, label or "distilled")
-        for kind, (colour, word) in _BASELINES.items():
-            students = [s for s in found.students if s.kind == kind]
-            if students:
-                best = min(students, key=lambda s: rank(found.students[s]))
-                _band(panel, measure(found.students[best]), colour, word)
+    for line, colour in zip(lines[: len(_COLOURS)], _COLOURS, strict=False):
+        chosen = [_best_at(found, axes, value, line) for value in values]
+        label = "distilled" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
+        for panel, measure in zip(panels, _MEASURES.values(), strict=False):
+            _line(panel, at, [measure(found.students[s]) for s in chosen], colour, label)
+        _gains(panels[-1], at, [found.gains[s][0].comparison for s in chosen], colour)
+    for kind, (colour, word) in _BASELINES.items():
+        students = [s for s in found.students if s.kind == kind]
+        own = [_best(found, [s for s in students if getattr(s.config, first) == value]) for value in values]
+        for panel, measure in zip(panels, _MEASURES.values(), strict=False):
+            # Baselines do not depend on how a student is distilled, and do on how it is trained.
+            if students and all(own):
+                _line(panel, at, [measure(found.students[s]) for s in own if s], colour, word, linestyle="--")
+            elif students:
+                _band(
+                    panel, measure(found.students[min(students, key=lambda s: rank(found.students[s]))]), colour, word
+                )
+    panels[-1].axhline(0, color="0.4", linewidth=1)
+    for panel, title in zip(panels, [*_MEASURES, "gain on alone (images)"], strict=True):
         if numeric and min(at) > 0 and max(at) >= 8 * min(at):
             panel.set_xscale("log")
-            panel.xaxis.set_major_formatter("{x:g}")
             panel.xaxis.set_minor_formatter("")
         panel.set_xticks(at, [grid.shown(value) for value in values])
         panel.set(xlabel=_words(first), ylabel=title)
         panel.grid(alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
-    panels[5].axis("off")
-    panels[5].legend(handles, labels, loc="center", fontsize=10)
+    drawn.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=10)
     more = f"; best over {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
     drawn.suptitle(
-        f"Development split: means of {found.grid.base.seeds} seeds with 95 % intervals, each for itself{more}",
+        f"Development split: means of {found.grid.base.seeds} seeds, 95 % intervals, those of the gain corrected{more}",
         fontsize=11,
     )
     return drawn
+
+
+def _best(found: Found, settings: list[Setting]) -> Setting | None:
+    return min(settings, key=lambda s: rank(found.students[s])) if settings else None
+
+
+def _gains(panel: Any, at: list[float], comparisons: list[stats.Comparison], colour: str) -> None:
+    means = [one.mean_difference for one in comparisons]
+    halves = [0.0 if one.ci95 is None else (one.ci95[1] - one.ci95[0]) / 2 for one in comparisons]
+    panel.errorbar(at, means, yerr=halves, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.3)
 
 
 def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting:
@@ -144,7 +161,7 @@ def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting:
     return min(fitting, key=lambda s: rank(found.students[s]))
 
 
-def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: str) -> None:
+def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: str, linestyle: str = "-") -> None:
     means = [float(np.mean(one)) for one in values]
     halves = [stats.half_width(one) for one in values]
     panel.errorbar(
