@@ -147,8 +147,8 @@ def main() -> None:
     lines += ["| killed | times |", "|---|---:|", *(f"| {place} | {count} |" for place, count in sorted(kills.items()))]
     lines += [
         "",
-        f"{kills.total()} kills by SIGKILL, each followed by a fresh process that resumes; {runs} runs were brought to their "
-        "end so, of which some may have ended before their kill came. Compared with ",
+        f"{kills.total()} kills by SIGKILL, each followed by a fresh process that resumes; {runs} runs were brought to "
+        "their end so, of which some may have ended before their kill came. Compared with ",
     ]
     lines[-1] += (
         f"a run that was never interrupted: {facts['numbers compared in each run']:,} numbers of parameters, optimiser "
