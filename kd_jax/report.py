@@ -159,6 +159,16 @@ def conclusion(result: Result) -> str:
     return conclude(result.comparison, of=result.teacher.answers.shape[1])
 
 
+def explanation(result: Result) -> str:
+    """What the table's ± and the conclusion's interval are; empty for a single seed, which has neither."""
+    if len(result.student.seeds) == 1:
+        return ""
+    return (
+        "± is the standard deviation over the seeds: how much one run differs from the next. The interval below is of\n"
+        "the mean difference, seed by seed, between the student distilled and the same student alone (paired t-test)."
+    )
+
+
 def environment() -> dict[str, Any]:
     """Versions, platform and devices, as results.json keeps them."""
     return {
@@ -212,7 +222,8 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         _remove_older(folder)
         written = _write_parameters(result, folder)
         written += plots.write(result, dataset, folder)
-        text = f"{table(result, markdown=True)}\n\n{conclusion(result)}\n"
+        parts = (table(result, markdown=True), explanation(result), conclusion(result))
+        text = "\n\n".join(part for part in parts if part) + "\n"
         (folder / TABLE).write_text(text, encoding="utf-8")
         partial = folder / f".{RESULTS}.partial"
         content = json.dumps(as_json(result, dataset), indent=2, ensure_ascii=False, allow_nan=False)

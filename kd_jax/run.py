@@ -83,7 +83,8 @@ def _train(config: Config, dataset: Dataset, options: argparse.Namespace, keepin
         result = experiment.run(config, dataset, watcher, keeping)
         files = report.write(result, dataset, folder)
         keeping.store.finish()
-    text = f"\n{report.table(result)}\n\n{report.conclusion(result)}"
+    explanation = "" if options.quiet else report.explanation(result)
+    text = "\n" + "\n\n".join(filter(None, (report.table(result), explanation, report.conclusion(result))))
     if not options.quiet:
         text += f"\n\n{result.total_s:.0f} s in all. {folder}/ has {', '.join(files)}."
     command.say(text, folder / report.TABLE)

@@ -75,6 +75,7 @@ def test_a_run_leaves_what_it_promises(
     assert 0 < timing["student"]["train_s"] < timing["total_s"]
 
     assert found["conclusion"] in printed
+    assert "paired t-test" in printed
     assert found["conclusion"] in (out / "results.md").read_text()
     assert "distilled  epoch 2/2" in printed
     for name in ("learning-curves.png", "comparison.png", "digits.png"):
