@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kd_jax import memory, phase
+from kd_jax.checkpoint import Store
 from kd_jax.config import ConfigError
 from kd_jax.phase import Keeping, Phase, Progress
 from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe
@@ -86,7 +87,12 @@ def trainings(group: Group, most: int) -> int:
 
 
 def run(group: Group, examples: Examples, progress: Progress, keeping: Keeping, *, most: int) -> Trained:
-    """Trains the group, from the newest checkpoint of each block on. Raises what `phase.run` and `Store.newest` do."""
+    """Trains the group, from the newest checkpoint of each block on. Raises what `phase.run` and `Store.newest` do.
+
+    most: trainings in a block; one that is resumed has the blocks that it had, whatever fits into memory by now.
+    """
+    if keeping.store:
+        most = _kept(keeping.store, group.name, most)
     parts: dict[Block, Any] = {}
     prepared: Phase | None = None
     moments, seconds = np.zeros(0), 0.0
@@ -118,6 +124,14 @@ def run(group: Group, examples: Examples, progress: Progress, keeping: Keeping, 
         )
     params, state, history = _assembled(parts, len(group.settings), len(group.seeds))
     return Trained(params, state, history, moments, seconds)
+
+
+def _kept(store: Store, name: str, most: int) -> int:
+    """How many trainings the blocks of a group were to have when it was started."""
+    noted = store.notes.get("at_once", {})
+    if name not in noted:
+        store.note(at_once=noted | {name: most})
+    return int(noted.get(name, most))
 
 
 def _assembled(parts: dict[Block, Any], settings: int, seeds: int) -> Any:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_jax import group, memory, phase, train
+from kd_jax.checkpoint import Store
 from kd_jax.config import ConfigError
 from kd_jax.data import Dataset
 from kd_jax.group import Group, blocks
@@ -77,3 +80,15 @@ def test_as_many_train_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         group.trainings_at_once(one, 32)
     monkeypatch.setattr(memory, "available", lambda: None)
     assert group.trainings_at_once(one, 32) == 100
+
+
+def test_a_group_that_was_stopped_goes_on_with_its_blocks_whatever_fits_by_then(
+    examples: Examples, tmp_path: Path
+) -> None:
+    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 1)
+    store = Store(tmp_path)
+    store.start({})
+    whole = group.run(one, examples, Silent(), Keeping(store), most=2)
+    resumed = group.run(one, examples, Silent(), Keeping(store), most=100)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert store.close() is None
