@@ -55,6 +55,10 @@ def saved_options(store: Store, given: Mapping[str, Any], every: int | None) -> 
 def require_same(store: Store, asked: Mapping[str, Any]) -> None:
     """Raises `MismatchError`, which names the first difference, unless the run in the folder is the one `asked` for."""
     saved = store.identity()
+    if saved.keys() != asked.keys():
+        raise MismatchError(
+            f"{store.folder} has what another command started: go on with that command, or choose another folder"
+        )
     for name, value in _flat(asked).items():
         found = _flat(saved).get(name)
         if found == value:

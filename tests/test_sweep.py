@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import data, phase, report, search, stats, sweep
+from kd_jax import data, phase, report, run, search, stats, sweep
 from kd_jax.data import Dataset
 
 SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
@@ -207,3 +207,25 @@ def test_costs_count_every_training(source: str) -> None:
     steps = 3 * (200 // 8)
     expected = each["teacher-0"] + 4 * each["alone-0"] + 4 * each["label-smoothing-1"] + 8 * each["distilled-2"]
     assert total == pytest.approx(steps * expected)
+
+
+def test_a_run_does_not_go_on_in_the_folder_of_a_sweep(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it is asked for may be the sweep's own configuration."""
+    original = phase.run
+
+    def dies(prepared: phase.Phase, *rest: Any, **named: Any) -> Any:
+        if prepared.name.startswith("alone"):
+            raise RuntimeError("died")
+        return original(prepared, *rest, **named)
+
+    monkeypatch.setattr(phase, "run", dies)
+    out = str(tmp_path / "out")
+    with pytest.raises(RuntimeError, match="died"):
+        sweep.main(["--dataset", source, *SMALL, "--quiet", "--out", out])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--out", out, "--resume", "--quiet"])
+    assert caught.value.code == 2
+    assert "has what another command started" in capsys.readouterr().err
