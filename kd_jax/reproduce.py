@@ -187,4 +187,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    main()
+    command.as_program(main)
