@@ -165,8 +165,9 @@ def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: st
     means = [float(np.mean(one)) for one in values]
     halves = [stats.half_width(one) for one in values]
     panel.errorbar(
-        at, means, yerr=halves, color=colour, label=label, marker="o", markersize=4, capsize=3, linewidth=1.3
-    )
+        at, means, yerr=halves, color=colour, label=label, linestyle=linestyle, marker="o", markersize=4, capsize=3,
+        linewidth=1.3,
+    )  # fmt: skip
 
 
 def _band(panel: Any, values: Any, colour: str, label: str) -> None:
