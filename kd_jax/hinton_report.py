@@ -121,14 +121,7 @@ def contrasts(found: Parts, plan: Plan) -> list[Contrast]:
     by_width = temperature_errors(found, plan)
     for units, own in by_width.items():
         if units == min(width.units for width in plan.widths):
-            better = min((t for t in (2.5, 4.0) if t in own), key=lambda t: np.mean(own[t]), default=None)
-            others = [t for t in own if t is not None and t != better] if better else []
-            given += _contrasts(
-                [
-                    (f"{units} units, T = {better:g}, the better of 2.5 and 4, against T = {t:g}", own[t], own[better])
-                    for t in others
-                ]
-            )
+            given += _better_against_others(units, own)
         elif {8.0, 20.0} <= set(own):
             given += _contrasts([(f"{units} units, T = 20 against T = 8", own[8.0], own[20.0])])
     return given
@@ -171,7 +164,8 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
         "± is the standard deviation over n seeds of the students, which all have one teacher; the paper's numbers are "
         "single runs, whose own chance is about the square root of the errors. Differences are paired by seed (the "
         "same first parameters and batches), their intervals and p-values by Student's t; where several of one width "
-        "are looked at, p is also corrected for that by Holm's method, and the intervals are not."
+        "are looked at, p is also corrected for that by Holm's method (and for the choice of the better of two by the "
+        "same errors), and the intervals are not."
     )
     if any(line.offsets for line in lines(found, plan)):
         parts.append(BIAS_RULE)
@@ -275,6 +269,21 @@ def _contrasts(pairs: list[tuple[str, list[int], list[int]]]) -> list[Contrast]:
         Contrast(what, c.n, c.mean_difference, c.ci95, c.p_value, corrected.get(i))
         for i, (what, c) in enumerate(compared)
     ]
+
+
+def _better_against_others(units: int, own: Mapping[float | None, list[int]]) -> list[Contrast]:
+    """The better of T = 2.5 and 4 against every other temperature.
+
+    Which of them is better is known from the same errors, so p is corrected for what the other would have been told by.
+    """
+    candidates = sorted((t for t in (2.5, 4.0) if t in own), key=lambda t: np.mean(own[t]))
+    pairs: dict[frozenset[float], tuple[str, list[int], list[int]]] = {}
+    for one in candidates:
+        what = f"{units} units, T = {one:g}, the better of 2.5 and 4, against T = "
+        for t in (t for t in own if t is not None and t != one):
+            pairs.setdefault(frozenset((one, t)), (f"{what}{t:g}", own[t], own[one]))
+    known = zip(pairs, _contrasts(list(pairs.values())), strict=True)
+    return [contrast for pair, contrast in known if candidates[0] in pair]
 
 
 def _without_curves(part: Found) -> Found:
