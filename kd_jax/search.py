@@ -24,6 +24,7 @@ from kd_jax.grid import (
     alone_of,
     baselines,
     distilled,
+    label,
     program_of,
     smoothed_of,
     teacher_of,
@@ -31,7 +32,7 @@ from kd_jax.grid import (
 from kd_jax.group import Group
 from kd_jax.methods import CROSS_ENTROPY, LABEL_SMOOTHING, KDWeights, SmoothingWeights
 from kd_jax.models import Network
-from kd_jax.phase import Keeping, Progress
+from kd_jax.phase import Keeping, Progress, RunError
 from kd_jax.train import Examples, Hyperparameters
 
 
@@ -131,11 +132,12 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     """The whole sweep. split: `data.development(dataset)`.
 
     The test images are read once: after the last training, for the chosen setting and its baselines. Raises
-    `ConfigError`, and what `group.run` raises.
+    `ConfigError`, what `group.run` raises, and `RunError` for a measure that is not finite.
     """
     started = time.perf_counter()
     examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
     taught = {config: _Teacher(one, examples, progress, keeping) for config, one in teachers(grid, split).items()}
+    teachers_measured = {config: one.measured(split) for config, one in taught.items()}
     first = next(iter(taught.values()))
     students: dict[Setting, Evaluation] = {}
     trained: dict[Setting, tuple[Any, Network]] = {}
@@ -148,15 +150,18 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
         for i, setting in enumerate(job.settings):
             parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
             trained[setting] = (parameters, job.network)
-            students[setting] = _measured(*trained[setting], split, logits)
+            students[setting] = _finite(_measured(*trained[setting], split, logits), f"student {label(setting, grid)}")
     gains = _gains(grid, students)
     chosen = _best([s for s in students if s.kind == DISTILLED], students)
     compared = _baselines_of(chosen, grid, students)
     test_logits = taught[teacher_of(chosen, grid)].logits(dataset.test_images)
-    tested = {setting: _measured(*trained[setting], dataset, test_logits) for setting in [chosen, *compared]}
+    tested = {
+        setting: _finite(_measured(*trained[setting], dataset, test_logits), f"student {label(setting, grid)}")
+        for setting in [chosen, *compared]
+    }
     return Found(
         grid,
-        {config: one.measured(split) for config, one in taught.items()},
+        teachers_measured,
         students,
         gains,
         chosen,
@@ -190,7 +195,8 @@ class _Teacher:
         return predict(*self.parameters, jnp.asarray(images), network=self.network)
 
     def measured(self, split: Dataset) -> Evaluation:
-        return jax.tree.map(np.asarray, evaluate(self.logits(split.test_images), jnp.asarray(split.test_labels)))
+        measured = evaluate(self.logits(split.test_images), jnp.asarray(split.test_labels))
+        return _finite(jax.tree.map(np.asarray, measured), "teacher")
 
 
 def _given(examples: Examples, job: Job, own: _Teacher | None) -> Examples:
@@ -206,6 +212,13 @@ def _measured(
     images, labels = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
     found = _evaluate_each(parameters, images, labels, teacher_logits, network=network)
     return jax.tree.map(np.asarray, found)
+
+
+def _finite(measured: Evaluation, who: str) -> Evaluation:
+    """What was measured. Raises `RunError` for what is no number, which would be neither ranked nor written."""
+    if not all(np.isfinite(values).all() for values in measured if values is not None):
+        raise RunError(f"a measure of the {who} is not finite after the last step: choose a smaller learning rate")
+    return measured
 
 
 @partial(jax.jit, static_argnames="network")

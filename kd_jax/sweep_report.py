@@ -52,6 +52,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
     """The tables and what they say; Markdown, or plain for a terminal."""
     style = "pipe" if markdown else "simple"
     train, development, test = found.examples
+    compared = len(found.test_gains)
     parts = [
         f"On the development split ({development:,} images; mean ± sd of {found.grid.base.seeds} seeds; "
         f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, and the baselines):",
@@ -60,6 +61,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
         f"On the test set ({test:,} images, read once), the setting with the fewest errors; trained on {train:,}:",
         _test_table(found, style),
         "\n".join(conclusions(found)),
+        *([f"These {compared} intervals and p-values are corrected for their number, too."] if compared > 1 else []),
     ]
     return "\n\n".join(parts)
 

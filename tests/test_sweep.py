@@ -62,6 +62,8 @@ def test_a_sweep_leaves_what_it_promises(swept: tuple[Path, str], small_dataset:
     for sentence in found["test"]["conclusions"]:
         assert sentence in printed
         assert sentence in (out / "results.md").read_text()
+    compared = len(found["test"]["conclusions"])
+    assert f"These {compared} intervals and p-values are corrected for their number, too." in printed
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 3 * (7 + len(found["test"]["settings"]))
     for name in ("heat-map.png", "temperature.png"):
@@ -229,3 +231,16 @@ def test_a_run_does_not_go_on_in_the_folder_of_a_sweep(
         run.main(["--out", out, "--resume", "--quiet"])
     assert caught.value.code == 2
     assert "has what another command started" in capsys.readouterr().err
+
+
+def test_measures_that_are_no_numbers_fail_in_one_sentence(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After one step of such a length every parameter is finite, and no logit."""
+    arguments = ["--dataset", source, *SMALL, "--batch-size", "200", "--epochs", "1", "--teacher-learning-rate", "0.01"]
+    with pytest.raises(SystemExit) as caught:
+        sweep.main([*arguments, "--learning-rate", "1e20", "--quiet", "--out", str(tmp_path / "out")])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "a measure of the student alone is not finite after the last step: choose a smaller learning rate" in error
