@@ -81,12 +81,12 @@ def models(result: Result) -> dict[str, Trained]:
 
 def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
     """The teacher's and the student's `Network`."""
-    teacher = mlp(
+    teaching = mlp(
         layer_sizes(config.teacher_hidden, dataset),
         dropout=config.teacher_dropout,
         input_dropout=config.teacher_input_dropout,
     )
-    return teacher, mlp(layer_sizes(config.student_hidden, dataset))
+    return teaching, mlp(layer_sizes(config.student_hidden, dataset))
 
 
 def layer_sizes(hidden: tuple[int, ...], dataset: Dataset) -> tuple[int, ...]:
@@ -132,6 +132,11 @@ def abstract_outputs(examples: int, classes: int, shift: int) -> Output:
     """The shapes of what `teacher.outputs` will give."""
     shape = (augment.view_count(shift), examples, classes) if shift else (examples, classes)
     return Output(jax.ShapeDtypeStruct(shape, jnp.float32))  # type: ignore[arg-type]
+
+
+def teacher_bytes(examples: int, classes: int, shift: int) -> int:
+    """What `teacher.outputs` will take."""
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(abstract_outputs(examples, classes, shift)))
 
 
 def run(config: Config, dataset: Dataset, progress: Progress, keeping: Keeping = Keeping()) -> Result:  # noqa: B008
@@ -236,8 +241,15 @@ def check(config: Config, dataset: Dataset) -> None:
     free = memory.available()
     if free is None:
         return
-    for role, sizes, training, network, seeds in zip(
+    taught = teacher_bytes(len(dataset.train_labels), dataset.classes, config.shift)
+    if config.shift and taught > free:
+        raise ConfigError(
+            f"--shift is {config.shift}: the teacher's outputs for all {augment.view_count(config.shift)} views need "
+            f"{_gib(taught)}, and {_gib(free)} are free: choose a smaller one, or 0"
+        )
+    for role, room, sizes, training, network, seeds in zip(
         ("teacher", "student"),
+        (free, free - taught),
         (config.teacher_hidden, config.student_hidden),
         (config.teacher_training, config.training),
         networks(config, dataset),
@@ -246,19 +258,19 @@ def check(config: Config, dataset: Dataset) -> None:
     ):
         layers, examples, tests = layer_sizes(sizes, dataset), len(dataset.train_labels), len(dataset.test_labels)
         one = memory.needed(network, layers, examples=examples, test_examples=tests)
-        needs, batch = f"that needs {{}}, and {_gib(free)} are free:", training.batch_size
-        if one.fixed > free:
+        needs, batch = f"that needs {{}}, and {_gib(max(0, room))} are free:", training.batch_size
+        if one.fixed > room:
             shown = " ".join(map(str, sizes))
             raise ConfigError(f"--{role}-hidden is {shown}: {needs.format(_gib(one.fixed))} choose smaller sizes")
-        if one.total(batch) > free:
-            most = (free - one.fixed) // one.per_image
+        if one.total(batch) > room:
+            most = (room - one.fixed) // one.per_image
             own = role == "teacher" and config.teacher_batch_size is not None
             raise ConfigError(
                 f"--{'teacher-' * own}batch-size is {batch}: {needs.format(_gib(one.total(batch)))} "
                 f"it must be at most {most:,}"
             )
-        if seeds * one.total(batch) > free:
-            most = free // one.total(batch)
+        if seeds * one.total(batch) > room:
+            most = room // one.total(batch)
             raise ConfigError(
                 f"--seeds is {seeds}: {needs.format(_gib(seeds * one.total(batch)))} it must be at most {most:,}"
             )

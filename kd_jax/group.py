@@ -66,12 +66,16 @@ def blocks(settings: int, seeds: int, most: int) -> list[Block]:
     return [Block(s, k) for k in of_settings for s in of_seeds]
 
 
-def trainings_at_once(one: memory.Needed, batch_size: int) -> int:
-    """How many trainings are kept side by side. Raises `ConfigError` where not even one fits."""
+def trainings_at_once(one: memory.Needed, batch_size: int, *, beside: int) -> int:
+    """How many trainings are kept side by side. Raises `ConfigError` where not even one fits.
+
+    beside: bytes that all of them share, such as the teacher's outputs.
+    """
     free = memory.available()
     most = _MOST_ON_A_CPU if jax.default_backend() == "cpu" else _MOST
     if free is None:
         return most
+    free = max(0, free - beside)
     fit = free // one.total(batch_size)
     if fit < 1:
         raise ConfigError(

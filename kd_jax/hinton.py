@@ -198,8 +198,10 @@ def make_group(part: Part, plan: Plan, dataset: Dataset, own: Network) -> group.
 def at_once(part: Part, dataset: Dataset, own: Network) -> int:
     """How many trainings of a part fit into memory side by side. Raises `ConfigError` where not even one does."""
     layers, tests = experiment.layer_sizes(part.hidden, dataset), len(dataset.test_labels)
-    one = memory.needed(own, layers, examples=len(transfer_set(part, dataset)), test_examples=tests)
-    return group.trainings_at_once(one, part.training.batch_size)
+    count = len(transfer_set(part, dataset))
+    one = memory.needed(own, layers, examples=count, test_examples=tests)
+    taught = experiment.teacher_bytes(count, dataset.classes, 0) if part.temperatures else 0
+    return group.trainings_at_once(one, part.training.batch_size, beside=taught)
 
 
 def train(

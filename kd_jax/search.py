@@ -92,7 +92,7 @@ def jobs(grid: Grid, dataset: Dataset) -> list[Job]:
         name = f"{kind.replace(' ', '-')}-{number}"
         seeds = tuple(range(config.seed, config.seed + config.seeds))
         one = Group(name, recipe, [_hyperparameters(s) for s in settings], seeds, experiment.STUDENT, config.epochs)
-        most = _at_once(network, config.student_hidden, config.batch_size, dataset)
+        most = _at_once(network, config, dataset)
         found.append(Job(settings, one, network, most, teacher_of(settings[0], grid) if kind == DISTILLED else None))
     return found
 
@@ -142,8 +142,11 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     students: dict[Setting, Evaluation] = {}
     trained: dict[Setting, tuple[Any, Network]] = {}
     train_s = sum(one.trained.train_s for one in taught.values())
-    for job in jobs(grid, split):
+    for job in sorted(jobs(grid, split), key=partial(_teachers_in_turn, list(taught))):
         own = taught[job.teacher] if job.teacher else None
+        for other in taught.values():
+            if other is not own:
+                other.forget_outputs()
         result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most)
         train_s += result.train_s
         logits = (own or first).logits(split.test_images)
@@ -151,6 +154,7 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
             parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
             trained[setting] = (parameters, job.network)
             students[setting] = _finite(_measured(*trained[setting], split, logits), f"student {label(setting, grid)}")
+    students = {setting: students[setting] for setting in baselines(grid) + distilled(grid)}
     gains = _gains(grid, students)
     chosen = _best([s for s in students if s.kind == DISTILLED], students)
     compared = _baselines_of(chosen, grid, students)
@@ -191,12 +195,20 @@ class _Teacher:
             self._outputs = (shift, found)
         return self._outputs[1]
 
+    def forget_outputs(self) -> None:
+        self._outputs = None
+
     def logits(self, images: Any) -> Float[Array, "examples classes"]:
         return predict(*self.parameters, jnp.asarray(images), network=self.network)
 
     def measured(self, split: Dataset) -> Evaluation:
         measured = evaluate(self.logits(split.test_images), jnp.asarray(split.test_labels))
         return _finite(jax.tree.map(np.asarray, measured), "teacher")
+
+
+def _teachers_in_turn(known: list[Config], job: Job) -> tuple[int, int]:
+    """A key that puts jobs with the same teacher and the same views together, so that few outputs are kept at once."""
+    return known.index(job.teacher) + 1 if job.teacher else 0, job.group.recipe.shift
 
 
 def _given(examples: Examples, job: Job, own: _Teacher | None) -> Examples:
@@ -279,10 +291,11 @@ def _one_seed(config: Config) -> Config:
     return dataclasses.replace(config, seeds=1)
 
 
-def _at_once(network: Network, hidden: tuple[int, ...], batch_size: int, dataset: Dataset) -> int:
-    layers = experiment.layer_sizes(hidden, dataset)
-    one = memory.needed(network, layers, examples=len(dataset.train_labels), test_examples=len(dataset.test_labels))
-    return group.trainings_at_once(one, batch_size)
+def _at_once(network: Network, config: Config, dataset: Dataset) -> int:
+    layers, examples = experiment.layer_sizes(config.student_hidden, dataset), len(dataset.train_labels)
+    one = memory.needed(network, layers, examples=examples, test_examples=len(dataset.test_labels))
+    taught = experiment.teacher_bytes(examples, dataset.classes, config.shift)
+    return group.trainings_at_once(one, config.batch_size, beside=taught)
 
 
 def _cost_of_a_step(one: Group) -> float:

@@ -74,12 +74,13 @@ def test_large_networks_train_in_turn_and_find_the_same(examples: Examples, monk
 def test_as_many_train_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     one = memory.Needed(1000, 10)
     monkeypatch.setattr(memory, "available", lambda: 5 * 1320 + 1)
-    assert group.trainings_at_once(one, 32) == 5
+    assert group.trainings_at_once(one, 32, beside=0) == 5
+    assert group.trainings_at_once(one, 32, beside=2) == 4
     monkeypatch.setattr(memory, "available", lambda: 1319)
     with pytest.raises(ConfigError, match=r"one training needs .* choose a smaller --batch-size or smaller networks"):
-        group.trainings_at_once(one, 32)
+        group.trainings_at_once(one, 32, beside=0)
     monkeypatch.setattr(memory, "available", lambda: None)
-    assert group.trainings_at_once(one, 32) == 100
+    assert group.trainings_at_once(one, 32, beside=0) == 100
 
 
 def test_a_group_that_was_stopped_goes_on_with_its_blocks_whatever_fits_by_then(

@@ -247,6 +247,20 @@ def test_the_number_that_would_fit_is_the_largest_that_does(
         experiment.check(make_config(**{**small, option: most + 1}), small_dataset)
 
 
+def test_views_that_do_not_fit_are_refused(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 views of 240 images, 3 classes each, are 72,000 bytes, of which no student has any."""
+    config = make_config(teacher_hidden=(16,), student_hidden=(4,), batch_size=1, seeds=1, shift=2)
+    for free, says in [
+        (71_999, r"^--shift is 2: the teacher's outputs for all 25 views need 0.0 GiB"),
+        (72_001, "^--student-hidden is 4: that needs"),
+    ]:
+        monkeypatch.setattr(memory, "available", lambda free=free: free)
+        with pytest.raises(ConfigError, match=says):
+            experiment.check(config, small_dataset)
+    monkeypatch.setattr(memory, "available", lambda: 100_000)
+    experiment.check(config, small_dataset)
+
+
 def test_importing_needs_neither_tensorflow_nor_its_data_sets() -> None:
     code = (
         "import sys, kd_jax, kd_jax.run, kd_jax.experiment, kd_jax.report; kd_jax.load('mnist'); "

@@ -1,5 +1,6 @@
 import csv
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import data, phase, report, run, search, stats, sweep
+from kd_jax import data, phase, report, run, search, stats, sweep, teacher
 from kd_jax.data import Dataset
 
 SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
@@ -244,3 +245,36 @@ def test_measures_that_are_no_numbers_fail_in_one_sentence(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "a measure of the student alone is not finite after the last step: choose a smaller learning rate" in error
+
+
+def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    held: list[Any] = []
+    original = teacher.outputs
+
+    def watched(params: Any, state: Any, images: Any, *, network: Any, shift: int) -> Any:
+        assert [kept() for kept in held if kept() is not None] == []
+        asked.append((id(network), shift))
+        found = original(params, state, images, network=network, shift=shift)
+        held.append(weakref.ref(found.logits))
+        return found
+
+    monkeypatch.setattr(teacher, "outputs", watched)
+    arguments = [
+        "--dataset",
+        source,
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--quiet",
+        "--label-smoothing",
+        "--shift",
+        "0",
+        "1",
+    ]
+    arguments += ["--teacher-hidden", "8", "9", "--student-hidden", "4", "5", "--batch-size", "40"]
+    sweep.main([*arguments, "--out", str(tmp_path / "out")])
+    assert len(set(asked)) == len(asked) == 4
