@@ -85,11 +85,6 @@ def trainings_at_once(one: memory.Needed, batch_size: int, *, beside: int) -> in
     return min(fit, most)
 
 
-def trainings(group: Group, most: int) -> int:
-    """How many trainings a group does, those that fill its last block included."""
-    return sum(len(b.seeds) * len(b.settings) for b in blocks(len(group.settings), len(group.seeds), most))
-
-
 def run(group: Group, examples: Examples, progress: Progress, keeping: Keeping, *, most: int) -> Trained:
     """Trains the group, from the newest checkpoint of each block on. Raises what `phase.run` and `Store.newest` do.
 

@@ -93,7 +93,8 @@ class Bars(Lines):
 class Overall(Lines):
     """One bar for many phases; where there is no terminal a line at the end of each.
 
-    costs: of one step of one training, for each phase's name without its number, in any unit. total: of everything.
+    costs: of one step of all of a phase's trainings, for each phase's name without its number, in any unit. total: of
+    everything.
     """
 
     def __init__(self, costs: Mapping[str, float], total: float, *, bar: bool) -> None:
@@ -107,17 +108,16 @@ class Overall(Lines):
         )
 
     def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
-        """Begins a phase."""
-        self.phase, self.resumed, self.epochs = phase, done, epochs
+        """Begins a phase; what a checkpoint has done of it counts, and not for the speed."""
+        self.phase, self.cost = phase, self.costs[phase.rpartition("-")[0]]
         if self.bar is not None:
             self.bar.set_description_str(phase)
+        self._move(done * self.cost)
 
     def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
         """Moves the bar."""
-        one = np.size(metrics.loss) * self.costs[self.phase.rpartition("-")[0]]
-        self._move((steps + self.resumed) * one)
-        self.new += steps * one
-        self.resumed = 0
+        self._move(steps * self.cost)
+        self.new += steps * self.cost
         self.seconds += seconds
 
     def finish(self) -> None:

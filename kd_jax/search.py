@@ -117,14 +117,15 @@ def teachers(grid: Grid, dataset: Dataset) -> dict[Config, Group]:
 
 
 def costs(grid: Grid, dataset: Dataset) -> tuple[dict[str, float], float]:
-    """For the progress bar: what a step of one training costs, by the group's name, and all of them together."""
+    """For the progress bar: what a step of a block of trainings costs, by the group's name, and everything together."""
     todo = [(one, 1) for one in teachers(grid, dataset).values()]
     todo += [(job.group, job.most) for job in jobs(grid, dataset)]
     each, total = {}, 0.0
     for one, most in todo:
-        each[one.name] = _cost_of_a_step(one)
+        blocks = group.blocks(len(one.settings), len(one.seeds), most)
+        each[one.name] = _cost_of_a_step(one) * len(blocks[0].settings) * len(blocks[0].seeds)
         steps = one.epochs * (len(dataset.train_labels) // one.recipe.batch_size)
-        total += each[one.name] * group.trainings(one, most) * steps
+        total += each[one.name] * len(blocks) * steps
     return each, total
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kd_jax.progress import Bars, Lines, Silent, duration
+from kd_jax.progress import Bars, Lines, Overall, Silent, duration
 from kd_jax.train import Metrics
 
 
@@ -47,3 +47,14 @@ def test_silent_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_durations_are_as_a_person_says_them(seconds: int | float, says: str) -> None:
     assert duration(seconds) == says
+
+
+def test_what_a_checkpoint_has_done_counts_and_not_for_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    """One phase is done, of one a half, and the rest takes 2 s; the third is to come."""
+    watcher = Overall({"a": 1.0, "b": 3.0}, 4 * 1.0 + 2 * 4 * 3.0, bar=False)
+    watcher.start("a-0", epochs=1, steps=4, done=4)
+    watcher.finish()
+    watcher.start("b-0", epochs=1, steps=4, done=2)
+    watcher.advance(epoch=0, steps=2, metrics=chunk([1.0, 3.0], [0.5, 0.7]), seconds=2.0)
+    watcher.finish()
+    assert " ".join(capsys.readouterr().out.split()) == "b-0 57% of all, about 4 s left"
