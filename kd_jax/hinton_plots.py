@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
 
 from kd_jax.hinton import CURVE, PAPER, Found, Plan
+from kd_jax.plots import new_figure
+from kd_jax.stats import half_width
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
@@ -37,14 +38,8 @@ def write(
     return list(drawn)
 
 
-def _figure(**size: Any) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(layout="constrained", **size)
-
-
 def _rows(lines: Sequence[Any]) -> Any:
-    figure = _figure(figsize=(9, 1.4 + 0.5 * len(lines)))
+    figure = new_figure(figsize=(9, 1.4 + 0.5 * len(lines)))
     axis = figure.subplots()
     for place, line in enumerate(lines):
         spots = place + (np.linspace(-0.18, 0.18, len(line.errors)) if len(line.errors) > 1 else np.zeros(1))
@@ -63,15 +58,15 @@ def _rows(lines: Sequence[Any]) -> Any:
 
 
 def _temperature(by_width: Mapping[int, Mapping[float | None, list[int]]]) -> Any:
-    figure = _figure(figsize=(4.2 * len(by_width) + 0.5, 4.2))
+    figure = new_figure(figsize=(4.2 * len(by_width) + 0.5, 4.2))
     for axis, (units, own) in zip(np.ravel(figure.subplots(1, len(by_width))), by_width.items(), strict=True):
         alone = np.asarray(own[None], np.float64)
-        half = _half(alone)
+        half = half_width(alone)
         axis.axhline(alone.mean(), color=_BLACK, linewidth=1, label="alone")
         axis.axhspan(alone.mean() - half, alone.mean() + half, color=_BLACK, alpha=0.15, linewidth=0)
         at = [t for t in own if t is not None]
         means = [np.mean(own[t]) for t in at]
-        halves = [_half(np.asarray(own[t], np.float64)) for t in at]
+        halves = [half_width(own[t]) for t in at]
         axis.errorbar(at, means, yerr=halves, fmt="o-", color=_COLOURS[1], capsize=4, linewidth=1, label="distilled")
         axis.set(xscale="log", xlabel="temperature", ylabel="test errors", xticks=at, title=f"{units} units a layer")
         axis.xaxis.set_major_formatter("{x:g}")
@@ -83,7 +78,7 @@ def _temperature(by_width: Mapping[int, Mapping[float | None, list[int]]]) -> An
 
 
 def _bias(found: Mapping[str, Found], names: list[str], plan: Plan) -> Any:
-    figure = _figure(figsize=(5 * len(names), 4.2))
+    figure = new_figure(figsize=(5 * len(names), 4.2))
     what = {"no3": f"no {plan.left_out}s", "only78": f"only {' and '.join(map(str, plan.only))}"}
     classes = {"no3": f"{plan.left_out}", "only78": " and ".join(map(str, plan.only))}
     for axis, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
@@ -106,9 +101,3 @@ def _plain(axis: Any) -> None:
     """Numbers on a logarithmic axis, without powers."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-
-
-def _half(values: Any) -> float:
-    """Half of the 95 % interval of a mean, by Student's t; 0 for one value."""
-    count = len(values)
-    return float(scipy_stats.t.ppf(0.975, count - 1) * scipy_stats.sem(values)) if count > 1 else 0.0

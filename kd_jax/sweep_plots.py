@@ -21,6 +21,8 @@ _MEASURES: dict[str, Callable[[Any], Any]] = {
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _BASELINES = {ALONE: ("#000000", "alone"), SMOOTHED: ("#999999", "smoothed labels")}
+# Inches of a side; Matplotlib draws no larger image than 2^16 points.
+_LARGEST = 60.0
 _ORDER = ("temperature", "alpha", "learning_rate", "epochs", "batch_size", "shift")
 
 
@@ -52,7 +54,8 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
         row = down.index(getattr(config, axes[1])) if len(axes) > 1 else 0
         place = (row, across.index(getattr(config, axes[0])))
         errors[place], best[place] = float(np.mean(found.students[setting].errors)), setting
-    drawn = new_figure(figsize=(max(6.0, 1.1 * len(across) + 3.5), max(3.2, 0.65 * len(down) + 2.2)))
+    size = (max(6.0, 1.1 * len(across) + 3.5), max(3.2, 0.65 * len(down) + 2.2))
+    drawn = new_figure(figsize=[min(one, _LARGEST) for one in size])
     axis = drawn.subplots()
     image = axis.imshow(errors, cmap="viridis_r", aspect="auto")
     middle = (errors.min() + errors.max()) / 2
@@ -134,6 +137,8 @@ def _curves(found: Found, axes: list[str]) -> Any:
     handles, labels = panels[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=10)
     more = f"; best over {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
+    if len(lines) > len(_COLOURS):
+        more += f"; the first {len(_COLOURS)} of {len(lines)} values of {_words(axes[1])}"
     drawn.suptitle(
         f"Development split: means of {found.grid.base.seeds} seeds, 95 % intervals, those of the gain corrected{more}",
         fontsize=11,
