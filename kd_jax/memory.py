@@ -19,7 +19,12 @@ def available() -> int | None:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    if device.platform != "cpu" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+    return host() if device.platform == "cpu" else None
+
+
+def host() -> int | None:
+    """Bytes that the machine has left; None where it does not tell."""
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return None
     limits = [_container_limit()]
     # What the kernel keeps as a cache of files it gives back: MemAvailable counts it, SC_AVPHYS_PAGES does not.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kd_jax import experiment, group, memory, stats, teacher
-from kd_jax.config import METHODS, Config
+from kd_jax.config import METHODS, Config, ConfigError
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation, evaluate, predict
 from kd_jax.grid import (
@@ -31,7 +31,7 @@ from kd_jax.grid import (
 )  # fmt: skip
 from kd_jax.group import Group
 from kd_jax.methods import CROSS_ENTROPY, LABEL_SMOOTHING, KDWeights, SmoothingWeights
-from kd_jax.models import Network
+from kd_jax.models import Network, count_parameters
 from kd_jax.phase import Keeping, Progress, RunError
 from kd_jax.train import Examples, Hyperparameters
 
@@ -77,16 +77,23 @@ class Job(NamedTuple):
 def jobs(grid: Grid, dataset: Dataset) -> list[Job]:
     """All trainings of students, as few programs as there can be. dataset: the development split's.
 
-    Raises `ConfigError` where a setting does not fit the data, or one training the memory.
+    Raises `ConfigError` where a setting does not fit the data, or one training or what is kept of all the memory.
     """
     by_program: dict[Any, list[Setting]] = {}
     for setting in baselines(grid) + distilled(grid):
         by_program.setdefault(program_of(setting, grid), []).append(setting)
     found: list[Job] = []
+    kept, room = 0, memory.host()
     for number, settings in enumerate(by_program.values()):
         kind, config, _ = settings[0]
         experiment.check(_one_seed(config), dataset)
         network = experiment.networks(config, dataset)[1]
+        kept += len(settings) * config.seeds * _parameter_bytes(network)
+        if room is not None and kept > room:
+            raise ConfigError(
+                f"--seeds is {config.seeds}: the parameters of all students, kept until one setting is chosen, need "
+                f"{kept / 2**30:.1f} GiB and more, and {room / 2**30:.1f} GiB are free: choose fewer seeds or settings"
+            )
         method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
         recipe = experiment.recipe(network, config.training, len(dataset.train_labels), method)
         name = f"{kind.replace(' ', '-')}-{number}"
@@ -299,8 +306,12 @@ def _at_once(network: Network, config: Config, dataset: Dataset) -> int:
     return group.trainings_at_once(one, config.batch_size, beside=taught)
 
 
+def _parameter_bytes(network: Network) -> int:
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    return 4 * count_parameters(params)
+
+
 def _cost_of_a_step(one: Group) -> float:
     """Multiplications and parameters moved, roughly."""
-    params, _ = jax.eval_shape(one.recipe.network.init, jax.random.key(0))
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = _parameter_bytes(one.recipe.network) // 4
     return float(size * (one.recipe.batch_size + 16) + 20_000 * one.recipe.batch_size)

@@ -178,6 +178,7 @@ def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) 
         (["--temperatures", "1"], "unknown option '--temperatures': did you mean --temperature?"),
         (["--shift", "7"], "--shift is 7: it must be below the 6 pixels"),
         (["--batch-size", "8", "300"], "--batch-size is 300: it must be at most the 200 training examples"),
+        (["--seeds", "2000000000"], "--seeds is 2000000000: the parameters of all students"),
         (["--resume"], "--resume is given without --out"),
     ],
 )
