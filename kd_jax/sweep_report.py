@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from kd_jax import grid, report, stats, sweep_plots
-from kd_jax.config import Config
+from kd_jax.config import Config, Training
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.grid import Grid, Setting
@@ -40,7 +40,8 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "baselines": f"{len(baselines)}, trained on labels alone{smoothing}",
         "each with": seeds,
         "fixed": rest,
-        "teachers": report.training_line(base.teacher_training, split),
+        "teachers": report.training_line(base.teacher_training, split)
+        + ", but for what is listed" * any(f"teacher_{name}" in lists for name in Training._fields),
         "trainings": f"{(len(distilled) + len(baselines)) * base.seeds + teachers:,}",
         "device": report.device_line(report.environment()),
         "results": f"{folder}/",
@@ -81,7 +82,8 @@ def _explanation(found: Found) -> str:
         f"The gains are differences of correct images, seed by seed; {number} of them were looked at, so every\n"
         f"interval is at the level 1 − 0.05/{number}, and all hold at once with at least 95 % (Bonferroni).\n"
         "A gain whose interval includes 0 is no evidence, and the best of many settings looks better than\n"
-        "it is: the test below was not used to choose."
+        "it is: the test below was not used to choose. But the students tested are those by which the setting was\n"
+        "chosen, and some luck of their seeds may be left: train the chosen setting with another --seed to be sure."
     )
 
 
