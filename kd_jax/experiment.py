@@ -81,12 +81,9 @@ def models(result: Result) -> dict[str, Trained]:
 
 def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
     """The teacher's and the student's `Network`."""
-    teaching = mlp(
-        layer_sizes(config.teacher_hidden, dataset),
-        dropout=config.teacher_dropout,
-        input_dropout=config.teacher_input_dropout,
-    )
-    return teaching, mlp(layer_sizes(config.student_hidden, dataset))
+    sizes = layer_sizes(config.teacher_hidden, dataset)
+    teaching = _network(sizes, config.teacher_dropout, config.teacher_input_dropout)
+    return teaching, _network(layer_sizes(config.student_hidden, dataset))
 
 
 def layer_sizes(hidden: tuple[int, ...], dataset: Dataset) -> tuple[int, ...]:
@@ -109,6 +106,12 @@ def recipe(
 
 
 # Equal functions must be the same function, or JAX would compile a program for each.
+@cache
+def _network(sizes: tuple[int, ...], dropout: float = 0.0, input_dropout: float = 0.0) -> Network:
+    """The fully connected network of such layers."""
+    return mlp(sizes, dropout=dropout, input_dropout=input_dropout)
+
+
 @cache
 def schedule(name: str, steps: int) -> Callable[[Any], Any] | None:
     """The learning rate's factor after so many of all steps."""

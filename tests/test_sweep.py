@@ -279,3 +279,10 @@ def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
     arguments += ["--teacher-hidden", "8", "9", "--student-hidden", "4", "5", "--batch-size", "40"]
     sweep.main([*arguments, "--out", str(tmp_path / "out")])
     assert len(set(asked)) == len(asked) == 4
+
+
+def test_students_of_one_width_are_one_network_and_so_measured_by_one_program(source: str) -> None:
+    asked = sweep._grid({"temperature": (1.0, 2.0), "student_hidden": ((4,), (5,)), "batch_size": (8,)})
+    todo = search.jobs(asked, data.development(data.load(source)))
+    assert len(todo) == 6
+    assert len({job.network for job in todo}) == 2
