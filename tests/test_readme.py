@@ -27,8 +27,9 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
-    from kd_jax.run import _parser
+    from kd_jax import reproduce, run, sweep
 
-    known = {text for action in _parser()._actions for text in action.option_strings}
+    parsers = [command._parser() for command in (run, sweep, reproduce)]
+    known = {text for parser in parsers for action in parser._actions for text in action.option_strings}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named - known == set()
