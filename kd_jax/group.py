@@ -85,10 +85,19 @@ def trainings_at_once(one: memory.Needed, batch_size: int, *, beside: int) -> in
     return min(fit, most)
 
 
-def run(group: Group, examples: Examples, progress: Progress, keeping: Keeping, *, most: int) -> Trained:
+def run(
+    group: Group,
+    examples: Examples,
+    progress: Progress,
+    keeping: Keeping,
+    *,
+    most: int,
+    tolerant: bool = False,
+) -> Trained:
     """Trains the group, from the newest checkpoint of each block on. Raises what `phase.run` and `Store.newest` do.
 
     most: trainings in a block; one that is resumed has the blocks that it had, whatever fits into memory by now.
+    tolerant: as `phase.run` has it.
     """
     if keeping.store:
         most = _kept(keeping.store, group.name, most)
@@ -114,7 +123,7 @@ def run(group: Group, examples: Examples, progress: Progress, keeping: Keeping, 
         else:
             prepared = phase.with_others(prepared, name, seeds, group.role, hyperparameters)
         restored = keeping.store.newest(name) if keeping.store else None
-        course = phase.run(prepared, examples, progress, keeping, restored)
+        course = phase.run(prepared, examples, progress, keeping, restored, tolerant=tolerant)
         moments, seconds = course.moments, seconds + course.train_s
         shape = (len(seeds), len(block.settings))
         parts[block] = jax.tree.map(

@@ -202,9 +202,17 @@ def trial(phase: Phase, examples: Examples) -> float:
 
 
 def run(
-    phase: Phase, examples: Examples, progress: Progress, keeping: Keeping, restored: Checkpoint | None = None
+    phase: Phase,
+    examples: Examples,
+    progress: Progress,
+    keeping: Keeping,
+    restored: Checkpoint | None = None,
+    *,
+    tolerant: bool = False,
 ) -> Course:
     """Every step of the phase after those of `restored`.
+
+    tolerant: a number that is not finite ends the phase only where every training has one; else it is in the result.
 
     Raises `RunError` where a number is not finite, `CheckpointError` where a checkpoint cannot be written,
     `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
@@ -225,7 +233,8 @@ def run(
                     states, phase.keys, examples, order, jnp.int32(chunk.start), phase.hyperparameters
                 )
                 metrics = jax.tree.map(np.asarray, metrics)
-                _require_finite_steps(phase, check, before, chunk.length)
+                if not tolerant or not np.asarray(check.finite).any():
+                    _require_finite_steps(phase, check, before, chunk.length)
                 history.append(metrics)
                 lasted = time.perf_counter() - began
                 seconds += lasted

@@ -46,7 +46,8 @@ class Gain(NamedTuple):
 class Found(NamedTuple):
     """What a sweep found.
 
-    teachers: each one's measures on the development split. students: every setting's there, arrays `[seeds]`.
+    teachers: each one's measures on the development split. students: every setting's there, arrays `[seeds]`, but for
+    those that diverged: a number of one of their seeds is not finite.
     gains: of every distilled setting against its baselines, corrected for all of these comparisons. chosen: the setting
     with the fewest errors there. tested: the chosen setting and its baselines on the test set. test_gains: of the
     chosen one, corrected for their number. steps: of all trainings. examples: in training, development and test.
@@ -55,6 +56,7 @@ class Found(NamedTuple):
     grid: Grid
     teachers: dict[Config, Evaluation]
     students: dict[Setting, Evaluation]
+    diverged: list[Setting]
     gains: dict[Setting, list[Gain]]
     chosen: Setting
     tested: dict[Setting, Evaluation]
@@ -155,14 +157,18 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
         for other in taught.values():
             if other is not own:
                 other.forget_outputs()
-        result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most)
+        result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most, tolerant=True)
         train_s += result.train_s
         logits = (own or first).logits(split.test_images)
         for i, setting in enumerate(job.settings):
             parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
             trained[setting] = (parameters, job.network)
-            students[setting] = _finite(_measured(*trained[setting], split, logits), f"student {label(setting, grid)}")
+            students[setting] = _measured(*trained[setting], split, logits)
     students = {setting: students[setting] for setting in baselines(grid) + distilled(grid)}
+    diverged = [setting for setting, measured in students.items() if not _is_finite(measured)]
+    students = {setting: measured for setting, measured in students.items() if setting not in diverged}
+    if not any(setting.kind == DISTILLED for setting in students):
+        raise RunError("no distilled student has a finite loss to its end: choose smaller learning rates")
     gains = _gains(grid, students)
     chosen = _best([s for s in students if s.kind == DISTILLED], students)
     compared = _baselines_of(chosen, grid, students)
@@ -175,6 +181,7 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
         grid,
         teachers_measured,
         students,
+        diverged,
         gains,
         chosen,
         tested,
@@ -234,9 +241,13 @@ def _measured(
     return jax.tree.map(np.asarray, found)
 
 
+def _is_finite(measured: Evaluation) -> bool:
+    return all(np.isfinite(values).all() for values in measured if values is not None)
+
+
 def _finite(measured: Evaluation, who: str) -> Evaluation:
     """What was measured. Raises `RunError` for what is no number, which would be neither ranked nor written."""
-    if not all(np.isfinite(values).all() for values in measured if values is not None):
+    if not _is_finite(measured):
         raise RunError(f"a measure of the {who} is not finite after the last step: choose a smaller learning rate")
     return measured
 
@@ -252,7 +263,7 @@ def _evaluate_each(
 
 
 def _gains(grid: Grid, students: dict[Setting, Evaluation]) -> dict[Setting, list[Gain]]:
-    settings = distilled(grid)
+    settings = [setting for setting in distilled(grid) if setting in students]
     compared = {setting: _baselines_of(setting, grid, students, best=False) for setting in settings}
     number = sum(map(len, compared.values()))
     return {s: [_gain(s, baseline, students, number) for baseline in compared[s]] for s in settings}
@@ -262,11 +273,11 @@ def _baselines_of(
     setting: Setting, grid: Grid, students: dict[Setting, Evaluation], *, best: bool = True
 ) -> list[Setting]:
     """The student alone and the one with the best smoothing, both trained as `setting`; and the best of all of them."""
-    found = [alone_of(setting, grid)]
-    if grid.smoothing:
-        found.append(_best(smoothed_of(setting, grid), students))
-    if best:
-        found.append(_best([s for s in students if s.kind != DISTILLED], students))
+    found = [one for one in [alone_of(setting, grid)] if one in students]
+    smoothed = [one for one in smoothed_of(setting, grid) if one in students]
+    found += [_best(smoothed, students)] if smoothed else []
+    every = [one for one in students if one.kind != DISTILLED]
+    found += [_best(every, students)] if best and every else []
     return list(dict.fromkeys(found))
 
 

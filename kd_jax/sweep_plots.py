@@ -9,7 +9,7 @@ import numpy as np
 from kd_jax import grid, stats
 from kd_jax.grid import ALONE, SMOOTHED, Setting
 from kd_jax.plots import new_figure
-from kd_jax.search import Found, rank
+from kd_jax.search import Found, Gain, rank
 
 _MEASURES: dict[str, Callable[[Any], Any]] = {
     "errors": lambda e: e.errors,
@@ -47,7 +47,8 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     """Errors over the first two options; of the settings that agree in both, the best."""
     lists = found.grid.lists
     across, down = lists[axes[0]], lists[axes[1]] if len(axes) > 1 else (None,)
-    errors = np.full((len(down), len(across)), np.inf)
+    # Empty where every setting diverged.
+    errors = np.full((len(down), len(across)), np.nan)
     best: dict[tuple[int, int], Setting] = {}
     for setting in sorted(found.gains, key=lambda s: rank(found.students[s]), reverse=True):
         config = setting.config
@@ -58,9 +59,9 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     drawn = new_figure(figsize=[min(one, _LARGEST) for one in size])
     axis = drawn.subplots()
     image = axis.imshow(errors, cmap="viridis_r", aspect="auto")
-    middle = (errors.min() + errors.max()) / 2
+    middle = (np.nanmin(errors) + np.nanmax(errors)) / 2
     for place, setting in best.items():
-        marks = "".join(_mark(gain.comparison) for gain in found.gains[setting][:1])
+        marks = "".join(_mark(gain.comparison) for gain in found.gains[setting] if gain.baseline.kind == ALONE)
         colour = "black" if errors[place] < middle else "white"
         axis.text(place[1], place[0], f"{errors[place]:.1f}{marks}", ha="center", va="center", color=colour, fontsize=9)
     chosen = next(place for place, setting in best.items() if setting == found.chosen)
@@ -110,11 +111,12 @@ def _curves(found: Found, axes: list[str]) -> Any:
     drawn = new_figure(figsize=(13, 7.5))
     panels = drawn.subplots(2, 3).ravel()
     for line, colour in zip(lines[: len(_COLOURS)], _COLOURS, strict=False):
-        chosen = [_best_at(found, axes, value, line) for value in values]
+        best = {x: _best_at(found, axes, value, line) for x, value in zip(at, values, strict=True)}
+        chosen = {x: setting for x, setting in best.items() if setting}
         label = "distilled" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
         for panel, measure in zip(panels, _MEASURES.values(), strict=False):
-            _line(panel, at, [measure(found.students[s]) for s in chosen], colour, label)
-        _gains(panels[-1], at, [found.gains[s][0].comparison for s in chosen], colour)
+            _line(panel, list(chosen), [measure(found.students[s]) for s in chosen.values()], colour, label)
+        _gains(panels[-1], {x: found.gains[s] for x, s in chosen.items()}, colour)
     for kind, (colour, word) in _BASELINES.items():
         students = [s for s in found.students if s.kind == kind]
         own = [_best(found, [s for s in students if getattr(s.config, first) == value]) for value in values]
@@ -150,20 +152,22 @@ def _best(found: Found, settings: list[Setting]) -> Setting | None:
     return min(settings, key=lambda s: rank(found.students[s])) if settings else None
 
 
-def _gains(panel: Any, at: list[float], comparisons: list[stats.Comparison], colour: str) -> None:
-    means = [one.mean_difference for one in comparisons]
-    halves = [0.0 if one.ci95 is None else (one.ci95[1] - one.ci95[0]) / 2 for one in comparisons]
-    panel.errorbar(at, means, yerr=halves, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.3)
+def _gains(panel: Any, gains: dict[float, list[Gain]], colour: str) -> None:
+    """On the student alone, where that did not diverge."""
+    known = {x: g.comparison for x, several in gains.items() for g in several if g.baseline.kind == ALONE}
+    means = [one.mean_difference for one in known.values()]
+    halves = [0.0 if one.ci95 is None else (one.ci95[1] - one.ci95[0]) / 2 for one in known.values()]
+    panel.errorbar(list(known), means, yerr=halves, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.3)
 
 
-def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting:
+def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting | None:
     """The setting with the fewest errors among those with these values of the first two options."""
     fitting = [
         setting
         for setting in found.gains
         if getattr(setting.config, axes[0]) == value and (line is None or getattr(setting.config, axes[1]) == line)
     ]
-    return min(fitting, key=lambda s: rank(found.students[s]))
+    return _best(found, fitting)
 
 
 def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: str, linestyle: str = "-") -> None:

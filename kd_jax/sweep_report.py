@@ -12,7 +12,7 @@ from kd_jax import grid, report, stats, sweep_plots
 from kd_jax.config import Config, Training
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
-from kd_jax.grid import Grid, Setting
+from kd_jax.grid import ALONE, SMOOTHED, Grid, Setting
 from kd_jax.search import Found, Gain, rank
 
 TABLE, RUNS = "results.md", "results.csv"
@@ -58,6 +58,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
         f"On the development split ({development:,} images; mean ± sd of {found.grid.base.seeds} seeds; "
         f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, and the baselines):",
         _development_table(found, style),
+        *([_diverged(found)] if found.diverged else []),
         _explanation(found),
         f"On the test set ({test:,} images, read once), the setting with the fewest errors; trained on {train:,}:",
         _test_table(found, style),
@@ -87,14 +88,20 @@ def _explanation(found: Found) -> str:
     )
 
 
+def _diverged(found: Found) -> str:
+    some = "; ".join(grid.label(setting, found.grid) for setting in found.diverged[:_SHOWN])
+    return f"{len(found.diverged)} left out, since a number of one of their seeds is not finite: {some}."
+
+
 def _development_table(found: Found, style: str) -> str:
     ranked = sorted(found.gains, key=lambda s: rank(found.students[s]))
     rows = []
     for setting in ranked[:_SHOWN]:
-        gains = found.gains[setting]
-        cells = [_gain(gain) for gain in gains] + [""] * (2 - len(gains))
+        by_kind = {gain.baseline.kind: _gain(gain) for gain in found.gains[setting]}
+        cells = [by_kind.get(kind, "") for kind in (ALONE, SMOOTHED)]
         rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), *cells])
-    for setting in sorted(grid.baselines(found.grid), key=lambda s: rank(found.students[s]))[:_SHOWN]:
+    baselines = [setting for setting in grid.baselines(found.grid) if setting in found.students]
+    for setting in sorted(baselines, key=lambda s: rank(found.students[s]))[:_SHOWN]:
         rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), "", ""])
     columns = ["setting", *_columns(), "gain on alone", "gain on smoothed"]
     if not found.grid.smoothing:
@@ -181,6 +188,7 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
                 for setting, measured in found.students.items()
             ],
         },
+        "diverged": [_described(setting, asked) for setting in found.diverged],
         "chosen": _described(found.chosen, asked),
         "test": {
             "correction": f"Bonferroni, {len(found.test_gains)} comparisons",

@@ -132,10 +132,12 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
         sweep.main([*arguments, "--out", out])
     trained: list[str] = []
 
-    def watched(prepared: phase.Phase, examples: Any, progress: Any, keeping: Any, restored: Any = None) -> Any:
+    def watched(
+        prepared: phase.Phase, examples: Any, progress: Any, keeping: Any, restored: Any = None, **named: Any
+    ) -> Any:
         if restored is None:
             trained.append(prepared.name)
-        return original(prepared, examples, progress, keeping, restored)
+        return original(prepared, examples, progress, keeping, restored, **named)
 
     monkeypatch.setattr(phase, "run", watched)
     capsys.readouterr()
@@ -166,6 +168,34 @@ def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) 
     assert len(found["teachers"]) == 2
     kinds = [s["setting"]["kind"] for s in found["development"]["settings"]]
     assert (kinds.count("distilled"), kinds.count("alone"), kinds.count("label smoothing")) == (16, 8, 0)
+
+
+def test_a_setting_that_diverges_costs_the_others_nothing(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", source, *SMALL, "--student-hidden", "4,4,4", "--alpha", "0", "0.5", "--quiet"]
+    arguments += ["--teacher-learning-rate", "0.01"]
+    sweep.main([*arguments, "--out", str(tmp_path / "good")])
+    sweep.main([*arguments, "--learning-rate", "0.01", "1e20", "--out", str(tmp_path / "both")])
+    assert "left out, since a number of one of their seeds is not finite" in capsys.readouterr().out
+    good, both = (json.loads((tmp_path / name / report.RESULTS).read_text()) for name in ("good", "both"))
+    assert {one["learning_rate"] for one in both["diverged"]} == {1e20}
+    assert [one["kind"] for one in both["diverged"]].count("distilled") == 2
+    known = [s for s in both["development"]["settings"] if s["setting"]["learning_rate"] == 0.01]
+    assert len(known) == len(good["development"]["settings"]) == len(both["development"]["settings"])
+    for one, other in zip(known, good["development"]["settings"], strict=True):
+        np.testing.assert_allclose(runs(one, "nll"), runs(other, "nll"), rtol=1e-4)
+    assert both["chosen"]["learning_rate"] == 0.01
+
+
+def test_where_everything_diverges_there_is_one_sentence(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ["--teacher-learning-rate", "0.01", "--learning-rate", "1e25", "1e20"]
+    with pytest.raises(SystemExit) as caught:
+        sweep.main(["--dataset", source, *SMALL, *rates, "--out", str(tmp_path / "out")])
+    assert caught.value.code == 1
+    assert "not finite" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +275,7 @@ def test_measures_that_are_no_numbers_fail_in_one_sentence(
     assert caught.value.code == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "a measure of the student alone is not finite after the last step: choose a smaller learning rate" in error
+    assert "no distilled student has a finite loss to its end: choose smaller learning rates" in error
 
 
 def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
