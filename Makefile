@@ -1,4 +1,5 @@
 # make run [ARGS="..."]   the experiment: python -m kd_jax.run ARGS
+# make sweep [ARGS="..."], make reproduce ARGS=hinton2015: python -m kd_jax.sweep and kd_jax.reproduce
 # make test [ARGS="..."]  ruff, mypy and the tests
 # make bench [ARGS=...]   the benchmarks, with PyTorch and Keras: ARGS=--quick takes at most 3 minutes
 # PYTHON=python3.12 picks another interpreter (3.11 or newer), with a virtual environment of its own.
@@ -11,10 +12,13 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 endif
 ARGS ?=
 .DELETE_ON_ERROR:
-.PHONY: run test lint bench clean
+.PHONY: run sweep reproduce test bench clean
 
 run: $(VENV)/.installed
 	@$(VENV)/bin/python -m kd_jax.run $(ARGS)
+
+sweep reproduce: $(VENV)/.installed
+	@$(VENV)/bin/python -m kd_jax.$@ $(ARGS)
 
 test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check .
