@@ -152,6 +152,8 @@ def claimed(
             print(f"{store.folder} is finished.\n\n{text}", flush=True)
             return False
         return True
+    if options.resume and not options.quiet:
+        print(f"{store.folder} holds nothing to go on with: it is started.", flush=True)
     if not options.overwrite:
         store.require_description()
     if store.started and not options.overwrite and not store.finished:

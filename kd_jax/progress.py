@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -98,7 +99,9 @@ class Overall(Lines):
     """
 
     def __init__(self, costs: Mapping[str, float], total: float, *, bar: bool) -> None:
-        self.costs, self.total, self.spent, self.seconds, self.new = costs, total, 0.0, 0.0, 0.0
+        self.costs, self.total, self.spent, self.new = costs, total, 0.0, 0.0
+        # Compiling and measuring take their time as well.
+        self.began = time.monotonic()
         width = min(shutil.get_terminal_size().columns, 110)
         shape = "{desc} |{bar}| {percentage:3.0f} % {elapsed}<{remaining}"
         self.bar = (
@@ -118,13 +121,13 @@ class Overall(Lines):
         """Moves the bar."""
         self._move(steps * self.cost)
         self.new += steps * self.cost
-        self.seconds += seconds
 
     def finish(self) -> None:
         """Ends a phase, with a line where there is no bar."""
         if self.bar is None and self.new:
-            left = max(0.0, self.total - self.spent) * self.seconds / self.new
-            self._write(f"{self.phase:<14}  {self.spent / self.total:4.0%} of all, {duration(left)} left")
+            share = self.spent / self.total
+            left = max(0.0, self.total - self.spent) * (time.monotonic() - self.began) / self.new
+            self._write(f"{self.phase:<19} {share:4.0%} of all" + (f", {duration(left)} left" if share < 0.995 else ""))
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -40,7 +40,9 @@ def saved_options(store: Store, given: Mapping[str, Any], every: int | None) -> 
         config = Config(**fields)
         saved_every = saved["checkpoint_steps"]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise MismatchError(f"{store.folder} has a run of another kd_jax: use the version that started it") from None
+        raise MismatchError(
+            f"{store.folder} has a run of another command or version: go on with the one that started it"
+        ) from None
     asked = dict(given) | ({} if every is None else {"checkpoint_steps": every})
     known = config.as_dict() | {"checkpoint_steps": saved_every}
     for name, value in asked.items():

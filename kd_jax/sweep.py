@@ -1,8 +1,9 @@
 """Trains a grid of distilled students beside two baselines; tells which setting is best, and whether its gain is real.
 
-Any option below may have several values: every combination of them is trained, with all seeds, and compared, seed by
-seed, with the same student on hard labels alone and on smoothed labels. Settings are chosen on a development split (the
-last 10,000 images of the training set, at most a sixth); the test set is read once, for the chosen one.
+Any option below but --dataset, --preset, --seeds and --seed may have several values: every combination of them is
+trained, with all seeds, and compared, seed by seed, with the same student on hard labels alone and on smoothed labels.
+Settings are chosen on a development split (the last 10,000 training images, at most a sixth); the test set is
+read once, for the chosen one.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def _parser() -> cli.Parser:
     cli.add_config_options(parser, single=grid.SINGLE)
     parser.add_argument_group("the second baseline").add_argument(
         "--label-smoothing", type=cli.number, metavar="X", nargs="*", default=argparse.SUPPRESS,
-        help="shares of the uniform distribution in the labels; the best one counts, none leaves it out (default: 0.1)",
+        help="shares of the uniform distribution in the labels; the best counts, no value leaves it out (default: 0.1)",
     )  # fmt: skip
     command.add_output_options(parser, "results.json, results.csv, the tables and the plots")
     return parser

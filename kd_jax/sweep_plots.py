@@ -72,18 +72,21 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     else:
         axis.set(yticks=[])
     bar = drawn.colorbar(image, ax=axis, label="errors on the development split")
-    ends = []
+    marked: dict[str, tuple[float, str]] = {}
     for kind, (colour, word) in _BASELINES.items():
         means = [float(np.mean(found.students[s].errors)) for s in found.students if s.kind == kind]
         if means:
-            low, high = image.get_clim()
-            image.set_clim(min(low, min(means)), max(high, min(means)))
-            bar.ax.axhline(min(means), color=colour, linewidth=2.5)
-            ends.append(f"{word} {min(means):.1f}")
+            marked[word] = (min(means), colour)
+    shown = [*errors[np.isfinite(errors)], *(mean for mean, _ in marked.values())]
+    margin = 0.05 * (max(shown) - min(shown)) or 1.0
+    image.set_clim(min(shown) - margin, max(shown) + margin)
+    for mean, colour in marked.values():
+        bar.ax.axhline(mean, color=colour, linewidth=2.5)
+    ends = ", ".join(f"{word} {mean:.1f}" for word, (mean, _) in marked.items())
     more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
-    axis.set_title(
+    drawn.suptitle(
         f"Mean errors of {found.grid.base.seeds} seeds{more}; framed: chosen\n"
-        f"lines in the bar: {', '.join(ends)}; ▲ a gain on alone, ▼ a loss (95 %, corrected)",
+        f"lines in the bar, the best of each: {ends}\n▲ a gain on alone, ▼ a loss (95 %, corrected)",
         fontsize=9,
     )
     return drawn

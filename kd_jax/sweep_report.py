@@ -35,8 +35,8 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
     seeds = f"{base.seeds} seeds ({base.seed} to {base.seed + base.seeds - 1})" if base.seeds > 1 else "1 seed"
     smoothing = f", smoothing {_values(asked.smoothing)}" if asked.smoothing else ""
     lines = {
-        "data": f"{report.data_line(split)}; these are the training set's last, for choosing",
-        "grid": f"{listed or 'one setting'}: {len(distilled)} settings, {teachers} teacher{'s' * (teachers > 1)}",
+        "data": report.data_line(split).replace("test images", "development images (the training set's last)"),
+        "grid": f"{listed or 'no list'}: {len(distilled)} settings, {teachers} teacher{'s' * (teachers > 1)}",
         "baselines": f"{len(baselines)}, trained on labels alone{smoothing}",
         "each with": seeds,
         "fixed": rest,
@@ -53,17 +53,21 @@ def text(found: Found, *, markdown: bool = False) -> str:
     """The tables and what they say; Markdown, or plain for a terminal."""
     style = "pipe" if markdown else "simple"
     train, development, test = found.examples
-    compared = len(found.test_gains)
+    compared, several = len(found.test_gains), found.grid.base.seeds > 1
     parts = [
-        f"On the development split ({development:,} images; mean ± sd of {found.grid.base.seeds} seeds; "
+        f"On the development split ({development:,} images; {_seed_words(found)}; "
         f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, and the baselines):",
         _development_table(found, style),
         *([_diverged(found)] if found.diverged else []),
-        _explanation(found),
+        *([_explanation(found)] if several else []),
         f"On the test set ({test:,} images, read once), the setting with the fewest errors; trained on {train:,}:",
         _test_table(found, style),
         "\n".join(conclusions(found)),
-        *([f"These {compared} intervals and p-values are corrected for their number, too."] if compared > 1 else []),
+        *(
+            [f"These {compared} intervals and p-values are corrected for their number, too."]
+            if compared > 1 and several
+            else []
+        ),
     ]
     return "\n\n".join(parts)
 
@@ -77,14 +81,26 @@ def conclusions(found: Found) -> list[str]:
     ]
 
 
+def _seed_words(found: Found) -> str:
+    seeds = found.grid.base.seeds
+    return f"mean ± sd of {seeds} seeds" if seeds > 1 else "1 seed, which cannot tell a gain from noise"
+
+
 def _explanation(found: Found) -> str:
     number = sum(map(len, found.gains.values()))
+    corrected = (
+        f"; {number} were looked at,\nso every interval is at the level 1 − 0.05/{number}, and all hold at once with "
+        "at least 95 % (Bonferroni)"
+        if number > 1
+        else ""
+    )
+    few = "\nIntervals of so few seeds are wide, or right by luck: use --seeds 5 or more." * (found.grid.base.seeds < 5)
     return (
-        f"The gains are differences of correct images, seed by seed; {number} of them were looked at, so every\n"
-        f"interval is at the level 1 − 0.05/{number}, and all hold at once with at least 95 % (Bonferroni).\n"
+        f"The gains are mean differences of correct images, seed by seed, ± half the 95 % interval{corrected}.\n"
         "A gain whose interval includes 0 is no evidence, and the best of many settings looks better than\n"
         "it is: the test below was not used to choose. But the students tested are those by which the setting was\n"
         "chosen, and some luck of their seeds may be left: train the chosen setting with another --seed to be sure."
+        f"{few}"
     )
 
 

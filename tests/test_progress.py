@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from kd_jax import progress
 from kd_jax.progress import Bars, Lines, Overall, Silent, duration
 from kd_jax.train import Metrics
 
@@ -49,12 +50,16 @@ def test_durations_are_as_a_person_says_them(seconds: int | float, says: str) ->
     assert duration(seconds) == says
 
 
-def test_what_a_checkpoint_has_done_counts_and_not_for_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
-    """One phase is done, of one a half, and the rest takes 2 s; the third is to come."""
+def test_what_a_checkpoint_has_done_counts_and_not_for_the_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One phase is done, of one a half, and the rest takes 2 s by the clock; the third is to come."""
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     watcher = Overall({"a": 1.0, "b": 3.0}, 4 * 1.0 + 2 * 4 * 3.0, bar=False)
     watcher.start("a-0", epochs=1, steps=4, done=4)
     watcher.finish()
     watcher.start("b-0", epochs=1, steps=4, done=2)
-    watcher.advance(epoch=0, steps=2, metrics=chunk([1.0, 3.0], [0.5, 0.7]), seconds=2.0)
+    watcher.advance(epoch=0, steps=2, metrics=chunk([1.0, 3.0], [0.5, 0.7]), seconds=0.1)
     watcher.finish()
     assert " ".join(capsys.readouterr().out.split()) == "b-0 57% of all, about 4 s left"
