@@ -48,12 +48,15 @@ class Trainer:
             partial(train.epoch_order, examples=len(job.examples.labels), batch_size=job.recipe.batch_size)
         )
         self._steps = jax.jit(partial(train.train_steps, recipe=job.recipe), donate_argnums=0)
+        self._upcoming = self.order()
 
     def train_epoch(self) -> float:
-        """Shuffles and trains an epoch. Returns the mean loss of its steps."""
-        loss = self.train(self.order())
+        """Trains an epoch, and shuffles the next one meanwhile. Returns the mean loss of its steps."""
+        loss = self._start(self._upcoming)
         self.epoch += 1
-        return loss
+        self._upcoming = self.order()
+        jax.block_until_ready(self._upcoming)
+        return float(loss)
 
     def order(self) -> Int[Array, "steps batch"]:
         """The rows of every batch of an epoch."""
@@ -61,9 +64,12 @@ class Trainer:
 
     def train(self, rows: Int[Array, "steps batch"]) -> float:
         """A step for each of the rows. Returns their mean loss."""
+        return float(self._start(rows))
+
+    def _start(self, rows: Int[Array, "steps batch"]) -> Array:
         job = self.job
         self.state, metrics = self._steps(self.state, self.key, job.examples, rows, job.hyperparameters)
-        return float(metrics.loss)
+        return metrics.loss
 
 
 class Group:

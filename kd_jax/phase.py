@@ -218,7 +218,7 @@ def run(
     `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
     """
     done, states, history, seconds = _begin(phase, restored)
-    order = None
+    order = upcoming = None
     progress.start(phase.name, epochs=phase.epochs, steps=phase.steps, done=done)
     try:
         with keeping.interrupt:
@@ -228,10 +228,14 @@ def run(
                     continue
                 began = time.perf_counter()
                 if order is None or chunk.start == 0:
-                    order = phase.order(phase.keys, jnp.int32(chunk.epoch))
+                    order = phase.order(phase.keys, jnp.int32(chunk.epoch)) if upcoming is None else upcoming
+                    upcoming = None
                 states, metrics, check = phase.programs[chunk.length](
                     states, phase.keys, examples, order, jnp.int32(chunk.start), phase.hyperparameters
                 )
+                if upcoming is None and chunk.epoch + 1 < phase.epochs:
+                    # Shuffled while the chunk trains, which seldom keeps all cores busy.
+                    upcoming = phase.order(phase.keys, jnp.int32(chunk.epoch + 1))
                 metrics = jax.tree.map(np.asarray, metrics)
                 if not tolerant or not np.asarray(check.finite).any():
                     _require_finite_steps(phase, check, before, chunk.length)

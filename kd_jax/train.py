@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from kd_jax import augment
+from kd_jax import augment, layout
 from kd_jax.losses import cross_entropy
 from kd_jax.methods import CROSS_ENTROPY, Method
 from kd_jax.models import Network, Output, Params, State, count_parameters
@@ -158,12 +158,17 @@ def scan_steps(
     Raises `ValueError` where `examples` do not fit together.
     """
     _check(examples, recipe.shift)
+    small = count_parameters(train_state.params) < _SMALL
+    turn = None
+    if small and layout.pays(recipe.optimizer):
+        turn, recipe = _turned(train_state, hyperparameters, recipe)
 
     def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
         return train_step(state, key, examples, rows, hyperparameters, recipe=recipe)
 
-    small = count_parameters(train_state.params) < _SMALL
-    return jax.lax.scan(step, train_state, order, unroll=_UNROLL_SMALL if small else _UNROLL)
+    first = turn(train_state) if turn else train_state
+    last, metrics = jax.lax.scan(step, first, order, unroll=_UNROLL_SMALL if small else _UNROLL)
+    return turn(last) if turn else last, metrics
 
 
 def train_steps(
@@ -221,6 +226,28 @@ def fit(
 
 # What a key is folded with, so that parameters, order and dropout are independent of one another.
 _INIT, _ORDER, _STEP, _VIEW = 0, 1, 2, 3
+
+
+def _turned(
+    train_state: TrainState, hyperparameters: Hyperparameters, recipe: Recipe
+) -> tuple[Callable[[TrainState], TrainState], Recipe]:
+    """What turns a state as `layout` does, and back, and the recipe that trains a turned one."""
+    which = layout.tall((train_state.params, train_state.learned))
+    optimizer = recipe.optimizer(hyperparameters.learning_rate)
+
+    def turn(state: TrainState) -> TrainState:
+        params, learned = layout.turn((state.params, state.learned), which)
+        moments = layout.turn_state(optimizer, state.optimizer_state, which)
+        return state._replace(params=params, learned=learned, optimizer_state=moments)
+
+    def apply(params: Params, *arguments: Any, **options: Any) -> tuple[Output, State]:
+        return recipe.network.apply(layout.turn(params, which[0]), *arguments, **options)
+
+    def loss(weights: PyTree, learned: PyTree, *arguments: Any) -> Float[Array, " batch"]:
+        return recipe.method.loss(weights, layout.turn(learned, which[1]), *arguments)
+
+    network, method = recipe.network._replace(apply=apply), recipe.method._replace(loss=loss)
+    return turn, recipe._replace(network=network, method=method)
 
 
 def _looked_up(
