@@ -50,21 +50,19 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     """
 
     def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
-        listed = single is not None and name not in single
-        if listed and name.endswith("hidden"):
-            kind, metavar = layers, "N,N"
-        if listed:
+        if name.endswith("hidden") or (single is not None and name not in single):
+            # Layers may be set apart by blanks, too, where there is no list of networks.
             more["nargs"] = "+"
         _add_option(group, name, kind, metavar, help, **more)
 
     what = parser.add_argument_group("what is trained")
     _add(what, "dataset", str, "SOURCE", _DATASET_HELP)
     _add(what, "preset", str, "NAME", f"defaults of all the other options, one of {', '.join(PRESETS)}")
-    _add(what, "teacher_hidden", whole, "N", "sizes of the teacher's hidden layers", nargs="+")
+    _add(what, "teacher_hidden", layers, "N,N", "sizes of the teacher's hidden layers")
     _add(what, "teacher_dropout", number, "X", "rate of the dropout in the teacher's hidden layers")
     _add(what, "teacher_input_dropout", number, "X", "rate of the dropout on the teacher's inputs")
     _add(what, "teacher_max_norm", number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
-    _add(what, "student_hidden", whole, "N", "sizes of the students' hidden layers", nargs="+")
+    _add(what, "student_hidden", layers, "N,N", "sizes of the students' hidden layers")
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
     _add(how, "alpha", number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
@@ -91,12 +89,12 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
 def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """What was given of `Config`, for `make_config`."""
     given = {name: value for name, value in vars(parsed).items() if name in Config.__dataclass_fields__}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return {name: sum(value, ()) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _add_option(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
     default = getattr(Config(), name)
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     shown = "the students'" if default is None else shown
     group.add_argument(
         option(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,8 +49,9 @@ class Found(NamedTuple):
     teachers: each one's measures on the development split. students: every setting's there, arrays `[seeds]`, but for
     those that diverged: a number of one of their seeds is not finite.
     gains: of every distilled setting against its baselines, corrected for all of these comparisons. chosen: the setting
-    with the fewest errors there. tested: the chosen setting and its baselines on the test set. test_gains: of the
-    chosen one, corrected for their number. steps: of all trainings. examples: in training, development and test.
+    with the fewest errors there. tested: the chosen setting and its baselines on the test set, trained anew with
+    `test_seeds`. tested_teacher: the chosen setting's teacher there. test_gains: of the chosen one, corrected for their
+    number. examples: in training, development and test.
     """
 
     grid: Grid
@@ -60,6 +61,7 @@ class Found(NamedTuple):
     gains: dict[Setting, list[Gain]]
     chosen: Setting
     tested: dict[Setting, Evaluation]
+    tested_teacher: Evaluation
     test_gains: list[Gain]
     examples: tuple[int, int, int]
     train_s: float
@@ -81,28 +83,57 @@ def jobs(grid: Grid, dataset: Dataset) -> list[Job]:
 
     Raises `ConfigError` where a setting does not fit the data, or one training or what is kept of all the memory.
     """
+    return _jobs(baselines(grid) + distilled(grid), grid, dataset, seeds(grid))
+
+
+def test_jobs(settings: Sequence[Setting], grid: Grid, dataset: Dataset) -> list[Job]:
+    """The trainings of the chosen setting and its baselines whose students meet the test set. Raises as `jobs` does."""
+    return _jobs(settings, grid, dataset, test_seeds(grid), "test-")
+
+
+def seeds(grid: Grid) -> range:
+    """Those that the settings are compared by."""
+    return range(grid.base.seed, grid.base.seed + grid.base.seeds)
+
+
+def test_seeds(grid: Grid) -> range:
+    """As many others: the luck of those that the choice was made by is not to count. Raises `ConfigError`."""
+    base = grid.base
+    if base.seed > 2**31 - 2 * base.seeds:
+        raise ConfigError(
+            f"--seed is {base.seed}: it must be at most {2**31 - 2 * base.seeds}, as the test takes {base.seeds} seeds "
+            "more"
+        )
+    first = base.seed + base.seeds
+    return range(first, first + grid.base.seeds)
+
+
+def _jobs(settings: Sequence[Setting], grid: Grid, dataset: Dataset, seeds: range, prefix: str = "") -> list[Job]:
     by_program: dict[Any, list[Setting]] = {}
-    for setting in baselines(grid) + distilled(grid):
+    for setting in settings:
         by_program.setdefault(program_of(setting, grid), []).append(setting)
     found: list[Job] = []
-    kept, room = 0, memory.host()
-    for number, settings in enumerate(by_program.values()):
-        kind, config, _ = settings[0]
+    room = memory.host()
+    for number, side_by_side in enumerate(by_program.values()):
+        kind, config, _ = side_by_side[0]
         experiment.check(_one_seed(config), dataset)
         network = experiment.networks(config, dataset)[1]
-        kept += len(settings) * config.seeds * _parameter_bytes(network)
+        kept = len(side_by_side) * len(seeds) * _parameter_bytes(network)
         if room is not None and kept > room:
             raise ConfigError(
-                f"--seeds is {config.seeds}: the parameters of all students, kept until one setting is chosen, need "
-                f"{kept / 2**30:.1f} GiB and more, and {room / 2**30:.1f} GiB are free: choose fewer seeds or settings"
+                f"--seeds is {len(seeds)}: the parameters of {len(side_by_side) * len(seeds):,} students, kept until "
+                f"all of them are measured, need {kept / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free: choose "
+                "fewer seeds or settings"
             )
         method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
         recipe = experiment.recipe(network, config.training, len(dataset.train_labels), method)
-        name = f"{kind.replace(' ', '-')}-{number}"
-        seeds = tuple(range(config.seed, config.seed + config.seeds))
-        one = Group(name, recipe, [_hyperparameters(s) for s in settings], seeds, experiment.STUDENT, config.epochs)
+        name = f"{prefix}{kind.replace(' ', '-')}-{number}"
+        trained = [_hyperparameters(setting) for setting in side_by_side]
+        one = Group(name, recipe, trained, tuple(seeds), experiment.STUDENT, config.epochs)
         most = _at_once(network, config, dataset)
-        found.append(Job(settings, one, network, most, teacher_of(settings[0], grid) if kind == DISTILLED else None))
+        found.append(
+            Job(side_by_side, one, network, most, teacher_of(side_by_side[0], grid) if kind == DISTILLED else None)
+        )
     return found
 
 
@@ -126,9 +157,18 @@ def teachers(grid: Grid, dataset: Dataset) -> dict[Config, Group]:
 
 
 def costs(grid: Grid, dataset: Dataset) -> tuple[dict[str, float], float]:
-    """For the progress bar: what a step of a block of trainings costs, by the group's name, and everything together."""
+    """For the progress bar: what a step of a block of trainings costs, by the group's name, and everything together.
+
+    Of the trainings for the test it counts those of one setting of the middle, as nobody knows which will be chosen.
+    """
     todo = [(one, 1) for one in teachers(grid, dataset).values()]
     todo += [(job.group, job.most) for job in jobs(grid, dataset)]
+    settings = distilled(grid)
+    middle = settings[len(settings) // 2]
+    todo += [
+        (job.group, job.most)
+        for job in test_jobs([middle, alone_of(middle, grid), *smoothed_of(middle, grid)[:1]], grid, dataset)
+    ]
     each, total = {}, 0.0
     for one, most in todo:
         blocks = group.blocks(len(one.settings), len(one.seeds), most)
@@ -141,7 +181,8 @@ def costs(grid: Grid, dataset: Dataset) -> tuple[dict[str, float], float]:
 def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keeping: Keeping) -> Found:
     """The whole sweep. split: `data.development(dataset)`.
 
-    The test images are read once: after the last training, for the chosen setting and its baselines. Raises
+    The test images are read once: for the chosen setting and its baselines, trained anew with other seeds, after the
+    last epoch. Raises
     `ConfigError`, what `group.run` raises, and `RunError` for a measure that is not finite.
     """
     started = time.perf_counter()
@@ -149,21 +190,26 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     taught = {config: _Teacher(one, examples, progress, keeping) for config, one in teachers(grid, split).items()}
     teachers_measured = {config: one.measured(split) for config, one in taught.items()}
     first = next(iter(taught.values()))
-    students: dict[Setting, Evaluation] = {}
-    trained: dict[Setting, tuple[Any, Network]] = {}
     train_s = sum(one.trained.train_s for one in taught.values())
-    for job in sorted(jobs(grid, split), key=partial(_teachers_in_turn, list(taught))):
-        own = taught[job.teacher] if job.teacher else None
-        for other in taught.values():
-            if other is not own:
-                other.forget_outputs()
-        result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most, tolerant=True)
-        train_s += result.train_s
-        logits = (own or first).logits(split.test_images)
-        for i, setting in enumerate(job.settings):
-            parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
-            trained[setting] = (parameters, job.network)
-            students[setting] = _measured(*trained[setting], split, logits)
+
+    def trained(todo: Sequence[Job]) -> Iterator[tuple[Setting, Network, Any, _Teacher]]:
+        """Every setting with its network, parameters and teacher: the first one where it has none of its own."""
+        nonlocal train_s
+        for job in sorted(todo, key=partial(_teachers_in_turn, list(taught))):
+            own = taught[job.teacher] if job.teacher else None
+            for other in taught.values():
+                if other is not own:
+                    other.forget_outputs()
+            result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most, tolerant=True)
+            train_s += result.train_s
+            for i, setting in enumerate(job.settings):
+                parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
+                yield setting, job.network, parameters, own or first
+
+    students = {
+        setting: _measured(parameters, network, split, own.logits(split.test_images))
+        for setting, network, parameters, own in trained(jobs(grid, split))
+    }
     students = {setting: students[setting] for setting in baselines(grid) + distilled(grid)}
     diverged = [setting for setting, measured in students.items() if not _is_finite(measured)]
     students = {setting: measured for setting, measured in students.items() if setting not in diverged}
@@ -172,9 +218,13 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     gains = _gains(grid, students)
     chosen = _best([s for s in students if s.kind == DISTILLED], students)
     compared = _baselines_of(chosen, grid, students)
-    test_logits = taught[teacher_of(chosen, grid)].logits(dataset.test_images)
+    again = {setting: rest for setting, *rest in trained(test_jobs([chosen, *compared], grid, split))}
+    own = taught[teacher_of(chosen, grid)]
+    test_logits = own.logits(dataset.test_images)
     tested = {
-        setting: _finite(_measured(*trained[setting], dataset, test_logits), f"student {label(setting, grid)}")
+        setting: _finite(
+            _measured(again[setting][1], again[setting][0], dataset, test_logits), f"student {label(setting, grid)}"
+        )
         for setting in [chosen, *compared]
     }
     return Found(
@@ -185,6 +235,7 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
         gains,
         chosen,
         tested,
+        own.measured(dataset),
         [_gain(chosen, baseline, tested, len(compared)) for baseline in compared],
         (len(split.train_labels), len(split.test_labels), len(dataset.test_labels)),
         train_s,

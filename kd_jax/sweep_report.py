@@ -1,15 +1,18 @@
 """What is left of a sweep: the best settings, the test, results.json, results.csv and the plots."""
 
 import csv
+import dataclasses
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
-from kd_jax import grid, report, stats, sweep_plots
-from kd_jax.config import Config, Training
+from kd_jax import grid, report, search, stats, sweep_plots
+from kd_jax.config import Config, Training, make_config, option
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.grid import ALONE, SMOOTHED, Grid, Setting
@@ -60,7 +63,8 @@ def text(found: Found, *, markdown: bool = False) -> str:
         _development_table(found, style),
         *([_diverged(found)] if found.diverged else []),
         *([_explanation(found)] if several else []),
-        f"On the test set ({test:,} images, read once), the setting with the fewest errors; trained on {train:,}:",
+        f"On the test set ({test:,} images, read once), the setting with the fewest errors, trained anew on {train:,} "
+        f"images with\n{_range_words(search.test_seeds(found.grid))}, which had no say in the choice:",
         _test_table(found, style),
         "\n".join(conclusions(found)),
         *(
@@ -68,8 +72,28 @@ def text(found: Found, *, markdown: bool = False) -> str:
             if compared > 1 and several
             else []
         ),
+        f"To train the chosen setting on all {train + development:,} images:\n\n    {command_of(found)}",
     ]
     return "\n\n".join(parts)
+
+
+def command_of(found: Found) -> str:
+    """The command that trains the chosen setting, and its baseline, with seeds that the sweep has not seen."""
+    config = dataclasses.replace(found.chosen.config, seed=found.grid.base.seed + 2 * found.grid.base.seeds)
+    known = make_config(config.preset)
+    words = ["python -m kd_jax.run"]
+    for field in dataclasses.fields(config):
+        value, resolved = getattr(config, field.name), field.name.removeprefix("teacher_")
+        usual = getattr(known, field.name)
+        if field.name.startswith("teacher_") and usual is None:
+            usual = getattr(config, resolved)
+        if value != usual:
+            words += [option(field.name), grid.shown(value)]
+    return " ".join([words[0], *map(shlex.quote, words[1:])])
+
+
+def _range_words(seeds: Sequence[int]) -> str:
+    return f"the seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"the seed {seeds[0]}"
 
 
 def conclusions(found: Found) -> list[str]:
@@ -98,8 +122,7 @@ def _explanation(found: Found) -> str:
     return (
         f"The gains are mean differences of correct images, seed by seed, ± half the 95 % interval{corrected}.\n"
         "A gain whose interval includes 0 is no evidence, and the best of many settings looks better than\n"
-        "it is: the test below was not used to choose. But the students tested are those by which the setting was\n"
-        "chosen, and some luck of their seeds may be left: train the chosen setting with another --seed to be sure."
+        "it is: the test below was not used to choose, and its students have other seeds."
         f"{few}"
     )
 
@@ -119,6 +142,8 @@ def _development_table(found: Found, style: str) -> str:
     baselines = [setting for setting in grid.baselines(found.grid) if setting in found.students]
     for setting in sorted(baselines, key=lambda s: rank(found.students[s]))[:_SHOWN]:
         rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), "", ""])
+    for config, measured in found.teachers.items():
+        rows.append([_teacher(config, found.grid), *_measures(measured), "", ""])
     columns = ["setting", *_columns(), "gain on alone", "gain on smoothed"]
     if not found.grid.smoothing:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
@@ -127,6 +152,7 @@ def _development_table(found: Found, style: str) -> str:
 
 def _test_table(found: Found, style: str) -> str:
     rows = [[grid.label(s, found.grid), *_measures(measured)] for s, measured in found.tested.items()]
+    rows.append([_teacher(grid.teacher_of(found.chosen, found.grid), found.grid), *_measures(found.tested_teacher)])
     return _tabulated(rows, ["setting", *_columns()], style)
 
 
@@ -139,13 +165,25 @@ def _columns() -> list[str]:
     return ["errors", "NLL (nats)", "ECE (%)", "as teacher (%)", "KL to teacher"]
 
 
+def _teacher(config: Config, asked: Grid) -> str:
+    """A teacher by the listed options that tell it from the others."""
+    names = [name for name in asked.lists if name.startswith("teacher_")]
+    values = [f"{name.removeprefix('teacher_').replace('_', ' ')} {_value(getattr(config, name))}" for name in names]
+    return ", ".join(["teacher", *values])
+
+
 def _measures(measured: Evaluation) -> list[str]:
+    """Of all seeds, or of one teacher, which has no teacher itself."""
+
+    def cell(values: Any, form: str, *, per_cent: bool = False) -> str:
+        return "" if values is None else report.spread(np.atleast_1d(values), form, per_cent=per_cent)
+
     return [
-        report.spread(measured.errors, ".1f"),
-        report.spread(measured.nll, ".3f"),
-        report.spread(measured.ece, ".2f", per_cent=True),
-        report.spread(measured.teacher_agreement, ".2f", per_cent=True),
-        report.spread(measured.kl_to_teacher, ".3f"),
+        cell(measured.errors, ".1f"),
+        cell(measured.nll, ".3f"),
+        cell(measured.ece, ".2f", per_cent=True),
+        cell(measured.teacher_agreement, ".2f", per_cent=True),
+        cell(measured.kl_to_teacher, ".3f"),
     ]
 
 
@@ -193,22 +231,25 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
         "data": {"name": dataset.name, "sha256": dataset.digest()}
         | dict(zip(("train", "development", "test"), found.examples, strict=True)),
         "environment": report.environment(),
-        "teachers": [
-            {"config": _changed(config, asked)} | {n: v.item() for n, v in measured._asdict().items() if v is not None}
-            for config, measured in found.teachers.items()
-        ],
+        "teachers": [_teacher_json(config, measured, asked) for config, measured in found.teachers.items()],
         "development": {
             "correction": f"Bonferroni, {number} comparisons",
             "settings": [
-                _setting_json(setting, measured, asked) | {"gains": _gains_json(found.gains.get(setting, []), asked)}
+                _setting_json(setting, measured, asked, search.seeds(asked))
+                | {"gains": _gains_json(found.gains.get(setting, []), asked)}
                 for setting, measured in found.students.items()
             ],
         },
         "diverged": [_described(setting, asked) for setting in found.diverged],
         "chosen": _described(found.chosen, asked),
+        "command": command_of(found),
         "test": {
             "correction": f"Bonferroni, {len(found.test_gains)} comparisons",
-            "settings": [_setting_json(setting, measured, asked) for setting, measured in found.tested.items()],
+            "settings": [
+                _setting_json(setting, measured, asked, search.test_seeds(asked))
+                for setting, measured in found.tested.items()
+            ],
+            "teacher": _teacher_json(grid.teacher_of(found.chosen, asked), found.tested_teacher, asked),
             "gains": _gains_json(found.test_gains, asked),
             "conclusions": conclusions(found),
         },
@@ -216,9 +257,14 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _setting_json(setting: Setting, measured: Evaluation, asked: Grid) -> dict[str, Any]:
+def _teacher_json(config: Config, measured: Evaluation, asked: Grid) -> dict[str, Any]:
+    found = {name: value.item() for name, value in measured._asdict().items() if value is not None}
+    return {"config": _changed(config, asked)} | found
+
+
+def _setting_json(setting: Setting, measured: Evaluation, asked: Grid, seeds: Sequence[int]) -> dict[str, Any]:
     named = {name: values for name, values in measured._asdict().items() if values is not None}
-    runs = [{"seed": seed} | {n: v[i].item() for n, v in named.items()} for i, seed in enumerate(_seeds(asked))]
+    runs = [{"seed": seed} | {n: v[i].item() for n, v in named.items()} for i, seed in enumerate(seeds)]
     return {"setting": _described(setting, asked), "runs": runs}
 
 
@@ -239,17 +285,16 @@ def _runs(found: Found) -> Iterable[dict[str, Any]]:
     """One row for each student on each of the parts that it was measured on."""
     asked = found.grid
     names = [*asked.lists, "label_smoothing"]
-    for part, students in (("development", found.students), ("test", found.tested)):
+    for part, students, seeds in (
+        ("development", found.students, search.seeds(asked)),
+        ("test", found.tested, search.test_seeds(asked)),
+    ):
         for setting, measured in students.items():
             values = {name: _value(value) for name, value in grid.describe(setting, asked).items()}
-            for i, seed in enumerate(_seeds(asked)):
+            for i, seed in enumerate(seeds):
                 row: dict[str, Any] = {"part": part, "kind": setting.kind}
                 row |= {name: values.get(name, "") for name in names} | {"seed": seed}
                 yield row | {name: getattr(measured, name)[i].item() for name in _MEASURES}
-
-
-def _seeds(asked: Grid) -> range:
-    return range(asked.base.seed, asked.base.seed + asked.base.seeds)
 
 
 def _plain(value: Any) -> Any:

@@ -1,15 +1,20 @@
 import csv
 import json
+import shlex
 import weakref
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import data, phase, report, run, search, stats, sweep, teacher
+from kd_jax import data, experiment, phase, report, run, search, stats, sweep, teacher, train
 from kd_jax.data import Dataset
+from kd_jax.evaluate import predict
+from kd_jax.models import mlp
 
 SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
 SMALL += ["--learning-rate", "0.01", "--method", "kd", "--seeds", "3"]
@@ -58,12 +63,15 @@ def test_a_sweep_leaves_what_it_promises(swept: tuple[Path, str], small_dataset:
     distilled = [s for s in settings if s["setting"]["kind"] == "distilled"]
     best = min(distilled, key=lambda s: (runs(s, "errors").mean(), runs(s, "nll").mean()))
     assert found["chosen"] == best["setting"] == found["test"]["settings"][0]["setting"]
+    assert found["test"]["teacher"]["correct"] + found["test"]["teacher"]["errors"] == 60
     for one in found["test"]["settings"]:
+        assert [run["seed"] for run in one["runs"]] == [45, 46, 47]
         assert (runs(one, "correct") + runs(one, "errors") == 60).all()
     for sentence in found["test"]["conclusions"]:
         assert sentence in printed
         assert sentence in (out / "results.md").read_text()
     compared = len(found["test"]["conclusions"])
+    assert printed.count("\nteacher ") == 2
     assert f"These {compared} intervals and p-values are corrected for their number, too." in printed
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 3 * (7 + len(found["test"]["settings"]))
@@ -87,6 +95,37 @@ def test_gains_are_paired_by_seed_and_corrected_for_all_of_them(swept: tuple[Pat
             expected = stats.paired_comparison(before, runs(one, "correct"), metric="correct", comparisons=8)
             assert gain["mean_difference"] == pytest.approx(expected.mean_difference)
             assert gain["p_value"] == expected.p_value
+
+
+def test_the_printed_command_trains_the_chosen_setting_with_other_seeds(
+    swept: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, printed = swept
+    found = json.loads((out / "results.json").read_text())
+    assert f"\n    {found['command']}\n" in printed
+    words = shlex.split(found["command"])
+    assert words[:3] == ["python", "-m", "kd_jax.run"]
+    run.main([*words[3:], "--quiet", "--out", str(tmp_path / "again")])
+    config = json.loads((tmp_path / "again" / "results.json").read_text())["config"]
+    chosen = {name: value for name, value in found["chosen"].items() if name != "kind"}
+    assert config == found["config"] | chosen | {"seed": 48}
+
+
+def test_the_students_that_are_tested_are_trained_anew_with_other_seeds(
+    swept: tuple[Path, str], small_dataset: Dataset
+) -> None:
+    """The student alone, trained here by `train.fit` on the development split's training part."""
+    found = json.loads((swept[0] / "results.json").read_text())
+    (alone,) = (s for s in found["test"]["settings"] if s["setting"]["kind"] == "alone")
+    split = data.development(small_dataset)
+    examples = train.Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
+    recipe = train.Recipe(mlp([36, 4, 3]), batch_size=8)
+    for one in alone["runs"]:
+        key = jax.random.fold_in(jax.random.key(one["seed"]), experiment.STUDENT)
+        state, _ = train.fit(key, examples, train.Hyperparameters(jnp.float32(0.01)), recipe=recipe, epochs=2)
+        images = jnp.asarray(small_dataset.test_images)
+        answers = predict(state.params, state.state, images, network=recipe.network).argmax(-1)
+        assert one["correct"] == (np.asarray(answers) == small_dataset.test_labels).sum()
 
 
 def test_the_test_set_has_no_say_in_the_choice(source: str, tmp_path: Path, small_dataset: Dataset) -> None:
@@ -145,7 +184,8 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
         sweep.main(["--out", out, "--resume", "--temperature", "1", "8"])
     assert "--temperature is 1.0 8.0, and the sweep in" in capsys.readouterr().err
     sweep.main(["--out", out, "--resume", "--quiet"])
-    assert [name.rpartition("-")[0].rpartition("-")[0] for name in trained] == ["distilled"]
+    assert trained[0].startswith("distilled")
+    assert all(name.startswith("test-") for name in trained[1:])
     found = []
     for name in ("whole", "stopped"):
         content = json.loads((tmp_path / name / "results.json").read_text())
@@ -208,7 +248,11 @@ def test_where_everything_diverges_there_is_one_sentence(
         (["--temperatures", "1"], "unknown option '--temperatures': did you mean --temperature?"),
         (["--shift", "7"], "--shift is 7: it must be below the 6 pixels"),
         (["--batch-size", "8", "300"], "--batch-size is 300: it must be at most the 200 training examples"),
-        (["--seeds", "2000000000"], "--seeds is 2000000000: the parameters of all students"),
+        (["--seeds", "2000000000"], "--seeds is 2000000000: the parameters of 2,000,000,000 students"),
+        (
+            ["--seed", "2147483640"],
+            "--seed is 2147483640: it must be at most 2147483638, as the test takes 5 seeds more",
+        ),
         (["--resume"], "--resume is given without --out"),
     ],
 )
@@ -240,6 +284,7 @@ def test_costs_count_every_training(source: str) -> None:
     each, total = search.costs(asked, data.development(dataset))
     steps = 3 * (200 // 8)
     assert total == pytest.approx(steps * sum(each.values()))
+    assert each["test-distilled-0"] == pytest.approx(each["alone-0"])
     assert each["distilled-2"] == pytest.approx(2 * each["alone-0"]) == pytest.approx(2 * each["label-smoothing-1"])
 
 
@@ -308,7 +353,9 @@ def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
     ]
     arguments += ["--teacher-hidden", "8", "9", "--student-hidden", "4", "5", "--batch-size", "40"]
     sweep.main([*arguments, "--out", str(tmp_path / "out")])
-    assert len(set(asked)) == len(asked) == 4
+    # The students of the test ask for those of the chosen setting once more, unless they were the last.
+    assert len(set(asked)) == len(set(asked[:4])) == 4
+    assert len(asked) <= 5
 
 
 def test_students_of_one_width_are_one_network_and_so_measured_by_one_program(source: str) -> None:
