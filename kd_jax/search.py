@@ -48,10 +48,10 @@ class Found(NamedTuple):
 
     teachers: each one's measures on the development split. students: every setting's there, arrays `[seeds]`, but for
     those that diverged: a number of one of their seeds is not finite.
-    gains: of every distilled setting against its baselines, corrected for all of these comparisons. chosen: the setting
-    with the fewest errors there. tested: the chosen setting and its baselines on the test set, trained anew with
-    `test_seeds`. tested_teacher: the chosen setting's teacher there. test_gains: of the chosen one, corrected for their
-    number. examples: in training, development and test.
+    gains: of every distilled setting against its baselines, corrected for all of these comparisons. chosen: for each
+    width of the students the setting with the fewest errors there, the best of all first. tested: the chosen settings
+    and their baselines on the test set, trained anew with `test_seeds`. tested_teachers: their teachers there.
+    test_gains: of the chosen ones, corrected for the number of all. examples: in training, development and test.
     """
 
     grid: Grid
@@ -59,10 +59,10 @@ class Found(NamedTuple):
     students: dict[Setting, Evaluation]
     diverged: list[Setting]
     gains: dict[Setting, list[Gain]]
-    chosen: Setting
+    chosen: tuple[Setting, ...]
     tested: dict[Setting, Evaluation]
-    tested_teacher: Evaluation
-    test_gains: list[Gain]
+    tested_teachers: dict[Config, Evaluation]
+    test_gains: dict[Setting, list[Gain]]
     examples: tuple[int, int, int]
     train_s: float
     total_s: float
@@ -159,16 +159,13 @@ def teachers(grid: Grid, dataset: Dataset) -> dict[Config, Group]:
 def costs(grid: Grid, dataset: Dataset) -> tuple[dict[str, float], float]:
     """For the progress bar: what a step of a block of trainings costs, by the group's name, and everything together.
 
-    Of the trainings for the test it counts those of one setting of the middle, as nobody knows which will be chosen.
+    Of the trainings for the test it counts those of the first setting of each width, as nobody knows which are chosen.
     """
     todo = [(one, 1) for one in teachers(grid, dataset).values()]
     todo += [(job.group, job.most) for job in jobs(grid, dataset)]
-    settings = distilled(grid)
-    middle = settings[len(settings) // 2]
-    todo += [
-        (job.group, job.most)
-        for job in test_jobs([middle, alone_of(middle, grid), *smoothed_of(middle, grid)[:1]], grid, dataset)
-    ]
+    first = {_width(setting): setting for setting in reversed(distilled(grid))}
+    tested = [s for one in first.values() for s in (one, alone_of(one, grid), *smoothed_of(one, grid)[:1])]
+    todo += [(job.group, job.most) for job in test_jobs(tested, grid, dataset)]
     each, total = {}, 0.0
     for one, most in todo:
         blocks = group.blocks(len(one.settings), len(one.seeds), most)
@@ -216,17 +213,20 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     if not any(setting.kind == DISTILLED for setting in students):
         raise RunError("no distilled student has a finite loss to its end: choose smaller learning rates")
     gains = _gains(grid, students)
-    chosen = _best([s for s in students if s.kind == DISTILLED], students)
-    compared = _baselines_of(chosen, grid, students)
-    again = {setting: rest for setting, *rest in trained(test_jobs([chosen, *compared], grid, split))}
-    own = taught[teacher_of(chosen, grid)]
-    test_logits = own.logits(dataset.test_images)
+    chosen = _best_of_each_width(students)
+    compared = {setting: _baselines_of(setting, grid, students) for setting in chosen}
+    to_test = list(dict.fromkeys([*chosen, *(one for several in compared.values() for one in several)]))
+    again = {setting: rest for setting, *rest in trained(test_jobs(to_test, grid, split))}
+    test_logits = {config: one.logits(dataset.test_images) for config, one in taught.items()}
+    own = {one: teacher_of(setting, grid) for setting in chosen for one in [*compared[setting], setting]}
     tested = {
         setting: _finite(
-            _measured(again[setting][1], again[setting][0], dataset, test_logits), f"student {label(setting, grid)}"
+            _measured(again[setting][1], again[setting][0], dataset, test_logits[own[setting]]),
+            f"student {label(setting, grid)} with the seeds of the test",
         )
-        for setting in [chosen, *compared]
+        for setting in to_test
     }
+    number = sum(map(len, compared.values()))
     return Found(
         grid,
         teachers_measured,
@@ -235,8 +235,8 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
         gains,
         chosen,
         tested,
-        own.measured(dataset),
-        [_gain(chosen, baseline, tested, len(compared)) for baseline in compared],
+        {config: taught[config].measured(dataset) for config in dict.fromkeys(own.values())},
+        {setting: [_gain(setting, one, tested, number) for one in several] for setting, several in compared.items()},
         (len(split.train_labels), len(split.test_labels), len(dataset.test_labels)),
         train_s,
         time.perf_counter() - started,
@@ -323,13 +323,25 @@ def _gains(grid: Grid, students: dict[Setting, Evaluation]) -> dict[Setting, lis
 def _baselines_of(
     setting: Setting, grid: Grid, students: dict[Setting, Evaluation], *, best: bool = True
 ) -> list[Setting]:
-    """The student alone and the one with the best smoothing, both trained as `setting`; and the best of all of them."""
+    """The student alone and the one with the best smoothing, both trained as `setting`; and the best of that width."""
     found = [one for one in [alone_of(setting, grid)] if one in students]
     smoothed = [one for one in smoothed_of(setting, grid) if one in students]
     found += [_best(smoothed, students)] if smoothed else []
-    every = [one for one in students if one.kind != DISTILLED]
+    every = [one for one in students if one.kind != DISTILLED and _width(one) == _width(setting)]
     found += [_best(every, students)] if best and every else []
     return list(dict.fromkeys(found))
+
+
+def _best_of_each_width(students: dict[Setting, Evaluation]) -> tuple[Setting, ...]:
+    """Wider students make fewer errors; the best of all would answer for the widest alone."""
+    settings = [setting for setting in students if setting.kind == DISTILLED]
+    widths = dict.fromkeys(map(_width, settings))
+    best = [_best([setting for setting in settings if _width(setting) == width], students) for width in widths]
+    return tuple(sorted(best, key=lambda setting: rank(students[setting])))
+
+
+def _width(setting: Setting) -> tuple[int, ...]:
+    return setting.config.student_hidden
 
 
 def _best(settings: Sequence[Setting], students: dict[Setting, Evaluation]) -> Setting:

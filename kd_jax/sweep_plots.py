@@ -64,8 +64,8 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
         marks = "".join(_mark(gain.comparison) for gain in found.gains[setting] if gain.baseline.kind == ALONE)
         colour = "black" if errors[place] < middle else "white"
         axis.text(place[1], place[0], f"{errors[place]:.1f}{marks}", ha="center", va="center", color=colour, fontsize=9)
-    chosen = next(place for place, setting in best.items() if setting == found.chosen)
-    axis.add_patch(_frame(chosen))
+    for place in (place for place, setting in best.items() if setting in found.chosen):
+        axis.add_patch(_frame(place))
     axis.set(xticks=range(len(across)), xticklabels=[grid.shown(v) for v in across], xlabel=_words(axes[0]))
     if len(axes) > 1:
         axis.set(yticks=range(len(down)), yticklabels=[grid.shown(v) for v in down], ylabel=_words(axes[1]))
@@ -85,7 +85,7 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     ends = ", ".join(f"{word} {mean:.1f}" for word, (mean, _) in marked.items())
     more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
     drawn.suptitle(
-        f"Mean errors of {found.grid.base.seeds} seeds{more}; framed: chosen\n"
+        f"Mean errors of {found.grid.base.seeds} seeds{more}; framed: tested\n"
         f"lines in the bar, the best of each: {ends}\n▲ a gain on alone, ▼ a loss (95 %, corrected)",
         fontsize=9,
     )

@@ -56,15 +56,17 @@ def text(found: Found, *, markdown: bool = False) -> str:
     """The tables and what they say; Markdown, or plain for a terminal."""
     style = "pipe" if markdown else "simple"
     train, development, test = found.examples
-    compared, several = len(found.test_gains), found.grid.base.seeds > 1
+    compared, several = sum(map(len, found.test_gains.values())), found.grid.base.seeds > 1
+    of_each = " of each student" * (len(found.chosen) > 1)
+    best, whole = "best of them" if of_each else "chosen setting", train + development
     parts = [
         f"On the development split ({development:,} images; {_seed_words(found)}; "
         f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, and the baselines):",
         _development_table(found, style),
         *([_diverged(found)] if found.diverged else []),
         *([_explanation(found)] if several else []),
-        f"On the test set ({test:,} images, read once), the setting with the fewest errors, trained anew on {train:,} "
-        f"images with\n{_range_words(search.test_seeds(found.grid))}, which had no say in the choice:",
+        f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each}, trained anew on "
+        f"{train:,} images with\n{_range_words(search.test_seeds(found.grid))}, which had no say in the choice:",
         _test_table(found, style),
         "\n".join(conclusions(found)),
         *(
@@ -72,14 +74,14 @@ def text(found: Found, *, markdown: bool = False) -> str:
             if compared > 1 and several
             else []
         ),
-        f"To train the chosen setting on all {train + development:,} images:\n\n    {command_of(found)}",
+        f"To train the {best} on all {whole:,} images:\n\n    {command_of(found)}",
     ]
     return "\n\n".join(parts)
 
 
 def command_of(found: Found) -> str:
-    """The command that trains the chosen setting, and its baseline, with seeds that the sweep has not seen."""
-    config = dataclasses.replace(found.chosen.config, seed=found.grid.base.seed + 2 * found.grid.base.seeds)
+    """The command that trains the best setting, and its baseline, with seeds that the sweep has not seen."""
+    config = dataclasses.replace(found.chosen[0].config, seed=found.grid.base.seed + 2 * found.grid.base.seeds)
     known = make_config(config.preset)
     words = ["python -m kd_jax.run"]
     for field in dataclasses.fields(config):
@@ -101,7 +103,8 @@ def conclusions(found: Found) -> list[str]:
     of = found.examples[2]
     return [
         stats.conclude(gain.comparison, of=of, against=f"the student {grid.label(gain.baseline, found.grid)}")
-        for gain in found.test_gains
+        for gains in found.test_gains.values()
+        for gain in gains
     ]
 
 
@@ -152,7 +155,7 @@ def _development_table(found: Found, style: str) -> str:
 
 def _test_table(found: Found, style: str) -> str:
     rows = [[grid.label(s, found.grid), *_measures(measured)] for s, measured in found.tested.items()]
-    rows.append([_teacher(grid.teacher_of(found.chosen, found.grid), found.grid), *_measures(found.tested_teacher)])
+    rows += [[_teacher(config, found.grid), *_measures(measured)] for config, measured in found.tested_teachers.items()]
     return _tabulated(rows, ["setting", *_columns()], style)
 
 
@@ -241,16 +244,21 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
             ],
         },
         "diverged": [_described(setting, asked) for setting in found.diverged],
-        "chosen": _described(found.chosen, asked),
+        "chosen": _described(found.chosen[0], asked),
+        "chosen_of_each_student": [_described(setting, asked) for setting in found.chosen],
         "command": command_of(found),
         "test": {
-            "correction": f"Bonferroni, {len(found.test_gains)} comparisons",
+            "correction": f"Bonferroni, {sum(map(len, found.test_gains.values()))} comparisons",
             "settings": [
                 _setting_json(setting, measured, asked, search.test_seeds(asked))
                 for setting, measured in found.tested.items()
             ],
-            "teacher": _teacher_json(grid.teacher_of(found.chosen, asked), found.tested_teacher, asked),
-            "gains": _gains_json(found.test_gains, asked),
+            "teachers": [_teacher_json(config, measured, asked) for config, measured in found.tested_teachers.items()],
+            "gains": [
+                {"setting": _described(setting, asked)} | gain
+                for setting, gains in found.test_gains.items()
+                for gain in _gains_json(gains, asked)
+            ],
             "conclusions": conclusions(found),
         },
         "timing": {"total_s": found.total_s, "train_s": found.train_s},

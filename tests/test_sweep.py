@@ -63,7 +63,7 @@ def test_a_sweep_leaves_what_it_promises(swept: tuple[Path, str], small_dataset:
     distilled = [s for s in settings if s["setting"]["kind"] == "distilled"]
     best = min(distilled, key=lambda s: (runs(s, "errors").mean(), runs(s, "nll").mean()))
     assert found["chosen"] == best["setting"] == found["test"]["settings"][0]["setting"]
-    assert found["test"]["teacher"]["correct"] + found["test"]["teacher"]["errors"] == 60
+    assert [one["correct"] + one["errors"] for one in found["test"]["teachers"]] == [60]
     for one in found["test"]["settings"]:
         assert [run["seed"] for run in one["runs"]] == [45, 46, 47]
         assert (runs(one, "correct") + runs(one, "errors") == 60).all()
@@ -208,6 +208,29 @@ def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) 
     assert len(found["teachers"]) == 2
     kinds = [s["setting"]["kind"] for s in found["development"]["settings"]]
     assert (kinds.count("distilled"), kinds.count("alone"), kinds.count("label smoothing")) == (16, 8, 0)
+
+
+def test_every_width_is_tested_against_its_own_baselines(source: str, tmp_path: Path) -> None:
+    arguments = ["--dataset", source, *SMALL, "--student-hidden", "3", "8", "--alpha", "0", "0.5", "--quiet"]
+    sweep.main([*arguments, "--label-smoothing", "0.1", "0.2", "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
+    settings = found["development"]["settings"]
+    assert sorted(one["student_hidden"] for one in found["chosen_of_each_student"]) == [[3], [8]]
+    assert found["chosen"] == found["chosen_of_each_student"][0]
+    for one in found["chosen_of_each_student"]:
+        width = [s for s in settings if s["setting"]["student_hidden"] == one["student_hidden"]]
+        distilled = [s for s in width if s["setting"]["kind"] == "distilled"]
+        best = min(distilled, key=lambda s: (runs(s, "errors").mean(), runs(s, "nll").mean()))
+        assert best["setting"] == one
+        against = [gain["baseline"] for gain in found["test"]["gains"] if gain["setting"] == one]
+        assert {"kind": "alone", "student_hidden": one["student_hidden"]} in against
+        assert all(baseline["student_hidden"] == one["student_hidden"] for baseline in against)
+    gains = found["test"]["gains"]
+    tested = {json.dumps(s["setting"]): s for s in found["test"]["settings"]}
+    for gain in gains:
+        before, after = (runs(tested[json.dumps(gain[n])], "correct") for n in ("baseline", "setting"))
+        expected = stats.paired_comparison(before, after, metric="correct", comparisons=len(gains))
+        assert gain["p_value"] == expected.p_value
 
 
 def test_a_setting_that_diverges_costs_the_others_nothing(
