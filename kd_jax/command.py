@@ -24,6 +24,17 @@ exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad inp
 """
 
 
+def parser(prog: str, description: str | None, examples: str) -> cli.Parser:
+    """A parser without options. examples: lines below them, each indented by two."""
+    return cli.Parser(
+        prog=prog,
+        description=description,
+        epilog=f"examples:\n{examples}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def run(
     parser: cli.Parser, arguments: Sequence[str] | None, body: Callable[[argparse.Namespace, Interrupt], None]
 ) -> None:

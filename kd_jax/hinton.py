@@ -168,6 +168,11 @@ def parts_of(row: str, plan: Plan, classes: int) -> tuple[str, ...]:
     return {"alone": (f"alone-{units}",), "distilled": (f"distilled-{units}",)}.get(row, (row,))
 
 
+def trainings(part: Part, plan: Plan) -> int:
+    """How many networks a part trains."""
+    return (1 if part.name == "teacher" else plan.seeds) * max(1, len(part.temperatures))
+
+
 def network(part: Part, plan: Plan, dataset: Dataset) -> Network:
     """A part's network."""
     sizes = experiment.layer_sizes(part.hidden, dataset)

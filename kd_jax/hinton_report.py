@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,14 +188,9 @@ def write(found: Parts, plan: Plan, dataset: Dataset, folder: Path) -> list[str]
         drawn = hinton_plots.write(found, plan, lines(found, plan), temperature_errors(found, plan), folder)
         (folder / report.TABLE).write_text(text(found, plan, dataset, markdown=True) + "\n", encoding="utf-8")
         (folder / CSV).write_text(_as_csv(found), encoding="utf-8")
-        partial = folder / f".{report.RESULTS}.partial"
-        content = json.dumps(as_json(found, plan, dataset), indent=2, ensure_ascii=False, allow_nan=False)
-        partial.write_text(content + "\n", encoding="utf-8")
-        partial.replace(folder / report.RESULTS)
+        report.write_whole(folder / report.RESULTS, report.as_text(as_json(found, plan, dataset)))
     except OSError as error:
-        raise report.OutputError(
-            f"the results cannot be written to {folder} ({error.strerror or error}): make room, and go on with --resume"
-        ) from None
+        raise report.not_written(folder, error) from None
     return [report.RESULTS, report.TABLE, CSV, *drawn]
 
 

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from kd_jax import experiment, hinton, parameters, phase
+from kd_jax import experiment, hinton, memory, parameters, phase
 from kd_jax.checkpoint import Store
+from kd_jax.config import ConfigError
 from kd_jax.data import DataError, Dataset
 from kd_jax.hinton import Found, Part, Plan, Taught
 from kd_jax.parameters import tensor_name
 from kd_jax.phase import Keeping, Progress
 from kd_jax.progress import Silent
-from kd_jax.report import OutputError
+from kd_jax.report import OutputError, as_text, not_written, write_whole
 from kd_jax.train import Examples
 
 _ROWS = "rows"
@@ -46,7 +47,7 @@ class Files:
     def write(self, part: Part, found: Found) -> None:
         """Keeps what a part gave. Raises `OutputError`."""
         content = {"sha256": self._digest(part, found), "found": found}
-        _write(self._path(part.name), (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        _write(self._path(part.name), as_text(content, indent=None))
 
     def write_teacher(self, params: Any, state: Any) -> None:
         """Keeps the parameters `[1, 1, ...]`. Raises `OutputError`."""
@@ -106,6 +107,19 @@ def run(
     return {name: found for name, part in parts.items() if (found := files.read(part)) is not None}
 
 
+def check(plan: Plan, dataset: Dataset) -> None:
+    """Raises `ConfigError` where a part's parameters, kept until all of it is measured, do not fit into memory."""
+    room = memory.host()
+    for part in hinton.parts(plan, dataset.classes).values():
+        layers = experiment.layer_sizes(part.hidden, dataset)
+        kept = 4 * hinton.trainings(part, plan) * sum((a + 1) * b for a, b in itertools.pairwise(layers))
+        if room is not None and kept > room:
+            raise ConfigError(
+                f"--seeds is {plan.seeds}: the parameters of {part.name} need {kept / 2**30:.1f} GiB, and "
+                f"{room / 2**30:.1f} GiB are free: choose fewer seeds"
+            )
+
+
 def asked(store: Store) -> list[str]:
     """The rows that a folder was asked for until now."""
     return list(store.notes.get("rows", ()))
@@ -143,19 +157,14 @@ def _work(part: Part, plan: Plan, dataset: Dataset) -> float:
     """How much a part has to do, in a unit of its own."""
     weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(part.hidden, dataset)))
     steps = part.training.epochs * (len(hinton.transfer_set(part, dataset)) // part.training.batch_size)
-    trainings = (1 if part.name == "teacher" else plan.seeds) * max(1, len(part.temperatures))
     # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
-    return float(trainings * steps * (weights + 50_000) * (part.training.batch_size + 32))
+    return float(hinton.trainings(part, plan) * steps * (weights + 50_000) * (part.training.batch_size + 32))
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     """All or nothing. Raises `OutputError`."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): make room, and go on with --resume"
-        ) from None
+        raise not_written(path, error) from None

@@ -58,7 +58,7 @@ class Needed(NamedTuple):
 def needed(network: Network, layers: Sequence[int], *, examples: int, test_examples: int) -> Needed:
     """For training and evaluating one seed of a network of such `layers`, rather too few than too many."""
     params, _ = jax.eval_shape(network.init, jax.random.key(0))
-    # Two orders of an epoch, since one is made from the other, and the logits of the test images.
-    fixed = _BYTES_PER_PARAMETER * count_parameters(params) + 4 * (2 * examples + test_examples * layers[-1])
+    # Orders of this epoch, of the next, and what that is made from, and the logits of the test images.
+    fixed = _BYTES_PER_PARAMETER * count_parameters(params) + 4 * (3 * examples + test_examples * layers[-1])
     # The scaled image, and each unit before and after its activation, and the gradients of both.
     return Needed(fixed, 4 * layers[0] + 4 * 4 * sum(layers[1:]))

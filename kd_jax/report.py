@@ -225,15 +225,29 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         parts = (table(result, markdown=True), explanation(result), conclusion(result))
         text = "\n\n".join(part for part in parts if part) + "\n"
         (folder / TABLE).write_text(text, encoding="utf-8")
-        partial = folder / f".{RESULTS}.partial"
-        content = json.dumps(as_json(result, dataset), indent=2, ensure_ascii=False, allow_nan=False)
-        partial.write_text(content + "\n", encoding="utf-8")
-        partial.replace(folder / RESULTS)
+        write_whole(folder / RESULTS, as_text(as_json(result, dataset)))
     except OSError as error:
-        raise OutputError(
-            f"the results cannot be written to {folder} ({error.strerror or error}): make room, and go on with --resume"
-        ) from None
+        raise not_written(folder, error) from None
     return [RESULTS, TABLE, *written]
+
+
+def as_text(content: Any, indent: int | None = 2) -> str:
+    """JSON, without numbers that are none."""
+    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """All of it or nothing. Raises `OSError`."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+
+
+def not_written(path: Path, error: OSError) -> OutputError:
+    """What to raise where results cannot be written."""
+    return OutputError(
+        f"the results cannot be written to {path} ({error.strerror or error}): make room, and go on with --resume"
+    )
 
 
 def _remove_older(folder: Path) -> None:

@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
 _ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
-_EPILOG = f"""\
-examples:
+_EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: hours on a CPU, minutes on a GPU
   python -m kd_jax.reproduce hinton2015 --quick                   every row with 3 seeds and fewer epochs
   python -m kd_jax.reproduce hinton2015 --rows alone distilled    what distillation gains
 
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume              goes on with what was stopped
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume --rows no3   adds a row to a folder
-
-{command.EXIT_CODES}"""
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,14 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog=_PROG,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("table", metavar="TABLE", help="what is reproduced: hinton2015")
+    parser = command.parser(_PROG, __doc__, _EXAMPLES)
+    parser.add_argument("table", nargs="?", metavar="TABLE", help="what is reproduced: hinton2015")
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--rows", nargs="+", metavar="ROW", help=f"some of {', '.join(_ROWS)} (default: all; the teacher always)"
@@ -63,8 +55,14 @@ def _parser() -> cli.Parser:
 
 
 def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
+    if options.table is None and options.rows and options.rows[-1] in _TABLES:
+        # A table after the rows is no row.
+        options.table = options.rows.pop()
     if options.table not in _TABLES:
-        raise ConfigError(f"unknown table {options.table!r}: use {' or '.join(_TABLES)}")
+        given = "no table is given" if options.table is None else f"unknown table {options.table!r}"
+        raise ConfigError(f"{given}: use {' or '.join(_TABLES)}")
+    if options.rows == []:
+        raise ConfigError(f"--rows is given without a row: use some of {', '.join(_ROWS)}")
     for row in options.rows or ():
         if row not in _ROWS:
             raise ConfigError(f"unknown row {row!r}: use some of {', '.join(_ROWS)}")
@@ -74,6 +72,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     from kd_jax import hinton_rows, phase, report
 
     plan = _plan(settings)
+    hinton_rows.check(plan, dataset)
     with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
         known = report.environment()
         identity = resume.same(dataset, known, config=_as_dict(plan), table=options.table, settings=settings)

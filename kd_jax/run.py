@@ -14,16 +14,14 @@ if TYPE_CHECKING:
     from kd_jax import phase
 
 _PROG = "python -m kd_jax.run"
-_EPILOG = f"""\
-examples:
+_EXAMPLES = """\
   python -m kd_jax.run                                the notebook's experiment on MNIST, 5 seeds
   python -m kd_jax.run --method kd --temperature 4    Hinton's loss, with T squared
   python -m kd_jax.run --preset tuned --seeds 20      the best recipe found for the notebook's student
   python -m kd_jax.run --dataset idx:FashionMNIST/raw --epochs 10 --out runs/fashion
 
   python -m kd_jax.run --out runs/fashion --resume    goes on with a run that was stopped, with its own options
-
-{command.EXIT_CODES}"""
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,13 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog=_PROG,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser(_PROG, __doc__, _EXAMPLES)
     cli.add_config_options(parser)
     output = command.add_output_options(parser, "results.json, the table, the plots and the parameters")
     output.add_argument(

@@ -23,15 +23,13 @@ if TYPE_CHECKING:
 
 _PROG = "python -m kd_jax.sweep"
 _DEFAULT_SMOOTHING = (0.1,)
-_EPILOG = f"""\
-examples:
+_EXAMPLES = """\
   python -m kd_jax.sweep --method kd --temperature 1 2 4 8 20 --alpha 0 0.1 0.5 0.9 --seeds 10
   python -m kd_jax.sweep --method kd --temperature 4 --student-hidden 10,10 20,20 50,50 100,100
   python -m kd_jax.sweep --preset tuned --learning-rate 0.001 0.003 0.01 --label-smoothing 0.05 0.1 0.2
 
   python -m kd_jax.sweep --out runs/grid --resume     goes on with a sweep that was stopped, with its own options
-
-{command.EXIT_CODES}"""
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,13 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog=_PROG,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser(_PROG, __doc__, _EXAMPLES)
     cli.add_config_options(parser, single=grid.SINGLE)
     parser.add_argument_group("the second baseline").add_argument(
         "--label-smoothing", type=cli.number, metavar="X", nargs="*", default=argparse.SUPPRESS,

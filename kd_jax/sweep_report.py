@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -212,14 +211,9 @@ def write(found: Found, dataset: Dataset, folder: Path) -> list[str]:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        content = json.dumps(as_json(found, dataset), indent=1, ensure_ascii=False, allow_nan=False)
-        partial = folder / f".{report.RESULTS}.partial"
-        partial.write_text(content + "\n", encoding="utf-8")
-        partial.replace(folder / report.RESULTS)
+        report.write_whole(folder / report.RESULTS, report.as_text(as_json(found, dataset), indent=1))
     except OSError as error:
-        raise report.OutputError(
-            f"the results cannot be written to {folder} ({error.strerror or error}): make room, and go on with --resume"
-        ) from None
+        raise report.not_written(folder, error) from None
     return [report.RESULTS, RUNS, TABLE, *drawn]
 
 

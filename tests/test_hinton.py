@@ -271,7 +271,10 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "the following arguments are required: TABLE"),
+        ([], "no table is given: use hinton2015"),
+        (["--rows", "hinton2015"], "--rows is given without a row: use some of teacher, alone"),
+        (["--rows", "no4", "hinton2015"], "unknown row 'no4': use some of teacher, alone"),
+        (["hinton2015", "--seeds", "1000000"], "--seeds is 1000000: the parameters of alone-800 need"),
         (["hinton2014"], "unknown table 'hinton2014': use hinton2015"),
         (["hinton2015", "--rows", "no4"], "unknown row 'no4': use some of teacher, alone"),
         (["hinton2015", "--seeds", "0"], "--seeds is 0: it must be"),
