@@ -46,7 +46,7 @@ def fail(message: str, *, code: int) -> NoReturn:
 def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] | None = None) -> None:
     """An option for every field of `Config`; one that is not given is absent from the parsed arguments.
 
-    single: where it is given, all other options take a list of values, and layers are joined by commas.
+    single: where it is given, all other options take a list of values. Layers of one network are joined by commas.
     """
 
     def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:

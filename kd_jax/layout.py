@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
@@ -30,7 +31,7 @@ def pays(optimizer: Callable[..., optax.GradientTransformation]) -> bool:
 
 def tall(params: PyTree) -> PyTree:
     """Which arrays are kernels that are better turned: `bool`s in the structure of `params`."""
-    return jax.tree.map(lambda leaf: leaf.ndim == 2 and leaf.shape[0] >= _TALL * leaf.shape[1], params)
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) == 2 and leaf.shape[0] >= _TALL * leaf.shape[1], params)
 
 
 def turn(params: PyTree, which: PyTree) -> PyTree:

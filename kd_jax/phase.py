@@ -212,7 +212,7 @@ def run(
 ) -> Course:
     """Every step of the phase after those of `restored`.
 
-    tolerant: a number that is not finite ends the phase only where every training has one; else it is in the result.
+    tolerant: a number that is not finite does not end the phase, and is in the result.
 
     Raises `RunError` where a number is not finite, `CheckpointError` where a checkpoint cannot be written,
     `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
@@ -237,7 +237,7 @@ def run(
                     # Shuffled while the chunk trains, which seldom keeps all cores busy.
                     upcoming = phase.order(phase.keys, jnp.int32(chunk.epoch + 1))
                 metrics = jax.tree.map(np.asarray, metrics)
-                if not tolerant or not np.asarray(check.finite).any():
+                if not tolerant:
                     _require_finite_steps(phase, check, before, chunk.length)
                 history.append(metrics)
                 lasted = time.perf_counter() - began

@@ -127,7 +127,7 @@ class Overall(Lines):
         if self.bar is None and self.new:
             share = self.spent / self.total
             left = max(0.0, self.total - self.spent) * (time.monotonic() - self.began) / self.new
-            self._write(f"{self.phase:<19} {share:4.0%} of all" + (f", {duration(left)} left" if share < 0.995 else ""))
+            self._write(f"{self.phase:<26} {share:4.0%} of all" + (f", {duration(left)} left" if share < 0.995 else ""))
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
@@ -135,6 +135,8 @@ class Overall(Lines):
             self.bar.close()
 
     def _move(self, cost: float) -> None:
+        # What is chosen in the end may cost more than was thought.
+        cost = min(cost, self.total - self.spent)
         self.spent += cost
         if self.bar is not None:
             self.bar.update(cost)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,7 +50,8 @@ class Found(NamedTuple):
     those that diverged: a number of one of their seeds is not finite.
     gains: of every distilled setting against its baselines, corrected for all of these comparisons. chosen: for each
     width of the students the setting with the fewest errors there, the best of all first. tested: the chosen settings
-    and their baselines on the test set, trained anew with `test_seeds`. tested_teachers: their teachers there.
+    and their baselines on the test set, trained anew with `seeds_of_the_test`, but for those that then diverged.
+    tested_teachers: their teachers there.
     test_gains: of the chosen ones, corrected for the number of all. examples: in training, development and test.
     """
 
@@ -61,6 +62,7 @@ class Found(NamedTuple):
     gains: dict[Setting, list[Gain]]
     chosen: tuple[Setting, ...]
     tested: dict[Setting, Evaluation]
+    diverged_in_test: list[Setting]
     tested_teachers: dict[Config, Evaluation]
     test_gains: dict[Setting, list[Gain]]
     examples: tuple[int, int, int]
@@ -83,12 +85,45 @@ def jobs(grid: Grid, dataset: Dataset) -> list[Job]:
 
     Raises `ConfigError` where a setting does not fit the data, or one training or what is kept of all the memory.
     """
-    return _jobs(baselines(grid) + distilled(grid), grid, dataset, seeds(grid))
+    by_program: dict[Any, list[Setting]] = {}
+    for setting in baselines(grid) + distilled(grid):
+        by_program.setdefault(program_of(setting, grid), []).append(setting)
+    found: list[Job] = []
+    room = memory.host()
+    for number, settings in enumerate(by_program.values()):
+        kind, config, _ = settings[0]
+        experiment.check(_one_seed(config), dataset)
+        network = experiment.networks(config, dataset)[1]
+        # In blocks, and put together.
+        kept = 2 * len(settings) * config.seeds * _parameter_bytes(network)
+        if room is not None and kept > room:
+            raise ConfigError(
+                f"--seeds is {config.seeds}: the parameters of {len(settings) * config.seeds:,} students, kept until "
+                f"all of them are measured, need {kept / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free: choose "
+                "fewer seeds or settings"
+            )
+        method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
+        recipe = experiment.recipe(network, config.training, len(dataset.train_labels), method)
+        name, given = f"{kind.replace(' ', '-')}-{number}", [_hyperparameters(setting) for setting in settings]
+        one = Group(name, recipe, given, tuple(seeds(grid)), experiment.STUDENT, config.epochs)
+        most, own = _at_once(network, config, dataset), teacher_of(settings[0], grid) if kind == DISTILLED else None
+        found.append(Job(settings, one, network, most, own))
+    return found
 
 
-def test_jobs(settings: Sequence[Setting], grid: Grid, dataset: Dataset) -> list[Job]:
-    """The trainings of the chosen setting and its baselines whose students meet the test set. Raises as `jobs` does."""
-    return _jobs(settings, grid, dataset, test_seeds(grid), "test-")
+def jobs_of_the_test(todo: Sequence[Job], settings: Sequence[Setting], grid: Grid) -> list[Job]:
+    """Those of `jobs` that train any of `settings`, with these alone and with other seeds."""
+    found = []
+    for job in todo:
+        own = [setting for setting in job.settings if setting in settings]
+        given = [_hyperparameters(setting) for setting in own]
+        again = job.group._replace(name=_name_in_the_test(job), settings=given, seeds=tuple(seeds_of_the_test(grid)))
+        found += [job._replace(settings=own, group=again)] if own else []
+    return found
+
+
+def _name_in_the_test(job: Job) -> str:
+    return f"test-{job.group.name}"
 
 
 def seeds(grid: Grid) -> range:
@@ -96,45 +131,22 @@ def seeds(grid: Grid) -> range:
     return range(grid.base.seed, grid.base.seed + grid.base.seeds)
 
 
-def test_seeds(grid: Grid) -> range:
-    """As many others: the luck of those that the choice was made by is not to count. Raises `ConfigError`."""
-    base = grid.base
-    if base.seed > 2**31 - 2 * base.seeds:
-        raise ConfigError(
-            f"--seed is {base.seed}: it must be at most {2**31 - 2 * base.seeds}, as the test takes {base.seeds} seeds "
-            "more"
-        )
-    first = base.seed + base.seeds
+def seeds_of_the_test(grid: Grid) -> range:
+    """As many others: the luck of those that the choice was made by is not to count."""
+    first = grid.base.seed + grid.base.seeds
     return range(first, first + grid.base.seeds)
 
 
-def _jobs(settings: Sequence[Setting], grid: Grid, dataset: Dataset, seeds: range, prefix: str = "") -> list[Job]:
-    by_program: dict[Any, list[Setting]] = {}
-    for setting in settings:
-        by_program.setdefault(program_of(setting, grid), []).append(setting)
-    found: list[Job] = []
-    room = memory.host()
-    for number, side_by_side in enumerate(by_program.values()):
-        kind, config, _ = side_by_side[0]
-        experiment.check(_one_seed(config), dataset)
-        network = experiment.networks(config, dataset)[1]
-        kept = len(side_by_side) * len(seeds) * _parameter_bytes(network)
-        if room is not None and kept > room:
-            raise ConfigError(
-                f"--seeds is {len(seeds)}: the parameters of {len(side_by_side) * len(seeds):,} students, kept until "
-                f"all of them are measured, need {kept / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free: choose "
-                "fewer seeds or settings"
-            )
-        method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
-        recipe = experiment.recipe(network, config.training, len(dataset.train_labels), method)
-        name = f"{prefix}{kind.replace(' ', '-')}-{number}"
-        trained = [_hyperparameters(setting) for setting in side_by_side]
-        one = Group(name, recipe, trained, tuple(seeds), experiment.STUDENT, config.epochs)
-        most = _at_once(network, config, dataset)
-        found.append(
-            Job(side_by_side, one, network, most, teacher_of(side_by_side[0], grid) if kind == DISTILLED else None)
+def first_unused_seed(grid: Grid) -> int:
+    """The first of as many seeds that neither the choice nor the test knows. Raises `ConfigError`."""
+    base = grid.base
+    most = 2**31 - 3 * base.seeds
+    if base.seed > most:
+        raise ConfigError(
+            f"--seed is {base.seed}: it must be at most {most}, as the test takes {base.seeds} seeds more and whoever "
+            "trains the chosen setting again as many"
         )
-    return found
+    return base.seed + 2 * base.seeds
 
 
 def teachers(grid: Grid, dataset: Dataset) -> dict[Config, Group]:
@@ -159,38 +171,47 @@ def teachers(grid: Grid, dataset: Dataset) -> dict[Config, Group]:
 def costs(grid: Grid, dataset: Dataset) -> tuple[dict[str, float], float]:
     """For the progress bar: what a step of a block of trainings costs, by the group's name, and everything together.
 
-    Of the trainings for the test it counts those of the first setting of each width, as nobody knows which are chosen.
+    Of the trainings for the test, which nobody knows yet, the dearest of each kind and width counts.
     """
-    todo = [(one, 1) for one in teachers(grid, dataset).values()]
-    todo += [(job.group, job.most) for job in jobs(grid, dataset)]
-    first = {_width(setting): setting for setting in reversed(distilled(grid))}
-    tested = [s for one in first.values() for s in (one, alone_of(one, grid), *smoothed_of(one, grid)[:1])]
-    todo += [(job.group, job.most) for job in test_jobs(tested, grid, dataset)]
     each, total = {}, 0.0
-    for one, most in todo:
-        blocks = group.blocks(len(one.settings), len(one.seeds), most)
-        each[one.name] = _cost_of_a_step(one) * len(blocks[0].settings) * len(blocks[0].seeds)
-        steps = one.epochs * (len(dataset.train_labels) // one.recipe.batch_size)
-        total += each[one.name] * len(blocks) * steps
-    return each, total
+    dearest: dict[Any, float] = {}
+    for one, most in [(one, 1) for one in teachers(grid, dataset).values()]:
+        each[one.name], whole = _cost(one, most, dataset)
+        total += whole
+    for job in jobs(grid, dataset):
+        each[job.group.name], whole = _cost(job.group, job.most, dataset)
+        total += whole
+        tested = job.group._replace(settings=job.group.settings[:1])
+        each[_name_in_the_test(job)], whole = _cost(tested, job.most, dataset)
+        like = job.settings[0].kind, _width(job.settings[0])
+        dearest[like] = max(whole, dearest.get(like, 0.0))
+    return each, total + sum(dearest.values())
+
+
+def _cost(one: Group, most: int, dataset: Dataset) -> tuple[float, float]:
+    """Of a step of a block, and of the whole group."""
+    blocks = group.blocks(len(one.settings), len(one.seeds), most)
+    each = _cost_of_a_step(one) * len(blocks[0].settings) * len(blocks[0].seeds)
+    return each, each * len(blocks) * one.epochs * (len(dataset.train_labels) // one.recipe.batch_size)
 
 
 def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keeping: Keeping) -> Found:
     """The whole sweep. split: `data.development(dataset)`.
 
-    The test images are read once: for the chosen setting and its baselines, trained anew with other seeds, after the
-    last epoch. Raises
-    `ConfigError`, what `group.run` raises, and `RunError` for a measure that is not finite.
+    The test images are read once: after the last epoch, for the chosen settings and their baselines, trained anew with
+    other seeds. Raises `ConfigError`, what `group.run` raises, and `RunError` for a teacher's measure, or every
+    distilled student's, that is not finite.
     """
     started = time.perf_counter()
     examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
     taught = {config: _Teacher(one, examples, progress, keeping) for config, one in teachers(grid, split).items()}
-    teachers_measured = {config: one.measured(split) for config, one in taught.items()}
-    first = next(iter(taught.values()))
+    heard = {config: one.logits(split.test_images) for config, one in taught.items()}
+    teachers_measured = {config: _of_teacher(logits, split) for config, logits in heard.items()}
+    first = next(iter(taught))
     train_s = sum(one.trained.train_s for one in taught.values())
 
-    def trained(todo: Sequence[Job]) -> Iterator[tuple[Setting, Network, Any, _Teacher]]:
-        """Every setting with its network, parameters and teacher: the first one where it has none of its own."""
+    def train(todo: Sequence[Job], then: Callable[[Setting, Network, Any, Config], None]) -> None:
+        """Trains the jobs; `then` is told every setting's network, parameters and teacher, the first if it has none."""
         nonlocal train_s
         for job in sorted(todo, key=partial(_teachers_in_turn, list(taught))):
             own = taught[job.teacher] if job.teacher else None
@@ -200,47 +221,66 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
             result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most, tolerant=True)
             train_s += result.train_s
             for i, setting in enumerate(job.settings):
-                parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
-                yield setting, job.network, parameters, own or first
+                own_parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
+                then(setting, job.network, own_parameters, job.teacher or first)
+            del result
 
-    students = {
-        setting: _measured(parameters, network, split, own.logits(split.test_images))
-        for setting, network, parameters, own in trained(jobs(grid, split))
-    }
-    students = {setting: students[setting] for setting in baselines(grid) + distilled(grid)}
-    diverged = [setting for setting, measured in students.items() if not _is_finite(measured)]
-    students = {setting: measured for setting, measured in students.items() if setting not in diverged}
+    measured: dict[Setting, Evaluation] = {}
+
+    def measure(setting: Setting, network: Network, parameters: Any, own: Config) -> None:
+        measured[setting] = _measured(parameters, network, split, heard[own])
+
+    todo = jobs(grid, split)
+    train(todo, measure)
+    ordered = {setting: measured[setting] for setting in baselines(grid) + distilled(grid)}
+    students = {setting: own for setting, own in ordered.items() if _is_finite(own)}
     if not any(setting.kind == DISTILLED for setting in students):
         raise RunError("no distilled student has a finite loss to its end: choose smaller learning rates")
-    gains = _gains(grid, students)
     chosen = _best_of_each_width(students)
     compared = {setting: _baselines_of(setting, grid, students) for setting in chosen}
     to_test = list(dict.fromkeys([*chosen, *(one for several in compared.values() for one in several)]))
-    again = {setting: rest for setting, *rest in trained(test_jobs(to_test, grid, split))}
-    test_logits = {config: one.logits(dataset.test_images) for config, one in taught.items()}
+    _keep_the_choice(keeping, jobs_of_the_test(todo, to_test, grid), grid)
+    trained: dict[Setting, tuple[Network, Any]] = {}
+    train(
+        jobs_of_the_test(todo, to_test, grid),
+        lambda setting, network, parameters, own: trained.update({setting: (network, parameters)}),
+    )
     own = {one: teacher_of(setting, grid) for setting in chosen for one in [*compared[setting], setting]}
-    tested = {
-        setting: _finite(
-            _measured(again[setting][1], again[setting][0], dataset, test_logits[own[setting]]),
-            f"student {label(setting, grid)} with the seeds of the test",
-        )
-        for setting in to_test
-    }
-    number = sum(map(len, compared.values()))
+    asked = {config: taught[config].logits(dataset.test_images) for config in dict.fromkeys(own.values())}
+    tested = {}
+    for setting in to_test:
+        network, parameters = trained[setting]
+        tested[setting] = _measured(parameters, network, dataset, asked[own[setting]])
+    finite = {setting: found for setting, found in tested.items() if _is_finite(found)}
+    pairs = {s: [one for one in several if {s, one} <= set(finite)] for s, several in compared.items()}
+    number = sum(map(len, pairs.values()))
     return Found(
         grid,
         teachers_measured,
         students,
-        diverged,
-        gains,
+        [setting for setting in ordered if setting not in students],
+        _gains(grid, students),
         chosen,
-        tested,
-        {config: taught[config].measured(dataset) for config in dict.fromkeys(own.values())},
-        {setting: [_gain(setting, one, tested, number) for one in several] for setting, several in compared.items()},
+        finite,
+        [setting for setting in tested if setting not in finite],
+        {config: _of_teacher(logits, dataset) for config, logits in asked.items()},
+        {setting: [_gain(setting, one, finite, number) for one in several] for setting, several in pairs.items()},
         (len(split.train_labels), len(split.test_labels), len(dataset.test_labels)),
         train_s,
         time.perf_counter() - started,
     )
+
+
+def _keep_the_choice(keeping: Keeping, todo: Sequence[Job], grid: Grid) -> None:
+    """Forgets checkpoints of another choice, such as that of an earlier version: their shapes are the same."""
+    if keeping.store is None:
+        return
+    choice = {job.group.name: [label(setting, grid) for setting in job.settings] for job in todo}
+    before = keeping.store.notes.get("tested", {})
+    for name in before:
+        if choice.get(name) != before[name]:
+            keeping.store.forget(name)
+    keeping.store.note(tested=choice)
 
 
 class _Teacher:
@@ -267,9 +307,13 @@ class _Teacher:
     def logits(self, images: Any) -> Float[Array, "examples classes"]:
         return predict(*self.parameters, jnp.asarray(images), network=self.network)
 
-    def measured(self, split: Dataset) -> Evaluation:
-        measured = evaluate(self.logits(split.test_images), jnp.asarray(split.test_labels))
-        return _finite(jax.tree.map(np.asarray, measured), "teacher")
+
+def _of_teacher(logits: Float[Array, "examples classes"], dataset: Dataset) -> Evaluation:
+    """What a teacher's logits of the test part are worth. Raises `RunError` for what would not be written."""
+    measured: Evaluation = jax.tree.map(np.asarray, evaluate(logits, jnp.asarray(dataset.test_labels)))
+    if not _is_finite(measured):
+        raise RunError("a measure of the teacher is not finite after the last step: choose a smaller learning rate")
+    return measured
 
 
 def _teachers_in_turn(known: list[Config], job: Job) -> tuple[int, int]:
@@ -294,13 +338,6 @@ def _measured(
 
 def _is_finite(measured: Evaluation) -> bool:
     return all(np.isfinite(values).all() for values in measured if values is not None)
-
-
-def _finite(measured: Evaluation, who: str) -> Evaluation:
-    """What was measured. Raises `RunError` for what is no number, which would be neither ranked nor written."""
-    if not _is_finite(measured):
-        raise RunError(f"a measure of the {who} is not finite after the last step: choose a smaller learning rate")
-    return measured
 
 
 @partial(jax.jit, static_argnames="network")

@@ -3,7 +3,8 @@
 Any option below but --dataset, --preset, --seeds and --seed may have several values: every combination of them is
 trained, with all seeds, and compared, seed by seed, with the same student on hard labels alone and on smoothed labels.
 Settings are chosen on a development split (the last 10,000 training images, at most a sixth); the test set is
-read once, for the chosen one and its baselines, which are trained anew with other seeds for that.
+read once, for the chosen one (of each student, where there are several) and its baselines, which are trained anew with
+other seeds for that.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
 
     search.teachers(asked, split)
     search.jobs(asked, split)
-    search.test_seeds(asked)
+    search.first_unused_seed(asked)
     with command.opened(options, f"sweep-{command.as_name(asked.base.dataset)}", _PROG) as store:
         identity = resume.identity(asked.base, dataset, report.environment(), None) | {"grid": _as_json(asked)}
         if command.claimed(store, identity, options, report.RESULTS, sweep_report.TABLE):

@@ -34,7 +34,10 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "schedule": "schedule", "shift": "shift",
     }  # fmt: skip
     rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)
-    seeds = f"{base.seeds} seeds ({base.seed} to {base.seed + base.seeds - 1})" if base.seeds > 1 else "1 seed"
+    more = search.seeds_of_the_test(asked)
+    seeds = f"{base.seeds} seeds ({base.seed} to {more[0] - 1}; in the test {more[0]} to {more[-1]})"
+    if base.seeds == 1:
+        seeds = f"1 seed ({base.seed}; in the test {more[0]})"
     smoothing = f", smoothing {_values(asked.smoothing)}" if asked.smoothing else ""
     lines = {
         "data": report.data_line(split).replace("test images", "development images (the training set's last)"),
@@ -44,7 +47,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "fixed": rest,
         "teachers": report.training_line(base.teacher_training, split)
         + ", but for what is listed" * any(f"teacher_{name}" in lists for name in Training._fields),
-        "trainings": f"{(len(distilled) + len(baselines)) * base.seeds + teachers:,}",
+        "trainings": f"{(len(distilled) + len(baselines)) * base.seeds + teachers:,}, and those for the test",
         "device": report.device_line(report.environment()),
         "results": f"{folder}/",
     }
@@ -60,14 +63,15 @@ def text(found: Found, *, markdown: bool = False) -> str:
     best, whole = "best of them" if of_each else "chosen setting", train + development
     parts = [
         f"On the development split ({development:,} images; {_seed_words(found)}; "
-        f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, and the baselines):",
+        f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, of the baselines and the teachers):",
         _development_table(found, style),
-        *([_diverged(found)] if found.diverged else []),
+        *([_diverged(found.diverged, found.grid)] if found.diverged else []),
         *([_explanation(found)] if several else []),
         f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each}, trained anew on "
-        f"{train:,} images with\n{_range_words(search.test_seeds(found.grid))}, which had no say in the choice:",
+        f"{train:,} images with\n{_range_words(search.seeds_of_the_test(found.grid))}, which had no say in the choice:",
         _test_table(found, style),
-        "\n".join(conclusions(found)),
+        *([_diverged(found.diverged_in_test, found.grid)] if found.diverged_in_test else []),
+        *(["\n".join(conclusions(found))] if compared else []),
         *(
             [f"These {compared} intervals and p-values are corrected for their number, too."]
             if compared > 1 and several
@@ -80,16 +84,17 @@ def text(found: Found, *, markdown: bool = False) -> str:
 
 def command_of(found: Found) -> str:
     """The command that trains the best setting, and its baseline, with seeds that the sweep has not seen."""
-    config = dataclasses.replace(found.chosen[0].config, seed=found.grid.base.seed + 2 * found.grid.base.seeds)
-    known = make_config(config.preset)
+    config = dataclasses.replace(found.chosen[0].config, seed=search.first_unused_seed(found.grid))
+    preset = make_config(config.preset)
     words = ["python -m kd_jax.run"]
     for field in dataclasses.fields(config):
-        value, resolved = getattr(config, field.name), field.name.removeprefix("teacher_")
-        usual = getattr(known, field.name)
+        value = getattr(config, field.name)
+        usual = Config().preset if field.name == "preset" else getattr(preset, field.name)
         if field.name.startswith("teacher_") and usual is None:
-            usual = getattr(config, resolved)
+            # As the students are trained.
+            usual = getattr(config, field.name.removeprefix("teacher_"))
         if value != usual:
-            words += [option(field.name), grid.shown(value)]
+            words += [option(field.name), repr(value) if isinstance(value, float) else grid.shown(value)]
     return " ".join([words[0], *map(shlex.quote, words[1:])])
 
 
@@ -129,9 +134,9 @@ def _explanation(found: Found) -> str:
     )
 
 
-def _diverged(found: Found) -> str:
-    some = "; ".join(grid.label(setting, found.grid) for setting in found.diverged[:_SHOWN])
-    return f"{len(found.diverged)} left out, since a number of one of their seeds is not finite: {some}."
+def _diverged(settings: Sequence[Setting], asked: Grid) -> str:
+    some = "; ".join(grid.label(setting, asked) for setting in settings[:_SHOWN])
+    return f"{len(settings)} left out, since a number of one of their seeds is not finite: {some}."
 
 
 def _development_table(found: Found, style: str) -> str:
@@ -144,7 +149,7 @@ def _development_table(found: Found, style: str) -> str:
     baselines = [setting for setting in grid.baselines(found.grid) if setting in found.students]
     for setting in sorted(baselines, key=lambda s: rank(found.students[s]))[:_SHOWN]:
         rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), "", ""])
-    for config, measured in found.teachers.items():
+    for config, measured in sorted(found.teachers.items(), key=lambda item: rank(item[1]))[:_SHOWN]:
         rows.append([_teacher(config, found.grid), *_measures(measured), "", ""])
     columns = ["setting", *_columns(), "gain on alone", "gain on smoothed"]
     if not found.grid.smoothing:
@@ -244,9 +249,10 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
         "test": {
             "correction": f"Bonferroni, {sum(map(len, found.test_gains.values()))} comparisons",
             "settings": [
-                _setting_json(setting, measured, asked, search.test_seeds(asked))
+                _setting_json(setting, measured, asked, search.seeds_of_the_test(asked))
                 for setting, measured in found.tested.items()
             ],
+            "diverged": [_described(setting, asked) for setting in found.diverged_in_test],
             "teachers": [_teacher_json(config, measured, asked) for config, measured in found.tested_teachers.items()],
             "gains": [
                 {"setting": _described(setting, asked)} | gain
@@ -289,7 +295,7 @@ def _runs(found: Found) -> Iterable[dict[str, Any]]:
     names = [*asked.lists, "label_smoothing"]
     for part, students, seeds in (
         ("development", found.students, search.seeds(asked)),
-        ("test", found.tested, search.test_seeds(asked)),
+        ("test", found.tested, search.seeds_of_the_test(asked)),
     ):
         for setting, measured in students.items():
             values = {name: _value(value) for name, value in grid.describe(setting, asked).items()}

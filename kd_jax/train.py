@@ -18,6 +18,7 @@ PyTree = Any
 
 # Several steps in each turn of the loop let XLA avoid copies of the carried parameters: 15 to 40 % on a CPU for two.
 # Four save another 10 to 20 % with small networks, and cost as much with large ones (results/throughput/findings.md).
+# Small networks are those that gain by `layout`, too.
 _UNROLL, _UNROLL_SMALL, _SMALL = 2, 4, 100_000
 
 

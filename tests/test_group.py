@@ -22,7 +22,7 @@ SETTINGS = [
     Hyperparameters(rate, KDWeights(alpha, t))
     for rate, alpha, t in ((0.01, 0.5, 2.0), (0.003, 0.0, 8.0), (0.02, 1.0, 1.0))
 ]
-RECIPE = Recipe(mlp([36, 8, 3], dropout=0.3), KD, batch_size=16)
+RECIPE = Recipe(mlp([36, 4, 3], dropout=0.3), KD, batch_size=16)
 
 
 @pytest.fixture

@@ -76,6 +76,24 @@ def test_a_turned_loop_trains_as_single_steps_do(
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
 
 
+def test_in_float64_they_agree_to_rounding(examples: Examples) -> None:
+    with jax.enable_x64(True):
+        given = recipe()._replace(dtype=jnp.float64)
+        own = Hyperparameters(jnp.float64(1e-2))
+        first = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            train.init(KEY, own, recipe=given),
+        )
+        order = train.epoch_order(KEY, 0, examples=240, batch_size=8)
+        together, _ = train.scan_steps(first, KEY, examples, order, own, recipe=given)
+        step = jax.jit(lambda state, rows: train.train_step(state, KEY, examples, rows, own, recipe=given)[0])
+        single = first
+        for rows in order:
+            single = step(single, rows)
+        for found, wanted in zip(jax.tree.leaves(together), jax.tree.leaves(single), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-11)
+
+
 def test_an_optimizer_that_looks_at_whole_units_is_not_turned(examples: Examples) -> None:
     given = recipe(bounded_sgd)
     assert (36, 4) in carried(examples, given)

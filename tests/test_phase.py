@@ -65,7 +65,7 @@ def prepared(
     examples = examples._replace(teacher=Output(logits))
     many = len(rates)
     hyperparameters = Hyperparameters(jnp.array(rates), KDWeights(jnp.full(many, 0.5), jnp.full(many, 4.0)))
-    recipe = Recipe(mlp([36, 8, 3], dropout=dropout), KD, batch_size=8)
+    recipe = Recipe(mlp([36, 4, 3], dropout=dropout), KD, batch_size=8)
     seeds = tuple(range(10, 10 + many))
     return phase.prepare("distilled", recipe, hyperparameters, seeds, 1, examples, epochs=2, every=every), examples
 
