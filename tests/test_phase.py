@@ -58,14 +58,14 @@ def test_a_plan_is_every_step_once_and_checkpoints_come_as_asked(steps: int, eve
 
 
 def prepared(
-    dataset: Dataset, rates: list[float], *, every: int | None = None, dropout: float = 0.0
+    dataset: Dataset, rates: list[float], *, every: int | None = None, dropout: float = 0.0, units: int = 4
 ) -> tuple[Phase, Examples]:
     examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     logits = 4 * jax.nn.one_hot(examples.labels, 3)
     examples = examples._replace(teacher=Output(logits))
     many = len(rates)
     hyperparameters = Hyperparameters(jnp.array(rates), KDWeights(jnp.full(many, 0.5), jnp.full(many, 4.0)))
-    recipe = Recipe(mlp([36, 4, 3], dropout=dropout), KD, batch_size=8)
+    recipe = Recipe(mlp([36, units, 3], dropout=dropout), KD, batch_size=8)
     seeds = tuple(range(10, 10 + many))
     return phase.prepare("distilled", recipe, hyperparameters, seeds, 1, examples, epochs=2, every=every), examples
 
@@ -81,9 +81,9 @@ def test_the_training_whose_numbers_are_not_finite_is_named(small_dataset: Datas
     with pytest.raises(
         RunError, match=r"distilled student with seed 11 is not finite at step 2 at --learning-rate 1e\+30 and"
     ):
-        phase.run(*prepared(small_dataset, [0.01, 1e30, 0.01]), Silent(), Keeping())
+        phase.run(*prepared(small_dataset, [0.01, 1e30, 0.01], units=8), Silent(), Keeping())
     with pytest.raises(RunError, match="with the seeds 10, 12 is not finite at step 2"):
-        phase.run(*prepared(small_dataset, [1e30, 0.01, 1e30]), Silent(), Keeping())
+        phase.run(*prepared(small_dataset, [1e30, 0.01, 1e30], units=8), Silent(), Keeping())
 
 
 def test_what_is_not_finite_is_never_saved(small_dataset: Dataset, tmp_path: Path) -> None:

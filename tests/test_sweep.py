@@ -103,7 +103,7 @@ def test_gains_are_paired_by_seed_and_corrected_for_all_of_them(swept: tuple[Pat
     [
         ["--preset", "notebook"],
         ["--preset", "notebook-as-written", "--method", "kd-as-written", "--teacher-epochs", "2"],
-        ["--preset", "tuned", "--learning-rate", "0.00031622776", "0.01", "--student-hidden", "4,3"],
+        ["--preset", "tuned", "--learning-rate", "0.00031622776", "0.01", "--teacher-batch-size", "8"],
     ],
     ids=["notebook", "as-written", "tuned"],
 )
