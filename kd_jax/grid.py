@@ -91,6 +91,29 @@ def program_of(setting: Setting, grid: Grid) -> tuple[str, Config]:
     return setting.kind, dataclasses.replace(setting.config, **{name: getattr(grid.base, name) for name in _ARRAYS})
 
 
+def seeds(grid: Grid) -> range:
+    """Those that the settings are compared by."""
+    return range(grid.base.seed, grid.base.seed + grid.base.seeds)
+
+
+def seeds_of_the_test(grid: Grid) -> range:
+    """As many others: the luck of those that the choice was made by is not to count."""
+    first = grid.base.seed + grid.base.seeds
+    return range(first, first + grid.base.seeds)
+
+
+def first_unused_seed(grid: Grid) -> int:
+    """The first of as many seeds that neither the choice nor the test knows. Raises `ConfigError`."""
+    base = grid.base
+    most = 2**31 - 3 * base.seeds
+    if base.seed > most:
+        raise ConfigError(
+            f"--seed is {base.seed}: it must be at most {most}, as the test takes {base.seeds} seeds more and whoever "
+            "trains the chosen setting again as many"
+        )
+    return base.seed + 2 * base.seeds
+
+
 def describe(setting: Setting, grid: Grid) -> dict[str, Any]:
     """The listed options' values that a setting depends on, by name."""
     names = [name for name in grid.lists if setting.kind == DISTILLED or name not in _DISTILLATION]

@@ -1,6 +1,6 @@
 """A whole grid: teachers, baselines and distilled students, compared on a development split; one test at the end."""
 
-import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,29 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kd_jax import experiment, group, memory, stats, teacher
-from kd_jax.config import METHODS, Config, ConfigError
+from kd_jax import experiment, group, jobs, stats, teacher
+from kd_jax.config import Config
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.grid import (
-    ALONE,
-    DISTILLED,
-    SMOOTHED,
-    Grid,
-    Setting,
-    alone_of,
-    baselines,
-    distilled,
-    label,
-    program_of,
-    smoothed_of,
-    teacher_of,
-)  # fmt: skip
+from kd_jax.grid import DISTILLED, Grid, Setting, alone_of, baselines, distilled, label, smoothed_of, teacher_of
 from kd_jax.group import Group
-from kd_jax.methods import CROSS_ENTROPY, LABEL_SMOOTHING, KDWeights, SmoothingWeights
-from kd_jax.models import Network, count_parameters
+from kd_jax.jobs import Job
+from kd_jax.models import Network
 from kd_jax.phase import Keeping, Progress, RunError
-from kd_jax.train import Examples, Hyperparameters
+from kd_jax.train import Examples
 
 
 class Gain(NamedTuple):
@@ -70,131 +57,6 @@ class Found(NamedTuple):
     total_s: float
 
 
-class Job(NamedTuple):
-    """Settings that train side by side. group: what is trained. teacher: of distilled settings."""
-
-    settings: list[Setting]
-    group: Group
-    network: Network
-    most: int
-    teacher: Config | None
-
-
-def jobs(grid: Grid, dataset: Dataset) -> list[Job]:
-    """All trainings of students, as few programs as there can be. dataset: the development split's.
-
-    Raises `ConfigError` where a setting does not fit the data, or one training or what is kept of all the memory.
-    """
-    by_program: dict[Any, list[Setting]] = {}
-    for setting in baselines(grid) + distilled(grid):
-        by_program.setdefault(program_of(setting, grid), []).append(setting)
-    found: list[Job] = []
-    room = memory.host()
-    for number, settings in enumerate(by_program.values()):
-        kind, config, _ = settings[0]
-        experiment.check(_one_seed(config), dataset)
-        network = experiment.networks(config, dataset)[1]
-        # In blocks, and put together.
-        kept = 2 * len(settings) * config.seeds * _parameter_bytes(network)
-        if room is not None and kept > room:
-            raise ConfigError(
-                f"--seeds is {config.seeds}: the parameters of {len(settings) * config.seeds:,} students, kept until "
-                f"all of them are measured, need {kept / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free: choose "
-                "fewer seeds or settings"
-            )
-        method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
-        recipe = experiment.recipe(network, config.training, len(dataset.train_labels), method)
-        name, given = f"{kind.replace(' ', '-')}-{number}", [_hyperparameters(setting) for setting in settings]
-        one = Group(name, recipe, given, tuple(seeds(grid)), experiment.STUDENT, config.epochs)
-        most, own = _at_once(network, config, dataset), teacher_of(settings[0], grid) if kind == DISTILLED else None
-        found.append(Job(settings, one, network, most, own))
-    return found
-
-
-def jobs_of_the_test(todo: Sequence[Job], settings: Sequence[Setting], grid: Grid) -> list[Job]:
-    """Those of `jobs` that train any of `settings`, with these alone and with other seeds."""
-    found = []
-    for job in todo:
-        own = [setting for setting in job.settings if setting in settings]
-        given = [_hyperparameters(setting) for setting in own]
-        again = job.group._replace(name=_name_in_the_test(job), settings=given, seeds=tuple(seeds_of_the_test(grid)))
-        found += [job._replace(settings=own, group=again)] if own else []
-    return found
-
-
-def _name_in_the_test(job: Job) -> str:
-    return f"test-{job.group.name}"
-
-
-def seeds(grid: Grid) -> range:
-    """Those that the settings are compared by."""
-    return range(grid.base.seed, grid.base.seed + grid.base.seeds)
-
-
-def seeds_of_the_test(grid: Grid) -> range:
-    """As many others: the luck of those that the choice was made by is not to count."""
-    first = grid.base.seed + grid.base.seeds
-    return range(first, first + grid.base.seeds)
-
-
-def first_unused_seed(grid: Grid) -> int:
-    """The first of as many seeds that neither the choice nor the test knows. Raises `ConfigError`."""
-    base = grid.base
-    most = 2**31 - 3 * base.seeds
-    if base.seed > most:
-        raise ConfigError(
-            f"--seed is {base.seed}: it must be at most {most}, as the test takes {base.seeds} seeds more and whoever "
-            "trains the chosen setting again as many"
-        )
-    return base.seed + 2 * base.seeds
-
-
-def teachers(grid: Grid, dataset: Dataset) -> dict[Config, Group]:
-    """The teachers to train. Raises as `jobs` does."""
-    found = {}
-    for number, config in enumerate(dict.fromkeys(teacher_of(setting, grid) for setting in distilled(grid))):
-        experiment.check(_one_seed(config), dataset)
-        training = config.teacher_training
-        recipe = experiment.recipe(
-            experiment.networks(config, dataset)[0],
-            training,
-            len(dataset.train_labels),
-            max_norm=config.teacher_max_norm,
-        )
-        settings = [Hyperparameters(training.learning_rate)]
-        found[config] = Group(
-            f"teacher-{number}", recipe, settings, (config.seed,), experiment.TEACHER, training.epochs
-        )
-    return found
-
-
-def costs(grid: Grid, dataset: Dataset) -> tuple[dict[str, float], float]:
-    """For the progress bar: what a step of a block of trainings costs, by the group's name, and everything together.
-
-    Of the trainings for the test, which nobody knows yet, the dearest of each kind and width counts.
-    """
-    each, total = {}, 0.0
-    dearest: dict[Any, float] = {}
-    for one, most in [(one, 1) for one in teachers(grid, dataset).values()]:
-        each[one.name], whole = _cost(one, most, dataset)
-        total += whole
-    for job in jobs(grid, dataset):
-        each[job.group.name], whole = _cost(job.group, job.most, dataset)
-        total += whole
-        tested = job.group._replace(settings=job.group.settings[:1])
-        each[_name_in_the_test(job)], whole = _cost(tested, job.most, dataset)
-        like = job.settings[0].kind, _width(job.settings[0])
-        dearest[like] = max(whole, dearest.get(like, 0.0))
-    return each, total + sum(dearest.values())
-
-
-def _cost(one: Group, most: int, dataset: Dataset) -> tuple[float, float]:
-    """Of a step of a block, and of the whole group."""
-    blocks = group.blocks(len(one.settings), len(one.seeds), most)
-    each = _cost_of_a_step(one) * len(blocks[0].settings) * len(blocks[0].seeds)
-    return each, each * len(blocks) * one.epochs * (len(dataset.train_labels) // one.recipe.batch_size)
-
-
 def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keeping: Keeping) -> Found:
     """The whole sweep. split: `data.development(dataset)`.
 
@@ -203,72 +65,103 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     distilled student's, that is not finite.
     """
     started = time.perf_counter()
-    examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
-    taught = {config: _Teacher(one, examples, progress, keeping) for config, one in teachers(grid, split).items()}
-    heard = {config: one.logits(split.test_images) for config, one in taught.items()}
-    teachers_measured = {config: _of_teacher(logits, split) for config, logits in heard.items()}
-    first = next(iter(taught))
-    train_s = sum(one.trained.train_s for one in taught.values())
-
-    def train(todo: Sequence[Job], then: Callable[[Setting, Network, Any, Config], None]) -> None:
-        """Trains the jobs; `then` is told every setting's network, parameters and teacher, the first if it has none."""
-        nonlocal train_s
-        for job in sorted(todo, key=partial(_teachers_in_turn, list(taught))):
-            own = taught[job.teacher] if job.teacher else None
-            for other in taught.values():
-                if other is not own:
-                    other.forget_outputs()
-            result = group.run(job.group, _given(examples, job, own), progress, keeping, most=job.most, tolerant=True)
-            train_s += result.train_s
-            for i, setting in enumerate(job.settings):
-                own_parameters = jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state))
-                then(setting, job.network, own_parameters, job.teacher or first)
-            del result
-
-    measured: dict[Setting, Evaluation] = {}
-
-    def measure(setting: Setting, network: Network, parameters: Any, own: Config) -> None:
-        measured[setting] = _measured(parameters, network, split, heard[own])
-
-    todo = jobs(grid, split)
-    train(todo, measure)
-    ordered = {setting: measured[setting] for setting in baselines(grid) + distilled(grid)}
-    students = {setting: own for setting, own in ordered.items() if _is_finite(own)}
-    if not any(setting.kind == DISTILLED for setting in students):
-        raise RunError("no distilled student has a finite loss to its end: choose smaller learning rates")
+    training = _Training(grid, split, progress, keeping)
+    teachers_measured = {
+        config: _of_teacher(one.logits(split.test_images), split) for config, one in training.taught.items()
+    }
+    todo = jobs.jobs(grid, split)
+    students, diverged = _compared(grid, training, todo, split)
     chosen = _best_of_each_width(students)
     compared = {setting: _baselines_of(setting, grid, students) for setting in chosen}
-    to_test = list(dict.fromkeys([*chosen, *(one for several in compared.values() for one in several)]))
-    _keep_the_choice(keeping, jobs_of_the_test(todo, to_test, grid), grid)
-    trained: dict[Setting, tuple[Network, Any]] = {}
-    train(
-        jobs_of_the_test(todo, to_test, grid),
-        lambda setting, network, parameters, own: trained.update({setting: (network, parameters)}),
-    )
-    own = {one: teacher_of(setting, grid) for setting in chosen for one in [*compared[setting], setting]}
-    asked = {config: taught[config].logits(dataset.test_images) for config in dict.fromkeys(own.values())}
-    tested = {}
-    for setting in to_test:
-        network, parameters = trained[setting]
-        tested[setting] = _measured(parameters, network, dataset, asked[own[setting]])
-    finite = {setting: found for setting, found in tested.items() if _is_finite(found)}
+    again = jobs.jobs_of_the_test(todo, [*chosen, *itertools.chain(*compared.values())], grid)
+    _keep_the_choice(keeping, again, grid)
+    teachers = {one: teacher_of(setting, grid) for setting in chosen for one in [setting, *compared[setting]]}
+    tested, teachers_tested = _tested(training, again, teachers, dataset)
+    finite = {setting: measured for setting, measured in tested.items() if _is_finite(measured)}
     pairs = {s: [one for one in several if {s, one} <= set(finite)] for s, several in compared.items()}
     number = sum(map(len, pairs.values()))
     return Found(
         grid,
         teachers_measured,
         students,
-        [setting for setting in ordered if setting not in students],
+        diverged,
         _gains(grid, students),
         chosen,
         finite,
         [setting for setting in tested if setting not in finite],
-        {config: _of_teacher(logits, dataset) for config, logits in asked.items()},
+        teachers_tested,
         {setting: [_gain(setting, one, finite, number) for one in several] for setting, several in pairs.items()},
         (len(split.train_labels), len(split.test_labels), len(dataset.test_labels)),
-        train_s,
+        training.train_s,
         time.perf_counter() - started,
     )
+
+
+class _Training:
+    """Trains the teachers, and then whatever students it is given."""
+
+    def __init__(self, grid: Grid, split: Dataset, progress: Progress, keeping: Keeping) -> None:
+        self.examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
+        self.progress, self.keeping = progress, keeping
+        todo = jobs.teachers(grid, split)
+        self.taught = {config: _Teacher(one, self.examples, progress, keeping) for config, one in todo.items()}
+        self.train_s = sum(one.trained.train_s for one in self.taught.values())
+
+    def train(self, todo: Sequence[Job], then: Callable[[Setting, Network, Any], None]) -> None:
+        """Tells `then` of every setting its network and its parameters `[seeds, ...]`, job by job."""
+        for job in sorted(todo, key=partial(_teachers_in_turn, list(self.taught))):
+            own = self.taught[job.teacher] if job.teacher else None
+            for other in self.taught.values():
+                if other is not own:
+                    other.forget_outputs()
+            given = _given(self.examples, job, own)
+            result = group.run(job.group, given, self.progress, self.keeping, most=job.most, tolerant=True)
+            self.train_s += result.train_s
+            for i, setting in enumerate(job.settings):
+                then(setting, job.network, jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state)))
+            # Before those of the next job are there.
+            del given, result
+
+
+def _compared(
+    grid: Grid, training: _Training, todo: Sequence[Job], split: Dataset
+) -> tuple[dict[Setting, Evaluation], list[Setting]]:
+    """Every setting's measures on the development split, and those that diverged. Raises `RunError` if all of them did.
+
+    A baseline is compared with the first teacher, where there are several.
+    """
+    logits = {config: one.logits(split.test_images) for config, one in training.taught.items()}
+    first = next(iter(logits))
+    own = {setting: job.teacher or first for job in todo for setting in job.settings}
+    measured: dict[Setting, Evaluation] = {}
+
+    def measure(setting: Setting, network: Network, parameters: Any) -> None:
+        measured[setting] = _measured(parameters, network, split, logits[own[setting]])
+
+    training.train(todo, measure)
+    ordered = [*baselines(grid), *distilled(grid)]
+    students = {setting: measured[setting] for setting in ordered if _is_finite(measured[setting])}
+    if not any(setting.kind == DISTILLED for setting in students):
+        raise RunError("no distilled student has a finite loss to its end: choose smaller learning rates")
+    return students, [setting for setting in ordered if setting not in students]
+
+
+def _tested(
+    training: _Training, todo: Sequence[Job], teachers: dict[Setting, Config], dataset: Dataset
+) -> tuple[dict[Setting, Evaluation], dict[Config, Evaluation]]:
+    """Measures on the test set, after the last epoch: of every setting, with its own of `teachers`, and of these."""
+    trained: dict[Setting, tuple[Network, Any]] = {}
+
+    def keep(setting: Setting, network: Network, parameters: Any) -> None:
+        trained[setting] = network, parameters
+
+    training.train(todo, keep)
+    logits = {one: training.taught[one].logits(dataset.test_images) for one in dict.fromkeys(teachers.values())}
+    tested = {}
+    for setting, own in teachers.items():
+        network, parameters = trained[setting]
+        tested[setting] = _measured(parameters, network, dataset, logits[own])
+    return tested, {config: _of_teacher(own, dataset) for config, own in logits.items()}
 
 
 def _keep_the_choice(keeping: Keeping, todo: Sequence[Job], grid: Grid) -> None:
@@ -364,7 +257,7 @@ def _baselines_of(
     found = [one for one in [alone_of(setting, grid)] if one in students]
     smoothed = [one for one in smoothed_of(setting, grid) if one in students]
     found += [_best(smoothed, students)] if smoothed else []
-    every = [one for one in students if one.kind != DISTILLED and _width(one) == _width(setting)]
+    every = [one for one in students if one.kind != DISTILLED and _same_width(one, setting)]
     found += [_best(every, students)] if best and every else []
     return list(dict.fromkeys(found))
 
@@ -372,13 +265,14 @@ def _baselines_of(
 def _best_of_each_width(students: dict[Setting, Evaluation]) -> tuple[Setting, ...]:
     """Wider students make fewer errors; the best of all would answer for the widest alone."""
     settings = [setting for setting in students if setting.kind == DISTILLED]
-    widths = dict.fromkeys(map(_width, settings))
-    best = [_best([setting for setting in settings if _width(setting) == width], students) for width in widths]
-    return tuple(sorted(best, key=lambda setting: rank(students[setting])))
+    best: dict[tuple[int, ...], Setting] = {}
+    for setting in sorted(settings, key=lambda setting: rank(students[setting])):
+        best.setdefault(setting.config.student_hidden, setting)
+    return tuple(best.values())
 
 
-def _width(setting: Setting) -> tuple[int, ...]:
-    return setting.config.student_hidden
+def _same_width(one: Setting, other: Setting) -> bool:
+    return one.config.student_hidden == other.config.student_hidden
 
 
 def _best(settings: Sequence[Setting], students: dict[Setting, Evaluation]) -> Setting:
@@ -393,36 +287,3 @@ def rank(measured: Evaluation) -> tuple[float, float]:
 def _gain(setting: Setting, baseline: Setting, measured: dict[Setting, Evaluation], comparisons: int) -> Gain:
     before, after = measured[baseline].correct, measured[setting].correct
     return Gain(baseline, stats.paired_comparison(before, after, metric="correct", comparisons=comparisons))
-
-
-def _hyperparameters(setting: Setting) -> Hyperparameters:
-    config = setting.config
-    weights: Any = ()
-    if setting.kind == DISTILLED:
-        weights = KDWeights(config.alpha, config.temperature)
-    elif setting.kind == SMOOTHED:
-        weights = SmoothingWeights(setting.smoothing)
-    return Hyperparameters(config.learning_rate, weights)
-
-
-def _one_seed(config: Config) -> Config:
-    """For checks: a sweep splits its seeds so that they fit."""
-    return dataclasses.replace(config, seeds=1)
-
-
-def _at_once(network: Network, config: Config, dataset: Dataset) -> int:
-    layers, examples = experiment.layer_sizes(config.student_hidden, dataset), len(dataset.train_labels)
-    one = memory.needed(network, layers, examples=examples, test_examples=len(dataset.test_labels))
-    taught = experiment.teacher_bytes(examples, dataset.classes, config.shift)
-    return group.trainings_at_once(one, config.batch_size, beside=taught)
-
-
-def _parameter_bytes(network: Network) -> int:
-    params, _ = jax.eval_shape(network.init, jax.random.key(0))
-    return 4 * count_parameters(params)
-
-
-def _cost_of_a_step(one: Group) -> float:
-    """Multiplications and parameters moved, roughly."""
-    size = _parameter_bytes(one.recipe.network) // 4
-    return float(size * (one.recipe.batch_size + 16) + 20_000 * one.recipe.batch_size)

@@ -54,11 +54,11 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     dataset = load(asked.base.dataset)
     split = development(dataset)
     command.prepare_jax()
-    from kd_jax import phase, report, search, sweep_report
+    from kd_jax import jobs, phase, report, sweep_report
 
-    search.teachers(asked, split)
-    search.jobs(asked, split)
-    search.first_unused_seed(asked)
+    jobs.teachers(asked, split)
+    jobs.jobs(asked, split)
+    grid.first_unused_seed(asked)
     with command.opened(options, f"sweep-{command.as_name(asked.base.dataset)}", _PROG) as store:
         identity = resume.identity(asked.base, dataset, report.environment(), None) | {"grid": _as_json(asked)}
         if command.claimed(store, identity, options, report.RESULTS, sweep_report.TABLE):
@@ -68,7 +68,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
 def _search(
     asked: Grid, dataset: Dataset, split: Dataset, options: argparse.Namespace, keeping: "phase.Keeping"
 ) -> None:
-    from kd_jax import progress, search, sweep_report
+    from kd_jax import jobs, progress, search, sweep_report
 
     assert keeping.store is not None
     folder = keeping.store.folder
@@ -76,7 +76,7 @@ def _search(
         watcher: Any = progress.Silent()
     else:
         print(sweep_report.header(asked, split, folder), flush=True)
-        watcher = progress.Overall(*search.costs(asked, split), bar=sys.stdout.isatty())
+        watcher = progress.Overall(*jobs.costs(asked, split), bar=sys.stdout.isatty())
     with command.telling_failures(keeping.store):
         try:
             found = search.run(asked, dataset, split, watcher, keeping)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from kd_jax import grid, report, search, stats, sweep_plots
+from kd_jax import grid, report, stats, sweep_plots
 from kd_jax.config import Config, Training, make_config, option
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
@@ -34,7 +34,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "schedule": "schedule", "shift": "shift",
     }  # fmt: skip
     rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)
-    more = search.seeds_of_the_test(asked)
+    more = grid.seeds_of_the_test(asked)
     seeds = f"{base.seeds} seeds ({base.seed} to {more[0] - 1}; in the test {more[0]} to {more[-1]})"
     if base.seeds == 1:
         seeds = f"1 seed ({base.seed}; in the test {more[0]})"
@@ -68,7 +68,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
         *([_diverged(found.diverged, found.grid)] if found.diverged else []),
         *([_explanation(found)] if several else []),
         f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each}, trained anew on "
-        f"{train:,} images with\n{_range_words(search.seeds_of_the_test(found.grid))}, which had no say in the choice:",
+        f"{train:,} images with\n{_range_words(grid.seeds_of_the_test(found.grid))}, which had no say in the choice:",
         _test_table(found, style),
         *([_diverged(found.diverged_in_test, found.grid)] if found.diverged_in_test else []),
         *(["\n".join(conclusions(found))] if compared else []),
@@ -84,7 +84,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
 
 def command_of(found: Found) -> str:
     """The command that trains the best setting, and its baseline, with seeds that the sweep has not seen."""
-    config = dataclasses.replace(found.chosen[0].config, seed=search.first_unused_seed(found.grid))
+    config = dataclasses.replace(found.chosen[0].config, seed=grid.first_unused_seed(found.grid))
     preset = make_config(config.preset)
     words = ["python -m kd_jax.run"]
     for field in dataclasses.fields(config):
@@ -237,7 +237,7 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
         "development": {
             "correction": f"Bonferroni, {number} comparisons",
             "settings": [
-                _setting_json(setting, measured, asked, search.seeds(asked))
+                _setting_json(setting, measured, asked, grid.seeds(asked))
                 | {"gains": _gains_json(found.gains.get(setting, []), asked)}
                 for setting, measured in found.students.items()
             ],
@@ -249,7 +249,7 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
         "test": {
             "correction": f"Bonferroni, {sum(map(len, found.test_gains.values()))} comparisons",
             "settings": [
-                _setting_json(setting, measured, asked, search.seeds_of_the_test(asked))
+                _setting_json(setting, measured, asked, grid.seeds_of_the_test(asked))
                 for setting, measured in found.tested.items()
             ],
             "diverged": [_described(setting, asked) for setting in found.diverged_in_test],
@@ -294,8 +294,8 @@ def _runs(found: Found) -> Iterable[dict[str, Any]]:
     asked = found.grid
     names = [*asked.lists, "label_smoothing"]
     for part, students, seeds in (
-        ("development", found.students, search.seeds(asked)),
-        ("test", found.tested, search.seeds_of_the_test(asked)),
+        ("development", found.students, grid.seeds(asked)),
+        ("test", found.tested, grid.seeds_of_the_test(asked)),
     ):
         for setting, measured in students.items():
             values = {name: _value(value) for name, value in grid.describe(setting, asked).items()}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import data, experiment, grid, group, phase, report, run, search, stats, sweep, teacher, train
+from kd_jax import data, experiment, grid, group, jobs, phase, report, run, search, stats, sweep, teacher, train
 from kd_jax.checkpoint import Store
 from kd_jax.data import Dataset
 from kd_jax.evaluate import predict
@@ -281,10 +281,10 @@ def test_checkpoints_of_another_choice_are_not_gone_on_with(source: str, tmp_pat
     store = Store(tmp_path)
     store.start({})
     asked = sweep._grid({"temperature": (1.0, 2.0), "batch_size": (8,)})
-    todo = search.jobs(asked, data.development(data.load(source)))
+    todo = jobs.jobs(asked, data.development(data.load(source)))
     one, other = grid.distilled(asked)
     for choice, kept in ((one, []), (one, ["checkpoint"]), (other, [])):
-        search._keep_the_choice(phase.Keeping(store), search.jobs_of_the_test(todo, [choice], asked), asked)
+        search._keep_the_choice(phase.Keeping(store), jobs.jobs_of_the_test(todo, [choice], asked), asked)
         folder = tmp_path / "checkpoints" / "test-distilled-2-0"
         assert [path.name for path in folder.glob("*")] == kept
         (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -361,7 +361,7 @@ def test_help_says_how_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
 def test_costs_count_every_training(source: str) -> None:
     dataset = data.load(source)
     asked = sweep._grid({"temperature": (1.0, 2.0), "seeds": (4,), "epochs": (3,), "batch_size": (8,)})
-    each, total = search.costs(asked, data.development(dataset))
+    each, total = jobs.costs(asked, data.development(dataset))
     steps = 3 * (200 // 8)
     assert total == pytest.approx(steps * sum(each.values()))
     assert 2 * each["test-distilled-2"] == pytest.approx(each["distilled-2"])
@@ -442,6 +442,6 @@ def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
 
 def test_students_of_one_width_are_one_network_and_so_measured_by_one_program(source: str) -> None:
     asked = sweep._grid({"temperature": (1.0, 2.0), "student_hidden": ((4,), (5,)), "batch_size": (8,)})
-    todo = search.jobs(asked, data.development(data.load(source)))
+    todo = jobs.jobs(asked, data.development(data.load(source)))
     assert len(todo) == 6
     assert len({job.network for job in todo}) == 2
