@@ -123,9 +123,10 @@ def describe(setting: Setting, grid: Grid) -> dict[str, Any]:
 
 def label(setting: Setting, grid: Grid) -> str:
     """A setting in a few words."""
-    values = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in describe(setting, grid).items()]
-    kind = {ALONE: "alone", SMOOTHED: "with smoothed labels", DISTILLED: "distilled"}[setting.kind]
-    return ", ".join([kind, *(v.replace("label smoothing ", "") for v in values)])
+    found = describe(setting, grid)
+    smoothed = f"with labels smoothed by {shown(found.pop('label_smoothing', 0))}"
+    kind = {ALONE: "alone", SMOOTHED: smoothed, DISTILLED: "distilled"}[setting.kind]
+    return ", ".join([kind, *(f"{name.replace('_', ' ')} {shown(value)}" for name, value in found.items())])
 
 
 def shown(value: Any) -> str:

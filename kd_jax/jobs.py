@@ -53,7 +53,7 @@ def jobs(grid: Grid, dataset: Dataset) -> list[Job]:
         experiment.check(_one_seed(config), dataset)
         network = experiment.networks(config, dataset)[1]
         # In blocks, and put together.
-        kept = 2 * len(settings) * config.seeds * _parameter_bytes(network)
+        kept = 2 * 4 * len(settings) * config.seeds * parameters(network)
         if room is not None and kept > room:
             raise ConfigError(
                 f"--seeds is {config.seeds}: the parameters of {len(settings) * config.seeds:,} students, kept until "
@@ -152,12 +152,12 @@ def _at_once(network: Network, config: Config, dataset: Dataset) -> int:
     return group.trainings_at_once(one, config.batch_size, beside=taught)
 
 
-def _parameter_bytes(network: Network) -> int:
-    params, _ = jax.eval_shape(network.init, jax.random.key(0))
-    return 4 * count_parameters(params)
+def parameters(network: Network) -> int:
+    """How many a network has."""
+    return count_parameters(jax.eval_shape(network.init, jax.random.key(0))[0])
 
 
 def _cost_of_a_step(one: Group) -> float:
     """Multiplications and parameters moved, roughly."""
-    size = _parameter_bytes(one.recipe.network) // 4
+    size = parameters(one.recipe.network)
     return float(size * (one.recipe.batch_size + 16) + 20_000 * one.recipe.batch_size)

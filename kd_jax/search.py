@@ -39,7 +39,8 @@ class Found(NamedTuple):
     width of the students the setting with the fewest errors there, the best of all first. tested: the chosen settings
     and their baselines on the test set, trained anew with `seeds_of_the_test`, but for those that then diverged.
     tested_teachers: their teachers there.
-    test_gains: of the chosen ones, corrected for the number of all. examples: in training, development and test.
+    test_gains: of the chosen ones, corrected for the number of all. parameters: of each width. examples: in training,
+    development and test.
     """
 
     grid: Grid
@@ -52,6 +53,7 @@ class Found(NamedTuple):
     diverged_in_test: list[Setting]
     tested_teachers: dict[Config, Evaluation]
     test_gains: dict[Setting, list[Gain]]
+    parameters: dict[tuple[int, ...], int]
     examples: tuple[int, int, int]
     train_s: float
     total_s: float
@@ -91,6 +93,7 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
         [setting for setting in tested if setting not in finite],
         teachers_tested,
         {setting: [_gain(setting, one, finite, number) for one in several] for setting, several in pairs.items()},
+        {one.settings[0].config.student_hidden: jobs.parameters(one.network) for one in todo},
         (len(split.train_labels), len(split.test_labels), len(dataset.test_labels)),
         training.train_s,
         time.perf_counter() - started,

@@ -23,18 +23,40 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _BASELINES = {ALONE: ("#000000", "alone"), SMOOTHED: ("#999999", "smoothed labels")}
 # Inches of a side; Matplotlib draws no larger image than 2^16 points.
 _LARGEST = 60.0
+_WIDTH = "student_hidden"
 _ORDER = ("temperature", "alpha", "learning_rate", "epochs", "batch_size", "shift")
 
 
 def write(found: Found, folder: Path) -> list[str]:
-    """Writes the plots as PNG files into `folder` and returns their names; none for a single setting."""
-    axes = _axes(found)
-    if not axes:
-        return []
-    drawn = {"heat-map.png": _heat_map(found, axes), f"{axes[0].replace('_', '-')}.png": _curves(found, axes)}
-    for name, one in drawn.items():
-        one.savefig(folder / name, dpi=130)
+    """Writes the plots as PNG files into `folder` and returns their names; none for a single setting.
+
+    Of several students each has its own, as the best setting of all would show the widest alone, and there is one of
+    them together.
+    """
+    drawn = {}
+    widths = found.grid.lists.get(_WIDTH, ())
+    for width in widths or (None,):
+        one = found if width is None else _of(found, width)
+        own, axes = "" if width is None else "-" + "-".join(map(str, width)), _axes(one)
+        if axes and one.gains:
+            drawn[f"heat-map{own}.png"] = _heat_map(one, axes)
+            drawn[f"{axes[0].replace('_', '-')}{own}.png"] = _curves(one, axes)
+    if widths:
+        drawn[f"{_WIDTH.replace('_', '-')}.png"] = _curves(found, [_WIDTH, *_axes(_of(found, widths[0]))])
+    for name, figure in drawn.items():
+        figure.savefig(folder / name, dpi=130)
     return list(drawn)
+
+
+def _of(found: Found, width: tuple[int, ...]) -> Found:
+    """What was found of the students of one width, as if no other had been asked for."""
+    lists = {name: values for name, values in found.grid.lists.items() if name != _WIDTH}
+    return found._replace(
+        grid=found.grid._replace(lists=lists),
+        students={s: measured for s, measured in found.students.items() if s.config.student_hidden == width},
+        gains={s: gains for s, gains in found.gains.items() if s.config.student_hidden == width},
+        chosen=tuple(s for s in found.chosen if s.config.student_hidden == width),
+    )
 
 
 def _axes(found: Found) -> list[str]:
@@ -86,7 +108,7 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
     drawn.suptitle(
         f"Mean errors of {found.grid.base.seeds} seeds{more}; framed: tested\n"
-        f"lines in the bar, the best of each: {ends}\n▲ a gain on alone, ▼ a loss (95 %, corrected)",
+        f"lines in the bar, the best baselines: {ends}\n▲ a gain on the student alone, ▼ a loss (95 %, corrected)",
         fontsize=9,
     )
     return drawn
@@ -145,7 +167,8 @@ def _curves(found: Found, axes: list[str]) -> Any:
     if len(lines) > len(_COLOURS):
         more += f"; the first {len(_COLOURS)} of {len(lines)} values of {_words(axes[1])}"
     drawn.suptitle(
-        f"Development split: means of {found.grid.base.seeds} seeds, 95 % intervals, those of the gain corrected{more}",
+        f"Development split: means of {found.grid.base.seeds} seeds, 95 % intervals (bars, bands), those of the gain "
+        f"corrected{more}",
         fontsize=11,
     )
     return drawn
@@ -176,16 +199,18 @@ def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting | 
 def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: str, linestyle: str = "-") -> None:
     means = [float(np.mean(one)) for one in values]
     halves = [stats.half_width(one) for one in values]
+    # No measure is below 0, however wide the interval of few seeds.
+    below = [min(half, mean) for half, mean in zip(halves, means, strict=True)]
     panel.errorbar(
-        at, means, yerr=halves, color=colour, label=label, linestyle=linestyle, marker="o", markersize=4, capsize=3,
-        linewidth=1.3,
+        at, means, yerr=[below, halves], color=colour, label=label, linestyle=linestyle, marker="o", markersize=4,
+        capsize=3, linewidth=1.3,
     )  # fmt: skip
 
 
 def _band(panel: Any, values: Any, colour: str, label: str) -> None:
     mean, half = float(np.mean(values)), stats.half_width(values)
     panel.axhline(mean, color=colour, linestyle="--", linewidth=1.3, label=label)
-    panel.axhspan(mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
+    panel.axhspan(max(0.0, mean - half), mean + half, color=colour, alpha=0.12, linewidth=0)
 
 
 def _words(name: str) -> str:

@@ -19,6 +19,10 @@ from kd_jax.search import Found, Gain, rank
 
 TABLE, RUNS = "results.md", "results.csv"
 _SHOWN = 10
+_MEASURES_EXPLAINED = (
+    "ECE is the calibration error, 'as teacher' how often the answer is the teacher's, KL that of the teacher's "
+    "probabilities\nto the student's, in nats; gains are in images."
+)
 _MEASURES = ("errors", "nll", "ece", "teacher_agreement", "kl_to_teacher")
 
 
@@ -60,26 +64,27 @@ def text(found: Found, *, markdown: bool = False) -> str:
     train, development, test = found.examples
     compared, several = sum(map(len, found.test_gains.values())), found.grid.base.seeds > 1
     of_each = " of each student" * (len(found.chosen) > 1)
-    best, whole = "best of them" if of_each else "chosen setting", train + development
+    best, whole, seed = "best of them" if of_each else "chosen setting", train + development, found.grid.base.seed
+    shown = len(found.gains) if len(found.gains) <= _SHOWN else f"the best {_SHOWN} of {len(found.gains)}"
+    corrected = "These intervals and p-values are corrected for their number, too." if compared > 1 and several else ""
     parts = [
-        f"On the development split ({development:,} images; {_seed_words(found)}; "
-        f"the best {min(_SHOWN, len(found.gains))} of {len(found.gains)} settings, of the baselines and the teachers):",
+        f"On the development split ({development:,} images; {_seed_words(found)}; {shown} distilled "
+        f"setting{'s' * (shown != 1)}, the baselines and the teacher):",
         _development_table(found, style),
-        *([_diverged(found.diverged, found.grid)] if found.diverged else []),
-        *([_explanation(found)] if several else []),
-        f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each}, trained anew on "
-        f"{train:,} images with\n{_range_words(grid.seeds_of_the_test(found.grid))}, which had no say in the choice:",
+        _MEASURES_EXPLAINED,
+        _diverged(found.diverged, found.grid),
+        _explanation(found) if several else "",
+        f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each} and its\n"
+        f"baselines, trained anew on {train:,} images with {_range_words(grid.seeds_of_the_test(found.grid))}, which had\n"
+        f"no say in the choice; the teacher is the same (seed {seed}):",
         _test_table(found, style),
-        *([_diverged(found.diverged_in_test, found.grid)] if found.diverged_in_test else []),
-        *(["\n".join(conclusions(found))] if compared else []),
-        *(
-            [f"These {compared} intervals and p-values are corrected for their number, too."]
-            if compared > 1 and several
-            else []
-        ),
-        f"To train the {best} on all {whole:,} images:\n\n    {command_of(found)}",
+        _diverged(found.diverged_in_test, found.grid),
+        "\n".join(conclusions(found)),
+        " ".join(filter(None, (corrected, _few(found) if several else ""))),
+        f"To train the {best} on all {whole:,} images, with a teacher and seeds that were not used here:\n\n"
+        f"    {command_of(found)}",
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def command_of(found: Found) -> str:
@@ -125,7 +130,7 @@ def _explanation(found: Found) -> str:
         if number > 1
         else ""
     )
-    few = "\nIntervals of so few seeds are wide, or right by luck: use --seeds 5 or more." * (found.grid.base.seeds < 5)
+    few = f"\n{_few(found)}" if _few(found) else ""
     return (
         f"The gains are mean differences of correct images, seed by seed, ± half the 95 % interval{corrected}.\n"
         "A gain whose interval includes 0 is no evidence, and the best of many settings looks better than\n"
@@ -134,33 +139,54 @@ def _explanation(found: Found) -> str:
     )
 
 
+def _few(found: Found) -> str:
+    few = found.grid.base.seeds < 5
+    return "Intervals of so few seeds are wide, or right by luck: use --seeds 5 or more." if few else ""
+
+
 def _diverged(settings: Sequence[Setting], asked: Grid) -> str:
+    if not settings:
+        return ""
     some = "; ".join(grid.label(setting, asked) for setting in settings[:_SHOWN])
     return f"{len(settings)} left out, since a number of one of their seeds is not finite: {some}."
 
 
 def _development_table(found: Found, style: str) -> str:
-    ranked = sorted(found.gains, key=lambda s: rank(found.students[s]))
-    rows = []
-    for setting in ranked[:_SHOWN]:
-        by_kind = {gain.baseline.kind: _gain(gain) for gain in found.gains[setting]}
-        cells = [by_kind.get(kind, "") for kind in (ALONE, SMOOTHED)]
-        rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), *cells])
-    baselines = [setting for setting in grid.baselines(found.grid) if setting in found.students]
-    for setting in sorted(baselines, key=lambda s: rank(found.students[s]))[:_SHOWN]:
-        rows.append([grid.label(setting, found.grid), *_measures(found.students[setting]), "", ""])
+    def best(settings: Iterable[Setting]) -> list[Setting]:
+        return sorted(settings, key=lambda s: rank(found.students[s]))[:_SHOWN]
+
+    rows = [
+        [grid.label(s, found.grid), *_measures(found.students[s]), *_gain_cells(found.gains.get(s, []), found)]
+        for s in [*best(found.gains), *best(s for s in grid.baselines(found.grid) if s in found.students)]
+    ]
+    blank = [""] * len(_gain_columns(found))
     for config, measured in sorted(found.teachers.items(), key=lambda item: rank(item[1]))[:_SHOWN]:
-        rows.append([_teacher(config, found.grid), *_measures(measured), "", ""])
-    columns = ["setting", *_columns(), "gain on alone", "gain on smoothed"]
-    if not found.grid.smoothing:
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return _tabulated(rows, columns, style)
+        rows.append([_teacher(config, found.grid), *_measures(measured), *blank])
+    return _tabulated(rows, ["setting", *_columns(), *_gain_columns(found)], style)
 
 
 def _test_table(found: Found, style: str) -> str:
-    rows = [[grid.label(s, found.grid), *_measures(measured)] for s, measured in found.tested.items()]
-    rows += [[_teacher(config, found.grid), *_measures(measured)] for config, measured in found.tested_teachers.items()]
-    return _tabulated(rows, ["setting", *_columns()], style)
+    """Every student's settings together, with its parameters where there are several."""
+    several = len(found.chosen) > 1
+    rows = []
+    for setting, measured in found.tested.items():
+        size = [f"{found.parameters[setting.config.student_hidden]:,}"] if several else []
+        gains = _gain_cells(found.test_gains.get(setting, []), found)
+        rows.append([grid.label(setting, found.grid), *size, *_measures(measured), *gains])
+    blank = [""] * len(_gain_columns(found))
+    for config, measured in found.tested_teachers.items():
+        rows.append([_teacher(config, found.grid), *[""] * several, *_measures(measured), *blank])
+    return _tabulated(rows, ["setting", *["parameters"] * several, *_columns(), *_gain_columns(found)], style)
+
+
+def _gain_columns(found: Found) -> list[str]:
+    return ["gain on alone", "gain on smoothed"][: 2 if found.grid.smoothing else 1]
+
+
+def _gain_cells(gains: Sequence[Gain], found: Found) -> list[str]:
+    """Against the first baseline of either kind."""
+    by_kind = {gain.baseline.kind: _gain(gain) for gain in reversed(gains)}
+    return [by_kind.get(kind, "") for kind in (ALONE, SMOOTHED)][: len(_gain_columns(found))]
 
 
 def _tabulated(rows: list[list[str]], columns: list[str], style: str) -> str:

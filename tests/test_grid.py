@@ -58,7 +58,7 @@ def test_settings_are_described_by_what_they_depend_on() -> None:
     assert grid.describe(setting, GRID) == {"alpha": 0.0, "temperature": 1.0, "student_hidden": (4,)}
     assert grid.describe(grid.alone_of(setting, GRID), GRID) == {"student_hidden": (4,)}
     assert grid.label(setting, GRID) == "distilled, alpha 0, temperature 1, student hidden 4"
-    assert grid.label(grid.smoothed_of(setting, GRID)[1], GRID) == "with smoothed labels, student hidden 4, 0.2"
+    assert grid.label(grid.smoothed_of(setting, GRID)[1], GRID) == "with labels smoothed by 0.2, student hidden 4"
     assert setting.kind == DISTILLED
 
 

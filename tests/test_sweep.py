@@ -73,7 +73,9 @@ def test_a_sweep_leaves_what_it_promises(swept: tuple[Path, str], small_dataset:
         assert sentence in (out / "results.md").read_text()
     compared = len(found["test"]["conclusions"])
     assert printed.count("\nteacher ") == 2
-    assert f"These {compared} intervals and p-values are corrected for their number, too." in printed
+    assert compared > 1
+    assert "These intervals and p-values are corrected for their number, too. Intervals of so few seeds" in printed
+    assert "the teacher is the same (seed 42)" in printed
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 3 * (7 + len(found["test"]["settings"]))
     for name in ("heat-map.png", "temperature.png"):
@@ -236,6 +238,12 @@ def test_every_width_is_tested_against_its_own_baselines(source: str, tmp_path: 
         against = [gain["baseline"] for gain in found["test"]["gains"] if gain["setting"] == one]
         assert {"kind": "alone", "student_hidden": one["student_hidden"]} in against
         assert all(baseline["student_hidden"] == one["student_hidden"] for baseline in against)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        "alpha-3.png", "alpha-8.png", "heat-map-3.png", "heat-map-8.png", "student-hidden.png",
+    ]  # fmt: skip
+    table = (tmp_path / "out" / "results.md").read_text()
+    for units in (3, 8):
+        assert f" {36 * units + units + 3 * units + 3} |" in table
     gains = found["test"]["gains"]
     tested = {json.dumps(s["setting"]): s for s in found["test"]["settings"]}
     for gain in gains:
