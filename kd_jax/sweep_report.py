@@ -65,6 +65,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
     compared, several = sum(map(len, found.test_gains.values())), found.grid.base.seeds > 1
     of_each = " of each student" * (len(found.chosen) > 1)
     best, whole, seed = "best of them" if of_each else "chosen setting", train + development, found.grid.base.seed
+    others = _range_words(grid.seeds_of_the_test(found.grid))
     shown = len(found.gains) if len(found.gains) <= _SHOWN else f"the best {_SHOWN} of {len(found.gains)}"
     corrected = "These intervals and p-values are corrected for their number, too." if compared > 1 and several else ""
     parts = [
@@ -74,9 +75,9 @@ def text(found: Found, *, markdown: bool = False) -> str:
         _MEASURES_EXPLAINED,
         _diverged(found.diverged, found.grid),
         _explanation(found) if several else "",
-        f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each} and its\n"
-        f"baselines, trained anew on {train:,} images with {_range_words(grid.seeds_of_the_test(found.grid))}, which had\n"
-        f"no say in the choice; the teacher is the same (seed {seed}):",
+        f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each} and its baselines,\n"
+        f"trained anew on {train:,} images with {others}, which had no say in the choice;\n"
+        f"the teacher is the same (seed {seed}):",
         _test_table(found, style),
         _diverged(found.diverged_in_test, found.grid),
         "\n".join(conclusions(found)),
