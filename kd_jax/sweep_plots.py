@@ -107,7 +107,7 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     ends = ", ".join(f"{word} {mean:.1f}" for word, (mean, _) in marked.items())
     more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
     drawn.suptitle(
-        f"Mean errors of {found.grid.base.seeds} seeds{more}; framed: tested\n"
+        f"Students {_student(found)}: mean errors of {found.grid.base.seeds} seeds{more}; framed: tested\n"
         f"lines in the bar, the best baselines: {ends}\n▲ a gain on the student alone, ▼ a loss (95 %, corrected)",
         fontsize=9,
     )
@@ -166,8 +166,9 @@ def _curves(found: Found, axes: list[str]) -> Any:
     more = f"; best over {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
     if len(lines) > len(_COLOURS):
         more += f"; the first {len(_COLOURS)} of {len(lines)} values of {_words(axes[1])}"
+    who = "" if first == _WIDTH else f", students {_student(found)}"
     drawn.suptitle(
-        f"Development split: means of {found.grid.base.seeds} seeds, 95 % intervals (bars, bands), those of the gain "
+        f"Development split{who}: means of {found.grid.base.seeds} seeds, 95 % intervals (bars, bands), those of the gain "
         f"corrected{more}",
         fontsize=11,
     )
@@ -211,6 +212,11 @@ def _band(panel: Any, values: Any, colour: str, label: str) -> None:
     mean, half = float(np.mean(values)), stats.half_width(values)
     panel.axhline(mean, color=colour, linestyle="--", linewidth=1.3, label=label)
     panel.axhspan(max(0.0, mean - half), mean + half, color=colour, alpha=0.12, linewidth=0)
+
+
+def _student(found: Found) -> str:
+    """The width of the students, where all have one."""
+    return grid.shown(next(iter(found.gains)).config.student_hidden)
 
 
 def _words(name: str) -> str:
