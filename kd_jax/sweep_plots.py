@@ -168,8 +168,8 @@ def _curves(found: Found, axes: list[str]) -> Any:
         more += f"; the first {len(_COLOURS)} of {len(lines)} values of {_words(axes[1])}"
     who = "" if first == _WIDTH else f", students {_student(found)}"
     drawn.suptitle(
-        f"Development split{who}: means of {found.grid.base.seeds} seeds, 95 % intervals (bars, bands), those of the gain "
-        f"corrected{more}",
+        f"Development split{who}: means of {found.grid.base.seeds} seeds, 95 % intervals (bars, bands), "
+        f"those of the gain corrected{more}",
         fontsize=11,
     )
     return drawn

@@ -75,8 +75,8 @@ def text(found: Found, *, markdown: bool = False) -> str:
         _MEASURES_EXPLAINED,
         _diverged(found.diverged, found.grid),
         _explanation(found) if several else "",
-        f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each} and its\nbaselines, "
-        f"trained anew on {train:,} images with {others}, which had no say in the choice;\n"
+        f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each} and\n"
+        f"its baselines, trained anew on {train:,} images with {others}, which had no say in the choice;\n"
         f"the teacher is the same (seed {seed}):",
         _test_table(found, style),
         _diverged(found.diverged_in_test, found.grid),
