@@ -99,14 +99,18 @@ def evaluation(setting: Setting) -> list[Table]:
 
 
 def count(row: str, column: str, batch: int, per_epoch: int) -> int:
-    """Steps in a turn: enough to be timed well, a whole epoch for the quickest."""
+    """Steps in a turn: enough to be timed well, a whole epoch for the quickest.
+
+    A teacher's first steps of a turn meet caches full of what the others left, which no long training does; of 60
+    they are few.
+    """
     large = row == "teacher"
     if jax.default_backend() != "cpu":
         at_32 = {"kd_jax": 1875, "CUDA graphs": 1875, "CUDA graphs, compiled": 1875}.get(column, 200)
         wanted = at_32
     else:
-        at_32 = {"kd_jax": 20 if large else 1875, "notebook": 10 if large else 40, "Keras 3": 20 if large else 200}.get(
-            column, 20 if large else 200
+        at_32 = {"kd_jax": 60 if large else 1875, "notebook": 20 if large else 40, "Keras 3": 60 if large else 200}.get(
+            column, 60 if large else 200
         )
         wanted = max(2, at_32 * 32 // batch)
     return min(wanted, per_epoch)
