@@ -1,5 +1,6 @@
 """The same steps in kd_jax, as the experiment runs them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,15 +49,15 @@ class Trainer:
             partial(train.epoch_order, examples=len(job.examples.labels), batch_size=job.recipe.batch_size)
         )
         self._steps = jax.jit(partial(train.train_steps, recipe=job.recipe), donate_argnums=0)
-        self._upcoming = self.order()
+        self._upcoming, self._other_thread = self.order(), ThreadPoolExecutor(1)
 
     def train_epoch(self) -> float:
         """Trains an epoch, and shuffles the next one meanwhile. Returns the mean loss of its steps."""
-        loss = self._start(self._upcoming)
         self.epoch += 1
-        self._upcoming = self.order()
-        jax.block_until_ready(self._upcoming)
-        return float(loss)
+        upcoming = self._other_thread.submit(lambda: jax.block_until_ready(self.order()))
+        loss = self.train(self._upcoming)
+        self._upcoming = upcoming.result()
+        return loss
 
     def order(self) -> Int[Array, "steps batch"]:
         """The rows of every batch of an epoch."""
@@ -64,12 +65,9 @@ class Trainer:
 
     def train(self, rows: Int[Array, "steps batch"]) -> float:
         """A step for each of the rows. Returns their mean loss."""
-        return float(self._start(rows))
-
-    def _start(self, rows: Int[Array, "steps batch"]) -> Array:
         job = self.job
         self.state, metrics = self._steps(self.state, self.key, job.examples, rows, job.hyperparameters)
-        return metrics.loss
+        return float(metrics.loss)
 
 
 class Group:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -218,7 +219,7 @@ def run(
     `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
     """
     done, states, history, seconds = _begin(phase, restored)
-    order = upcoming = None
+    order, upcoming, other_thread = None, None, ThreadPoolExecutor(1)
     progress.start(phase.name, epochs=phase.epochs, steps=phase.steps, done=done)
     try:
         with keeping.interrupt:
@@ -228,14 +229,15 @@ def run(
                     continue
                 began = time.perf_counter()
                 if order is None or chunk.start == 0:
-                    order = phase.order(phase.keys, jnp.int32(chunk.epoch)) if upcoming is None else upcoming
+                    order = phase.order(phase.keys, jnp.int32(chunk.epoch)) if upcoming is None else upcoming.result()
                     upcoming = None
+                if upcoming is None and chunk.epoch + 1 < phase.epochs:
+                    # Shuffled while this epoch trains, which seldom keeps all cores busy; JAX itself would do one after
+                    # the other.
+                    upcoming = other_thread.submit(_done, phase.order, phase.keys, jnp.int32(chunk.epoch + 1))
                 states, metrics, check = phase.programs[chunk.length](
                     states, phase.keys, examples, order, jnp.int32(chunk.start), phase.hyperparameters
                 )
-                if upcoming is None and chunk.epoch + 1 < phase.epochs:
-                    # Shuffled while the chunk trains, which seldom keeps all cores busy.
-                    upcoming = phase.order(phase.keys, jnp.int32(chunk.epoch + 1))
                 metrics = jax.tree.map(np.asarray, metrics)
                 if not tolerant:
                     _require_finite_steps(phase, check, before, chunk.length)
@@ -249,11 +251,16 @@ def run(
                     raise KeyboardInterrupt
                 progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)
     finally:
+        other_thread.shutdown(wait=False, cancel_futures=True)
         progress.finish()
     if keeping.store:
         keeping.store.wait()
     moments = np.asarray([chunk.epoch + (chunk.start + chunk.length) / phase.steps for chunk in phase.chunks])
     return Course(states, _stacked(history), moments, seconds)
+
+
+def _done(program: Callable[..., Any], *arguments: Any) -> Any:
+    return jax.block_until_ready(program(*arguments))
 
 
 def _stacked(history: list[Metrics]) -> Metrics:
