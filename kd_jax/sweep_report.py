@@ -20,8 +20,8 @@ from kd_jax.search import Found, Gain, rank
 TABLE, RUNS = "results.md", "results.csv"
 _SHOWN = 10
 _MEASURES_EXPLAINED = (
-    "ECE is the calibration error, 'as teacher' how often the answer is the teacher's, KL to teacher the divergence of\n"
-    "the student's probabilities from the teacher's, in nats; gains are in images."
+    "ECE is the calibration error, 'as teacher' how often the answer is the teacher's, KL to teacher the divergence\n"
+    "of the student's probabilities from the teacher's, in nats; gains are in images."
 )
 _MEASURES = ("errors", "nll", "ece", "teacher_agreement", "kl_to_teacher")
 
