@@ -19,7 +19,12 @@ _METHOD_HELP = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors are one sentence on stderr, with exit code 2."""
+    """An `ArgumentParser` whose errors are one sentence on stderr, with exit code 2.
+
+    stray: what to do about a value that belongs to no option.
+    """
+
+    stray = "see --help"
 
     def error(self, message: str) -> NoReturn:
         """Prints the message alone, without the usage."""
@@ -30,6 +35,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             name = unknown[0].partition("=")[0]
+            if not name.startswith("-"):
+                self.error(f"{unknown[0]!r} belongs to no option: {self.stray}")
             known = [text for action in self._actions for text in action.option_strings]
             close = difflib.get_close_matches(name, known, n=1)
             self.error(f"unknown option {name!r}: " + (f"did you mean {close[0]}?" if close else "see --help"))

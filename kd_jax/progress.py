@@ -100,6 +100,7 @@ class Overall(Lines):
 
     def __init__(self, costs: Mapping[str, float], total: float, *, bar: bool) -> None:
         self.costs, self.total, self.spent, self.new = costs, total, 0.0, 0.0
+        self.titles = _titles(list(costs))
         # Compiling and measuring take their time as well.
         self.began = time.monotonic()
         width = min(shutil.get_terminal_size().columns, 110)
@@ -112,9 +113,10 @@ class Overall(Lines):
 
     def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
         """Begins a phase; what a checkpoint has done of it counts, and not for the speed."""
-        self.phase, self.cost = phase, self.costs[phase.rpartition("-")[0]]
+        name = phase.rpartition("-")[0]
+        self.phase, self.cost = self.titles[name], self.costs[name]
         if self.bar is not None:
-            self.bar.set_description_str(phase)
+            self.bar.set_description_str(self.phase)
         self._move(done * self.cost)
 
     def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
@@ -147,6 +149,18 @@ class Silent(Lines):
 
     def _write(self, line: str) -> None:
         """Writes nothing."""
+
+
+def _titles(names: list[str]) -> dict[str, str]:
+    """Words for names such as distilled-3 and test-alone-0; how many the test has is not known before."""
+    kinds = [name.rpartition("-")[0] for name in names]
+    found = {}
+    for i, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        tested = kind.startswith("test-")
+        words = f"test: {kind.removeprefix('test-')}" if tested else kind
+        count = "" if tested or kinds.count(kind) == 1 else f" {kinds[:i].count(kind) + 1} of {kinds.count(kind)}"
+        found[name] = words.replace("-", " ") + count
+    return found
 
 
 def duration(seconds: float) -> str:

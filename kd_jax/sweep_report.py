@@ -14,15 +14,17 @@ from kd_jax import grid, report, stats, sweep_plots
 from kd_jax.config import Config, Training, make_config, option
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
-from kd_jax.grid import ALONE, SMOOTHED, Grid, Setting
+from kd_jax.grid import ALONE, DISTILLED, SMOOTHED, Grid, Setting
 from kd_jax.search import Found, Gain, rank
 
 TABLE, RUNS = "results.md", "results.csv"
 _SHOWN = 10
 _MEASURES_EXPLAINED = (
-    "ECE is the calibration error, 'as teacher' how often the answer is the teacher's, KL to teacher the divergence\n"
-    "of the student's probabilities from the teacher's, in nats; gains are in images."
+    "NLL is the negative log-likelihood in nats, ECE the calibration error, 'as teacher' how often the answer is the\n"
+    "teacher's, KL to teacher the divergence of the student's probabilities from the teacher's, in nats; gains are in\n"
+    "images. A 'smoothed' student is one alone on labels that are smoothed by so much."
 )
+_MEASURE_COLUMNS = ("errors", "NLL", "ECE\n(%)", "as teacher\n(%)", "KL to\nteacher")
 _MEASURES = ("errors", "nll", "ece", "teacher_agreement", "kl_to_teacher")
 
 
@@ -157,13 +159,13 @@ def _development_table(found: Found, style: str) -> str:
         return sorted(settings, key=lambda s: rank(found.students[s]))[:_SHOWN]
 
     rows = [
-        [grid.label(s, found.grid), *_measures(found.students[s]), *_gain_cells(found.gains.get(s, []), found)]
+        [*_student(s, found.grid), *_measures(found.students[s]), *_gain_cells(found.gains.get(s, []), found)]
         for s in [*best(found.gains), *best(s for s in grid.baselines(found.grid) if s in found.students)]
     ]
     blank = [""] * len(_gain_columns(found))
     for config, measured in sorted(found.teachers.items(), key=lambda item: rank(item[1]))[:_SHOWN]:
-        rows.append([_teacher(config, found.grid), *_measures(measured), *blank])
-    return _tabulated(rows, ["setting", *_columns(), *_gain_columns(found)], style)
+        rows.append([*_teacher(config, found.grid), *_measures(measured), *blank])
+    return _tabulated(rows, [*_setting_columns(found.grid), *_MEASURE_COLUMNS, *_gain_columns(found)], style)
 
 
 def _test_table(found: Found, style: str) -> str:
@@ -173,15 +175,16 @@ def _test_table(found: Found, style: str) -> str:
     for setting, measured in found.tested.items():
         size = [f"{found.parameters[setting.config.student_hidden]:,}"] if several else []
         gains = _gain_cells(found.test_gains.get(setting, []), found)
-        rows.append([grid.label(setting, found.grid), *size, *_measures(measured), *gains])
+        rows.append([*_student(setting, found.grid), *size, *_measures(measured), *gains])
     blank = [""] * len(_gain_columns(found))
     for config, measured in found.tested_teachers.items():
-        rows.append([_teacher(config, found.grid), *[""] * several, *_measures(measured), *blank])
-    return _tabulated(rows, ["setting", *["parameters"] * several, *_columns(), *_gain_columns(found)], style)
+        rows.append([*_teacher(config, found.grid), *[""] * several, *_measures(measured), *blank])
+    columns = [*_setting_columns(found.grid), *["parameters"] * several, *_MEASURE_COLUMNS, *_gain_columns(found)]
+    return _tabulated(rows, columns, style)
 
 
 def _gain_columns(found: Found) -> list[str]:
-    return ["gain on alone", "gain on smoothed"][: 2 if found.grid.smoothing else 1]
+    return ["gain on\nalone", "gain on\nsmoothed"][: 2 if found.grid.smoothing else 1]
 
 
 def _gain_cells(gains: Sequence[Gain], found: Found) -> list[str]:
@@ -191,19 +194,27 @@ def _gain_cells(gains: Sequence[Gain], found: Found) -> list[str]:
 
 
 def _tabulated(rows: list[list[str]], columns: list[str], style: str) -> str:
+    if style == "pipe":
+        columns = [column.replace("\n", " ") for column in columns]
     align = ["left"] + ["right"] * (len(columns) - 1)
     return tabulate(rows, columns, tablefmt=style, colalign=align, disable_numparse=True)
 
 
-def _columns() -> list[str]:
-    return ["errors", "NLL (nats)", "ECE (%)", "as teacher (%)", "KL to teacher"]
+def _setting_columns(asked: Grid) -> list[str]:
+    """What is trained, and the listed options; a long name has two lines in a terminal."""
+    return ["", *(name.replace("_", "\n") for name in asked.lists)]
 
 
-def _teacher(config: Config, asked: Grid) -> str:
-    """A teacher by the listed options that tell it from the others."""
-    names = [name for name in asked.lists if name.startswith("teacher_")]
-    values = [f"{name.removeprefix('teacher_').replace('_', ' ')} {_value(getattr(config, name))}" for name in names]
-    return ", ".join(["teacher", *values])
+def _student(setting: Setting, asked: Grid) -> list[str]:
+    values = grid.describe(setting, asked)
+    smoothed = f"smoothed {_value(setting.smoothing)}"
+    kind = {ALONE: "alone", SMOOTHED: smoothed, DISTILLED: "distilled"}[setting.kind]
+    return [kind, *(_value(values[name]) if name in values else "" for name in asked.lists)]
+
+
+def _teacher(config: Config, asked: Grid) -> list[str]:
+    values = [_value(getattr(config, name)) if name.startswith("teacher_") else "" for name in asked.lists]
+    return ["teacher", *values]
 
 
 def _measures(measured: Evaluation) -> list[str]:
@@ -252,7 +263,7 @@ def write(found: Found, dataset: Dataset, folder: Path) -> list[str]:
 def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
     """The content of results.json."""
     asked = found.grid
-    number = sum(map(len, found.gains.values()))
+    number, tested = (sum(map(len, gains.values())) for gains in (found.gains, found.test_gains))
     return {
         "config": asked.base.as_dict(),
         "lists": {name: [_plain(value) for value in values] for name, values in asked.lists.items()},
@@ -265,7 +276,7 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
             "correction": f"Bonferroni, {number} comparisons",
             "settings": [
                 _setting_json(setting, measured, asked, grid.seeds(asked))
-                | {"gains": _gains_json(found.gains.get(setting, []), asked)}
+                | {"gains": _gains_json(found.gains.get(setting, []), number, asked)}
                 for setting, measured in found.students.items()
             ],
         },
@@ -274,7 +285,7 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
         "chosen_of_each_student": [_described(setting, asked) for setting in found.chosen],
         "command": command_of(found),
         "test": {
-            "correction": f"Bonferroni, {sum(map(len, found.test_gains.values()))} comparisons",
+            "correction": f"Bonferroni, {tested} comparisons",
             "settings": [
                 _setting_json(setting, measured, asked, grid.seeds_of_the_test(asked))
                 for setting, measured in found.tested.items()
@@ -284,7 +295,7 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
             "gains": [
                 {"setting": _described(setting, asked)} | gain
                 for setting, gains in found.test_gains.items()
-                for gain in _gains_json(gains, asked)
+                for gain in _gains_json(gains, tested, asked)
             ],
             "conclusions": conclusions(found),
         },
@@ -303,8 +314,10 @@ def _setting_json(setting: Setting, measured: Evaluation, asked: Grid, seeds: Se
     return {"setting": _described(setting, asked), "runs": runs}
 
 
-def _gains_json(gains: Iterable[Gain], asked: Grid) -> list[dict[str, Any]]:
-    return [{"baseline": _described(gain.baseline, asked)} | gain.comparison._asdict() for gain in gains]
+def _gains_json(gains: Iterable[Gain], number: int, asked: Grid) -> list[dict[str, Any]]:
+    """number: of all comparisons, for which interval and p-value are corrected."""
+    corrected = {"corrected_for_comparisons": number}
+    return [{"baseline": _described(gain.baseline, asked)} | gain.comparison._asdict() | corrected for gain in gains]
 
 
 def _described(setting: Setting, asked: Grid) -> dict[str, Any]:

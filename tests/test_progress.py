@@ -56,10 +56,31 @@ def test_what_a_checkpoint_has_done_counts_and_not_for_the_speed(
     """One phase is done, of one a half, and the rest takes 2 s by the clock; the third is to come."""
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    watcher = Overall({"a": 1.0, "b": 3.0}, 4 * 1.0 + 2 * 4 * 3.0, bar=False)
-    watcher.start("a-0", epochs=1, steps=4, done=4)
+    watcher = Overall({"teacher-0": 1.0, "distilled-1": 3.0}, 4 * 1.0 + 2 * 4 * 3.0, bar=False)
+    watcher.start("teacher-0-0", epochs=1, steps=4, done=4)
     watcher.finish()
-    watcher.start("b-0", epochs=1, steps=4, done=2)
+    watcher.start("distilled-1-0", epochs=1, steps=4, done=2)
     watcher.advance(epoch=0, steps=2, metrics=chunk([1.0, 3.0], [0.5, 0.7]), seconds=0.1)
     watcher.finish()
-    assert " ".join(capsys.readouterr().out.split()) == "b-0 57% of all, about 4 s left"
+    assert " ".join(capsys.readouterr().out.split()) == "distilled 57% of all, about 4 s left"
+
+
+def test_many_trainings_are_told_apart_by_words(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = dict.fromkeys(
+        ("teacher-0", "label-smoothing-0", "test-label-smoothing-0", "distilled-1", "distilled-2"), 1.0
+    )
+    watcher = Overall(costs, 100.0, bar=False)
+    for name in costs:
+        for block in (0, 1):
+            watcher.start(f"{name}-{block}", epochs=1, steps=10)
+            watcher.advance(epoch=0, steps=10, metrics=chunk([1.0], [0.5]), seconds=0.1)
+            watcher.finish()
+    titles = [line[:26].strip() for line in capsys.readouterr().out.splitlines()]
+    assert titles[::2] == titles[1::2]
+    assert titles[::2] == [
+        "teacher",
+        "label smoothing",
+        "test: label smoothing",
+        "distilled 1 of 2",
+        "distilled 2 of 2",
+    ]

@@ -141,7 +141,8 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         (["--learning-rate", "nan"], "--learning-rate is nan"),
         (["--learning-rate", "0"], "--learning-rate is 0.0"),
         (["--epoch", "3"], "unknown option '--epoch': did you mean --epochs?"),
-        (["mnist"], "unknown option 'mnist': see --help"),
+        (["mnist"], "'mnist' belongs to no option: give an option's name before it"),
+        (["--temperature", "1", "2"], "'2' belongs to no option: give an option's name before it, and one value to"),
         (["--batch-size", "60001"], "at most the 60,000 training examples"),
     ],
 )

@@ -98,6 +98,7 @@ def test_gains_are_paired_by_seed_and_corrected_for_all_of_them(swept: tuple[Pat
             expected = stats.paired_comparison(before, runs(one, "correct"), metric="correct", comparisons=8)
             assert gain["mean_difference"] == pytest.approx(expected.mean_difference)
             assert gain["p_value"] == expected.p_value
+            assert gain["corrected_for_comparisons"] == 8
 
 
 @pytest.mark.parametrize(
@@ -250,6 +251,7 @@ def test_every_width_is_tested_against_its_own_baselines(source: str, tmp_path: 
         before, after = (runs(tested[json.dumps(gain[n])], "correct") for n in ("baseline", "setting"))
         expected = stats.paired_comparison(before, after, metric="correct", comparisons=len(gains))
         assert gain["p_value"] == expected.p_value
+        assert gain["corrected_for_comparisons"] == len(gains)
 
 
 def test_what_is_shown_while_many_programs_train_ends_at_the_whole(
@@ -334,6 +336,7 @@ def test_where_everything_diverges_there_is_one_sentence(
         (["--alpha", "0", "2"], "--alpha is 2.0"),
         (["--label-smoothing", "2"], "--label-smoothing is 2.0"),
         (["--temperatures", "1"], "unknown option '--temperatures': did you mean --temperature?"),
+        (["--seeds", "3", "4"], "'4' belongs to no option: give an option's name before it (--dataset, --preset, --s"),
         (["--shift", "7"], "--shift is 7: it must be below the 6 pixels"),
         (["--batch-size", "8", "300"], "--batch-size is 300: it must be at most the 200 training examples"),
         (["--seeds", "2000000000"], "--seeds is 2000000000: the parameters of 2,000,000,000 students"),
