@@ -19,8 +19,9 @@ def seeds(setting: Setting) -> list[Table]:
     rounds = max(2, setting.rounds // 3)
     figures: Figures = {}
     notes = [
-        f"{rounds} rounds. Extrapolated: the time of some steps of all students (2 to 400 each), taken {whole:,} times "
-        f"as a whole {ROWS['distilled']} takes; compilation, initialisation, shuffling and evaluation are left out",
+        f"{rounds} rounds. Extrapolated: the time of some steps of all students (at least 20 each), taken {whole:,} "
+        f"times as a whole {ROWS['distilled']} takes; compilation, initialisation, shuffling and evaluation are left "
+        "out",
         "each student has its own parameters and its own order of batches of 32; the section `memory` runs whole "
         "trainings",
     ]
@@ -53,7 +54,8 @@ def why_not(number: int, data: kd_jax.Dataset) -> str | None:
 
 def _contestants(number: int, data: kd_jax.Dataset) -> dict[str, Contestant]:
     """A unit is a step of all students."""
-    steps = max(2, 400 // number) if jax.default_backend() == "cpu" else 375
+    # So many that kernels which are turned at both ends of a turn cost nothing, as in an epoch.
+    steps = max(20, 4000 // number) if jax.default_backend() == "cpu" else 375
     group = kd_jax_ways.Group(kd_jax_ways.job("distilled", data), number)
     rows = group.orders(min(steps, group.job.per_epoch))
     found = {"kd_jax": Contestant(lambda: group.train(rows), rows.shape[1])}

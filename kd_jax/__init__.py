@@ -3,11 +3,14 @@
 The names below are the public interface for use from Python; `python -m kd_jax.run` is the one from the shell.
 """
 
+import itertools
 import signal
 import sys
 
-if "kd_jax.run" in sys.orig_argv and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Importing JAX takes seconds; Ctrl-C ends the command meanwhile, and without a traceback. `run` takes over.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler and any(
+    before == "-m" and name.startswith("kd_jax.") for before, name in itertools.pairwise(sys.orig_argv)
+):
+    # Importing JAX takes seconds; Ctrl-C ends the command meanwhile, and without a traceback. `command` takes over.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from kd_jax import parameters

@@ -86,6 +86,13 @@ class Store:
         """Whether the run has left its results. Raises as `identity` does."""
         return bool(self._description()["finished"])
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing came of a run: there is no checkpoint, and it is not finished."""
+        with contextlib.suppress(CheckpointError, MismatchError):
+            return not self.kept and not (self.started and self.finished)
+        return not self.kept
+
     def start(self, identity: Mapping[str, Any]) -> None:
         """Says what the run is, and forgets an older one. Raises `CheckpointError` where it cannot be written."""
         try:

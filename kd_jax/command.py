@@ -145,7 +145,7 @@ def opened(options: argparse.Namespace, name: str, prog: str) -> Iterator[checkp
             raise KeyboardInterrupt(str(failed or (kept if store.kept else ""))) from None
         finally:
             store.close()
-            if not store.kept:
+            if store.empty:
                 store.tidy(made)
 
 

@@ -20,7 +20,7 @@ _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
 _ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
 _EXAMPLES = """\
-  python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: hours on a CPU, minutes on a GPU
+  python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: 82 minutes on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   every row with 3 seeds and fewer epochs
   python -m kd_jax.reproduce hinton2015 --rows alone distilled    what distillation gains
 

@@ -16,7 +16,7 @@ from kd_jax.optimizers import adam
 
 PyTree = Any
 
-# Several steps in each turn of the loop let XLA avoid copies of the carried parameters: 15 to 40 % on a CPU for two.
+# Several steps in each turn of the loop let XLA avoid copies of the carried parameters: two save 12 to 23 % on a CPU.
 # Four save another 10 to 20 % with small networks, and cost as much with large ones (results/throughput/findings.md).
 # Small networks are those that gain by `layout`, too.
 _UNROLL, _UNROLL_SMALL, _SMALL = 2, 4, 100_000

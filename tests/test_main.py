@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -23,3 +24,19 @@ def test_what_is_no_command_is_one_sentence(
     assert caught.value.code == 2
     assert error.startswith("kd_jax: 'run --seeds 3' is no command: use python -m kd_jax.run")
     assert error.count("\n") == 1
+
+
+def test_no_command_answers_ctrl_c_with_a_traceback_while_it_imports() -> None:
+    """Only a command of ours: where kd_jax is imported by others, Ctrl-C is theirs."""
+    program = """
+import importlib, signal, sys
+handlers = []
+for arguments in ("-m kd_jax.run", "-m kd_jax.sweep", "-m kd_jax.reproduce", "kd_jax.run", "-m x"):
+    sys.orig_argv = ["python", *arguments.split()]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    importlib.reload(sys.modules["kd_jax"]) if "kd_jax" in sys.modules else importlib.import_module("kd_jax")
+    handlers.append(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)
+print(handlers)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[True, True, True, False, False]\n"

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -217,13 +219,28 @@ def test_other_data_are_refused(
     assert list(half_done.glob("checkpoints/teacher/0*"))
 
 
-def test_other_versions_are_refused(
+def test_other_versions_and_devices_are_refused(
     half_done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = report.environment()
-    monkeypatch.setattr(report, "environment", lambda: now | {"packages": now["packages"] | {"jax": "99.0"}})
-    error = refused(["--out", str(half_done), "--resume"], capsys, code=2)
-    assert f"jax is 99.0, and the run in {half_done} has {now['packages']['jax']}" in error
+    for other, says in [
+        ({"packages": now["packages"] | {"jax": "99.0"}}, "jax is 99.0, and the run in {} has " + jax.__version__),
+        ({"backend": "tpu"}, "backend is tpu, and the run in {} has cpu"),
+        ({"devices": ["TPU v5"]}, "devices is TPU v5, and the run in {} has cpu"),
+    ]:
+        monkeypatch.setattr(report, "environment", lambda other=other: now | other)
+        assert says.format(half_done) in refused(["--out", str(half_done), "--resume"], capsys, code=2)
+
+
+def test_a_finished_run_needs_no_checkpoints(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["--dataset", source, *OPTIONS, "--epochs", "1", "--out", str(tmp_path / "out")])
+    shutil.rmtree(tmp_path / "out" / "checkpoints")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for _ in range(2):
+        capsys.readouterr()
+        run.main(["--out", str(tmp_path / "out"), "--resume"])
+        assert "is finished" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 def test_resuming_needs_to_know_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
