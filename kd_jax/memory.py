@@ -9,8 +9,8 @@ import jax
 
 from kd_jax.models import Network, count_parameters
 
-# A parameter, its gradient, Adam's two means and the update, in float32.
-_BYTES_PER_PARAMETER = 5 * 4
+# Parameters, Adam's two means, gradient and update, as XLA keeps them in a loop, in float32; measured on a CPU.
+_COPIES_OF_PARAMETERS = 8
 
 
 def available() -> int | None:
@@ -26,7 +26,7 @@ def host() -> int | None:
     """Bytes that the machine has left; None where it does not tell."""
     if "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return None
-    limits = [_container_limit()]
+    limits = [left_to_the_container()]
     # What the kernel keeps as a cache of files it gives back: MemAvailable counts it, SC_AVPHYS_PAGES does not.
     try:
         with open("/proc/meminfo") as lines:
@@ -36,12 +36,19 @@ def host() -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _container_limit() -> int | None:
-    """Bytes that the control group of a container may use; None without a limit."""
+def left_to_the_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the control group of a container may use beyond what it does; None without a limit."""
     try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+        limit = int((group / "memory.max").read_text())
     except (OSError, ValueError):
         return None
+    try:
+        used = int((group / "memory.current").read_text())
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # A cache of files, which is given back.
+        return max(0, limit - used + int(facts["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        return limit
 
 
 class Needed(NamedTuple):
@@ -56,9 +63,9 @@ class Needed(NamedTuple):
 
 
 def needed(network: Network, layers: Sequence[int], *, examples: int, test_examples: int) -> Needed:
-    """For training and evaluating one seed of a network of such `layers`, rather too few than too many."""
+    """For training and evaluating one seed of a network of such `layers`, rather too much than too little."""
     params, _ = jax.eval_shape(network.init, jax.random.key(0))
-    # Orders of this epoch, of the next, and what that is made from, and the logits of the test images.
-    fixed = _BYTES_PER_PARAMETER * count_parameters(params) + 4 * (3 * examples + test_examples * layers[-1])
-    # The scaled image, and each unit before and after its activation, and the gradients of both.
-    return Needed(fixed, 4 * layers[0] + 4 * 4 * sum(layers[1:]))
+    # The order of this epoch, the next one's and what that is made from, and the logits of the test images.
+    fixed = 4 * (_COPIES_OF_PARAMETERS * count_parameters(params) + 6 * examples + test_examples * layers[-1])
+    # Every unit before and after its activation, and their gradients; the image as often, in the steps of one turn.
+    return Needed(fixed, 4 * 4 * sum(layers))

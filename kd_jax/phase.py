@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from kd_jax import train
-from kd_jax.checkpoint import Checkpoint, Store, named_arrays, restore_tree
+from kd_jax.checkpoint import Checkpoint, CheckpointError, Store, named_arrays, restore_tree
 from kd_jax.interrupt import Interrupt
 from kd_jax.methods import KDWeights
 from kd_jax.models import count_parameters
@@ -268,9 +268,15 @@ def _stacked(history: list[Metrics]) -> Metrics:
 
 
 def _begin(phase: Phase, restored: Checkpoint | None) -> tuple[int, TrainState, list[Metrics], float]:
-    """Steps done, states, the metrics of every chunk until now, seconds until now."""
+    """Steps done, states, the metrics of every chunk until now, seconds until now. Raises `CheckpointError`."""
     if restored is None:
         return 0, phase.init(phase.keys, phase.hyperparameters), [], 0.0
+    ends = [chunk.epoch * phase.steps + chunk.start + chunk.length for chunk in phase.chunks]
+    if restored.step not in ends:
+        raise CheckpointError(
+            f"the checkpoint of the {TITLES.get(phase.name, phase.name)} was written after step {restored.step:,}, "
+            "where this version writes none: go on with the version that wrote it, or start again with --overwrite"
+        )
     like = jax.eval_shape(partial(_init, recipe=phase.recipe), phase.keys, phase.hyperparameters)
     arrays = dict(restored.arrays)
     history: Any = [arrays.pop(f"history.{name}") for name in Metrics._fields]

@@ -14,13 +14,14 @@ _ARITHMETIC = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enabl
 
 
 def identity(config: Config, dataset: Dataset, environment: Mapping[str, Any], every: int | None) -> dict[str, Any]:
-    """What makes a run the same run, bit for bit: options, data, versions and device."""
+    """What makes a run the same run, bit for bit: options, data, versions, device and number of cores."""
     return same(dataset, environment, config=config.as_dict(), checkpoint_steps=every)
 
 
 def same(dataset: Dataset, environment: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """`more`, and of data, versions and device what makes a run the same run."""
-    exact = ("backend", "devices", "matmul_precision", "packages")
+    # A large product is added up in parts, one for each core.
+    exact = ("backend", "cpus", "devices", "matmul_precision", "packages")
     return {
         **more,
         "data": {"name": dataset.name, "sha256": dataset.digest()},

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from kd_jax import experiment, phase
-from kd_jax.checkpoint import Store
+from kd_jax.checkpoint import CheckpointError, Store
 from kd_jax.config import make_config
 from kd_jax.data import Dataset
 from kd_jax.interrupt import Interrupt
@@ -146,6 +146,8 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch_bit_for_bit(
     for a, b in zip(jax.tree.leaves(whole[:3]), jax.tree.leaves(resumed[:3]), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert resumed.train_s >= restored.facts["train_s"] > 0
+    with pytest.raises(CheckpointError, match=f"distilled student was written after step {chunks + 61}, where this"):
+        phase.run(*start(), Silent(), Keeping(), restored._replace(step=chunks + 61))
 
 
 @pytest.mark.parametrize("after", [5, 75, 150])

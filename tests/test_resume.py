@@ -87,14 +87,19 @@ def half_done(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_kills_cost_nothing_but_time(source: str, tmp_path: Path) -> None:
-    """SIGKILL, twice while a checkpoint is written; dropout, two seeds; `benchmarks.kills` does it many times."""
+    """SIGKILL, twice while a checkpoint is written; dropout, two seeds; `benchmarks.kills` does it many times.
+
+    A checkpoint that was being written may be there before the signal is.
+    """
     options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "12", "--checkpoint-steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     kills.finish(whole, options)
-    rng, places = random.Random(1), []
-    for writing in (True, True, False):
-        places.append(kills.kill_once(killed, options, writing=writing, longest_s=10, rng=rng))
-    assert places[:2] == ["writing, teacher"] * 2
+    rng, places = random.Random(1), list[str]()
+    while sum(place.startswith("writing") for place in places) < 2:
+        place = kills.kill_once(killed, options, writing=True, longest_s=10, rng=rng)
+        assert place is not None, f"the run ended before a checkpoint was met twice: {places}"
+        places.append(place)
+    kills.kill_once(killed, options, writing=False, longest_s=10, rng=rng)
     kills.finish(killed, options)
     assert kills.differences(whole, killed) == []
     assert len(kills.differences(whole, whole)) == 0
@@ -227,6 +232,7 @@ def test_other_versions_and_devices_are_refused(
         ({"packages": now["packages"] | {"jax": "99.0"}}, "jax is 99.0, and the run in {} has " + jax.__version__),
         ({"backend": "tpu"}, "backend is tpu, and the run in {} has cpu"),
         ({"devices": ["TPU v5"]}, "devices is TPU v5, and the run in {} has cpu"),
+        ({"cpus": 1000}, "cpus is 1000, and the run in {} has " + str(now["cpus"])),
     ]:
         monkeypatch.setattr(report, "environment", lambda other=other: now | other)
         assert says.format(half_done) in refused(["--out", str(half_done), "--resume"], capsys, code=2)
