@@ -23,6 +23,8 @@ from kd_jax.stats import Comparison, paired_comparison, summarise
 from kd_jax.teacher import load_logits
 from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe, TrainState, fit
 
+__version__ = "0.2.0"
+
 __all__ = [
     "CROSS_ENTROPY", "KD", "KD_AS_WRITTEN", "KD_WITHOUT_T_SQUARED", "MLP", "Comparison", "Config", "ConfigError",
     "DataError", "Dataset", "Evaluation", "Examples", "Hyperparameters", "KDWeights", "Method", "Metrics", "Network",

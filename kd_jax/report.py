@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save
 from tabulate import tabulate
 
+import kd_jax
 from kd_jax import plots
 from kd_jax.config import Config, Training
 from kd_jax.data import Dataset
@@ -23,7 +24,7 @@ from kd_jax.phase import TITLES
 from kd_jax.stats import conclude, summarise
 
 RESULTS, TABLE = "results.json", "results.md"
-_PACKAGES = ("kd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
 class OutputError(OSError):
@@ -173,7 +174,8 @@ def environment() -> dict[str, Any]:
     """Versions, platform and devices, as results.json keeps them."""
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        # Of the code that runs: an editable install knows what it was when it was installed.
+        "packages": {"kd-jax": kd_jax.__version__} | {name: metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "backend": jax.default_backend(),
@@ -266,7 +268,7 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
         named = {tensor_name(path[1:]): leaf for path, leaf in leaves}
         for i, seed in enumerate(trained.seeds):
             tensors = {key: np.array(leaf[i], order="C") for key, leaf in named.items()}
-            description = {"model": name, "seed": seed, "version": metadata.version("kd-jax")}
+            description = {"model": name, "seed": seed, "version": kd_jax.__version__}
             # One entry: safetensors writes several in an order that changes from process to process.
             content = save(tensors, metadata={"kd_jax": json.dumps(description)})
             (folder / "parameters" / f"{name}-seed{seed}.safetensors").write_bytes(content)
