@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -33,3 +34,10 @@ def test_every_option_that_the_readme_names_exists() -> None:
     known = {text for parser in parsers for action in parser._actions for text in action.option_strings}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named - known == set()
+
+
+@pytest.mark.parametrize(("folder", "preset"), [("run", "tuned"), ("without-shifts", "tuned-without-shifts")])
+def test_kept_runs_are_of_the_presets_as_they_are(folder: str, preset: str) -> None:
+    kept = json.loads((Path(__file__).parents[1] / "results" / "tuned" / folder / "results.json").read_text())["config"]
+    config = kd_jax.make_config(preset, seeds=kept["seeds"], seed=kept["seed"])
+    assert kept | {"preset": preset} == json.loads(json.dumps(config.as_dict()))
