@@ -28,9 +28,10 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
+    from benchmarks import throughput
     from kd_jax import reproduce, run, sweep
 
-    parsers = [command._parser() for command in (run, sweep, reproduce)]
+    parsers = [command._parser() for command in (run, sweep, reproduce, throughput)]
     known = {text for parser in parsers for action in parser._actions for text in action.option_strings}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named - known == set()
