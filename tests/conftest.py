@@ -12,7 +12,8 @@ from kd_jax.data import Dataset, make_dataset
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The tests compile the same small programs again and again.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+COMPILED = str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -26,9 +27,11 @@ def standard_promotion() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keeps tests away from the user's cache."""
+    """Keeps tests away from the user's cache; compiled programs are also those of the processes that a test starts."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("KD_JAX_CACHE", str(folder))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", COMPILED)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     return folder
 
 

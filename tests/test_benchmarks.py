@@ -250,7 +250,7 @@ def test_students_that_do_not_fit_are_refused(mnist: Dataset, monkeypatch: pytes
     parameters = 784 * 20 + 20 + 20 * 20 + 20 + 20 * 10 + 10
     assert 16 * parameters < of_one
     # As many as fit, and not one more.
-    for free, fits in [(1024 * of_one, True), (1024 * of_one - 1, False), (2**20, False)]:
+    for free, fits in [(1024 * of_one, True), (1024 * of_one - 1, False), (2**21, False)]:
         monkeypatch.setattr(memory, "available", lambda free=free: free)
         refusal = seeds.why_not(1024, mnist)
         assert (refusal is None) == fits

@@ -20,6 +20,8 @@ def test_the_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("own", [False, True])
 def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     monkeypatch.setenv("KD_JAX_CACHE", str(tmp_path / "default"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     if own:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

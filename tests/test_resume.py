@@ -96,10 +96,10 @@ def test_kills_cost_nothing_but_time(source: str, tmp_path: Path) -> None:
     kills.finish(whole, options)
     rng, places = random.Random(1), list[str]()
     while sum(place.startswith("writing") for place in places) < 2:
-        place = kills.kill_once(killed, options, writing=True, longest_s=10, rng=rng)
+        place = kills.kill_once(killed, options, writing=True, longest_s=5, rng=rng)
         assert place is not None, f"the run ended before a checkpoint was met twice: {places}"
         places.append(place)
-    kills.kill_once(killed, options, writing=False, longest_s=10, rng=rng)
+    kills.kill_once(killed, options, writing=False, longest_s=5, rng=rng)
     kills.finish(killed, options)
     assert kills.differences(whole, killed) == []
     assert len(kills.differences(whole, whole)) == 0
@@ -133,13 +133,13 @@ def test_a_stopped_run_is_resumed_with_its_own_options(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    arguments = ["--dataset", source, *OPTIONS, "--epochs", "60"]
+    arguments = ["--dataset", source, *OPTIONS, "--epochs", "30"]
     run.main([*arguments, "--out", str(whole)])
     code, _ = stopped([*arguments, "--out", str(out)], signal.SIGINT)
     assert code == 130
     assert "holds a run that was stopped: add --resume" in refused([*arguments, "--out", str(out)], capsys, code=2)
     run.main(["--out", str(out), "--resume"])
-    assert "of 1,800 steps from a checkpoint" in capsys.readouterr().out
+    assert "of 900 steps from a checkpoint" in capsys.readouterr().out
     assert kills.differences(whole, out) == []
     run.main(["--out", str(out), "--resume"])
     assert "is finished" in capsys.readouterr().out
