@@ -89,9 +89,12 @@ class Store:
     @property
     def empty(self) -> bool:
         """Whether nothing came of a run: there is no checkpoint, and it is not finished."""
-        with contextlib.suppress(CheckpointError, MismatchError):
-            return not self.kept and not (self.started and self.finished)
-        return not self.kept
+        try:
+            finished = self.started and self.finished
+        except (CheckpointError, MismatchError):
+            # A description that is damaged.
+            finished = False
+        return not (self.kept or finished)
 
     def start(self, identity: Mapping[str, Any]) -> None:
         """Says what the run is, and forgets an older one. Raises `CheckpointError` where it cannot be written."""
