@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Table, quartiles, ratios
+from kd_jax.plots import plain_numbers
 
 _COLOURS = {
     "notebook": "C7",
@@ -26,11 +27,13 @@ def write(tables: Sequence[Table], path: Path) -> None:
     panels = [(_draw_bars, table) for table in bars] + [(_draw_lines, table) for table in lines]
     if not panels:
         return
-    rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(13, 4.2 * rows), layout="constrained")
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.5 * columns, 4.2 * rows), layout="constrained")
     for number, (draw, table) in enumerate(panels):
-        axes = figure.add_subplot(rows, 2, number + 1)
+        axes = figure.add_subplot(rows, columns, number + 1)
         draw(axes, table)
+        plain_numbers(axes.yaxis)
         axes.set_title(table.title)
     figure.savefig(path, dpi=120)
 

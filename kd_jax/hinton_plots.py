@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.hinton import CURVE, PAPER, Found, Plan
-from kd_jax.plots import new_figure
+from kd_jax.plots import new_figure, plain_numbers
 from kd_jax.stats import half_width
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -51,7 +51,7 @@ def _rows(lines: Sequence[Any]) -> Any:
             axis.plot(line.paper, place, "D", color=_COLOURS[1], markersize=7, label=label)
     axis.set(xscale="log", xlabel="test errors", yticks=range(len(lines)), ylim=(len(lines) - 0.5, -0.5))
     axis.set_yticklabels([f"{line.row}: {line.setup}" for line in lines], fontsize=8)
-    _plain(axis.xaxis)
+    plain_numbers(axis.xaxis)
     axis.grid(axis="x", which="both", alpha=0.25)
     axis.legend(fontsize=8)
     return figure
@@ -91,13 +91,7 @@ def _bias(found: Mapping[str, Found], names: list[str], plan: Plan) -> Any:
         axis.plot(PAPER[name]["offset"], PAPER[name]["moved"], "D", color=_COLOURS[2], label="paper (one run)")
         axis.set(yscale="log", xlabel=f"added to the bias of {classes[name]}", ylabel="test errors")
         axis.set_title(f"{what[name]} in the transfer set, mean of {len(moved)} seeds", fontsize=10)
-        _plain(axis.yaxis)
+        plain_numbers(axis.yaxis)
         axis.grid(which="both", alpha=0.25)
         axis.legend(fontsize=8)
     return figure
-
-
-def _plain(axis: Any) -> None:
-    """Numbers on a logarithmic axis, without powers."""
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")

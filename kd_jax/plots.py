@@ -30,6 +30,12 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
     return list(drawn)
 
 
+def plain_numbers(axis: Any, digits: str = "25") -> None:
+    """Numbers without powers on an axis that is logarithmic. digits: those whose multiples between powers are told."""
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:,.10g}" if f"{value:e}"[0] in digits else "")
+
+
 def new_figure(**size: Any) -> Any:
     """An empty figure, without a display."""
     from matplotlib.figure import Figure
@@ -62,8 +68,7 @@ def _learning_curves(result: Result) -> Any:
                 axis.fill_between(trained.epochs, low, mean + sd, color=_COLOURS[name], alpha=0.2, linewidth=0)
     for axis, title in zip(axes, ("cross entropy (nats)", "wrong (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=title, yscale="log", xlim=(0, None))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "246" else "")
+        plain_numbers(axis.yaxis, "246")
         axis.grid(which="both", alpha=0.25)
         axis.legend()
     seeds = len(result.student.seeds)
