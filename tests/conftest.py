@@ -25,13 +25,21 @@ def standard_promotion() -> Iterator[None]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps tests away from the user's cache; compiled programs are also those of the processes that a test starts."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("KD_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", COMPILED)
+        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keeps tests away from the user's cache; compiled programs are also those of the processes that a test starts."""
+    """A cache that is empty when a test begins."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("KD_JAX_CACHE", str(folder))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", COMPILED)
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     return folder
 
 
@@ -44,9 +52,9 @@ def shared_mnist() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_dataset() -> Dataset:
-    """Three classes that a small network can learn: bright rows at different heights, with noise."""
+    """Three classes that a small network can learn: bright rows at different heights, with noise. Read-only."""
     rng = np.random.default_rng(0)
 
     def part(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,4 +63,7 @@ def small_dataset() -> Dataset:
         images[np.arange(count), 2 * labels] += 100
         return images.astype(np.uint8), labels
 
-    return make_dataset("small", *part(240), *part(60))
+    dataset = make_dataset("small", *part(240), *part(60))
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        array.flags.writeable = False
+    return dataset

@@ -1,4 +1,6 @@
+import contextlib
 import csv
+import io
 import json
 import shlex
 import weakref
@@ -22,23 +24,26 @@ SMALL += ["--learning-rate", "0.01", "--method", "kd", "--seeds", "3"]
 LISTED = ["--temperature", "1", "4", "--alpha", "0", "0.5", "--label-smoothing", "0.1", "0.3"]
 
 
-@pytest.fixture
-def source(tmp_path: Path, small_dataset: Dataset) -> str:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, small_dataset: Dataset) -> str:
+    file = tmp_path_factory.mktemp("source") / "small.npz"
     np.savez(
-        tmp_path / "small.npz",
+        file,
         x_train=small_dataset.train_images,
         y_train=small_dataset.train_labels,
         x_test=small_dataset.test_images,
         y_test=small_dataset.test_labels,
     )
-    return f"npz:{tmp_path / 'small.npz'}"
+    return f"npz:{file}"
 
 
-@pytest.fixture
-def swept(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
-    """The folder of a finished sweep, and what it printed."""
-    sweep.main(["--dataset", source, *SMALL, *LISTED, "--out", str(tmp_path / "out")])
-    return tmp_path / "out", capsys.readouterr().out
+@pytest.fixture(scope="module")
+def swept(source: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished sweep, and what it printed. Not to be changed."""
+    out = tmp_path_factory.mktemp("swept") / "out"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        sweep.main(["--dataset", source, *SMALL, *LISTED, "--out", str(out)])
+    return out, printed.getvalue()
 
 
 def runs(one: dict[str, Any], name: str) -> np.ndarray:
@@ -169,10 +174,12 @@ def test_the_development_split_is_the_end_of_the_training_set(small_dataset: Dat
 
 
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: str,
+    swept: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["--dataset", source, *SMALL, *LISTED, "--quiet"]
-    sweep.main([*arguments, "--out", str(tmp_path / "whole")])
     original = phase.run
 
     def dies(prepared: phase.Phase, *rest: Any, **named: Any) -> Any:
@@ -183,7 +190,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
     monkeypatch.setattr(phase, "run", dies)
     out = str(tmp_path / "stopped")
     with pytest.raises(RuntimeError, match="died"):
-        sweep.main([*arguments, "--out", out])
+        sweep.main(["--dataset", source, *SMALL, *LISTED, "--quiet", "--out", out])
     trained: list[str] = []
 
     def watched(
@@ -202,12 +209,12 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
     assert trained[0].startswith("distilled")
     assert all(name.startswith("test-") for name in trained[1:])
     found = []
-    for name in ("whole", "stopped"):
-        content = json.loads((tmp_path / name / "results.json").read_text())
+    for folder in (swept[0], Path(out)):
+        content = json.loads((folder / "results.json").read_text())
         del content["timing"]
         found.append(content)
     assert found[0] == found[1]
-    assert (tmp_path / "whole/results.csv").read_bytes() == (tmp_path / "stopped/results.csv").read_bytes()
+    assert (swept[0] / "results.csv").read_bytes() == (Path(out) / "results.csv").read_bytes()
     capsys.readouterr()
     sweep.main(["--out", out, "--resume"])
     assert "is finished" in capsys.readouterr().out
