@@ -12,7 +12,7 @@ from tabulate import tabulate
 from kd_jax import hinton, hinton_plots, report
 from kd_jax.config import Training
 from kd_jax.data import Dataset
-from kd_jax.hinton import PAPER, Found, Plan
+from kd_jax.hinton import PAPER, Found, Part, Plan
 from kd_jax.stats import paired_comparison, summarise
 
 CSV = "results.csv"
@@ -220,19 +220,22 @@ def as_json(found: Parts, plan: Plan, dataset: Dataset) -> dict[str, Any]:
 
 def header(rows: tuple[str, ...], plan: Plan, dataset: Dataset, folder: Path) -> str:
     """What will be trained, how, and where its results go."""
-    main = plan.widths[0]
     seeds = f"{plan.seeds} seeds from {plan.seed} on" if plan.seeds > 1 else f"1 seed ({plan.seed})"
+    wanted = hinton.wanted(rows, plan, dataset.classes)
+    distilled = [part for part in wanted if part.temperatures]
+    temperatures = sorted({temperature for part in distilled for temperature in part.temperatures})
+    weights = f"alpha {plan.alpha:g}, T = {', '.join(f'{temperature:g}' for temperature in temperatures)}"
     texts = {
         "data": report.data_line(dataset),
         "rows": f"{', '.join(rows)}{' (quick version)' if plan.quick else ''}",
-        "teacher": _training(plan.teacher_training, dataset),
-        "alone": _training(main.alone, dataset),
-        "distilled": f"{_training(main.distilled, dataset)}, alpha {plan.alpha:g}, T = {plan.temperature:g}",
-        "students": seeds,
+        "teacher": _trainings(wanted[:1], dataset),
+        "alone": _trainings([part for part in wanted[1:] if not part.temperatures], dataset),
+        "distilled": f"{_trainings(distilled, dataset)}, {weights}" if distilled else "",
+        "students": seeds if wanted[1:] else "",
         "device": report.device_line(report.environment()),
         "results": f"{folder}/",
     }
-    return "\n".join(f"{name:<9} {line}" for name, line in texts.items())
+    return "\n".join(f"{name:<9} {line}" for name, line in texts.items() if line)
 
 
 def spread(values: list[int] | list[float], form: str = ",.0f") -> str:
@@ -242,8 +245,20 @@ def spread(values: list[int] | list[float], form: str = ",.0f") -> str:
     return mean if summary.sd is None else f"{mean} ± {format(summary.sd, form.replace('+', ''))}"
 
 
-def _training(training: Training, dataset: Dataset) -> str:
-    return report.training_line(training, dataset)
+def _trainings(parts: list[Part], dataset: Dataset) -> str:
+    """How parts are trained, and the units of those that are trained otherwise than the first."""
+    units: dict[Training, list[int]] = {}
+    for part in parts:
+        own = units.setdefault(part.training, [])
+        if part.hidden[0] not in own:
+            own.append(part.hidden[0])
+    texts = [report.training_line(training, dataset) for training in units]
+    if len(texts) > 1:
+        named = (
+            f"{' and '.join(map(str, own))} units: {text}" for own, text in zip(units.values(), texts, strict=True)
+        )
+        return "; ".join(named)
+    return "".join(texts)
 
 
 def _of_class(runs: list[Found], own: int | None) -> list[int] | None:

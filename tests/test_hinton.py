@@ -171,6 +171,24 @@ def test_every_row_is_reproduced_and_reported(
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["teacher-0"]
 
 
+def test_what_is_announced_is_what_will_be_trained(small_dataset: Dataset) -> None:
+    shorter = TINY.widths[1]._replace(alone=_TRAINING._replace(epochs=1))
+    plan = TINY._replace(widths=(TINY.widths[0], shorter))
+
+    def announced(*rows: str) -> dict[str, str]:
+        lines = hinton_report.header(rows, plan, small_dataset, Path("out")).splitlines()
+        return {line.split()[0]: line.partition(" ")[2].strip() for line in lines}
+
+    assert set(announced("teacher")) == {"data", "rows", "teacher", "device", "results"}
+    assert set(announced("alone")) == {"data", "rows", "teacher", "alone", "students", "device", "results"}
+    assert announced("alone")["alone"].startswith("2 epochs of 30 steps")
+    both = announced("temperature")
+    assert both["alone"].startswith("8 units: 2 epochs of 30 steps")
+    assert "; 4 units: 1 epoch of 30 steps" in both["alone"]
+    assert both["distilled"].endswith("alpha 0.1, T = 1, 2.5, 4, 8, 20")
+    assert announced("no3")["distilled"].endswith("alpha 0.1, T = 20")
+
+
 def test_the_better_of_two_is_corrected_for_having_been_chosen() -> None:
     """Holm's method over all that either of the two might have been compared with: five pairs."""
     rng = np.random.default_rng(0)
