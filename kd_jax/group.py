@@ -66,8 +66,14 @@ def blocks(settings: int, seeds: int, most: int) -> list[Block]:
     return [Block(s, k) for k in of_settings for s in of_seeds]
 
 
-def trainings_at_once(one: memory.Needed, batch_size: int, *, beside: int) -> int:
-    """How many trainings are kept side by side. Raises `ConfigError` where not even one fits.
+def trainings_at_once(
+    one: memory.Needed,
+    batch_size: int,
+    *,
+    beside: int,
+    remedy: str = "choose a smaller --batch-size or smaller networks",
+) -> int:
+    """How many trainings are kept side by side. Raises `ConfigError`, with the remedy, where not even one fits.
 
     beside: bytes that all of them share, such as the teacher's outputs.
     """
@@ -79,8 +85,7 @@ def trainings_at_once(one: memory.Needed, batch_size: int, *, beside: int) -> in
     fit = free // one.total(batch_size)
     if fit < 1:
         raise ConfigError(
-            f"one training needs {one.total(batch_size) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: "
-            "choose a smaller --batch-size or smaller networks"
+            f"one training needs {one.total(batch_size) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: {remedy}"
         )
     return min(fit, most)
 

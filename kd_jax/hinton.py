@@ -206,7 +206,8 @@ def at_once(part: Part, dataset: Dataset, own: Network) -> int:
     count = len(transfer_set(part, dataset))
     one = memory.needed(own, layers, examples=count, test_examples=tests)
     taught = experiment.teacher_bytes(count, dataset.classes, 0) if part.temperatures else 0
-    return group.trainings_at_once(one, part.training.batch_size, beside=taught)
+    remedy = "stop other programs, or use a machine with more memory"
+    return group.trainings_at_once(one, part.training.batch_size, beside=taught, remedy=remedy)
 
 
 def train(
@@ -264,7 +265,7 @@ def measures(
     evaluation = evaluate(jnp.asarray(logits), jnp.asarray(labels), None if teacher is None else jnp.asarray(teacher))
     found = {name: np.asarray(value).item() for name, value in evaluation._asdict().items() if value is not None}
     if not all(np.isfinite(value) for value in found.values()):
-        raise RunError("a measure of the test images is not finite: choose a smaller learning rate")
+        raise RunError("a measure of the test images is not finite: start again, with another --seed")
     return found | {"errors_by_class": _by_class(logits, labels)}
 
 

@@ -112,18 +112,17 @@ def temperature_errors(found: Parts, plan: Plan) -> dict[int, dict[float | None,
 def contrasts(found: Parts, plan: Plan) -> list[Contrast]:
     """Distilled against alone; at the smallest width the better of T = 2.5 and 4 against the others; else 8 and 20."""
     main = plan.widths[0].units
-    given = []
-    pair = [found.get(f"{kind}-{main}") for kind in ("alone", "distilled")]
-    if pair[0] and pair[1]:
-        errors = [[run["errors"] for run in part["runs"]] for part in pair if part]
-        given += _contrasts([(f"{main} units, T = {plan.temperature:g} against alone", errors[0], errors[1])])
-    by_width = temperature_errors(found, plan)
+    pairs: dict[int, list[tuple[str, list[int], list[int]]]] = {main: []}
+    alone, distilled = (found.get(f"{kind}-{main}") for kind in ("alone", "distilled"))
+    if alone and distilled:
+        before, after = ([run["errors"] for run in part["runs"]] for part in (alone, distilled))
+        pairs[main].append((f"{main} units, T = {plan.temperature:g} against alone", before, after))
+    by_width, smallest = temperature_errors(found, plan), min(width.units for width in plan.widths)
     for units, own in by_width.items():
-        if units == min(width.units for width in plan.widths):
-            given += _better_against_others(units, own)
-        elif {8.0, 20.0} <= set(own):
-            given += _contrasts([(f"{units} units, T = 20 against T = 8", own[8.0], own[20.0])])
-    return given
+        if units != smallest and {8.0, 20.0} <= set(own):
+            pairs.setdefault(units, []).append((f"{units} units, T = 20 against T = 8", own[8.0], own[20.0]))
+    given = [contrast for several in pairs.values() for contrast in _contrasts(several)]
+    return given + (_better_against_others(smallest, by_width[smallest]) if smallest in by_width else [])
 
 
 def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) -> str:

@@ -108,11 +108,13 @@ def run(
 
 
 def check(plan: Plan, dataset: Dataset) -> None:
-    """Raises `ConfigError` where a part's parameters, kept until all of it is measured, do not fit into memory."""
+    """Raises `ConfigError` where a part's parameters, kept until all of it is measured, or one training do not fit."""
     room = memory.host()
     for part in hinton.parts(plan, dataset.classes).values():
+        hinton.at_once(part, dataset, hinton.network(part, plan, dataset))
         layers = experiment.layer_sizes(part.hidden, dataset)
-        kept = 4 * hinton.trainings(part, plan) * sum((a + 1) * b for a, b in itertools.pairwise(layers))
+        # In blocks, and put together.
+        kept = 2 * 4 * hinton.trainings(part, plan) * sum((a + 1) * b for a, b in itertools.pairwise(layers))
         if room is not None and kept > room:
             raise ConfigError(
                 f"--seeds is {plan.seeds}: the parameters of {part.name} need {kept / 2**30:.1f} GiB, and "
@@ -143,13 +145,14 @@ def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progr
     """Tells how long the rest will take, from some steps of the students alone."""
     units = plan.widths[0].units
     part = hinton.parts(plan, dataset.classes)[f"alone-{units}"]
-    planned = hinton.make_group(part, plan, dataset, hinton.network(part, plan, dataset))
+    own = hinton.network(part, plan, dataset)
+    planned = hinton.make_group(part, plan, dataset, own)
     seen = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    seeds = planned.seeds
+    seeds = planned.seeds[: hinton.at_once(part, dataset, own)]
     given: Any = jax.tree.map(lambda value: jnp.full(len(seeds), value, jnp.float32), planned.settings[0])
     trial = phase.prepare("trial", planned.recipe, given, seeds, experiment.STUDENT, seen, epochs=1)
     epoch_s = phase.trial(trial, seen)
-    one = _work(part, plan, dataset) / part.training.epochs
+    one = _work(part, plan, dataset) / part.training.epochs * len(seeds) / len(planned.seeds)
     progress.compiled(trial.compile_s, epoch_s / one * sum(_work(part, plan, dataset) for part in missing))
 
 

@@ -28,6 +28,11 @@ TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distil
 """What a person calls the three kinds of model, in the order of their training."""
 
 
+def title(name: str) -> str:
+    """What a person calls the model of a phase; those of a group have a number, or what else tells them apart."""
+    return TITLES.get(name.partition("-")[0], name)
+
+
 class RunError(RuntimeError):
     """A run that failed; one sentence that says where, and what to change."""
 
@@ -274,7 +279,7 @@ def _begin(phase: Phase, restored: Checkpoint | None) -> tuple[int, TrainState, 
     ends = [chunk.epoch * phase.steps + chunk.start + chunk.length for chunk in phase.chunks]
     if restored.step not in ends:
         raise CheckpointError(
-            f"the checkpoint of the {TITLES.get(phase.name, phase.name)} was written after step {restored.step:,}, "
+            f"the checkpoint of the {title(phase.name)} was written after step {restored.step:,}, "
             "where this version writes none: go on with the version that wrote it, or start again with --overwrite"
         )
     like = jax.eval_shape(partial(_init, recipe=phase.recipe), phase.keys, phase.hyperparameters)
@@ -379,9 +384,10 @@ def require_finite(
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
     own = jax.tree.map(lambda values: float(values[first]), phase.hyperparameters)
     soft = f" and --temperature {own.weights.temperature:g}" if isinstance(own.weights, KDWeights) else ""
+    rate = "--teacher-learning-rate" if phase.name.startswith("teacher") else "--learning-rate"
     raise RunError(
-        f"{what} of the {TITLES.get(phase.name, phase.name)} with {named} is not finite {when} at --learning-rate "
-        f"{own.learning_rate:g}{soft}: choose a smaller learning rate{' or another temperature' if soft else ''}"
+        f"{what} of the {title(phase.name)} with {named} is not finite {when} at {rate} {own.learning_rate:g}{soft}: "
+        f"choose a smaller learning rate{' or another temperature' if soft else ''}"
     )
 
 

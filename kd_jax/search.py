@@ -33,9 +33,11 @@ class Gain(NamedTuple):
 class Found(NamedTuple):
     """What a sweep found.
 
-    teachers: each one's measures on the development split. students: every setting's there, arrays `[seeds]`, but for
-    those that diverged: a number of one of their seeds is not finite.
-    gains: of every distilled setting against its baselines, corrected for all of these comparisons. chosen: for each
+    teachers: each one's measures on the development split, but for those that diverged. students: every setting's
+    there, arrays `[seeds]`, but for those that diverged: a number of one of their seeds, or of their teacher, is not
+    finite.
+    gains: of every distilled setting against its baselines, corrected for `looked_at` comparisons: with the student
+    alone and with that of every label smoothing, of which the best counts. chosen: for each
     width of the students the setting with the fewest errors there, the best of all first. tested: the chosen settings
     and their baselines on the test set, trained anew with `seeds_of_the_test`, but for those that then diverged.
     tested_teachers: their teachers there.
@@ -48,6 +50,7 @@ class Found(NamedTuple):
     students: dict[Setting, Evaluation]
     diverged: list[Setting]
     gains: dict[Setting, list[Gain]]
+    looked_at: int
     chosen: tuple[Setting, ...]
     tested: dict[Setting, Evaluation]
     diverged_in_test: list[Setting]
@@ -63,14 +66,11 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     """The whole sweep. split: `data.development(dataset)`.
 
     The test images are read once: after the last epoch, for the chosen settings and their baselines, trained anew with
-    other seeds. Raises `ConfigError`, what `group.run` raises, and `RunError` for a teacher's measure, or every
-    distilled student's, that is not finite.
+    other seeds. Raises `ConfigError`, what `group.run` raises, and `RunError` where every teacher, or every distilled
+    student, diverges.
     """
     started = time.perf_counter()
     training = _Training(grid, split, progress, keeping)
-    teachers_measured = {
-        config: _of_teacher(one.logits(split.test_images), split) for config, one in training.taught.items()
-    }
     todo = jobs.jobs(grid, split)
     students, diverged = _compared(grid, training, todo, split)
     chosen = _best_of_each_width(students)
@@ -84,10 +84,10 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
     number = sum(map(len, pairs.values()))
     return Found(
         grid,
-        teachers_measured,
+        training.measured,
         students,
         diverged,
-        _gains(grid, students),
+        *_gains(grid, students),
         chosen,
         finite,
         [setting for setting in tested if setting not in finite],
@@ -101,18 +101,37 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
 
 
 class _Training:
-    """Trains the teachers, and then whatever students it is given."""
+    """Trains the teachers, and then whatever students it is given.
+
+    taught: the teachers. measured: each one's measures on the development split. Those that diverge are left out.
+
+    Raises what `group.run` does; `RunError` where all of them diverge.
+    """
 
     def __init__(self, grid: Grid, split: Dataset, progress: Progress, keeping: Keeping) -> None:
         self.examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
         self.progress, self.keeping = progress, keeping
-        todo = jobs.teachers(grid, split)
-        self.taught = {config: _Teacher(one, self.examples, progress, keeping) for config, one in todo.items()}
+        self.taught: dict[Config, _Teacher] = {}
+        self.measured: dict[Config, Evaluation] = {}
+        failures = []
+        for config, one in jobs.teachers(grid, split).items():
+            try:
+                taught = _Teacher(one, self.examples, progress, keeping)
+                self.measured[config] = _of_teacher(taught.logits(split.test_images), split)
+                self.taught[config] = taught
+            except RunError as error:
+                failures.append(error)
+        if not self.taught:
+            raise failures[0]
         self.train_s = sum(one.trained.train_s for one in self.taught.values())
 
     def train(self, todo: Sequence[Job], then: Callable[[Setting, Network, Any], None]) -> None:
-        """Tells `then` of every setting its network and its parameters `[seeds, ...]`, job by job."""
-        for job in sorted(todo, key=partial(_teachers_in_turn, list(self.taught))):
+        """Tells `then` of every setting its network and its parameters `[seeds, ...]`, job by job.
+
+        Settings whose teacher diverged are passed over.
+        """
+        possible = [job for job in todo if job.teacher is None or job.teacher in self.taught]
+        for job in sorted(possible, key=partial(_teachers_in_turn, list(self.taught))):
             own = self.taught[job.teacher] if job.teacher else None
             for other in self.taught.values():
                 if other is not own:
@@ -143,7 +162,7 @@ def _compared(
 
     training.train(todo, measure)
     ordered = [*baselines(grid), *distilled(grid)]
-    students = {setting: measured[setting] for setting in ordered if _is_finite(measured[setting])}
+    students = {s: measured[s] for s in ordered if s in measured and _is_finite(measured[s])}
     if not any(setting.kind == DISTILLED for setting in students):
         raise RunError("no distilled student has a finite loss to its end: choose smaller learning rates")
     return students, [setting for setting in ordered if setting not in students]
@@ -208,7 +227,9 @@ def _of_teacher(logits: Float[Array, "examples classes"], dataset: Dataset) -> E
     """What a teacher's logits of the test part are worth. Raises `RunError` for what would not be written."""
     measured: Evaluation = jax.tree.map(np.asarray, evaluate(logits, jnp.asarray(dataset.test_labels)))
     if not _is_finite(measured):
-        raise RunError("a measure of the teacher is not finite after the last step: choose a smaller learning rate")
+        raise RunError(
+            "a measure of the teacher is not finite after the last step: choose a smaller --teacher-learning-rate"
+        )
     return measured
 
 
@@ -246,11 +267,12 @@ def _evaluate_each(
     return jax.lax.map(one, parameters)
 
 
-def _gains(grid: Grid, students: dict[Setting, Evaluation]) -> dict[Setting, list[Gain]]:
+def _gains(grid: Grid, students: dict[Setting, Evaluation]) -> tuple[dict[Setting, list[Gain]], int]:
+    """`Found.gains` and `Found.looked_at`."""
     settings = [setting for setting in distilled(grid) if setting in students]
     compared = {setting: _baselines_of(setting, grid, students, best=False) for setting in settings}
-    number = sum(map(len, compared.values()))
-    return {s: [_gain(s, baseline, students, number) for baseline in compared[s]] for s in settings}
+    number = sum(one in students for s in settings for one in [alone_of(s, grid), *smoothed_of(s, grid)])
+    return {s: [_gain(s, baseline, students, number) for baseline in compared[s]] for s in settings}, number
 
 
 def _baselines_of(

@@ -4,7 +4,8 @@ Any option below but --dataset, --preset, --seeds and --seed may have several va
 trained, with all seeds, and compared, seed by seed, with the same student on hard labels alone and on smoothed labels.
 Settings are chosen on a development split (the last 10,000 training images, at most a sixth); the test set is
 read once, for the chosen one (of each student, where there are several) and its baselines, which are trained anew with
-other seeds for that.
+other seeds for that. A teacher is trained as its students unless a --teacher option says otherwise; where the students'
+option is a list, as the preset has it.
 """
 
 import argparse

@@ -69,12 +69,14 @@ def text(found: Found, *, markdown: bool = False) -> str:
     best, whole, seed = "best of them" if of_each else "chosen setting", train + development, found.grid.base.seed
     others = _range_words(grid.seeds_of_the_test(found.grid))
     shown = len(found.gains) if len(found.gains) <= _SHOWN else f"the best {_SHOWN} of {len(found.gains)}"
+    all_of_them = len(_baselines(found)) == len(_baselines_shown(found))
+    baselines = "the baselines" if all_of_them else "their baselines, the best baseline of all"
     corrected = "These intervals and p-values are corrected for their number, too." if compared > 1 and several else ""
     parts = [
         f"On the development split ({development:,} images; {_seed_words(found)}; {shown} distilled "
-        f"setting{'s' * (shown != 1)}, the baselines and the teacher):",
+        f"setting{'s' * (shown != 1)}, {baselines} and the teacher{'s' * (len(found.teachers) > 1)}):",
         _development_table(found, style),
-        _MEASURES_EXPLAINED,
+        _MEASURES_EXPLAINED + _first_teacher(found),
         _diverged(found.diverged, found.grid),
         _explanation(found) if several else "",
         f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each} and\n"
@@ -126,10 +128,11 @@ def _seed_words(found: Found) -> str:
 
 
 def _explanation(found: Found) -> str:
-    number = sum(map(len, found.gains.values()))
+    number, smoothings = found.looked_at, len(found.grid.smoothing)
+    each = f" (with each of {smoothings} smoothings, of which the best counts)" * (smoothings > 1)
     corrected = (
-        f"; {number} were looked at,\nso every interval is at the level 1 − 0.05/{number}, and all hold at once with "
-        "at least 95 % (Bonferroni)"
+        f";\n{number} were looked at{each},\n"
+        f"so every interval is at the level 1 − 0.05/{number}, and all hold at once with at least 95 % (Bonferroni)"
         if number > 1
         else ""
     )
@@ -151,21 +154,47 @@ def _diverged(settings: Sequence[Setting], asked: Grid) -> str:
     if not settings:
         return ""
     some = "; ".join(grid.label(setting, asked) for setting in settings[:_SHOWN])
-    return f"{len(settings)} left out, since a number of one of their seeds is not finite: {some}."
+    more = "; …" * (len(settings) > _SHOWN)
+    whose = "one of their seeds, or of their teacher,"
+    return f"{len(settings)} left out, since a number of {whose} is not finite: {some}{more}."
 
 
 def _development_table(found: Found, style: str) -> str:
-    def best(settings: Iterable[Setting]) -> list[Setting]:
-        return sorted(settings, key=lambda s: rank(found.students[s]))[:_SHOWN]
-
     rows = [
         [*_student(s, found.grid), *_measures(found.students[s]), *_gain_cells(found.gains.get(s, []), found)]
-        for s in [*best(found.gains), *best(s for s in grid.baselines(found.grid) if s in found.students)]
+        for s in [*_best(found.gains, found), *_baselines_shown(found)]
     ]
     blank = [""] * len(_gain_columns(found))
     for config, measured in sorted(found.teachers.items(), key=lambda item: rank(item[1]))[:_SHOWN]:
         rows.append([*_teacher(config, found.grid), *_measures(measured), *blank])
     return _tabulated(rows, [*_setting_columns(found.grid), *_MEASURE_COLUMNS, *_gain_columns(found)], style)
+
+
+def _best(settings: Iterable[Setting], found: Found) -> list[Setting]:
+    return sorted(settings, key=lambda s: rank(found.students[s]))[:_SHOWN]
+
+
+def _baselines(found: Found) -> list[Setting]:
+    return [setting for setting in grid.baselines(found.grid) if setting in found.students]
+
+
+def _baselines_shown(found: Found) -> list[Setting]:
+    """All where they are few, else those that the gains that are shown are against, and the best of all."""
+    known = _baselines(found)
+    if len(known) > _SHOWN:
+        against = {gain.baseline for setting in _best(found.gains, found) for gain in found.gains[setting]}
+        known = [setting for setting in known if setting in {*against, _best(known, found)[0]}]
+    return sorted(known, key=lambda s: rank(found.students[s]))
+
+
+def _first_teacher(found: Found) -> str:
+    """Which teacher the baselines, which have none, are held against."""
+    if len(found.teachers) < 2:
+        return ""
+    first = next(iter(found.teachers))
+    names = [name for name in found.grid.lists if name.startswith("teacher_")]
+    named = ", ".join(f"{name.replace('_', ' ')} {_value(getattr(first, name))}" for name in names)
+    return f"\nHere baselines are compared with the first teacher ({named})."
 
 
 def _test_table(found: Found, style: str) -> str:
@@ -263,7 +292,7 @@ def write(found: Found, dataset: Dataset, folder: Path) -> list[str]:
 def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
     """The content of results.json."""
     asked = found.grid
-    number, tested = (sum(map(len, gains.values())) for gains in (found.gains, found.test_gains))
+    number, tested = found.looked_at, sum(map(len, found.test_gains.values()))
     return {
         "config": asked.base.as_dict(),
         "lists": {name: [_plain(value) for value in values] for name, values in asked.lists.items()},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kd_jax import bias, group, hinton, hinton_report, hinton_rows, reproduce
+from kd_jax import bias, group, hinton, hinton_report, hinton_rows, memory, phase, reproduce
 from kd_jax.checkpoint import Store
 from kd_jax.config import Training
 from kd_jax.data import Dataset
@@ -134,6 +134,50 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
                 assert run["moved"]["test"]["errors"] <= min(*run["moved"]["curve"], run["moved"]["training"]["errors"])
 
 
+def test_the_rule_that_never_sees_the_test_set_does_not(small_dataset: Dataset) -> None:
+    rng = np.random.default_rng(0)
+    logits = {part: rng.normal(size=(count, 3)).astype(np.float32) for part, count in (("test", 60), ("train", 240))}
+    for classes in ((0,), (1, 2)):
+        found = hinton.moved(logits["test"], logits["train"], small_dataset, classes)
+        expected = bias.best(bias.errors(logits["train"], small_dataset.train_labels, classes))
+        assert found["training"]["offset"] == expected != found["test"]["offset"]
+        others = small_dataset._replace(test_labels=np.roll(small_dataset.test_labels, 1))
+        again = hinton.moved(logits["test"][::-1], logits["train"], others, classes)
+        assert again["training"]["offset"] == expected
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_anything_is_trained(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    error = refused(["hinton2015", "--out", str(tmp_path / "out")], capsys)
+    assert "one training needs" in error
+    assert "stop other programs, or use a machine with more memory" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_time_is_estimated_from_as_many_students_as_fit(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, told = [], []
+
+    class Told(Silent):
+        def compiled(self, compile_s: float, expected_s: float) -> None:
+            told.append(expected_s)
+
+    def trial(prepared: phase.Phase, examples: Any) -> float:
+        tried.append(prepared.seeds)
+        return float(len(prepared.seeds))
+
+    monkeypatch.setattr(phase, "trial", trial)
+    missing = list(hinton.parts(TINY, 3).values())
+    for most in (100, 2):
+        monkeypatch.setattr(hinton, "at_once", lambda *arguments, most=most: most)
+        hinton_rows._estimate(missing, TINY, small_dataset, Told())
+    assert tried == [(42, 43, 44), (42, 43)]
+    assert told[0] == pytest.approx(told[1])
+
+
 def test_every_row_is_reproduced_and_reported(
     tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +198,11 @@ def test_every_row_is_reproduced_and_reported(
     assert first["what"] == "8 units, T = 20 against alone"
     assert first["mean_difference"] == pytest.approx(np.mean(distilled) - np.mean(alone))
     assert len(found["comparisons"]) == 1 + 1 + 3
+    both = found["comparisons"][:2]
+    assert [one["what"] for one in both] == ["8 units, T = 20 against alone", "8 units, T = 20 against T = 8"]
+    smaller, larger = sorted(both, key=lambda one: one["p_value"])
+    assert smaller["p_corrected"] == pytest.approx(min(1, 2 * smaller["p_value"]))
+    assert larger["p_corrected"] == pytest.approx(max(larger["p_value"], smaller["p_corrected"]))
     own = [one for one in found["comparisons"] if one["what"].startswith("4 units")]
     assert len(own) == 3
     for one in own:

@@ -217,8 +217,9 @@ def test_other_options_are_refused(half_done: Path, capsys: pytest.CaptureFixtur
 def test_other_data_are_refused(
     source: str, half_done: Path, small_dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small_dataset.train_images[3, 0, 0, 0] ^= 1
-    write(Path(source.removeprefix("npz:")), small_dataset)
+    images = small_dataset.train_images.copy()
+    images[3, 0, 0, 0] ^= 1
+    write(Path(source.removeprefix("npz:")), small_dataset._replace(train_images=images))
     error = refused(["--out", str(half_done), "--resume"], capsys, code=2)
     assert "has the digest" in error
     assert list(half_done.glob("checkpoints/teacher/0*"))

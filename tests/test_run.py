@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     out = tmp_path / "out"
     error = refused(["--dataset", source, *SMALL, "--learning-rate", "1e30", "--out", str(out)], capsys, code=1)
     assert "the loss of the teacher with seed 42 is not finite at step 2 at" in error
-    assert "--learning-rate 1e+30" in error
+    assert "--teacher-learning-rate 1e+30" in error
     assert not out.exists()
 
 
@@ -193,7 +193,7 @@ def test_a_run_that_fails_tells_what_it_leaves_however_slow_the_disk_is(
     out = tmp_path / "out"
     arguments = ["--dataset", source, *SMALL, "--quiet", "--checkpoint-steps", "1", "--out", str(out)]
     error = refused([*arguments, "--learning-rate", "1e20"], capsys, code=1)
-    assert "seed 42 is not finite at step 2 at --learning-rate 1e+20" in error
+    assert "seed 42 is not finite at step 2 at --teacher-learning-rate 1e+20" in error
     assert error.endswith("start again with --overwrite\n")
     last = checkpoint.Store(out).newest("teacher")
     assert last is not None
@@ -327,7 +327,7 @@ def test_parameters_that_end_up_not_finite_fail_the_run(
     out = tmp_path / "out"
     error = refused([*arguments, "--batch-size", "240", "--learning-rate", "1e30", "--out", str(out)], capsys, code=1)
     assert (
-        "test images of the teacher with seed 42 is not finite after the last step, 1, at --learning-rate 1e+30"
+        "test images of the teacher with seed 42 is not finite after the last step, 1, at --teacher-learning-rate 1e+30"
         in error
     )
     assert not (out / report.RESULTS).exists()

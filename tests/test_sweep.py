@@ -13,10 +13,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax import data, experiment, grid, group, jobs, phase, report, run, search, stats, sweep, teacher, train
+from kd_jax import (
+    data,
+    experiment,
+    grid,
+    group,
+    jobs,
+    phase,
+    report,
+    run,
+    search,
+    stats,
+    sweep,
+    sweep_report,
+    teacher,
+    train,
+)
 from kd_jax.checkpoint import Store
 from kd_jax.data import Dataset
-from kd_jax.evaluate import predict
+from kd_jax.evaluate import Evaluation, predict
 from kd_jax.models import mlp
 
 SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
@@ -101,10 +116,12 @@ def test_gains_are_paired_by_seed_and_corrected_for_all_of_them(swept: tuple[Pat
         assert [gain["baseline"] for gain in one["gains"]] == [{"kind": "alone"}, best["setting"]]
         for gain in one["gains"]:
             before = runs(by_setting[json.dumps(gain["baseline"])], "correct")
-            expected = stats.paired_comparison(before, runs(one, "correct"), metric="correct", comparisons=8)
+            expected = stats.paired_comparison(before, runs(one, "correct"), metric="correct", comparisons=12)
             assert gain["mean_difference"] == pytest.approx(expected.mean_difference)
             assert gain["p_value"] == expected.p_value
-            assert gain["corrected_for_comparisons"] == 8
+            # Of two smoothings the better counts, and both were looked at.
+            assert gain["corrected_for_comparisons"] == 12
+    assert "12 were looked at (with each of 2 smoothings, of which the best counts)" in swept[1]
 
 
 @pytest.mark.parametrize(
@@ -167,10 +184,25 @@ def test_the_test_set_has_no_say_in_the_choice(source: str, tmp_path: Path, smal
     assert found[0]["test"]["settings"] != found[1]["test"]["settings"]
 
 
-def test_the_development_split_is_the_end_of_the_training_set(small_dataset: Dataset) -> None:
+def test_the_development_split_is_the_end_of_the_training_set_and_nothing_is_trained_on_it(
+    source: str, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split = data.development(small_dataset)
     np.testing.assert_array_equal(split.train_images, small_dataset.train_images[:200])
     np.testing.assert_array_equal(split.test_labels, small_dataset.train_labels[200:])
+    original, names = group.run, []
+
+    def watched(one: group.Group, examples: train.Examples, *rest: Any, **named: Any) -> group.Trained:
+        names.append(one.name)
+        np.testing.assert_array_equal(examples.images, split.train_images)
+        np.testing.assert_array_equal(examples.labels, split.train_labels)
+        return original(one, examples, *rest, **named)
+
+    monkeypatch.setattr(group, "run", watched)
+    sweep.main(["--dataset", source, *SMALL, "--epochs", "1", "--seeds", "1", "--quiet", "--out", str(tmp_path / "o")])
+    assert [name.rstrip("-0123456789") for name in names] == [
+        "teacher", "alone", "label-smoothing", "distilled", "test-alone", "test-label-smoothing", "test-distilled",
+    ]  # fmt: skip
 
 
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
@@ -292,7 +324,8 @@ def test_a_student_that_diverges_in_the_test_costs_the_others_nothing(
     found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
     assert found["test"]["diverged"] == [{"kind": "alone"}]
     assert {gain["baseline"]["kind"] for gain in found["test"]["gains"]} == {"label smoothing"}
-    assert "1 left out, since a number of one of their seeds is not finite: alone." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 left out, since a number of one of their seeds, or of their teacher, is not finite: alone." in printed
 
 
 def test_checkpoints_of_another_choice_are_not_gone_on_with(source: str, tmp_path: Path) -> None:
@@ -315,7 +348,7 @@ def test_a_setting_that_diverges_costs_the_others_nothing(
     arguments += ["--teacher-learning-rate", "0.01"]
     sweep.main([*arguments, "--out", str(tmp_path / "good")])
     sweep.main([*arguments, "--learning-rate", "0.01", "1e20", "--out", str(tmp_path / "both")])
-    assert "left out, since a number of one of their seeds is not finite" in capsys.readouterr().out
+    assert "left out, since a number of one of their seeds, or of their teacher, is not" in capsys.readouterr().out
     good, both = (json.loads((tmp_path / name / report.RESULTS).read_text()) for name in ("good", "both"))
     assert {one["learning_rate"] for one in both["diverged"]} == {1e20}
     assert [one["kind"] for one in both["diverged"]].count("distilled") == 2
@@ -324,6 +357,61 @@ def test_a_setting_that_diverges_costs_the_others_nothing(
     for one, other in zip(known, good["development"]["settings"], strict=True):
         np.testing.assert_allclose(runs(one, "nll"), runs(other, "nll"), rtol=1e-4)
     assert both["chosen"]["learning_rate"] == 0.01
+
+
+def test_a_teacher_that_diverges_costs_the_others_nothing(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", source, *SMALL, "--seeds", "2", "--label-smoothing", "--quiet"]
+    rates = ["--teacher-learning-rate", "1e20", "0.01", "0.02"]
+    sweep.main([*arguments, *rates, "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
+    assert found["diverged"] == [{"kind": "distilled", "teacher_learning_rate": 1e20}]
+    assert [one["config"] for one in found["teachers"]] == [{"teacher_learning_rate": rate} for rate in (0.01, 0.02)]
+    assert len(found["development"]["settings"]) == 3
+    assert "or of their teacher, is not finite: distilled, teacher learning rate 1e+20." in printed
+    assert "Here baselines are compared with the first teacher (teacher learning rate 0.01)." in printed
+    with pytest.raises(SystemExit) as caught:
+        sweep.main([*arguments, "--teacher-learning-rate", "1e20", "1e25", "--out", str(tmp_path / "none")])
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert "the loss of the teacher with seed 42 is not finite at step 2 at --teacher-learning-rate 1e+20" in error
+
+
+def test_every_gain_that_is_shown_has_its_baseline_in_the_table() -> None:
+    """With more baselines than are shown: six trainings, each with two smoothings."""
+    lists = {
+        "learning_rate": (0.1, 0.2, 0.3),
+        "epochs": (1, 2),
+        "temperature": (1.0, 2.0),
+        "label_smoothing": (0.1, 0.2),
+    }
+    asked = sweep._grid({**lists, "seeds": (4,)})
+    rng = np.random.default_rng(0)
+    students = {}
+    for setting in [*grid.baselines(asked), *grid.distilled(asked)]:
+        errors = rng.integers(20, 30, 4) + 20 * (setting.kind == grid.ALONE)
+        part = np.full(4, 0.1)
+        students[setting] = Evaluation(100 - errors, errors, 1 - errors / 100, part, part, part, part)
+    gains, number = search._gains(asked, students)
+    assert number == 12 * 3
+    found = search.Found(
+        asked, {asked.base: students[setting]}, students, [], gains, number, (setting,), students, [], {}, {}, {},
+        (80, 20, 9), 0, 0,
+    )  # fmt: skip
+    table = sweep_report._development_table(found, "pipe").split("\n")
+    heads, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
+    shown = [dict(zip(heads, row, strict=True)) for row in rows]
+    known = {(row[""].split()[0], row["learning rate"], row["epochs"]) for row in shown}
+    distilled = [row for row in shown if row[""] == "distilled"]
+    assert len(distilled) == 10
+    for row in distilled:
+        assert row["gain on alone"]
+        assert row["gain on smoothed"]
+        assert {(kind, row["learning rate"], row["epochs"]) for kind in ("alone", "smoothed")} <= known
+    words = sweep_report.text(found, markdown=True)
+    assert "the best 10 of 12 distilled settings, their baselines, the best baseline of all and the teacher):" in words
 
 
 def test_where_everything_diverges_there_is_one_sentence(
