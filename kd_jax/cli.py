@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
@@ -25,6 +26,11 @@ class Parser(argparse.ArgumentParser):
     """
 
     stray = "see --help"
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # argparse takes -1 for a value, and -1e-3 and -inf for options.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$|-nan$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Prints the message alone, without the usage."""

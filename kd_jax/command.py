@@ -163,8 +163,6 @@ def claimed(
             print(f"{store.folder} is finished.\n\n{text}", flush=True)
             return False
         return True
-    if options.resume and not options.quiet:
-        print(f"{store.folder} holds nothing to go on with: it is started.", flush=True)
     if not options.overwrite:
         store.require_description()
     if store.started and not options.overwrite and not store.finished:
@@ -176,6 +174,8 @@ def claimed(
         cli.fail(
             f"{store.folder} already holds results: choose another --out, or add --overwrite to replace them", code=2
         )
+    if options.resume and not options.quiet:
+        print(f"{store.folder} holds nothing to go on with: it is started.", flush=True)
     store.start(identity)
     return True
 

@@ -113,12 +113,9 @@ class Config:
             _check(name, value, 0 <= value < 1, "at least 0 and below 1")
         bound = "0 (none) or positive and finite"
         _check("teacher_max_norm", self.teacher_max_norm, 0 <= self.teacher_max_norm < math.inf, bound)
-        _check(
-            "seed",
-            self.seed,
-            isinstance(self.seed, int) and 0 <= self.seed <= 2**31 - self.seeds,
-            f"from 0 to {2**31 - self.seeds}",
-        )
+        most = 2**31 - self.seeds
+        holds = isinstance(self.seed, int) and 0 <= self.seed <= most
+        _check("seed", self.seed, holds, f"from 0 to {most}" + f", with {self.seeds:,} seeds" * (self.seeds > 1))
 
     @property
     def training(self) -> Training:

@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kd_jax.config import Config, ConfigError, Training, option
 
 ALONE, SMOOTHED, DISTILLED = "alone", "label smoothing", "distilled"
@@ -42,7 +44,9 @@ def make_grid(base: Config, lists: Mapping[str, tuple[Any, ...]], smoothing: tup
     Raises `ConfigError` for a value that is out of its bounds or given twice.
     """
     for name, values in {**lists, "label_smoothing": smoothing}.items():
-        twice = [value for i, value in enumerate(values) if value in values[:i]]
+        # What is trained is float32.
+        known = [np.float32(value) if isinstance(value, float) else value for value in values]
+        twice = [values[i] for i, value in enumerate(known) if value in known[:i]]
         if twice:
             layers = ", and join the layers of one network by commas: 20,20" * name.endswith("hidden")
             raise ConfigError(f"{option(name)} has {shown(twice[0])} twice: give each value once{layers}")
@@ -114,6 +118,11 @@ def first_unused_seed(grid: Grid) -> int:
     return base.seed + 2 * base.seeds
 
 
+def of_the_distillation(name: str) -> bool:
+    """Whether an option changes only how students are distilled, or their teacher, and so no baseline."""
+    return name in _DISTILLATION
+
+
 def describe(setting: Setting, grid: Grid) -> dict[str, Any]:
     """The listed options' values that a setting depends on, by name."""
     names = [name for name in grid.lists if setting.kind == DISTILLED or name not in _DISTILLATION]
@@ -131,10 +140,8 @@ def label(setting: Setting, grid: Grid) -> str:
 
 def shown(value: Any) -> str:
     """A value of an option as the command line takes it."""
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)

@@ -68,7 +68,8 @@ def _learning_curves(result: Result) -> Any:
                 axis.fill_between(trained.epochs, low, mean + sd, color=_COLOURS[name], alpha=0.2, linewidth=0)
     for axis, title in zip(axes, ("cross entropy (nats)", "wrong (%)"), strict=True):
         axis.set(xlabel="epoch", ylabel=title, yscale="log", xlim=(0, None))
-        plain_numbers(axis.yaxis, "246")
+        low, high = axis.get_ylim()
+        plain_numbers(axis.yaxis, "246" if high >= 10 * low else "23456789")
         axis.grid(which="both", alpha=0.25)
         axis.legend()
     seeds = len(result.student.seeds)

@@ -91,6 +91,10 @@ class Bars(Lines):
         self.bar.close()
 
 
+# The share of all work after which what is left is told.
+_TOLD_FROM = 0.1
+
+
 class Overall(Lines):
     """One bar for many phases; where there is no terminal a line at the end of each.
 
@@ -129,7 +133,9 @@ class Overall(Lines):
         if self.bar is None and self.new:
             share = self.spent / self.total
             left = max(0.0, self.total - self.spent) * (time.monotonic() - self.began) / self.new
-            self._write(f"{self.phase:<26} {share:4.0%} of all" + (f", {duration(left)} left" if share < 0.995 else ""))
+            # Of little work most of the time was compiling.
+            told = self.new >= _TOLD_FROM * self.total and share < 0.995
+            self._write(f"{self.phase:<26} {share:4.0%} of all" + (f", {duration(left)} left" if told else ""))
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -92,13 +92,18 @@ def data_line(dataset: Dataset) -> str:
     )
 
 
+def counted(number: int, word: str) -> str:
+    """So many of something."""
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
 def training_line(training: Training, dataset: Dataset) -> str:
     """How one kind of model is trained, in one line."""
-    epochs = "epochs" if training.epochs > 1 else "epoch"
-    line = f"{training.epochs} {epochs} of {len(dataset.train_labels) // training.batch_size:,} steps, "
+    steps = len(dataset.train_labels) // training.batch_size
+    line = f"{counted(training.epochs, 'epoch')} of {counted(steps, 'step')}, "
     line += f"batch {training.batch_size}, Adam {training.learning_rate:g}"
     line += ", cosine decay" if training.schedule == "cosine" else ""
-    return line + (f", shifts of up to {training.shift} pixels" if training.shift else "")
+    return line + (f", shifts of up to {counted(training.shift, 'pixel')}" if training.shift else "")
 
 
 def device_line(known: Mapping[str, Any]) -> str:

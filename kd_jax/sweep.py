@@ -153,7 +153,8 @@ def _frozen(value: Any) -> Any:
 
 
 def _words(values: tuple[Any, ...]) -> str:
-    return " ".join(",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
+    words = (",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
+    return " ".join(words) or "without a value"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Plots of a sweep: a heat map of two options with the baseline marked, and every measure against the temperature."""
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kd_jax import grid, stats
+from kd_jax.config import Config
 from kd_jax.grid import ALONE, SMOOTHED, Setting
 from kd_jax.plots import new_figure
 from kd_jax.search import Found, Gain, rank
@@ -24,6 +27,11 @@ _BASELINES = {ALONE: ("#000000", "alone"), SMOOTHED: ("#999999", "smoothed label
 # Inches of a side; Matplotlib draws no larger image than 2^16 points.
 _LARGEST = 60.0
 _WIDTH = "student_hidden"
+# Values that are nearer to each other than this share of the axis are drawn at equal distances.
+_NEAREST = 0.05
+_LABELS = 20
+# No measure is beyond these, however wide the interval of few seeds; errors have the number of images.
+_HIGHEST = {"calibration error (%)": 100.0, "agrees with the teacher (%)": 100.0}
 _ORDER = ("temperature", "alpha", "learning_rate", "epochs", "batch_size", "shift")
 
 
@@ -37,7 +45,7 @@ def write(found: Found, folder: Path) -> list[str]:
     widths = found.grid.lists.get(_WIDTH, ())
     for width in widths or (None,):
         one = found if width is None else _of(found, width)
-        own, axes = "" if width is None else "-" + "-".join(map(str, width)), _axes(one)
+        own, axes = "" if width is None else _name(width, widths), _axes(one)
         if axes and one.gains:
             drawn[f"heat-map{own}.png"] = _heat_map(one, axes)
             drawn[f"{axes[0].replace('_', '-')}{own}.png"] = _curves(one, axes)
@@ -46,6 +54,20 @@ def write(found: Found, folder: Path) -> list[str]:
     for name, figure in drawn.items():
         figure.savefig(folder / name, dpi=130)
     return list(drawn)
+
+
+def remove_older(folder: Path) -> None:
+    """Plots that an earlier sweep left, which would seem to belong to this one. Raises `OSError`."""
+    options = "|".join(name.replace("_", "-") for name in Config.__dataclass_fields__)
+    ours = re.compile(rf"(heat-map|{options})(-\d+)*\.png")
+    for path in folder.glob("*.png"):
+        if ours.fullmatch(path.name):
+            path.unlink()
+
+
+def _name(width: tuple[int, ...], widths: Sequence[tuple[int, ...]]) -> str:
+    """A width in a file's name; its place in the list where that would be long."""
+    return "-" + ("-".join(map(str, width)) if len(width) <= 8 else str(widths.index(width) + 1))
 
 
 def _of(found: Found, width: tuple[int, ...]) -> Found:
@@ -68,7 +90,7 @@ def _axes(found: Found) -> list[str]:
 def _heat_map(found: Found, axes: list[str]) -> Any:
     """Errors over the first two options; of the settings that agree in both, the best."""
     lists = found.grid.lists
-    across, down = lists[axes[0]], lists[axes[1]] if len(axes) > 1 else (None,)
+    across, down = _in_order(lists[axes[0]]), _in_order(lists[axes[1]]) if len(axes) > 1 else (None,)
     # Empty where every setting diverged.
     errors = np.full((len(down), len(across)), np.nan)
     best: dict[tuple[int, int], Setting] = {}
@@ -81,7 +103,14 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     drawn = new_figure(figsize=[min(one, _LARGEST) for one in size])
     axis = drawn.subplots()
     image = axis.imshow(errors, cmap="viridis_r", aspect="auto")
-    middle = (np.nanmin(errors) + np.nanmax(errors)) / 2
+    marked: dict[str, tuple[float, str]] = {}
+    for kind, (colour, word) in _BASELINES.items():
+        means = [float(np.mean(found.students[s].errors)) for s in found.students if s.kind == kind]
+        if means:
+            marked[word] = (min(means), colour)
+    shown = [*errors[np.isfinite(errors)], *(mean for mean, _ in marked.values())]
+    margin, middle = 0.05 * (max(shown) - min(shown)) or 1.0, (min(shown) + max(shown)) / 2
+    image.set_clim(min(shown) - margin, max(shown) + margin)
     for place, setting in best.items():
         marks = "".join(_mark(gain.comparison) for gain in found.gains[setting] if gain.baseline.kind == ALONE)
         colour = "black" if errors[place] < middle else "white"
@@ -94,21 +123,16 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     else:
         axis.set(yticks=[])
     bar = drawn.colorbar(image, ax=axis, label="errors on the development split")
-    marked: dict[str, tuple[float, str]] = {}
-    for kind, (colour, word) in _BASELINES.items():
-        means = [float(np.mean(found.students[s].errors)) for s in found.students if s.kind == kind]
-        if means:
-            marked[word] = (min(means), colour)
-    shown = [*errors[np.isfinite(errors)], *(mean for mean, _ in marked.values())]
-    margin = 0.05 * (max(shown) - min(shown)) or 1.0
-    image.set_clim(min(shown) - margin, max(shown) + margin)
     for mean, colour in marked.values():
         bar.ax.axhline(mean, color=colour, linewidth=2.5)
     ends = ", ".join(f"{word} {mean:.1f}" for word, (mean, _) in marked.items())
     more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
+    seeds = found.grid.base.seeds
+    errors_of = f"mean errors of {seeds} seeds" if seeds > 1 else "errors of 1 seed"
+    marks_explained = "\n▲ a gain on the student alone, ▼ a loss (95 %, corrected)" if seeds > 1 else ""
     drawn.suptitle(
-        f"Students {_student(found)}: mean errors of {found.grid.base.seeds} seeds{more}; framed: tested\n"
-        f"lines in the bar, the best baselines: {ends}\n▲ a gain on the student alone, ▼ a loss (95 %, corrected)",
+        f"Students {_student(found)}: {errors_of}{more}; framed: tested\n"
+        f"lines in the bar, the best baselines: {ends}{marks_explained}",
         fontsize=9,
     )
     return drawn
@@ -129,38 +153,42 @@ def _frame(place: tuple[int, int]) -> Any:
 def _curves(found: Found, axes: list[str]) -> Any:
     """Every measure, and the gain, against the first option, a line for each value of the second."""
     first, lists = axes[0], found.grid.lists
-    values = lists[first]
-    numeric = all(isinstance(value, int | float) for value in values)
-    at = [float(value) for value in (values if numeric else range(len(values)))]
-    lines = lists[axes[1]] if len(axes) > 1 else (None,)
+    values = _in_order(lists[first])
+    at, log = _places(values)
+    lines = _in_order(lists[axes[1]]) if len(axes) > 1 else (None,)
     drawn = new_figure(figsize=(13, 7.5))
     panels = drawn.subplots(2, 3).ravel()
+    titles = [*_MEASURES, "gain on alone (images)"]
+    for panel, title in zip(panels, titles, strict=True):
+        _axis(panel, at, [grid.shown(value) for value in values], log=log)
+        panel.set(xlabel=_words(first), ylabel=title)
+        panel.grid(alpha=0.25)
+    measured = [(panel, title, _MEASURES[title]) for panel, title in zip(panels, _MEASURES, strict=False)]
+    highest = _HIGHEST | {"errors": float(found.examples[1])}
     for line, colour in zip(lines[: len(_COLOURS)], _COLOURS, strict=False):
         best = {x: _best_at(found, axes, value, line) for x, value in zip(at, values, strict=True)}
         chosen = {x: setting for x, setting in best.items() if setting}
         label = "distilled" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
-        for panel, measure in zip(panels, _MEASURES.values(), strict=False):
-            _line(panel, list(chosen), [measure(found.students[s]) for s in chosen.values()], colour, label)
+        for panel, title, measure in measured:
+            known = [measure(found.students[s]) for s in chosen.values()]
+            _line(panel, list(chosen), known, colour, label, highest.get(title, math.inf))
         _gains(panels[-1], {x: found.gains[s] for x, s in chosen.items()}, colour)
     for kind, (colour, word) in _BASELINES.items():
         students = [s for s in found.students if s.kind == kind]
-        own = [_best(found, [s for s in students if getattr(s.config, first) == value]) for value in values]
-        for panel, measure in zip(panels, _MEASURES.values(), strict=False):
+        overall = _best(found, students)
+        own = {
+            x: _best(found, [s for s in students if getattr(s.config, first) == values[i]]) for i, x in enumerate(at)
+        }
+        chosen = {x: setting for x, setting in own.items() if setting}
+        for panel, title, measure in measured:
+            top = highest.get(title, math.inf)
             # Baselines do not depend on how a student is distilled, and do on how it is trained.
-            if students and all(own):
-                _line(panel, at, [measure(found.students[s]) for s in own if s], colour, word, linestyle="--")
-            elif students:
-                _band(
-                    panel, measure(found.students[min(students, key=lambda s: rank(found.students[s]))]), colour, word
-                )
+            if overall and grid.of_the_distillation(first):
+                _band(panel, measure(found.students[overall]), colour, word, top)
+            elif overall:
+                known = [measure(found.students[s]) for s in chosen.values()]
+                _line(panel, list(chosen), known, colour, word, top, linestyle="--")
     panels[-1].axhline(0, color="0.4", linewidth=1)
-    for panel, title in zip(panels, [*_MEASURES, "gain on alone (images)"], strict=True):
-        if numeric and min(at) > 0 and max(at) >= 8 * min(at):
-            panel.set_xscale("log")
-            panel.xaxis.set_minor_formatter("")
-        panel.set_xticks(at, [grid.shown(value) for value in values])
-        panel.set(xlabel=_words(first), ylabel=title)
-        panel.grid(alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=10)
     more = f"; best over {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
@@ -168,11 +196,49 @@ def _curves(found: Found, axes: list[str]) -> Any:
         more += f"; the first {len(_COLOURS)} of {len(lines)} values of {_words(axes[1])}"
     who = "" if first == _WIDTH else f", students {_student(found)}"
     drawn.suptitle(
-        f"Development split{who}: means of {found.grid.base.seeds} seeds, 95 % intervals (bars, bands), "
-        f"those of the gain corrected{more}",
+        f"Development split{who}: {_seeds(found)}{more}",
         fontsize=11,
     )
     return drawn
+
+
+def _in_order(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Numbers from the smallest on, whatever the order that they were given in; else as they are."""
+    return tuple(sorted(values)) if all(isinstance(value, int | float) for value in values) else values
+
+
+def _places(values: tuple[Any, ...]) -> tuple[list[float], bool]:
+    """Where ordered values stand on the axis, and whether that is logarithmic; at equal distances if they crowd."""
+    if all(isinstance(value, int | float) for value in values):
+        log = values[0] > 0 and values[-1] >= 8 * values[0]
+        scaled = np.log(values) if log else np.asarray(values, np.float64)
+        if np.diff(scaled).min(initial=math.inf) >= _NEAREST * (scaled[-1] - scaled[0]):
+            return [float(value) for value in values], log
+    return [float(place) for place in range(len(values))], False
+
+
+def _axis(panel: Any, at: list[float], labels: list[str], *, log: bool) -> None:
+    """Limits come first: of a logarithmic axis on which nothing is drawn there would be none."""
+    if log:
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_formatter("")
+        beyond = (at[-1] / at[0]) ** 0.05
+        panel.set_xlim(at[0] / beyond, at[-1] * beyond)
+    else:
+        beyond = 0.05 * (at[-1] - at[0]) or 0.5
+        panel.set_xlim(at[0] - beyond, at[-1] + beyond)
+    every = -(-len(at) // _LABELS)
+    panel.set_xticks(at[::every], labels[::every])
+    if sum(len(label) + 1 for label in labels[::every]) > 40:
+        panel.tick_params(axis="x", labelrotation=90)
+
+
+def _seeds(found: Found) -> str:
+    """What is drawn, of how many seeds."""
+    seeds = found.grid.base.seeds
+    if seeds == 1:
+        return "1 seed, without intervals"
+    return f"means of {seeds} seeds, 95 % intervals (bars, bands), those of the gain corrected"
 
 
 def _best(found: Found, settings: list[Setting]) -> Setting | None:
@@ -197,21 +263,24 @@ def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting | 
     return _best(found, fitting)
 
 
-def _line(panel: Any, at: list[float], values: list[Any], colour: str, label: str, linestyle: str = "-") -> None:
+def _line(
+    panel: Any, at: list[float], values: list[Any], colour: str, label: str, highest: float, linestyle: str = "-"
+) -> None:
     means = [float(np.mean(one)) for one in values]
     halves = [stats.half_width(one) for one in values]
     # No measure is below 0, however wide the interval of few seeds.
     below = [min(half, mean) for half, mean in zip(halves, means, strict=True)]
+    above = [min(half, max(0.0, highest - mean)) for half, mean in zip(halves, means, strict=True)]
     panel.errorbar(
-        at, means, yerr=[below, halves], color=colour, label=label, linestyle=linestyle, marker="o", markersize=4,
+        at, means, yerr=[below, above], color=colour, label=label, linestyle=linestyle, marker="o", markersize=4,
         capsize=3, linewidth=1.3,
     )  # fmt: skip
 
 
-def _band(panel: Any, values: Any, colour: str, label: str) -> None:
+def _band(panel: Any, values: Any, colour: str, label: str, highest: float) -> None:
     mean, half = float(np.mean(values)), stats.half_width(values)
     panel.axhline(mean, color=colour, linestyle="--", linewidth=1.3, label=label)
-    panel.axhspan(max(0.0, mean - half), mean + half, color=colour, alpha=0.12, linewidth=0)
+    panel.axhspan(max(0.0, mean - half), max(mean, min(highest, mean + half)), color=colour, alpha=0.12, linewidth=0)
 
 
 def _student(found: Found) -> str:

@@ -15,6 +15,7 @@ from kd_jax.config import Config, Training, make_config, option
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.grid import ALONE, DISTILLED, SMOOTHED, Grid, Setting
+from kd_jax.report import counted
 from kd_jax.search import Found, Gain, rank
 
 TABLE, RUNS = "results.md", "results.csv"
@@ -47,7 +48,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
     smoothing = f", smoothing {_values(asked.smoothing)}" if asked.smoothing else ""
     lines = {
         "data": report.data_line(split).replace("test images", "development images (the training set's last)"),
-        "grid": f"{listed or 'no list'}: {len(distilled)} settings, {teachers} teacher{'s' * (teachers > 1)}",
+        "grid": f"{listed or 'no list'}: {counted(len(distilled), 'setting')}, {counted(teachers, 'teacher')}",
         "baselines": f"{len(baselines)}, trained on labels alone{smoothing}",
         "each with": seeds,
         "fixed": rest,
@@ -162,7 +163,7 @@ def _diverged(settings: Sequence[Setting], asked: Grid) -> str:
 def _development_table(found: Found, style: str) -> str:
     rows = [
         [*_student(s, found.grid), *_measures(found.students[s]), *_gain_cells(found.gains.get(s, []), found)]
-        for s in [*_best(found.gains, found), *_baselines_shown(found)]
+        for s in [*_distilled_shown(found), *_baselines_shown(found)]
     ]
     blank = [""] * len(_gain_columns(found))
     for config, measured in sorted(found.teachers.items(), key=lambda item: rank(item[1]))[:_SHOWN]:
@@ -174,6 +175,12 @@ def _best(settings: Iterable[Setting], found: Found) -> list[Setting]:
     return sorted(settings, key=lambda s: rank(found.students[s]))[:_SHOWN]
 
 
+def _distilled_shown(found: Found) -> list[Setting]:
+    """The best, and those that are chosen, of narrow students too."""
+    best = _best(found.gains, found)
+    return best + [setting for setting in found.chosen if setting not in best]
+
+
 def _baselines(found: Found) -> list[Setting]:
     return [setting for setting in grid.baselines(found.grid) if setting in found.students]
 
@@ -182,7 +189,7 @@ def _baselines_shown(found: Found) -> list[Setting]:
     """All where they are few, else those that the gains that are shown are against, and the best of all."""
     known = _baselines(found)
     if len(known) > _SHOWN:
-        against = {gain.baseline for setting in _best(found.gains, found) for gain in found.gains[setting]}
+        against = {gain.baseline for setting in _distilled_shown(found) for gain in found.gains[setting]}
         known = [setting for setting in known if setting in {*against, _best(known, found)[0]}]
     return sorted(known, key=lambda s: rank(found.students[s]))
 
@@ -250,7 +257,11 @@ def _measures(measured: Evaluation) -> list[str]:
     """Of all seeds, or of one teacher, which has no teacher itself."""
 
     def cell(values: Any, form: str, *, per_cent: bool = False) -> str:
-        return "" if values is None else report.spread(np.atleast_1d(values), form, per_cent=per_cent)
+        if values is None:
+            return ""
+        # Students that all but diverged.
+        form = ".3g" if np.abs(values).max() >= 1e6 else form
+        return report.spread(np.atleast_1d(values), form, per_cent=per_cent)
 
     return [
         cell(measured.errors, ".1f"),
@@ -276,13 +287,14 @@ def write(found: Found, dataset: Dataset, folder: Path) -> list[str]:
     """
     try:
         (folder / report.RESULTS).unlink(missing_ok=True)
-        drawn = sweep_plots.write(found, folder)
+        sweep_plots.remove_older(folder)
         (folder / TABLE).write_text(text(found, markdown=True) + "\n", encoding="utf-8")
         with (folder / RUNS).open("w", newline="", encoding="utf-8") as file:
             rows = list(_runs(found))
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+        drawn = sweep_plots.write(found, folder)
         report.write_whole(folder / report.RESULTS, report.as_text(as_json(found, dataset), indent=1))
     except OSError as error:
         raise report.not_written(folder, error) from None

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sweeps
 from PIL import Image
 
 from kd_jax import (
@@ -31,7 +32,7 @@ from kd_jax import (
 )
 from kd_jax.checkpoint import Store
 from kd_jax.data import Dataset
-from kd_jax.evaluate import Evaluation, predict
+from kd_jax.evaluate import predict
 from kd_jax.models import mlp
 
 SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
@@ -381,25 +382,9 @@ def test_a_teacher_that_diverges_costs_the_others_nothing(
 
 def test_every_gain_that_is_shown_has_its_baseline_in_the_table() -> None:
     """With more baselines than are shown: six trainings, each with two smoothings."""
-    lists = {
-        "learning_rate": (0.1, 0.2, 0.3),
-        "epochs": (1, 2),
-        "temperature": (1.0, 2.0),
-        "label_smoothing": (0.1, 0.2),
-    }
-    asked = sweep._grid({**lists, "seeds": (4,)})
-    rng = np.random.default_rng(0)
-    students = {}
-    for setting in [*grid.baselines(asked), *grid.distilled(asked)]:
-        errors = rng.integers(20, 30, 4) + 20 * (setting.kind == grid.ALONE)
-        part = np.full(4, 0.1)
-        students[setting] = Evaluation(100 - errors, errors, 1 - errors / 100, part, part, part, part)
-    gains, number = search._gains(asked, students)
-    assert number == 12 * 3
-    found = search.Found(
-        asked, {asked.base: students[setting]}, students, [], gains, number, (setting,), students, [], {}, {}, {},
-        (80, 20, 9), 0, 0,
-    )  # fmt: skip
+    lists = {"learning_rate": (0.1, 0.2, 0.3), "epochs": (1, 2), "temperature": (1.0, 2.0)}
+    found = sweeps.made(**lists, label_smoothing=(0.1, 0.2))
+    assert found.looked_at == 12 * 3
     table = sweep_report._development_table(found, "pipe").split("\n")
     heads, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
     shown = [dict(zip(heads, row, strict=True)) for row in rows]
@@ -412,6 +397,21 @@ def test_every_gain_that_is_shown_has_its_baseline_in_the_table() -> None:
         assert {(kind, row["learning rate"], row["epochs"]) for kind in ("alone", "smoothed")} <= known
     words = sweep_report.text(found, markdown=True)
     assert "the best 10 of 12 distilled settings, their baselines, the best baseline of all and the teacher):" in words
+
+
+def test_the_chosen_setting_of_every_width_is_in_the_table() -> None:
+    found = sweeps.made(student_hidden=((4,), (8,)), temperature=tuple(float(t) for t in range(1, 14)))
+    (worst,) = (s for s in found.chosen if s != found.chosen[0])
+    slow = {s: sweeps.measured(m.errors + 50) for s, m in found.students.items() if s.config == worst.config}
+    found = found._replace(students=found.students | slow)
+    rows = sweep_report._development_table(found, "pipe").split("\n")
+    own = [row for row in rows if row.startswith("| distilled") and f" {worst.config.student_hidden[0]} |" in row]
+    assert any(f"{np.mean(found.students[worst].errors):.1f} ±" in row for row in own)
+
+
+def test_numbers_of_students_that_all_but_diverged_are_short() -> None:
+    huge = sweeps.measured(np.array([3, 4]))._replace(nll=np.array([9.6e38, 1e30]))
+    assert sweep_report._measures(huge)[1] == "4.8e+38 ± 6.79e+38"
 
 
 def test_where_everything_diverges_there_is_one_sentence(
@@ -428,6 +428,9 @@ def test_where_everything_diverges_there_is_one_sentence(
     ("arguments", "says"),
     [
         (["--temperature", "1", "1"], "--temperature has 1 twice"),
+        (["--temperature", "4", "4.0000001"], "--temperature has 4.0000001 twice"),
+        (["--temperature", "-inf", "2"], "--temperature is -inf: it must be positive"),
+        (["--alpha", "-1e-3"], "--alpha is -0.001: it must be from 0"),
         (["--student-hidden", "20", "20"], "--student-hidden has 20 twice: give each value once, and join the layers"),
         (["--alpha", "0", "2"], "--alpha is 2.0"),
         (["--label-smoothing", "2"], "--label-smoothing is 2.0"),

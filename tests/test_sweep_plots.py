@@ -1,0 +1,121 @@
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sweeps
+
+from kd_jax import grid, sweep_plots
+from kd_jax.search import Found
+
+
+def panels(found: Found) -> dict[str, Any]:
+    """The curves' panels by what is on their y axis."""
+    figure = sweep_plots._curves(found, sweep_plots._axes(found))
+    figure.draw_without_rendering()
+    return {panel.get_ylabel(): panel for panel in figure.axes}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((1.0, 2.0, 4.0, 8.0, 20.0), ([1.0, 2.0, 4.0, 8.0, 20.0], True)),
+        ((0.0, 0.1, 0.5, 0.9), ([0.0, 0.1, 0.5, 0.9], False)),
+        ((0.0, 0.001, 0.01, 0.5), ([0.0, 1.0, 2.0, 3.0], False)),
+        ((1.0, 2.5, 3.0, 100.0), ([0.0, 1.0, 2.0, 3.0], False)),
+        (((20, 20), (4,)), ([0.0, 1.0], False)),
+        (("constant", "cosine"), ([0.0, 1.0], False)),
+        ((2.0,), ([2.0], False)),
+    ],
+)
+def test_values_stand_where_they_are_unless_they_crowd(values: Any, expected: Any) -> None:
+    assert sweep_plots._places(values) == expected
+
+
+def test_numbers_are_drawn_in_order_whatever_the_order_that_they_were_given_in() -> None:
+    found = sweeps.made(temperature=(20.0, 1.0, 4.0), alpha=(0.5, 0.0))
+    for panel in panels(found).values():
+        for line in panel.get_lines():
+            if len(line.get_xdata()) == 3:
+                assert list(line.get_xdata()) == [1.0, 4.0, 20.0]
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["1", "4", "20"]
+    heat_map = sweep_plots._heat_map(found, ["temperature", "alpha"]).axes[0]
+    errors = np.asarray(heat_map.images[0].get_array())
+    for setting in found.gains:
+        place = [0.0, 0.5].index(setting.config.alpha), [1.0, 4.0, 20.0].index(setting.config.temperature)
+        assert errors[place] == found.students[setting].errors.mean()
+
+
+def test_where_no_gain_is_known_the_axis_still_stands(tmp_path: Path) -> None:
+    """Every student alone diverged; a logarithmic axis without limits of its own cannot be drawn."""
+    found = sweeps.made(diverged=(grid.ALONE, grid.SMOOTHED), temperature=(1.0, 4.0, 20.0, 100.0))
+    assert sweep_plots.write(found, tmp_path) == ["heat-map.png", "temperature.png"]
+    gain = panels(found)["gain on alone (images)"]
+    assert gain.get_xscale() == "log"
+    assert gain.get_xlim()[0] < 1 < 100 < gain.get_xlim()[1]
+
+
+def test_a_baseline_that_depends_on_the_axis_is_drawn_where_it_is_known() -> None:
+    found = sweeps.made(learning_rate=(0.01, 0.1, 1.0))
+    without = {s: m for s, m in found.students.items() if s.kind == grid.DISTILLED or s.config.learning_rate != 0.1}
+    found = found._replace(students=without)
+    lines = [line for line in panels(found)["errors"].get_lines() if line.get_linestyle() == "--"]
+    alone = {s.config.learning_rate: m.errors.mean() for s, m in found.students.items() if s.kind == grid.ALONE}
+    assert dict(zip(*lines[0].get_data(), strict=True)) == alone
+
+
+def test_every_number_in_the_heat_map_can_be_read() -> None:
+    """Students alone make so many more errors that all cells are light."""
+    found = sweeps.made(temperature=(1.0, 2.0, 4.0), alpha=(0.0, 0.5))
+    students = {s: sweeps.measured(m.errors + 40 * (s.kind == grid.ALONE)) for s, m in found.students.items()}
+    heat_map = sweep_plots._heat_map(found._replace(students=students), ["temperature", "alpha"]).axes[0]
+    image = heat_map.images[0]
+    assert len(heat_map.texts) == 6
+    for text in heat_map.texts:
+        x, y = (round(place) for place in text.get_position())
+        light = np.dot(image.cmap(image.norm(image.get_array()[y, x]))[:3], (0.299, 0.587, 0.114))
+        assert abs(light - (text.get_color() == "white")) > 0.4
+
+
+def test_no_interval_is_wider_than_what_is_possible() -> None:
+    found = sweeps.made(seeds=2, temperature=(1.0, 2.0))
+    wide = sweeps.measured(np.array([0, 90]))._replace(teacher_agreement=np.array([0.1, 1.0]))
+    drawn = panels(found._replace(students=dict.fromkeys(found.students, wide)))
+    for name, most in (("errors", 100), ("agrees with the teacher (%)", 100)):
+        ends = [y for bars in drawn[name].containers for part in bars[2] for y in part.get_segments()]
+        assert np.max(ends) <= most
+        assert np.min(ends) >= 0
+
+
+def test_one_seed_has_no_intervals_and_none_is_promised() -> None:
+    found = sweeps.made(seeds=1, temperature=(1.0, 2.0))
+    axes = sweep_plots._axes(found)
+    assert (
+        sweep_plots._curves(found, axes).get_suptitle()
+        == "Development split, students 20,20: 1 seed, without intervals"
+    )
+    assert "errors of 1 seed;" in sweep_plots._heat_map(found, axes).get_suptitle()
+
+
+def test_labels_of_many_values_do_not_overlap() -> None:
+    found = sweeps.made(temperature=tuple(1 + 0.5 * i for i in range(40)))
+    figure = sweep_plots._curves(found, ["temperature"])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].get_xticklabels()]
+    assert 10 < len(boxes) <= 20
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_plots_of_an_earlier_sweep_go_and_others_stay(tmp_path: Path) -> None:
+    ours = ("heat-map.png", "heat-map-20-20.png", "temperature.png", "learning-rate-4.png", "student-hidden.png")
+    theirs = ("heat-map-of-mine.png", "notes.png", "temperature.txt", "a-temperature.png")
+    for name in (*ours, *theirs):
+        (tmp_path / name).touch()
+    sweep_plots.remove_older(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
+
+
+def test_names_of_files_are_short_however_deep_a_student_is() -> None:
+    widths = ((20, 20), (1,) * 131)
+    assert [sweep_plots._name(width, widths) for width in widths] == ["-20-20", "-2"]
