@@ -33,6 +33,7 @@ OUT_OF_BOUNDS = [
     ("teacher_learning_rate", 0.0, "--teacher-learning-rate is 0.0"),
     ("seed", -1, "--seed is -1: it must be from 0 to"),
     ("seed", 2**31, "--seed is 2147483648"),
+    ("seeds", 2**31 - 1, "--seed is 42: it must be from 0 to 1, with 2,147,483,647 seeds"),
 ]
 
 

@@ -158,6 +158,13 @@ def test_results_are_not_replaced_unasked(source: str, tmp_path: Path, capsys: p
     capsys.readouterr()
     assert "already holds results" in refused(arguments, capsys)
     assert (out / "results.json").read_bytes() == before
+    # Without what it was, there is nothing to go on with; nothing is said to be started.
+    (out / "run.json").unlink()
+    with pytest.raises(SystemExit):
+        run.main([argument for argument in arguments if argument != "--quiet"] + ["--resume"])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "already holds results" in printed.err
     run.main([*arguments, "--overwrite"])
     assert (out / "results.json").read_bytes() != before
 
