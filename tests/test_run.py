@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -160,6 +161,7 @@ def test_results_are_not_replaced_unasked(source: str, tmp_path: Path, capsys: p
     assert (out / "results.json").read_bytes() == before
     # Without what it was, there is nothing to go on with; nothing is said to be started.
     (out / "run.json").unlink()
+    shutil.rmtree(out / "checkpoints")
     with pytest.raises(SystemExit):
         run.main([argument for argument in arguments if argument != "--quiet"] + ["--resume"])
     printed = capsys.readouterr()
