@@ -1,5 +1,6 @@
 #!/bin/bash
 # All measurements of one GPU, in one command and within 9 minutes: benchmarks/gpu.sh [OUT] [PYTHON]
+# Hinton's whole table on it, within 10 minutes, or as far as it comes: benchmarks/gpu.sh OUT PYTHON hinton2015
 # Run it in the repository's root. Where PYTHON's JAX sees no GPU, the first run installs one into .venv-gpu, which
 # takes minutes more. Each section writes its figures as soon as it is done; what comes last is lost first.
 set -u
@@ -21,13 +22,9 @@ if ! sees_gpu "$python"; then
     fi
 fi
 mkdir -p "$out"
-if ! "$python" -c 'import importlib.metadata as m; m.version("kd-jax")' 2>/dev/null; then
-    # kd_jax tells its own version in every result. Where nothing can be installed, this says it.
-    about=$(mktemp -d)
-    mkdir "$about/kd_jax.dist-info"
-    { echo 'Metadata-Version: 2.1'; echo 'Name: kd-jax'; sed -n 's/^version = "\(.*\)"/Version: \1/p' pyproject.toml; } \
-        >"$about/kd_jax.dist-info/METADATA"
-    export PYTHONPATH=.:$about
+if [ "${3:-}" = hinton2015 ]; then
+    time timeout 600 "$python" -m kd_jax.reproduce hinton2015 --out "$out/hinton2015" --resume
+    exit
 fi
 measure() {
     local limit=$1 folder=$2
