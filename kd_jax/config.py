@@ -23,6 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "schedule": "cosine",
         "shift": 1,
+        "teacher_hidden": (400, 400),
+        "teacher_dropout": 0.0,
         "teacher_epochs": 40,
         "teacher_batch_size": 256,
         "teacher_learning_rate": 0.001,
