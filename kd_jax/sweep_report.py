@@ -130,9 +130,11 @@ def _seed_words(found: Found) -> str:
 
 def _explanation(found: Found) -> str:
     number, smoothings = found.looked_at, len(found.grid.smoothing)
-    each = f" (with each of {smoothings} smoothings, of which the best counts)" * (smoothings > 1)
+    looked_at = f"; {number} were looked at"
+    if smoothings > 1:
+        looked_at = f";\n{number} were looked at (with each of {smoothings} smoothings, of which the best counts)"
     corrected = (
-        f";\n{number} were looked at{each},\n"
+        f"{looked_at},\n"
         f"so every interval is at the level 1 − 0.05/{number}, and all hold at once with at least 95 % (Bonferroni)"
         if number > 1
         else ""
