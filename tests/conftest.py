@@ -1,5 +1,6 @@
 """What every test shares: strict arithmetic, a cache of its own, and small data sets."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", COMPILED)
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module() -> Iterator[None]:
+    """Programs of all modules together are more memory mappings than Linux gives a process: it ends in a segfault."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
