@@ -265,7 +265,7 @@ def measures(
     evaluation = evaluate(jnp.asarray(logits), jnp.asarray(labels), None if teacher is None else jnp.asarray(teacher))
     found = {name: np.asarray(value).item() for name, value in evaluation._asdict().items() if value is not None}
     if not all(np.isfinite(value) for value in found.values()):
-        raise RunError("a measure of the test images is not finite: start again, with another --seed")
+        raise RunError("a measure of the test images is not finite: choose another --seed")
     return found | {"errors_by_class": _by_class(logits, labels)}
 
 

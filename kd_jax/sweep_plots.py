@@ -176,10 +176,11 @@ def _curves(found: Found, axes: list[str]) -> Any:
     for kind, (colour, word) in _BASELINES.items():
         students = [s for s in found.students if s.kind == kind]
         overall = _best(found, students)
-        own = {
-            x: _best(found, [s for s in students if getattr(s.config, first) == values[i]]) for i, x in enumerate(at)
+        by_value = {
+            x: _best(found, [s for s in students if getattr(s.config, first) == value])
+            for x, value in zip(at, values, strict=True)
         }
-        chosen = {x: setting for x, setting in own.items() if setting}
+        chosen = {x: setting for x, setting in by_value.items() if setting}
         for panel, title, measure in measured:
             top = highest.get(title, math.inf)
             # Baselines do not depend on how a student is distilled, and do on how it is trained.
