@@ -4,7 +4,7 @@ Every array is in the order and the shapes of kd_jax: a layer's bias, then its k
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,10 +48,12 @@ class Step(NamedTuple):
 
 
 class Deviation(NamedTuple):
-    """How far a training is from another, of the worst tensor of each kind.
+    """How far a training is from another, of the worst tensor of each kind, by one of two measures.
 
-    The smallest atol / max |b| with which |a - b| <= atol + rtol |b| for every element; for rtol 0 that is
-    max |a - b| / max |b|.
+    Element by element: the smallest atol / max |b| with which |a - b| <= atol + rtol |b| for every element; for rtol 0
+    that is max |a - b| / max |b|.
+
+    As vectors: ||a - b|| / ||b||.
     """
 
     loss: Any
@@ -72,14 +74,15 @@ class Flips(NamedTuple):
 
 
 class Float32(NamedTuple):
-    """In float32, max |a - b| / max |b| of the worst tensor: one value for each step.
+    """In float32: one value for each step.
 
-    one_step: kd_jax from PyTorch after one step from PyTorch's state.
-    adam: kd_jax's Adam from PyTorch's, each with its own state, both given PyTorch's gradients.
-    free: kd_jax's training from PyTorch's, which restarts from PyTorch's state after each step with a flip.
+    one_step: kd_jax from PyTorch after one step from PyTorch's state, element by element; parameters as vectors, as
+        Adam moves one whose gradient is only rounding by any length up to the learning rate.
+    adam: kd_jax's Adam from PyTorch's, each with its own state, both given PyTorch's gradients, element by element.
+    free: kd_jax's training from PyTorch's, as vectors; it restarts from PyTorch's state after each step with a flip.
     one_step_flips, free_flips: where they have units that are on in one framework and off in the other.
-    ours, theirs: kd_jax's and PyTorch's training from PyTorch's training in float64, rounded to float32: of the steps
-        before the first flip between the three.
+    ours, theirs: kd_jax's and PyTorch's training from PyTorch's training in float64, rounded to float32, as vectors: of
+        the steps before the first flip between the three.
     """
 
     one_step: Deviation
@@ -133,7 +136,7 @@ def in_float64(case: Case, data: Data, rtol: float = 1e-9) -> Deviation:
             state, step = ours.step(state, rows)
             reached = theirs.step(rows, ours.masks(state))
             assert int(state.step) == int(state.optimizer_state.adam.count) == number == theirs.count()
-            apart.append(_deviation(step, reached, rtol))
+            apart.append(_deviation(step, reached, partial(_apart, rtol=rtol)))
     return _stack(apart)
 
 
@@ -149,15 +152,16 @@ def in_float32(case: Case, data: Data) -> Float32:
             _, one = jax.block_until_ready(ours.step(ours.restart(free, theirs, number), rows))
             masks = ours.masks(free)
             step = theirs.step(rows, masks)
-            pairs = (one, step), (adam.step(step), step), (went, step)
+            one_step = _deviation(one, step, _apart)._replace(params=_deviation(one, step, _distance).params)
+            apart_by_adam = _deviation(adam.step(step), step, _apart)
             flips = [theirs.flips(other, step) for other in (one, went)]
-            apart.append((*(_deviation(*pair) for pair in pairs), *flips))
+            apart.append((one_step, apart_by_adam, _deviation(went, step, _distance), *flips))
             if not parted:
                 exact = truth.step(rows, masks)
                 parted = any(truth.flips(other, exact).count for other in (went, step))
             if not parted:
                 rounded = Step(*([np.asarray(x, np.float32) for x in kind] for kind in exact[:5]), exact.on)
-                from_truth.append((_deviation(went, rounded), _deviation(step, rounded)))
+                from_truth.append(tuple(_deviation(training, rounded, _distance) for training in (went, step)))
             if flips[1].count:
                 free = jax.tree.map(np.array, ours.restart(free, theirs, number + 1))
                 parted = True
@@ -323,25 +327,38 @@ def _observed(network: Network, case: Case) -> Network:
     return Network(init, apply)
 
 
-def _deviation(ours: Step, theirs: Step, rtol: float = 0.0) -> Deviation:
-    return Deviation(*(max(map(partial(_apart, rtol), *kind)) for kind in zip(ours[:5], theirs[:5], strict=True)))
+def _deviation(ours: Step, theirs: Step, measure: Callable[..., float]) -> Deviation:
+    return Deviation(*(max(map(measure, *kind)) for kind in zip(ours[:5], theirs[:5], strict=True)))
 
 
-def _apart(rtol: float, a: Any, b: Any) -> float:
-    a, b = np.atleast_1d(np.asarray(a)), np.atleast_1d(b)
+def _apart(a: Any, b: Any, rtol: float = 0.0) -> float:
+    """Element by element."""
     gap = size = 0.0
-    if a is b:
-        return gap
-    # In parts that a processor's cache holds, several times as fast as whole.
-    for start in range(0, len(a), 64):
-        theirs = b[start : start + 64]
-        gaps = a[start : start + 64] - theirs
+    for theirs, gaps in _gaps(a, b):
         np.abs(gaps, out=gaps)
         if rtol:
             gaps -= rtol * np.abs(theirs)
         gap = max(gap, float(gaps.max()))
         size = max(size, float(theirs.max()), -float(theirs.min()))
     return gap / size if gap > 0 else 0.0
+
+
+def _distance(a: Any, b: Any) -> float:
+    """As vectors."""
+    gap = size = 0.0
+    for theirs, gaps in _gaps(a, b):
+        gap, size = gap + float(np.vdot(gaps, gaps)), size + float(np.vdot(theirs, theirs))
+    return (gap / size) ** 0.5 if gap else 0.0
+
+
+def _gaps(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
+    """`b` and a - b, in parts that a processor's cache holds, several times as fast as whole."""
+    a, b = np.atleast_1d(np.asarray(a)), np.atleast_1d(b)
+    if a is b:
+        return
+    for start in range(0, len(a), 64):
+        theirs = b[start : start + 64]
+        yield theirs, a[start : start + 64] - theirs
 
 
 def _stack(rows: Any) -> Any:

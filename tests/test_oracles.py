@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kd_jax import losses
@@ -102,8 +102,7 @@ def assert_values_and_gradients(
     factor = rounded**power
     pairs = list(zip(oracles.rows(student), oracles.rows(teacher), strict=True))
     expected = [factor * oracle(s, t, rounded) for s, t in pairs]
-    # A probability that float32 cannot hold is multiplied by a difference of tempered logits.
-    lost = max(1, factor) * max(1, float(np.ptp([student, teacher])) / rounded)
+    lost = lost_denormals(student, teacher, rounded, factor)
     assert_close(values, expected, rtol=BOUNDS[dtype], smallest=lost)
     gradients = [[[factor * g for g in side] for side in oracle_gradients(s, t, rounded)] for s, t in pairs]
     for side in (0, 1):
@@ -111,6 +110,11 @@ def assert_values_and_gradients(
         largest = np.abs(by_side).max(axis=1, keepdims=True)
         smallest = lost / min(1, rounded)
         assert_close(found[side], by_side, rtol=BOUNDS[dtype], scale=largest, smallest=smallest)
+
+
+def lost_denormals(student: Any, teacher: Any, temperature: float, factor: float) -> float:
+    """A probability that float32 cannot hold is multiplied by a difference of tempered logits, and by `factor`."""
+    return max(1, factor) * max(1, float(np.ptp([student, teacher])) / temperature)
 
 
 @cache
@@ -273,6 +277,7 @@ finite_logits = st.lists(st.floats(-50, 50, width=32), min_size=5, max_size=5)
     st.integers(0, 4),
     st.just(0.0) | st.floats(0.125, 1, width=16),
 )
+@example([0.0, 18.0, 0.0, 0.0, 0.0], [0.0, 22.0, 0.0, 0.0, 0.0], 0.25, 0, 0.0)  # A teacher's e^-88 is a denormal.
 def test_the_mix_weighs_by_alpha(
     dtype: type, student: list[float], teacher: list[float], temperature: float, label: int, alpha: float
 ) -> None:
@@ -297,13 +302,14 @@ def test_the_mix_weighs_by_alpha(
     (s,), (t_row,) = oracles.rows(np.array([student])), oracles.rows(np.array([teacher]))
     squared = oracles.mp.mpf(temperature) ** 2
     hard, soft = oracles.cross_entropy(s, label), squared * oracles.kl(s, t_row, temperature)
-    assert_close(found, alpha * hard + (1 - alpha) * soft, rtol=BOUNDS[dtype], smallest=float(squared))
+    lost = lost_denormals(student, teacher, temperature, float(squared))
+    assert_close(found, alpha * hard + (1 - alpha) * soft, rtol=BOUNDS[dtype], smallest=lost)
     by_hard = np.array(oracles.cross_entropy_gradient(s, label), float)
     by_soft = np.array([float(squared * g) for g in oracles.kl_gradients(s, t_row, temperature)[0]])
     # Where the two pull in opposite directions, to the larger pull.
     scale = max(alpha * np.abs(by_hard).max(), (1 - alpha) * np.abs(by_soft).max())
     expected = alpha * by_hard + (1 - alpha) * by_soft
-    assert_close(gradient, expected, rtol=BOUNDS[dtype], scale=scale, smallest=float(squared))
+    assert_close(gradient, expected, rtol=BOUNDS[dtype], scale=scale, smallest=lost / min(1, temperature))
 
 
 @settings(deadline=None)
