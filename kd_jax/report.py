@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ import kd_jax
 from kd_jax import plots
 from kd_jax.config import Config, Training
 from kd_jax.data import Dataset
+from kd_jax.evaluate import Evaluation
 from kd_jax.experiment import Result, Trained, layer_sizes, models
 from kd_jax.parameters import tensor_name
 from kd_jax.phase import TITLES
@@ -239,8 +241,16 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
 
 
 def as_text(content: Any, indent: int | None = 2) -> str:
-    """JSON, without numbers that are none."""
-    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    """JSON, without numbers that are none. A list of numbers is one line."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    # No string of JSON has a line break.
+    return re.sub(r"\[\n([-+.\de,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+
+
+def plain(values: Any) -> Any:
+    """Python's numbers, of an array of any rank; of float32 with no more digits than it has."""
+    array = np.asarray(values)
+    return (array.astype(str).astype(np.float64) if array.dtype == np.float32 else array).tolist()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -280,14 +290,16 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
     return ["parameters/*.safetensors"]
 
 
+def runs_json(measured: Evaluation) -> list[dict[str, Any]]:
+    """The measures of each seed."""
+    named = {name: plain(values) for name, values in measured._asdict().items() if values is not None}
+    return [dict(zip(named, run, strict=True)) for run in zip(*named.values(), strict=True)]
+
+
 def _model_json(trained: Trained) -> dict[str, Any]:
-    measures = {name: values for name, values in trained.evaluations._asdict().items() if values is not None}
-    runs = [
-        {"seed": seed} | {name: values[i].item() for name, values in measures.items()}
-        for i, seed in enumerate(trained.seeds)
-    ]
-    history = {"epoch": trained.epochs.tolist()}
-    history |= {name: np.asarray(values).tolist() for name, values in trained.history._asdict().items()}
+    runs = [{"seed": seed} | run for seed, run in zip(trained.seeds, runs_json(trained.evaluations), strict=True)]
+    history = {"epoch": plain(trained.epochs)}
+    history |= {name: plain(values) for name, values in trained.history._asdict().items()}
     return {"parameters": trained.parameters, "runs": runs, "training": history}
 
 

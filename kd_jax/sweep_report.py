@@ -347,13 +347,12 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
 
 
 def _teacher_json(config: Config, measured: Evaluation, asked: Grid) -> dict[str, Any]:
-    found = {name: value.item() for name, value in measured._asdict().items() if value is not None}
+    found = {name: report.plain(value) for name, value in measured._asdict().items() if value is not None}
     return {"config": _changed(config, asked)} | found
 
 
 def _setting_json(setting: Setting, measured: Evaluation, asked: Grid, seeds: Sequence[int]) -> dict[str, Any]:
-    named = {name: values for name, values in measured._asdict().items() if values is not None}
-    runs = [{"seed": seed} | {n: v[i].item() for n, v in named.items()} for i, seed in enumerate(seeds)]
+    runs = [{"seed": seed} | run for seed, run in zip(seeds, report.runs_json(measured), strict=True)]
     return {"setting": _described(setting, asked), "runs": runs}
 
 
@@ -382,10 +381,10 @@ def _runs(found: Found) -> Iterable[dict[str, Any]]:
     ):
         for setting, measured in students.items():
             values = {name: _value(value) for name, value in grid.describe(setting, asked).items()}
-            for i, seed in enumerate(seeds):
+            for seed, run in zip(seeds, report.runs_json(measured), strict=True):
                 row: dict[str, Any] = {"part": part, "kind": setting.kind}
                 row |= {name: values.get(name, "") for name in names} | {"seed": seed}
-                yield row | {name: getattr(measured, name)[i].item() for name in _MEASURES}
+                yield row | {name: run[name] for name in _MEASURES}
 
 
 def _plain(value: Any) -> Any:
