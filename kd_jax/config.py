@@ -113,8 +113,9 @@ class Config:
         for name in ("teacher_dropout", "teacher_input_dropout"):
             value = getattr(self, name)
             _check(name, value, 0 <= value < 1, "at least 0 and below 1")
-        bound = "0 (none) or positive and finite"
-        _check("teacher_max_norm", self.teacher_max_norm, 0 <= self.teacher_max_norm < math.inf, bound)
+        # Beyond these float32 has no square of it.
+        holds = self.teacher_max_norm == 0 or 1e-15 <= self.teacher_max_norm <= 1e15
+        _check("teacher_max_norm", self.teacher_max_norm, holds, "0 (none), or from 1e-15 to 1e+15")
         most = 2**31 - self.seeds
         holds = isinstance(self.seed, int) and 0 <= self.seed <= most
         _check("seed", self.seed, holds, f"from 0 to {most}" + f", with {self.seeds:,} seeds" * (self.seeds > 1))

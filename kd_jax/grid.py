@@ -43,21 +43,21 @@ def make_grid(base: Config, lists: Mapping[str, tuple[Any, ...]], smoothing: tup
 
     Raises `ConfigError` for a value that is out of its bounds or given twice.
     """
-    for name, values in {**lists, "label_smoothing": smoothing}.items():
-        # What is trained is float32.
-        known = [np.float32(value) if isinstance(value, float) else value for value in values]
-        twice = [values[i] for i, value in enumerate(known) if value in known[:i]]
-        if twice:
-            layers = ", and join the layers of one network by commas: 20,20" * name.endswith("hidden")
-            raise ConfigError(f"{option(name)} has {shown(twice[0])} twice: give each value once{layers}")
-    for value in smoothing:
-        if not 0 < value <= 1:
-            raise ConfigError(f"--label-smoothing is {value}: it must be above 0 and at most 1")
     pinned = {f"teacher_{name}": getattr(base.teacher_training, name) for name in Training._fields}
     # In one order, whatever that of the options: trainings are told apart by their place.
     ordered = {name: lists[name] for name in Config.__dataclass_fields__ if name in lists}
     grid = Grid(dataclasses.replace(base, **pinned), ordered, smoothing)
     distilled(grid)
+    for value in smoothing:
+        if not 0 < value <= 1:
+            raise ConfigError(f"--label-smoothing is {value}: it must be above 0 and at most 1")
+    for name, values in {**lists, "label_smoothing": smoothing}.items():
+        # What is trained is float32, which holds whatever is within its bounds.
+        known = [np.float32(value) if isinstance(value, float) else value for value in values]
+        twice = [values[i] for i, value in enumerate(known) if value in known[:i]]
+        if twice:
+            layers = ", and join the layers of one network by commas: 20,20" * name.endswith("hidden")
+            raise ConfigError(f"{option(name)} has {shown(twice[0])} twice: give each value once{layers}")
     return grid
 
 

@@ -20,6 +20,7 @@ from kd_jax.evaluate import evaluate, predict
 from kd_jax.methods import CROSS_ENTROPY, KD, KDWeights
 from kd_jax.models import Network, Output, count_parameters, mlp
 from kd_jax.phase import Keeping, Progress, RunError
+from kd_jax.report import plain
 from kd_jax.train import Examples, Hyperparameters
 
 # The recipe.
@@ -263,7 +264,7 @@ def measures(
 ) -> Found:
     """Of one network: errors, in all and of each class, and the other measures of `Evaluation`. Raises `RunError`."""
     evaluation = evaluate(jnp.asarray(logits), jnp.asarray(labels), None if teacher is None else jnp.asarray(teacher))
-    found = {name: np.asarray(value).item() for name, value in evaluation._asdict().items() if value is not None}
+    found = {name: plain(value) for name, value in evaluation._asdict().items() if value is not None}
     if not all(np.isfinite(value) for value in found.values()):
         raise RunError("a measure of the test images is not finite: choose another --seed")
     return found | {"errors_by_class": _by_class(logits, labels)}

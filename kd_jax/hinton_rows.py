@@ -86,12 +86,11 @@ def run(
     assert keeping.store is not None
     parts = hinton.parts(plan, dataset.classes)
     keeping.store.note(rows=[row for row in hinton.ROWS if row in (*rows, *asked(keeping.store))])
-    wanted = hinton.wanted(rows, plan, dataset.classes)
-    missing = [part for part in wanted if files.read(part) is None]
+    missing = _missing(rows, plan, dataset, files)
     if missing and not isinstance(progress, Silent):
         _estimate(missing, plan, dataset, progress)
     taught: Taught | None = None
-    for part in wanted:
+    for part in hinton.wanted(rows, plan, dataset.classes):
         # Read again: what a teacher taught is found once the teacher is.
         if files.read(part) is not None:
             continue
@@ -107,10 +106,13 @@ def run(
     return {name: found for name, part in parts.items() if (found := files.read(part)) is not None}
 
 
-def check(plan: Plan, dataset: Dataset) -> None:
-    """Raises `ConfigError` where a part's parameters, kept until all of it is measured, or one training do not fit."""
+def check(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> None:
+    """Of the parts that are not done.
+
+    Raises `ConfigError` where a part's parameters, kept until all of it is measured, or one training do not fit.
+    """
     room = memory.host()
-    for part in hinton.parts(plan, dataset.classes).values():
+    for part in _missing(rows, plan, dataset, files):
         hinton.at_once(part, dataset, hinton.network(part, plan, dataset))
         layers = experiment.layer_sizes(part.hidden, dataset)
         # In blocks, and put together.
@@ -129,7 +131,11 @@ def asked(store: Store) -> list[str]:
 
 def complete(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> bool:
     """Whether every part of the rows is done."""
-    return all(files.read(part) is not None for part in hinton.wanted(rows, plan, dataset.classes))
+    return not _missing(rows, plan, dataset, files)
+
+
+def _missing(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> list[Part]:
+    return [part for part in hinton.wanted(rows, plan, dataset.classes) if files.read(part) is None]
 
 
 def _ask_teacher(part: Part, plan: Plan, dataset: Dataset, files: Files) -> Taught:

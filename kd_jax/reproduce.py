@@ -72,12 +72,12 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     from kd_jax import hinton_rows, phase, report
 
     plan = _plan(settings)
-    hinton_rows.check(plan, dataset)
     with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
         known = report.environment()
         identity = resume.same(dataset, known, config=_as_dict(plan), table=options.table, settings=settings)
         files = hinton_rows.Files(store.folder, identity)
         rows = _rows(options, store)
+        hinton_rows.check(rows, plan, dataset, files)
         if _claimed(store, identity, options, rows, plan, dataset, files):
             _train(rows, plan, dataset, options, phase.Keeping(store, None, interrupt), files)
 

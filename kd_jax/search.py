@@ -121,6 +121,7 @@ class _Training:
                 self.taught[config] = taught
             except RunError as error:
                 failures.append(error)
+                self._pass_over(one, 1)
         if not self.taught:
             raise failures[0]
         self.train_s = sum(one.trained.train_s for one in self.taught.values())
@@ -130,7 +131,12 @@ class _Training:
 
         Settings whose teacher diverged are passed over.
         """
-        possible = [job for job in todo if job.teacher is None or job.teacher in self.taught]
+        possible = []
+        for job in todo:
+            if job.teacher is None or job.teacher in self.taught:
+                possible.append(job)
+            else:
+                self._pass_over(job.group, job.most)
         for job in sorted(possible, key=partial(_teachers_in_turn, list(self.taught))):
             own = self.taught[job.teacher] if job.teacher else None
             for other in self.taught.values():
@@ -143,6 +149,12 @@ class _Training:
                 then(setting, job.network, jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state)))
             # Before those of the next job are there.
             del given, result
+
+    def _pass_over(self, one: Group, most: int) -> None:
+        """Tells that nothing of a group is left to do: for the time that is left, not for the speed."""
+        blocks = len(group.blocks(len(one.settings), len(one.seeds), most))
+        steps = blocks * (len(self.examples.labels) // one.recipe.batch_size)
+        self.progress.start(f"{one.name}-0", epochs=one.epochs, steps=steps, done=one.epochs * steps)
 
 
 def _compared(

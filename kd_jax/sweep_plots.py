@@ -29,6 +29,8 @@ _LARGEST = 60.0
 _WIDTH = "student_hidden"
 # Values that are nearer to each other than this share of the axis are drawn at equal distances.
 _NEAREST = 0.05
+# Matplotlib finds no limits for an axis with numbers near the ends of what a float can hold.
+_LARGEST_NUMBER = 1e30
 _LABELS = 20
 # No measure is beyond these, however wide the interval of few seeds; errors have the number of images.
 _HIGHEST = {"calibration error (%)": 100.0, "agrees with the teacher (%)": 100.0}
@@ -58,16 +60,16 @@ def write(found: Found, folder: Path) -> list[str]:
 
 def remove_older(folder: Path) -> None:
     """Plots that an earlier sweep left, which would seem to belong to this one. Raises `OSError`."""
-    options = "|".join(name.replace("_", "-") for name in Config.__dataclass_fields__)
-    ours = re.compile(rf"(heat-map|{options})(-\d+)*\.png")
+    options = "|".join(name.replace("_", "-") for name in Config.__dataclass_fields__ if name not in grid.SINGLE)
+    ours = re.compile(rf"(heat-map|{options})(-of)?(-\d+)*\.png")
     for path in folder.glob("*.png"):
         if ours.fullmatch(path.name):
             path.unlink()
 
 
 def _name(width: tuple[int, ...], widths: Sequence[tuple[int, ...]]) -> str:
-    """A width in a file's name; its place in the list where that would be long."""
-    return "-" + ("-".join(map(str, width)) if len(width) <= 8 else str(widths.index(width) + 1))
+    """A width in a file's name; `-of-` and its place in the list where that would be long."""
+    return "-" + ("-".join(map(str, width)) if len(width) <= 8 else f"of-{widths.index(width) + 1}")
 
 
 def _of(found: Found, width: tuple[int, ...]) -> Found:
@@ -212,9 +214,15 @@ def _places(values: tuple[Any, ...]) -> tuple[list[float], bool]:
     """Where ordered values stand on the axis, and whether that is logarithmic; at equal distances if they crowd."""
     if all(isinstance(value, int | float) for value in values):
         log = values[0] > 0 and values[-1] >= 8 * values[0]
+        if max(map(abs, values)) > _LARGEST_NUMBER or (log and values[0] < 1 / _LARGEST_NUMBER):
+            return _equally(values)
         scaled = np.log(values) if log else np.asarray(values, np.float64)
         if np.diff(scaled).min(initial=math.inf) >= _NEAREST * (scaled[-1] - scaled[0]):
             return [float(value) for value in values], log
+    return _equally(values)
+
+
+def _equally(values: tuple[Any, ...]) -> tuple[list[float], bool]:
     return [float(place) for place in range(len(values))], False
 
 

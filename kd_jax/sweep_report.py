@@ -70,12 +70,13 @@ def text(found: Found, *, markdown: bool = False) -> str:
     best, whole, seed = "best of them" if of_each else "chosen setting", train + development, found.grid.base.seed
     others = _range_words(grid.seeds_of_the_test(found.grid))
     shown = len(found.gains) if len(found.gains) <= _SHOWN else f"the best {_SHOWN} of {len(found.gains)}"
+    others_shown = " and the best of each student" * (len(_distilled_shown(found)) > min(_SHOWN, len(found.gains)))
     all_of_them = len(_baselines(found)) == len(_baselines_shown(found))
     baselines = "the baselines" if all_of_them else "their baselines, the best baseline of all"
     corrected = "These intervals and p-values are corrected for their number, too." if compared > 1 and several else ""
     parts = [
         f"On the development split ({development:,} images; {_seed_words(found)}; {shown} distilled "
-        f"setting{'s' * (shown != 1)}, {baselines} and the teacher{'s' * (len(found.teachers) > 1)}):",
+        f"setting{'s' * (shown != 1)}{others_shown}, {baselines} and the teacher{'s' * (len(found.teachers) > 1)}):",
         _development_table(found, style),
         _MEASURES_EXPLAINED + _first_teacher(found),
         _diverged(found.diverged, found.grid),
@@ -192,7 +193,8 @@ def _baselines_shown(found: Found) -> list[Setting]:
     known = _baselines(found)
     if len(known) > _SHOWN:
         against = {gain.baseline for setting in _distilled_shown(found) for gain in found.gains[setting]}
-        known = [setting for setting in known if setting in {*against, _best(known, found)[0]}]
+        kept = {*against, _best(known, found)[0]}
+        known = [setting for setting in known if setting in kept]
     return sorted(known, key=lambda s: rank(found.students[s]))
 
 

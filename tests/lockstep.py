@@ -328,7 +328,7 @@ def _observed(network: Network, case: Case) -> Network:
 
 
 def _deviation(ours: Step, theirs: Step, measure: Callable[..., float]) -> Deviation:
-    return Deviation(*(max(map(measure, *kind)) for kind in zip(ours[:5], theirs[:5], strict=True)))
+    return Deviation(*(float(np.max(list(map(measure, *kind)))) for kind in zip(ours[:5], theirs[:5], strict=True)))
 
 
 def _apart(a: Any, b: Any, rtol: float = 0.0) -> float:
@@ -338,9 +338,10 @@ def _apart(a: Any, b: Any, rtol: float = 0.0) -> float:
         np.abs(gaps, out=gaps)
         if rtol:
             gaps -= rtol * np.abs(theirs)
-        gap = max(gap, float(gaps.max()))
-        size = max(size, float(theirs.max()), -float(theirs.min()))
-    return gap / size if gap > 0 else 0.0
+        # Unlike max, NumPy's keeps what is no number.
+        gap = float(np.maximum(gap, gaps.max()))
+        size = float(np.maximum(size, np.abs(theirs).max()))
+    return 0.0 if gap <= 0 else gap / size
 
 
 def _distance(a: Any, b: Any) -> float:

@@ -29,4 +29,7 @@ def made(diverged: Collection[str] = (), seeds: int = SEEDS, **lists: tuple[Any,
     gains, number = search._gains(asked, students)
     chosen = search._best_of_each_width(students)
     teachers = {asked.base: measured(np.array([3]))}
-    return Found(asked, teachers, students, [], gains, number, chosen, students, [], {}, {}, {}, (400, IMAGES, 9), 0, 0)
+    sizes = {setting.config.student_hidden: 1 for setting in students}
+    return Found(
+        asked, teachers, students, [], gains, number, chosen, students, [], {}, {}, sizes, (400, IMAGES, 9), 0, 0
+    )

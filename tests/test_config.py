@@ -24,7 +24,7 @@ OUT_OF_BOUNDS = [
     ("alpha", math.nan, "--alpha is nan"),
     ("teacher_dropout", 1.0, "--teacher-dropout is 1.0"),
     ("teacher_input_dropout", -0.1, "--teacher-input-dropout is -0.1"),
-    ("teacher_max_norm", -1.0, "--teacher-max-norm is -1.0: it must be 0 (none) or positive and finite"),
+    ("teacher_max_norm", -1.0, "--teacher-max-norm is -1.0: it must be 0 (none), or from 1e-15 to 1e+15"),
     ("schedule", "linear", "unknown schedule 'linear': use constant or cosine"),
     ("teacher_schedule", "linear", "unknown teacher schedule 'linear'"),
     ("shift", -1, "--shift is -1: it must be a whole number of pixels from 0 to 8"),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kd_jax import bias, group, hinton, hinton_report, hinton_rows, memory, phase, reproduce
+from kd_jax import bias, group, hinton, hinton_report, hinton_rows, memory, phase, progress, reproduce
 from kd_jax.checkpoint import Store
-from kd_jax.config import Training
+from kd_jax.config import ConfigError, Training
 from kd_jax.data import Dataset
 from kd_jax.hinton import Plan, Width
 from kd_jax.phase import Keeping, RunError
@@ -154,6 +154,36 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_trained(
     assert "one training needs" in error
     assert "stop other programs, or use a machine with more memory" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_later_part_that_does_not_fit_is_refused_before_the_first_is_trained(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not asked for, or done already, need not fit."""
+    fits, trained = hinton.at_once, []
+
+    def of_all_but_the_last(part: hinton.Part, *others: Any) -> int:
+        if part.name == PARTS[-1]:
+            raise ConfigError("there is no room")
+        return fits(part, *others)
+
+    class Started(Silent):
+        def start(self, phase: str, **others: Any) -> None:
+            super().start(phase, **others)
+            trained.append(phase)
+
+    monkeypatch.setattr(hinton, "at_once", of_all_but_the_last)
+    monkeypatch.setattr(progress, "Silent", Started)
+    out = tmp_path / "out"
+    assert "there is no room" in refused(["hinton2015", "--quiet", "--out", str(out)], capsys)
+    assert not trained
+    assert not out.exists()
+    reproduced("--quiet", "--rows", "teacher", "--out", str(out))
+    assert trained == ["teacher-0"]
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    reproduced("--quiet", "--resume", "--out", str(out))
+    assert trained == ["teacher-0"]
+    assert capsys.readouterr().out.count("16 hidden, dropout 0.5") == 2
 
 
 def test_the_time_is_estimated_from_as_many_students_as_fit(

@@ -37,6 +37,7 @@ from kd_jax.models import mlp
 
 SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
 SMALL += ["--learning-rate", "0.01", "--method", "kd", "--seeds", "3"]
+OLDER = "temperature-8-8.png"  # Of an earlier sweep.
 LISTED = ["--temperature", "1", "4", "--alpha", "0", "0.5", "--label-smoothing", "0.1", "0.3"]
 
 
@@ -57,6 +58,8 @@ def source(tmp_path_factory: pytest.TempPathFactory, small_dataset: Dataset) -> 
 def swept(source: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a finished sweep, and what it printed. Not to be changed."""
     out = tmp_path_factory.mktemp("swept") / "out"
+    out.mkdir()
+    (out / OLDER).touch()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         sweep.main(["--dataset", source, *SMALL, *LISTED, "--out", str(out)])
     return out, printed.getvalue()
@@ -100,6 +103,11 @@ def test_a_sweep_leaves_what_it_promises(swept: tuple[Path, str], small_dataset:
     assert "the teacher is the same (seed 42)" in printed
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 3 * (7 + len(found["test"]["settings"]))
+    for part in ("development", "test"):
+        written = [(int(row["seed"]), int(row["errors"]), float(row["nll"])) for row in rows if row["part"] == part]
+        every = [run for one in found[part]["settings"] for run in one["runs"]]
+        assert written == [(run["seed"], run["errors"], run["nll"]) for run in every]
+    assert not (out / OLDER).exists()
     for name in ("heat-map.png", "temperature.png"):
         image = np.asarray(Image.open(out / name).convert("RGB"))
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
@@ -373,6 +381,11 @@ def test_a_teacher_that_diverges_costs_the_others_nothing(
     assert len(found["development"]["settings"]) == 3
     assert "or of their teacher, is not finite: distilled, teacher learning rate 1e+20." in printed
     assert "Here baselines are compared with the first teacher (teacher learning rate 0.01)." in printed
+    sweep.main([*arguments, "--teacher-learning-rate", "0.01", "--out", str(tmp_path / "first")])
+    alone = json.loads((tmp_path / "first" / report.RESULTS).read_text())["development"]["settings"][0]
+    assert alone["setting"] == {"kind": "alone"}
+    assert alone in found["development"]["settings"]
+    capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         sweep.main([*arguments, "--teacher-learning-rate", "1e20", "1e25", "--out", str(tmp_path / "none")])
     assert caught.value.code == 1
@@ -407,6 +420,20 @@ def test_the_chosen_setting_of_every_width_is_in_the_table() -> None:
     rows = sweep_report._development_table(found, "pipe").split("\n")
     own = [row for row in rows if row.startswith("| distilled") and f" {worst.config.student_hidden[0]} |" in row]
     assert any(f"{np.mean(found.students[worst].errors):.1f} ±" in row for row in own)
+    words = sweep_report.text(found, markdown=True)
+    assert "the best 10 of 26 distilled settings and the best of each student, the baselines and the teacher):" in words
+
+
+def test_what_a_diverged_teacher_leaves_undone_is_no_time_that_is_left(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", source, *SMALL, "--seeds", "2", "--label-smoothing", "--temperature", "1", "2"]
+    rates = ["--teacher-learning-rate", "1e20", "1e21", "0.01"]
+    sweep.main([*arguments, *rates, "--out", str(tmp_path / "out")])
+    told = (line.partition("% of all") for line in capsys.readouterr().out.split("\n"))
+    shares = [int(before.split()[-1]) for before, found, _ in told if found]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
 
 
 def test_numbers_of_students_that_all_but_diverged_are_short() -> None:
@@ -429,6 +456,11 @@ def test_where_everything_diverges_there_is_one_sentence(
     [
         (["--temperature", "1", "1"], "--temperature has 1 twice"),
         (["--temperature", "4", "4.0000001"], "--temperature has 4.0000001 twice"),
+        (["--learning-rate", "1e39", "1e40"], "--learning-rate is 1e+39: it must be from 1e-30 to 1e+30"),
+        (
+            ["--teacher-max-norm", "1", "1e300"],
+            "--teacher-max-norm is 1e+300: it must be 0 (none), or from 1e-15 to 1e+15",
+        ),
         (["--temperature", "-inf", "2"], "--temperature is -inf: it must be positive"),
         (["--alpha", "-1e-3"], "--alpha is -0.001: it must be from 0"),
         (["--student-hidden", "20", "20"], "--student-hidden has 20 twice: give each value once, and join the layers"),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sweeps
+from matplotlib.figure import Figure
 
 from kd_jax import grid, sweep_plots
 from kd_jax.search import Found
@@ -27,6 +28,9 @@ def panels(found: Found) -> dict[str, Any]:
         (((20, 20), (4,)), ([0.0, 1.0], False)),
         (("constant", "cosine"), ([0.0, 1.0], False)),
         ((2.0,), ([2.0], False)),
+        ((1e-310, 0.5), ([0.0, 1.0], False)),
+        ((1.0, 1e30, 1e200), ([0.0, 1.0, 2.0], False)),
+        ((-1e300, 1e300), ([0.0, 1.0], False)),
     ],
 )
 def test_values_stand_where_they_are_unless_they_crowd(values: Any, expected: Any) -> None:
@@ -80,12 +84,31 @@ def test_every_number_in_the_heat_map_can_be_read() -> None:
 
 def test_no_interval_is_wider_than_what_is_possible() -> None:
     found = sweeps.made(seeds=2, temperature=(1.0, 2.0))
-    wide = sweeps.measured(np.array([0, 90]))._replace(teacher_agreement=np.array([0.1, 1.0]))
+    share = np.array([0.1, 1.0])
+    wide = sweeps.measured(np.array([0, 90]))._replace(teacher_agreement=share, ece=share)
     drawn = panels(found._replace(students=dict.fromkeys(found.students, wide)))
-    for name, most in (("errors", 100), ("agrees with the teacher (%)", 100)):
-        ends = [y for bars in drawn[name].containers for part in bars[2] for y in part.get_segments()]
-        assert np.max(ends) <= most
-        assert np.min(ends) >= 0
+    for name in ("errors", "agrees with the teacher (%)", "calibration error (%)"):
+        bars = [y for bars in drawn[name].containers for part in bars[2] for y in part.get_segments()]
+        # Of baselines, which do not depend on the temperature.
+        bands = [(band.get_y(), band.get_y() + band.get_height()) for band in drawn[name].patches]
+        assert bands
+        for ends in (np.concatenate(bars)[:, 1], np.concatenate(bands)):
+            assert np.max(ends) <= 100
+            assert np.min(ends) >= 0
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.1, 0.9), (1.0, 8.0, 100.0), (3.0,)])
+def test_every_value_is_within_the_axis_and_clear_of_its_ends(values: tuple[float, ...]) -> None:
+    figure = Figure()
+    panel = figure.subplots()
+    at, log = sweep_plots._places(values)
+    sweep_plots._axis(panel, at, list(map(str, values)), log=log)
+    shown = panel.transData.transform([(place, 0.0) for place in at])[:, 0]
+    left, right = panel.bbox.x0, panel.bbox.x1
+    margin = 0.03 * (right - left)
+    assert left + margin < shown[0] <= shown[-1] < right - margin
+    # Nothing of the width is wasted.
+    assert len(values) == 1 or (shown[-1] - shown[0]) > 0.8 * (right - left)
 
 
 def test_one_seed_has_no_intervals_and_none_is_promised() -> None:
@@ -109,7 +132,8 @@ def test_labels_of_many_values_do_not_overlap() -> None:
 
 def test_plots_of_an_earlier_sweep_go_and_others_stay(tmp_path: Path) -> None:
     ours = ("heat-map.png", "heat-map-20-20.png", "temperature.png", "learning-rate-4.png", "student-hidden.png")
-    theirs = ("heat-map-of-mine.png", "notes.png", "temperature.txt", "a-temperature.png")
+    ours += ("heat-map-of-2.png",)
+    theirs = ("heat-map-of-mine.png", "notes.png", "temperature.txt", "a-temperature.png", "seed-1.png", "dataset.png")
     for name in (*ours, *theirs):
         (tmp_path / name).touch()
     sweep_plots.remove_older(tmp_path)
@@ -117,5 +141,5 @@ def test_plots_of_an_earlier_sweep_go_and_others_stay(tmp_path: Path) -> None:
 
 
 def test_names_of_files_are_short_however_deep_a_student_is() -> None:
-    widths = ((20, 20), (1,) * 131)
-    assert [sweep_plots._name(width, widths) for width in widths] == ["-20-20", "-2"]
+    widths = ((2,), (1,) * 131)
+    assert [sweep_plots._name(width, widths) for width in widths] == ["-2", "-of-2"]
