@@ -37,7 +37,7 @@ MIDDLE_TEMPERATURES = (2.5, 8.0, 20.0)
 LARGE_TEMPERATURES = (8.0, 20.0)
 SEEDS, SEED = 10, 42
 
-QUICK_SEEDS, QUICK_EPOCHS = 3, 0.3
+QUICK_SEEDS, QUICK_EPOCHS = 3, 0.2
 """Of the quick version: its seeds, and the share of the epochs."""
 
 ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")

@@ -99,7 +99,7 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert reproduce._ROWS == hinton.ROWS
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
-    assert short.teacher_training.epochs == round(0.3 * hinton.TEACHER_TRAINING.epochs)
+    assert short.teacher_training.epochs == round(0.2 * hinton.TEACHER_TRAINING.epochs)
 
 
 def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
