@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from kd_jax.config import METHODS, PRESETS, SCHEDULES, Config, option
+from kd_jax.config import METHODS, PRESETS, SCHEDULES, Config, ConfigError, option
 
 _DATASET_HELP = (
     "mnist (packaged, no download), tfds:NAME (any TFDS image classification data set), idx:DIR (idx files, gzipped "
@@ -44,9 +44,18 @@ class Parser(argparse.ArgumentParser):
             if not name.startswith("-"):
                 self.error(f"{unknown[0]!r} belongs to no option: {self.stray}")
             known = [text for action in self._actions for text in action.option_strings]
-            close = difflib.get_close_matches(name, known, n=1)
+            close = _like(name, known)
             self.error(f"unknown option {name!r}: " + (f"did you mean {close[0]}?" if close else "see --help"))
         return parsed
+
+
+def _like(name: str, known: Sequence[str]) -> list[str]:
+    """Options that begin with `name`, else those that hold it, else the nearest, if there are any."""
+    word = name.strip("-")
+    starting = [one for one in known if one.startswith(name)]
+    holding = [one for one in known if len(word) > 2 and word in one]
+    words = {one.strip("-"): one for one in known}
+    return starting or holding or [words[one] for one in difflib.get_close_matches(word, words, n=1, cutoff=0.7)]
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -100,8 +109,15 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
 
 
 def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """What was given of `Config`, for `make_config`."""
+    """What was given of `Config`, for `make_config`. Raises `ConfigError` for several networks in place of one."""
     given = {name: value for name, value in vars(parsed).items() if name in Config.__dataclass_fields__}
+    for name, value in given.items():
+        if isinstance(value, list) and len(value) > 1 and any(len(network) > 1 for network in value):
+            several = " ".join(",".join(map(str, network)) for network in value)
+            raise ConfigError(
+                f"{option(name)} is {several}: give the layers of one network, joined by commas "
+                "(python -m kd_jax.sweep takes lists)"
+            )
     return {name: sum(value, ()) if isinstance(value, list) else value for name, value in given.items()}
 
 

@@ -85,7 +85,9 @@ def add_output_options(parser: argparse.ArgumentParser, what: str) -> Any:
     output.add_argument(
         "--out", type=_folder, metavar="DIR", help=f"folder for {what} (default: a new one under runs/)"
     )
-    output.add_argument("--resume", action="store_true", help="go on with what was stopped in DIR")
+    output.add_argument(
+        "--resume", action="store_true", help="go on with what was stopped in DIR, if it holds anything"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace the results that DIR already holds")
     output.add_argument("--quiet", action="store_true", help="print only the table and the conclusion")
     return output
@@ -176,8 +178,14 @@ def claimed(
         )
     if options.resume and not options.quiet:
         print(f"{store.folder} holds nothing to go on with: it is started.", flush=True)
+    options.resume = False
     store.start(identity)
     return True
+
+
+def since(options: argparse.Namespace) -> str:
+    """What the time is of that a process tells at its end."""
+    return "since it was resumed" if options.resume else "in all"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """What one experiment is asked to do: `Config`, its presets and its bounds."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -176,8 +175,7 @@ def _check(name: str, value: object, holds: bool, bound: str) -> None:
 
 
 def _check_positive(name: str, value: float, largest: float) -> None:
-    """Beyond the second bounds float32 has no such number, or no square of it."""
-    _check(name, value, 0 < value < math.inf, "positive and finite")
+    """Beyond the bounds float32 has no such number, or no square of it."""
     _check(name, value, 1 / largest <= value <= largest, f"from {1 / largest:g} to {largest:g}")
 
 

@@ -79,7 +79,7 @@ def _train(config: Config, dataset: Dataset, options: argparse.Namespace, keepin
     explanation = "" if options.quiet else report.explanation(result)
     text = "\n" + "\n\n".join(filter(None, (report.table(result), explanation, report.conclusion(result))))
     if not options.quiet:
-        text += f"\n\n{result.total_s:.0f} s in all. {folder}/ has {', '.join(files)}."
+        text += f"\n\n{result.total_s:.0f} s {command.since(options)}. {folder}/ has {', '.join(files)}."
     command.say(text, folder / report.TABLE)
 
 

@@ -89,7 +89,7 @@ def _search(
         keeping.store.finish()
     text = f"\n{sweep_report.text(found)}"
     if not options.quiet:
-        text += f"\n\n{found.total_s:.0f} s in all. {folder}/ has {', '.join(files)}."
+        text += f"\n\n{found.total_s:.0f} s {command.since(options)}. {folder}/ has {', '.join(files)}."
     command.say(text, folder / sweep_report.TABLE)
 
 

@@ -23,7 +23,7 @@ _MEASURES: dict[str, Callable[[Any], Any]] = {
 }
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_BASELINES = {ALONE: ("#000000", "alone"), SMOOTHED: ("#999999", "smoothed labels")}
+_BASELINES = {ALONE: ("black", "alone"), SMOOTHED: ("gray", "smoothed labels")}
 # Inches of a side; Matplotlib draws no larger image than 2^16 points.
 _LARGEST = 60.0
 _WIDTH = "student_hidden"
@@ -127,11 +127,12 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
     bar = drawn.colorbar(image, ax=axis, label="errors on the development split")
     for mean, colour in marked.values():
         bar.ax.axhline(mean, color=colour, linewidth=2.5)
-    ends = ", ".join(f"{word} {mean:.1f}" for word, (mean, _) in marked.items())
+    ends = ", ".join(f"{word} {mean:.1f} ({colour})" for word, (mean, colour) in marked.items())
     more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
     seeds = found.grid.base.seeds
     errors_of = f"mean errors of {seeds} seeds" if seeds > 1 else "errors of 1 seed"
-    marks_explained = "\n▲ a gain on the student alone, ▼ a loss (95 %, corrected)" if seeds > 1 else ""
+    drawn_marks = any(text.get_text().endswith(("▲", "▼")) for text in axis.texts)
+    marks_explained = "\n▲ a gain on the student alone, ▼ a loss (95 %, corrected)" if drawn_marks else ""
     drawn.suptitle(
         f"Students {_student(found)}: {errors_of}{more}; framed: tested\n"
         f"lines in the bar, the best baselines: {ends}{marks_explained}",

@@ -44,7 +44,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
     more = grid.seeds_of_the_test(asked)
     seeds = f"{base.seeds} seeds ({base.seed} to {more[0] - 1}; in the test {more[0]} to {more[-1]})"
     if base.seeds == 1:
-        seeds = f"1 seed ({base.seed}; in the test {more[0]})"
+        seeds = f"1 seed ({base.seed}; in the test {more[0]}), which cannot tell a gain from noise: see --seeds"
     smoothing = f", smoothing {_values(asked.smoothing)}" if asked.smoothing else ""
     lines = {
         "data": report.data_line(split).replace("test images", "development images (the training set's last)"),
@@ -81,6 +81,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
         _MEASURES_EXPLAINED + _first_teacher(found),
         _diverged(found.diverged, found.grid),
         _explanation(found) if several else "",
+        _best_of_all(found),
         f"On the test set ({test:,} images, read once), the setting with the fewest errors{of_each} and\n"
         f"its baselines, trained anew on {train:,} images with {others}, which had no say in the choice;\n"
         f"the teacher is the same (seed {seed}):",
@@ -105,7 +106,7 @@ def command_of(found: Found) -> str:
         if field.name.startswith("teacher_") and usual is None:
             # As the students are trained.
             usual = getattr(config, field.name.removeprefix("teacher_"))
-        if value != usual:
+        if value != usual or field.name in found.grid.lists:
             words += [option(field.name), repr(value) if isinstance(value, float) else grid.shown(value)]
     return " ".join([words[0], *map(shlex.quote, words[1:])])
 
@@ -152,6 +153,13 @@ def _explanation(found: Found) -> str:
 def _few(found: Found) -> str:
     few = found.grid.base.seeds < 5
     return "Intervals of so few seeds are wide, or right by luck: use --seeds 5 or more." if few else ""
+
+
+def _best_of_all(found: Found) -> str:
+    """Said where it is no distilled student."""
+    best = min(found.students, key=lambda s: rank(found.students[s]))
+    whose = grid.label(best, found.grid)
+    return "" if best.kind == grid.DISTILLED else f"Here no distilled setting is better than the student {whose}."
 
 
 def _diverged(settings: Sequence[Setting], asked: Grid) -> str:
@@ -310,7 +318,7 @@ def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
     asked = found.grid
     number, tested = found.looked_at, sum(map(len, found.test_gains.values()))
     return {
-        "config": asked.base.as_dict(),
+        "config": {name: value for name, value in asked.base.as_dict().items() if name not in asked.lists},
         "lists": {name: [_plain(value) for value in values] for name, values in asked.lists.items()},
         "label_smoothing": list(asked.smoothing),
         "data": {"name": dataset.name, "sha256": dataset.digest()}

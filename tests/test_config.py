@@ -12,7 +12,7 @@ OUT_OF_BOUNDS = [
     ("seeds", 0, "--seeds is 0"),
     ("teacher_hidden", (1200, 0), "--teacher-hidden is 0"),
     ("student_hidden", (-1,), "--student-hidden is -1"),
-    ("temperature", 0.0, "--temperature is 0.0: it must be positive and finite"),
+    ("temperature", 0.0, "--temperature is 0.0: it must be from 1e-15 to 1e+15"),
     ("temperature", math.nan, "--temperature is nan"),
     ("temperature", math.inf, "--temperature is inf"),
     ("learning_rate", -1e-3, "--learning-rate is -0.001"),

@@ -150,6 +150,9 @@ def test_the_printed_command_trains_the_chosen_setting_with_other_seeds(
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert f"\n    {found['command']}\n" in printed
     words = shlex.split(found["command"])
+    # What was chosen is said even where it is the default.
+    assert {f"--{name.replace('_', '-')}" for name in found["lists"]} <= set(words)
+    assert not set(found["lists"]) & set(found["config"])
     assert words[:3] == ["python", "-m", "kd_jax.run"]
     run.main([*words[3:], "--quiet", "--out", str(tmp_path / "again")])
     config = json.loads((tmp_path / "again" / "results.json").read_text())["config"]
@@ -246,7 +249,9 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
     with pytest.raises(SystemExit):
         sweep.main(["--out", out, "--resume", "--temperature", "1", "8"])
     assert "--temperature is 1.0 8.0, and the sweep in" in capsys.readouterr().err
-    sweep.main(["--out", out, "--resume", "--quiet"])
+    sweep.main(["--out", out, "--resume"])
+    assert " s since it was resumed." in capsys.readouterr().out
+    assert " s in all." in swept[1]
     assert trained[0].startswith("distilled")
     assert all(name.startswith("test-") for name in trained[1:])
     found = []
@@ -436,6 +441,23 @@ def test_what_a_diverged_teacher_leaves_undone_is_no_time_that_is_left(
     assert shares[-1] == 100
 
 
+@pytest.mark.parametrize("kind", [grid.ALONE, grid.SMOOTHED, grid.DISTILLED])
+def test_it_is_said_where_a_baseline_is_the_best(kind: str) -> None:
+    found = sweeps.made(temperature=(1.0, 2.0))
+    students = {s: sweeps.measured(m.errors + 50 * (s.kind != kind)) for s, m in found.students.items()}
+    words = sweep_report.text(found._replace(students=students))
+    whose = {grid.ALONE: "alone", grid.SMOOTHED: "with labels smoothed by 0.1"}
+    assert ("Here no distilled setting is better than the student" in words) == (kind != grid.DISTILLED)
+    assert kind == grid.DISTILLED or f"better than the student {whose[kind]}" in words
+
+
+def test_one_seed_is_said_to_be_too_few_before_anything_is_trained(small_dataset: Dataset) -> None:
+    for seeds, too_few in ((1, True), (2, False)):
+        asked = sweep._grid({"seeds": (seeds,), "temperature": (1.0, 2.0)})
+        words = sweep_report.header(asked, data.development(small_dataset), Path("out"))
+        assert ("cannot tell a gain from noise: see --seeds" in words) == too_few
+
+
 def test_numbers_of_students_that_all_but_diverged_are_short() -> None:
     huge = sweeps.measured(np.array([3, 4]))._replace(nll=np.array([9.6e38, 1e30]))
     assert sweep_report._measures(huge)[1] == "4.8e+38 ± 6.79e+38"
@@ -461,7 +483,7 @@ def test_where_everything_diverges_there_is_one_sentence(
             ["--teacher-max-norm", "1", "1e300"],
             "--teacher-max-norm is 1e+300: it must be 0 (none), or from 1e-15 to 1e+15",
         ),
-        (["--temperature", "-inf", "2"], "--temperature is -inf: it must be positive"),
+        (["--temperature", "-inf", "2"], "--temperature is -inf: it must be from 1e-15"),
         (["--alpha", "-1e-3"], "--alpha is -0.001: it must be from 0"),
         (["--student-hidden", "20", "20"], "--student-hidden has 20 twice: give each value once, and join the layers"),
         (["--alpha", "0", "2"], "--alpha is 2.0"),

@@ -76,6 +76,10 @@ def test_every_number_in_the_heat_map_can_be_read() -> None:
     heat_map = sweep_plots._heat_map(found._replace(students=students), ["temperature", "alpha"]).axes[0]
     image = heat_map.images[0]
     assert len(heat_map.texts) == 6
+    title = heat_map.figure.get_suptitle()
+    assert "alone" in title
+    assert "(black)" in title
+    assert ("▲" in title) == any("▲" in text.get_text() for text in heat_map.texts)
     for text in heat_map.texts:
         x, y = (round(place) for place in text.get_position())
         light = np.dot(image.cmap(image.norm(image.get_array()[y, x]))[:3], (0.299, 0.587, 0.114))
