@@ -74,15 +74,15 @@ class Flips(NamedTuple):
 
 
 class Float32(NamedTuple):
-    """In float32: one value for each step.
+    """In float32, element by element where not said otherwise: one value for each step.
 
-    one_step: kd_jax from PyTorch after one step from PyTorch's state, element by element; parameters as vectors, as
-        Adam moves one whose gradient is only rounding by any length up to the learning rate.
-    adam: kd_jax's Adam from PyTorch's, each with its own state, both given PyTorch's gradients, element by element.
-    free: kd_jax's training from PyTorch's, as vectors; it restarts from PyTorch's state after each step with a flip.
+    one_step: kd_jax from PyTorch after one step from PyTorch's state.
+    adam: kd_jax's Adam from PyTorch's, each with its own state, both given PyTorch's gradients.
+    free: kd_jax's training from PyTorch's, which restarts from PyTorch's state after each step with a flip. Parameters
+        as vectors, as Adam moves one whose gradient is only rounding by any length up to the learning rate.
     one_step_flips, free_flips: where they have units that are on in one framework and off in the other.
-    ours, theirs: kd_jax's and PyTorch's training from PyTorch's training in float64, rounded to float32, as vectors: of
-        the steps before the first flip between the three.
+    ours, theirs: kd_jax's and PyTorch's training from PyTorch's training in float64, rounded to float32: of the steps
+        before the first flip between the three.
     """
 
     one_step: Deviation
@@ -152,16 +152,16 @@ def in_float32(case: Case, data: Data) -> Float32:
             _, one = jax.block_until_ready(ours.step(ours.restart(free, theirs, number), rows))
             masks = ours.masks(free)
             step = theirs.step(rows, masks)
-            one_step = _deviation(one, step, _apart)._replace(params=_deviation(one, step, _distance).params)
-            apart_by_adam = _deviation(adam.step(step), step, _apart)
+            one_step, by_adam, freely = (_deviation(other, step, _apart) for other in (one, adam.step(step), went))
+            freely = freely._replace(params=_deviation(went, step, _distance).params)
             flips = [theirs.flips(other, step) for other in (one, went)]
-            apart.append((one_step, apart_by_adam, _deviation(went, step, _distance), *flips))
+            apart.append((one_step, by_adam, freely, *flips))
             if not parted:
                 exact = truth.step(rows, masks)
                 parted = any(truth.flips(other, exact).count for other in (went, step))
             if not parted:
                 rounded = Step(*([np.asarray(x, np.float32) for x in kind] for kind in exact[:5]), exact.on)
-                from_truth.append(tuple(_deviation(training, rounded, _distance) for training in (went, step)))
+                from_truth.append(tuple(_deviation(training, rounded, _apart) for training in (went, step)))
             if flips[1].count:
                 free = jax.tree.map(np.array, ours.restart(free, theirs, number + 1))
                 parted = True
