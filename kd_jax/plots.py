@@ -121,16 +121,22 @@ def _digits(result: Result, dataset: Dataset) -> Any:
     columns = min(8, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = new_figure(figsize=(max(6.5, 1.35 * columns), 1.75 * rows + 0.7))
+    # One pair of axes, in units of a side of an image: so many of them take a second to lay out.
+    axis = figure.subplots()
+    height, width = dataset.test_images.shape[1:3]
+    # A row of features would be a line of one pixel's width.
+    across, down = (1.0, 1.0) if 1 in (height, width) else np.array([width, height]) / max(width, height)
     for place, index in enumerate(chosen):
-        axis = figure.add_subplot(rows, columns, place + 1)
         image = dataset.test_images[index]
-        # A row of features would be a line of one pixel's width.
-        shape = "auto" if 1 in image.shape[:2] else "equal"
-        axis.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray_r", vmin=0, vmax=255, aspect=shape)
+        x, y = 1.07 * (place % columns), 1.4 * (place // columns)
+        corners = (x - across / 2, x + across / 2, y + down / 2, y - down / 2)
+        axis.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray_r", vmin=0, vmax=255, extent=corners)
         mistakes = students[:, index][students[:, index] != labels[index]]
         said = np.bincount(mistakes).argmax()
-        axis.set_title(f"{labels[index]}, seen as {said}\nby {wrong[index]} of {len(students)}", fontsize=9)
-        axis.axis("off")
+        words = f"{labels[index]}, seen as {said}\nby {wrong[index]} of {len(students)}"
+        axis.text(x, y - 0.54, words, fontsize=9, ha="center", va="bottom")
+    axis.set(xlim=(-0.54, 1.07 * columns - 0.53), ylim=(1.4 * rows - 0.86, -0.86), aspect="equal")
+    axis.axis("off")
     total = int((wrong > 0).sum())
     figure.suptitle(
         f"Where the teacher is right and most students are wrong ({len(chosen)} of the {total:,} where any is):\n"

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from kd_jax import plots, sweep_plots
 from kd_jax.data import Dataset, make_dataset
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -42,6 +43,27 @@ def programs_of_one_module() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def quick_compiling() -> Iterator[None]:
+    """For tests of what the commands do, whose programs are many and small: XLA optimises little, in processes, too.
+
+    Compiling takes a third to a half of the time. Tests of numbers run what users run.
+    """
+    name = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv(name.upper(), "1")
+        jax.config.update(name, True)
+        yield
+        jax.config.update(name, False)
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at none: drawing them takes longer than training."""
+    for module in (plots, sweep_plots):
+        monkeypatch.setattr(module, "write", lambda *arguments: [])
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,12 @@ from kd_jax.config import ConfigError
 from kd_jax.data import Dataset
 from kd_jax.group import Group, blocks
 from kd_jax.methods import KD, KDWeights
-from kd_jax.models import Output, mlp
+from kd_jax.models import Output, Params, mlp
 from kd_jax.phase import Keeping
 from kd_jax.progress import Silent
 from kd_jax.train import Examples, Hyperparameters, Recipe
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 SETTINGS = [
     Hyperparameters(rate, KDWeights(alpha, t))
@@ -25,12 +27,16 @@ SETTINGS = [
 RECIPE = Recipe(mlp([36, 4, 3], dropout=0.3), KD, batch_size=16)
 
 
-@pytest.fixture
-def examples(small_dataset: Dataset) -> Examples:
+def make_examples(small_dataset: Dataset) -> Examples:
     logits = 3 * np.random.default_rng(1).normal(size=(240, 3)).astype(np.float32)
     return Examples(
         jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels), Output(jnp.asarray(logits))
     )
+
+
+@pytest.fixture
+def examples(small_dataset: Dataset) -> Examples:
+    return make_examples(small_dataset)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 200))
@@ -44,21 +50,29 @@ def test_blocks_are_of_one_shape_fit_and_leave_nothing_out(settings: int, seeds:
     assert len(set(found)) == len(found)
 
 
+@pytest.fixture(scope="module")
+def each_alone(small_dataset: Dataset) -> dict[tuple[int, int], Params]:
+    """The parameters of every training, by the places of its setting and of its seed, in a program of one."""
+    seen = make_examples(small_dataset)
+    fit = jax.jit(lambda key, own: train.fit(key, seen, own, recipe=RECIPE, epochs=2)[0].params)
+    return {
+        (i, j): fit(jax.random.fold_in(jax.random.key(seed), 1), jax.tree.map(jnp.float32, own))
+        for i, own in enumerate(SETTINGS)
+        for j, seed in enumerate((3, 4))
+    }
+
+
 @pytest.mark.parametrize("most", [1, 2, 4, 100])
-def test_a_group_is_what_each_training_is_alone(examples: Examples, most: int) -> None:
+def test_a_group_is_what_each_training_is_alone(
+    examples: Examples, each_alone: dict[tuple[int, int], Params], most: int
+) -> None:
     one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 2)
     found = group.run(one, examples, Silent(), Keeping(), most=most)
     assert found.history.loss.shape[:2] == (3, 2)
-    for i, (rate, weights) in enumerate(SETTINGS):
-        for j, seed in enumerate((3, 4)):
-            key = jax.random.fold_in(jax.random.key(seed), 1)
-            own = jax.tree.map(jnp.float32, Hyperparameters(rate, weights))
-            alone, _ = jax.jit(lambda key, own: train.fit(key, examples, own, recipe=RECIPE, epochs=2))(key, own)
-            jax.tree.map(
-                lambda a, b, i=i, j=j: np.testing.assert_allclose(a[i, j], b, rtol=1e-4, atol=1e-5),
-                found.params,
-                alone.params,
-            )
+    for place, alone in each_alone.items():
+        jax.tree.map(
+            lambda a, b, place=place: np.testing.assert_allclose(a[place], b, rtol=1e-4, atol=1e-5), found.params, alone
+        )
 
 
 def test_large_networks_train_in_turn_and_find_the_same(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from kd_jax.hinton import Plan, Width
 from kd_jax.phase import Keeping, RunError
 from kd_jax.progress import Silent
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 _TRAINING = Training(2, 8, 0.01, "cosine", 0)
 TINY = Plan(
     teacher_hidden=(16,),

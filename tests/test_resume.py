@@ -17,7 +17,7 @@ from benchmarks import kills
 from kd_jax import checkpoint, phase, progress, report, run
 from kd_jax.data import Dataset
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compiling", "without_plots")
 
 OPTIONS = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "3", "--batch-size", "8"]
 OPTIONS += ["--learning-rate", "0.01", "--seeds", "2", "--quiet"]
@@ -91,7 +91,7 @@ def test_kills_cost_nothing_but_time(source: str, tmp_path: Path) -> None:
 
     A checkpoint that was being written may be there before the signal is.
     """
-    options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "12", "--checkpoint-steps", "7"]
+    options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "6", "--checkpoint-steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     kills.finish(whole, options)
     rng, places = random.Random(1), list[str]()
@@ -133,13 +133,13 @@ def test_a_stopped_run_is_resumed_with_its_own_options(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    arguments = ["--dataset", source, *OPTIONS, "--epochs", "30"]
+    arguments = ["--dataset", source, *OPTIONS, "--epochs", "10"]
     run.main([*arguments, "--out", str(whole)])
     code, _ = stopped([*arguments, "--out", str(out)], signal.SIGINT)
     assert code == 130
     assert "holds a run that was stopped: add --resume" in refused([*arguments, "--out", str(out)], capsys, code=2)
     run.main(["--out", str(out), "--resume"])
-    assert "of 900 steps from a checkpoint" in capsys.readouterr().out
+    assert "of 300 steps from a checkpoint" in capsys.readouterr().out
     assert kills.differences(whole, out) == []
     run.main(["--out", str(out), "--resume"])
     assert "is finished" in capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_resuming_needs_to_know_the_folder(capsys: pytest.CaptureFixture[str]) -
 
 def test_two_processes_do_not_share_a_folder(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *OPTIONS[:-1], "--epochs", "100000"]
+    arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *OPTIONS[:-1], "--epochs", "2000"]
     arguments += ["--out", str(out)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as first:
         try:

@@ -19,6 +19,8 @@ from kd_jax.data import Dataset
 from kd_jax.models import Network, mlp
 from kd_jax.train import Examples
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 SMALL = ["--teacher-hidden", "16", "--student-hidden", "4", "--epochs", "2", "--batch-size", "8"]
 SMALL += ["--learning-rate", "0.01", "--temperature", "4"]
 
