@@ -81,23 +81,27 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     _add(what, "dataset", str, "SOURCE", _DATASET_HELP)
     _add(what, "preset", str, "NAME", f"defaults of all the other options, one of {', '.join(PRESETS)}")
     _add(what, "teacher_hidden", layers, "N,N", "sizes of the teacher's hidden layers")
-    _add(what, "teacher_dropout", number, "X", "rate of the dropout in the teacher's hidden layers")
-    _add(what, "teacher_input_dropout", number, "X", "rate of the dropout on the teacher's inputs")
+    _add(what, "teacher_dropout", number, "X", "rate of the dropout in the teacher's hidden layers, from 0 to below 1")
+    _add(what, "teacher_input_dropout", number, "X", "rate of the dropout on the teacher's inputs, from 0 to below 1")
     _add(what, "teacher_max_norm", number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
     _add(what, "student_hidden", layers, "N,N", "sizes of the students' hidden layers")
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
     _add(how, "alpha", number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
-    _add(how, "temperature", number, "X", "divides the logits of student and teacher in the soft loss")
+    _add(how, "temperature", number, "X", "divides the logits of student and teacher in the soft loss, above 0")
     training = parser.add_argument_group(
         "training, with Adam (of the students, and of the teacher where not said apart)"
     )
     _add(training, "epochs", whole, "N", "epochs of each training")
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
-    _add(training, "learning_rate", number, "X", "Adam's learning rate")
+    _add(training, "learning_rate", number, "X", "Adam's learning rate, above 0")
     _add(training, "schedule", str, "NAME", f"of the learning rate, one of {', '.join(SCHEDULES)} (to 0)")
     _add(
-        training, "shift", whole, "N", "moves every image by up to N pixels, anew in each step; the teacher sees it too"
+        training,
+        "shift",
+        whole,
+        "N",
+        "moves images by up to N pixels, 0 to 8, anew in each step; the teacher sees it too",
     )
     for name, kind, metavar in (
         ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),

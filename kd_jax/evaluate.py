@@ -68,14 +68,17 @@ def evaluate(
     """Every measure of `Evaluation`; the last two where the teacher's logits are given."""
     answers = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     correct = jnp.sum(answers == labels)
+    # XLA would multiply by the inverse of a constant, which rounds 9125 of 10,000 to 0.91249996.
+    count = jax.lax.optimization_barrier(jnp.asarray(len(labels), logits.dtype))
     agreement = distance = None
     if teacher_logits is not None:
-        agreement = jnp.mean(answers == jnp.argmax(teacher_logits, axis=-1).astype(labels.dtype), dtype=logits.dtype)
+        agreeing = jnp.sum(answers == jnp.argmax(teacher_logits, axis=-1).astype(labels.dtype))
+        agreement = agreeing.astype(logits.dtype) / count
         distance = jnp.mean(kl_divergence(logits, teacher_logits))
     return Evaluation(
         correct,
         len(labels) - correct,
-        jnp.mean(answers == labels, dtype=logits.dtype),
+        correct.astype(logits.dtype) / count,
         jnp.mean(cross_entropy(logits, labels)),
         calibration_error(logits, labels),
         agreement,

@@ -4,6 +4,7 @@ The paper gives no optimiser, number of epochs, weights of the losses or max-nor
 development split, the last 10,000 training images; the rows themselves train on all 60,000.
 """
 
+import re
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -225,7 +226,12 @@ def train(
     if part.temperatures and taught is not None:
         seen = seen._replace(teacher=Output(jnp.asarray(taught.train[rows])))
     most = at_once(part, dataset, own)
-    trained = group.run(asked, experiment.given(seen, part.training.shift), progress, keeping, most=most)
+    try:
+        trained = group.run(asked, experiment.given(seen, part.training.shift), progress, keeping, most=most)
+    except RunError as error:
+        # The recipe's learning rates are no options here, and of a group's name only the part's own is known.
+        what = re.sub(rf"the {part.name}(-\d+)+ ", f"{part.name} ", str(error).partition(" at --")[0])
+        raise RunError(f"{what}: choose another --seed") from None
     images = [jnp.asarray(dataset.test_images)]
     images += [jnp.asarray(dataset.train_images)] * bool(part.moved)
     runs = []

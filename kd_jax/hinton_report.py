@@ -56,7 +56,7 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
     """The table, without the row `temperature`."""
     main = plan.widths[0].units
     layers = "-".join(map(str, plan.teacher_hidden))
-    dropout = f"dropout {plan.teacher_dropout:g}, max-norm {plan.teacher_max_norm:g}"
+    dropout = f"dropout {plan.teacher_dropout:g}, squared norms of at most {plan.teacher_max_norm:g}"
     setups = {
         "teacher": f"{layers} hidden, {dropout}, shifts of {plan.teacher_training.shift}",
         f"alone-{main}": f"{main}-{main} hidden, labels alone",

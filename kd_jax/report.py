@@ -121,7 +121,7 @@ def _layers(hidden: tuple[int, ...], dataset: Dataset) -> str:
 
 def _regularisation(config: Config) -> str:
     parts = {"dropout": config.teacher_dropout, "input dropout": config.teacher_input_dropout}
-    parts["max-norm"] = config.teacher_max_norm
+    parts["squared norms of at most"] = config.teacher_max_norm
     return "".join(f", {name} {value:g}" for name, value in parts.items() if value)
 
 

@@ -66,6 +66,9 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     for row in options.rows or ():
         if row not in _ROWS:
             raise ConfigError(f"unknown row {row!r}: use some of {', '.join(_ROWS)}")
+    twice = next((row for row in options.rows or () if options.rows.count(row) > 1), None)
+    if twice:
+        raise ConfigError(f"--rows has {twice} twice: give each row once")
     settings = _settings(options)
     dataset = load("mnist")
     command.prepare_jax()

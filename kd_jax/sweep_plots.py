@@ -29,6 +29,8 @@ _LARGEST = 60.0
 _WIDTH = "student_hidden"
 # Values that are nearer to each other than this share of the axis are drawn at equal distances.
 _NEAREST = 0.05
+# Lines stand apart by this share of the axis.
+_BESIDE = 0.012
 # Matplotlib finds no limits for an axis with numbers near the ends of what a float can hold.
 _LARGEST_NUMBER = 1e30
 _LABELS = 20
@@ -168,8 +170,10 @@ def _curves(found: Found, axes: list[str]) -> Any:
         panel.grid(alpha=0.25)
     measured = [(panel, title, _MEASURES[title]) for panel, title in zip(panels, _MEASURES, strict=False)]
     highest = _HIGHEST | {"errors": float(found.examples[1])}
-    for line, colour in zip(lines[: len(_COLOURS)], _COLOURS, strict=False):
-        best = {x: _best_at(found, axes, value, line) for x, value in zip(at, values, strict=True)}
+    shown = lines[: len(_COLOURS)]
+    for place, (line, colour) in enumerate(zip(shown, _COLOURS, strict=False)):
+        beside = _beside(at, place - (len(shown) - 1) / 2, log=log)
+        best = {x: _best_at(found, axes, value, line) for x, value in zip(beside, values, strict=True)}
         chosen = {x: setting for x, setting in best.items() if setting}
         label = "distilled" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
         for panel, title, measure in measured:
@@ -225,6 +229,14 @@ def _places(values: tuple[Any, ...]) -> tuple[list[float], bool]:
 
 def _equally(values: tuple[Any, ...]) -> tuple[list[float], bool]:
     return [float(place) for place in range(len(values))], False
+
+
+def _beside(at: list[float], steps: float, *, log: bool) -> list[float]:
+    """Places on the axis moved by a little, so that the bars of several lines do not hide each other."""
+    if log:
+        factor = (at[-1] / at[0]) ** (_BESIDE * steps)
+        return [x * factor for x in at]
+    return [x + _BESIDE * steps * ((at[-1] - at[0]) or 1.0) for x in at]
 
 
 def _axis(panel: Any, at: list[float], labels: list[str], *, log: bool) -> None:

@@ -368,6 +368,33 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
 
 
 @pytest.mark.parametrize(
+    ("who", "rates"),
+    [("the teacher with seed 42", (1e30, 0.01)), ("alone-8 with the seeds 42, 43", (0.01, 1e30))],
+    ids=["teacher", "student"],
+)
+def test_a_part_that_diverges_is_told_in_words_of_the_table(
+    who: str,
+    rates: tuple[float, float],
+    tiny: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The recipe's rates are no options of this command."""
+    first, *others = TINY.widths
+    widths = (first._replace(alone=_TRAINING._replace(learning_rate=rates[1])), *others)
+    plan = TINY._replace(teacher_training=TINY.teacher_training._replace(learning_rate=rates[0]), widths=widths)
+    monkeypatch.setattr(hinton, "PLAN", plan)
+    with pytest.raises(SystemExit) as caught:
+        reproduced("--rows", "alone", "--out", str(tmp_path / "out"), "--quiet")
+    error = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert f" of {who}" in error
+    assert " step 2: choose another --seed" in error
+    assert "learning" not in error
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ([], "no table is given: use hinton2015"),
@@ -376,6 +403,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
         (["hinton2015", "--seeds", "1000000"], "--seeds is 1000000: the parameters of alone-800 need"),
         (["hinton2014"], "unknown table 'hinton2014': use hinton2015"),
         (["hinton2015", "--rows", "no4"], "unknown row 'no4': use some of teacher, alone"),
+        (["hinton2015", "--rows", "no3", "alone", "no3"], "--rows has no3 twice: give each row once"),
         (["hinton2015", "--seeds", "0"], "--seeds is 0: it must be"),
         (["hinton2015", "--seed", "-1"], "--seed is -1: it must be"),
         (["hinton2015", "--seeds", "few"], "--seeds: 'few' is no whole number"),

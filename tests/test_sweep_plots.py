@@ -42,13 +42,25 @@ def test_numbers_are_drawn_in_order_whatever_the_order_that_they_were_given_in()
     for panel in panels(found).values():
         for line in panel.get_lines():
             if len(line.get_xdata()) == 3:
-                assert list(line.get_xdata()) == [1.0, 4.0, 20.0]
+                np.testing.assert_allclose(np.float64(line.get_xdata()), [1.0, 4.0, 20.0], rtol=0.03)
         assert [text.get_text() for text in panel.get_xticklabels()] == ["1", "4", "20"]
     heat_map = sweep_plots._heat_map(found, ["temperature", "alpha"]).axes[0]
     errors = np.asarray(heat_map.images[0].get_array())
     for setting in found.gains:
         place = [0.0, 0.5].index(setting.config.alpha), [1.0, 4.0, 20.0].index(setting.config.temperature)
         assert errors[place] == found.students[setting].errors.mean()
+
+
+@pytest.mark.parametrize("temperature", [(1.0, 4.0, 20.0), (1.0, 2.0, 3.0)])
+def test_bars_of_several_lines_stand_beside_each_other(temperature: tuple[float, ...]) -> None:
+    found = sweeps.made(temperature=temperature, alpha=(0.0, 0.5, 0.9))
+    for panel in panels(found).values():
+        bars = [bars.lines[0].get_xdata() for bars in panel.containers]
+        assert len(bars) == 3
+        assert list(bars[1]) == list(temperature)
+        assert (bars[0] < bars[1]).all()
+        assert (bars[1] < bars[2]).all()
+        assert panel.get_xlim()[0] < bars[0].min() < bars[2].max() < panel.get_xlim()[1]
 
 
 def test_where_no_gain_is_known_the_axis_still_stands(tmp_path: Path) -> None:
