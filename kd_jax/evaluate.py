@@ -68,8 +68,9 @@ def evaluate(
     """Every measure of `Evaluation`; the last two where the teacher's logits are given."""
     answers = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     correct = jnp.sum(answers == labels)
-    # XLA would multiply by the inverse of a constant, which rounds 9125 of 10,000 to 0.91249996.
-    count = jax.lax.optimization_barrier(jnp.asarray(len(labels), logits.dtype))
+    errors = jnp.sum(answers != labels)
+    # Not len(labels): XLA multiplies by the inverse of a constant, which makes 0.91249996 of 9125 / 10,000.
+    count = (correct + errors).astype(logits.dtype)
     agreement = distance = None
     if teacher_logits is not None:
         agreeing = jnp.sum(answers == jnp.argmax(teacher_logits, axis=-1).astype(labels.dtype))
@@ -77,7 +78,7 @@ def evaluate(
         distance = jnp.mean(kl_divergence(logits, teacher_logits))
     return Evaluation(
         correct,
-        len(labels) - correct,
+        errors,
         correct.astype(logits.dtype) / count,
         jnp.mean(cross_entropy(logits, labels)),
         calibration_error(logits, labels),

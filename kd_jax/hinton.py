@@ -229,9 +229,11 @@ def train(
     try:
         trained = group.run(asked, experiment.given(seen, part.training.shift), progress, keeping, most=most)
     except RunError as error:
-        # The recipe's learning rates are no options here, and of a group's name only the part's own is known.
-        what = re.sub(rf"the {part.name}(-\d+)+ ", f"{part.name} ", str(error).partition(" at --")[0])
-        raise RunError(f"{what}: choose another --seed") from None
+        # The recipe's learning rates are no options here, and a part is known by its name.
+        who = "the teacher" if part.name == "teacher" else part.name
+        what = re.sub(" of the .+? with (?=the seeds|seed)", f" of {who} with ", str(error).partition(" at --")[0])
+        soft = re.search(r"--temperature (\S+):", str(error))
+        raise RunError(f"{what}{f' at T = {soft[1]}' if soft else ''}: choose another --seed") from None
     images = [jnp.asarray(dataset.test_images)]
     images += [jnp.asarray(dataset.train_images)] * bool(part.moved)
     runs = []

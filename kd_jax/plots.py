@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from kd_jax.data import Dataset
 from kd_jax.experiment import TITLES, Result, models
@@ -20,10 +21,11 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
+    students = np.concatenate([result.student.answers, result.distilled.answers])
     drawn = {
         "learning-curves.png": _learning_curves(result),
         "comparison.png": _comparison(result),
-        "digits.png": _digits(result, dataset),
+        "digits.png": _digits(students, result.teacher.answers[0], dataset),
     }
     for name, figure in drawn.items():
         figure.savefig(folder / name, dpi=130)
@@ -108,10 +110,10 @@ def _comparison(result: Result) -> Any:
     return figure
 
 
-def _digits(result: Result, dataset: Dataset) -> Any:
+def _digits(students: Int[np.ndarray, "students tests"], teacher: Int[np.ndarray, " tests"], dataset: Dataset) -> Any:
+    """From the answers of all students and of the teacher."""
     labels = dataset.test_labels
-    students = np.concatenate([result.student.answers, result.distilled.answers])
-    wrong = (students != labels).sum(axis=0) * (result.teacher.answers[0] == labels)
+    wrong = (students != labels).sum(axis=0) * (teacher == labels)
     chosen = np.argsort(-wrong, kind="stable")[:_MOST_IMAGES]
     chosen = chosen[wrong[chosen] > 0]
     if len(chosen) == 0:
@@ -134,7 +136,7 @@ def _digits(result: Result, dataset: Dataset) -> Any:
         mistakes = students[:, index][students[:, index] != labels[index]]
         said = np.bincount(mistakes).argmax()
         words = f"{labels[index]}, seen as {said}\nby {wrong[index]} of {len(students)}"
-        axis.text(x, y - 0.54, words, fontsize=9, ha="center", va="bottom")
+        axis.text(x, y - down / 2 - 0.04, words, fontsize=9, ha="center", va="bottom")
     axis.set(xlim=(-0.54, 1.07 * columns - 0.53), ylim=(1.4 * rows - 0.86, -0.86), aspect="equal")
     axis.axis("off")
     total = int((wrong > 0).sum())

@@ -29,8 +29,8 @@ _LARGEST = 60.0
 _WIDTH = "student_hidden"
 # Values that are nearer to each other than this share of the axis are drawn at equal distances.
 _NEAREST = 0.05
-# Lines stand apart by this share of the axis.
-_BESIDE = 0.012
+# Lines stand apart by this share of the axis, and all of them within this share of the gap between two values.
+_BESIDE, _OF_A_GAP = 0.012, 0.6
 # Matplotlib finds no limits for an axis with numbers near the ends of what a float can hold.
 _LARGEST_NUMBER = 1e30
 _LABELS = 20
@@ -171,8 +171,10 @@ def _curves(found: Found, axes: list[str]) -> Any:
     measured = [(panel, title, _MEASURES[title]) for panel, title in zip(panels, _MEASURES, strict=False)]
     highest = _HIGHEST | {"errors": float(found.examples[1])}
     shown = lines[: len(_COLOURS)]
-    for place, (line, colour) in enumerate(zip(shown, _COLOURS, strict=False)):
-        beside = _beside(at, place - (len(shown) - 1) / 2, log=log)
+    # Baselines do not depend on how a student is distilled, and do on how it is trained.
+    bands = grid.of_the_distillation(first)
+    beside_each_other = _beside(at, len(shown) + (0 if bands else len(_BASELINES)), log=log)
+    for beside, line, colour in zip(beside_each_other, shown, _COLOURS, strict=False):
         best = {x: _best_at(found, axes, value, line) for x, value in zip(beside, values, strict=True)}
         chosen = {x: setting for x, setting in best.items() if setting}
         label = "distilled" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
@@ -180,18 +182,17 @@ def _curves(found: Found, axes: list[str]) -> Any:
             known = [measure(found.students[s]) for s in chosen.values()]
             _line(panel, list(chosen), known, colour, label, highest.get(title, math.inf))
         _gains(panels[-1], {x: found.gains[s] for x, s in chosen.items()}, colour)
-    for kind, (colour, word) in _BASELINES.items():
+    for place, (kind, (colour, word)) in enumerate(_BASELINES.items(), start=len(shown)):
         students = [s for s in found.students if s.kind == kind]
         overall = _best(found, students)
         by_value = {
             x: _best(found, [s for s in students if getattr(s.config, first) == value])
-            for x, value in zip(at, values, strict=True)
+            for x, value in zip(at if bands else beside_each_other[place], values, strict=True)
         }
         chosen = {x: setting for x, setting in by_value.items() if setting}
         for panel, title, measure in measured:
             top = highest.get(title, math.inf)
-            # Baselines do not depend on how a student is distilled, and do on how it is trained.
-            if overall and grid.of_the_distillation(first):
+            if overall and bands:
                 _band(panel, measure(found.students[overall]), colour, word, top)
             elif overall:
                 known = [measure(found.students[s]) for s in chosen.values()]
@@ -231,12 +232,13 @@ def _equally(values: tuple[Any, ...]) -> tuple[list[float], bool]:
     return [float(place) for place in range(len(values))], False
 
 
-def _beside(at: list[float], steps: float, *, log: bool) -> list[float]:
-    """Places on the axis moved by a little, so that the bars of several lines do not hide each other."""
-    if log:
-        factor = (at[-1] / at[0]) ** (_BESIDE * steps)
-        return [x * factor for x in at]
-    return [x + _BESIDE * steps * ((at[-1] - at[0]) or 1.0) for x in at]
+def _beside(at: list[float], lines: int, *, log: bool) -> list[list[float]]:
+    """For each of several lines, places on the axis moved by a little, so that their bars do not hide each other."""
+    scaled = np.log(at) if log else np.asarray(at)
+    length = scaled[-1] - scaled[0] or 1.0
+    step = min(_BESIDE * length, _OF_A_GAP * np.diff(scaled).min(initial=length) / lines)
+    moved = [scaled + step * (place - (lines - 1) / 2) for place in range(lines)]
+    return [(np.exp(one) if log else one).tolist() for one in moved]
 
 
 def _axis(panel: Any, at: list[float], labels: list[str], *, log: bool) -> None:

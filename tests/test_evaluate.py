@@ -41,6 +41,26 @@ def test_measures_equal_their_definitions(seed: int, n: int) -> None:
     np.testing.assert_allclose(found.ece, oracle_ece(logits, labels), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [60, 1000, 10_000])
+@pytest.mark.parametrize("taught", [True, False])
+def test_fractions_are_the_nearest_float32_of_one_network_and_of_many(count: int, taught: bool) -> None:
+    """Of the counts that a multiplication by the inverse would round otherwise."""
+    all_counts = np.arange(count + 1, dtype=np.float32)
+    exact = all_counts / np.float32(count)
+    (right,) = np.nonzero(all_counts * (np.float32(1) / np.float32(count)) != exact)
+    right = right[:: -(-len(right) // 20)]
+    assert len(right)
+    logits = jnp.asarray(np.stack([np.arange(count) < one for one in right])[..., None] * np.float32([0, 1]))
+    teacher = jnp.zeros((count, 2)).at[:, 1].set(1) if taught else None
+    together = jax.vmap(evaluate, in_axes=(0, None, None))(logits, jnp.ones(count, jnp.int32), teacher)
+    alone = [evaluate(one, jnp.ones(count, jnp.int32), teacher) for one in logits]
+    np.testing.assert_array_equal(together.accuracy, exact[right])
+    np.testing.assert_array_equal([one.accuracy for one in alone], exact[right])
+    if taught:
+        np.testing.assert_array_equal(together.teacher_agreement, exact[right])
+        np.testing.assert_array_equal([one.teacher_agreement for one in alone], exact[right])
+
+
 def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not() -> None:
     logits = jnp.eye(3) * 100
     assert calibration_error(logits, jnp.arange(3)) == pytest.approx(0, abs=1e-6)

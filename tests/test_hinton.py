@@ -369,12 +369,16 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
 
 @pytest.mark.parametrize(
     ("who", "rates"),
-    [("the teacher with seed 42", (1e30, 0.01)), ("alone-8 with the seeds 42, 43", (0.01, 1e30))],
-    ids=["teacher", "student"],
+    [
+        ("the teacher with seed 42", (1e30, 0.01, 0.01)),
+        ("alone-8 with the seeds 42, 43", (0.01, 1e30, 0.01)),
+        ("distilled-8 with the seeds 42, 43", (0.01, 0.01, 1e30)),
+    ],
+    ids=["teacher", "alone", "distilled"],
 )
 def test_a_part_that_diverges_is_told_in_words_of_the_table(
     who: str,
-    rates: tuple[float, float],
+    rates: tuple[float, float, float],
     tiny: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -382,15 +386,16 @@ def test_a_part_that_diverges_is_told_in_words_of_the_table(
 ) -> None:
     """The recipe's rates are no options of this command."""
     first, *others = TINY.widths
-    widths = (first._replace(alone=_TRAINING._replace(learning_rate=rates[1])), *others)
+    own = {name: _TRAINING._replace(learning_rate=r) for name, r in zip(("alone", "distilled"), rates[1:], strict=True)}
+    widths = (first._replace(**own), *others)
     plan = TINY._replace(teacher_training=TINY.teacher_training._replace(learning_rate=rates[0]), widths=widths)
     monkeypatch.setattr(hinton, "PLAN", plan)
     with pytest.raises(SystemExit) as caught:
-        reproduced("--rows", "alone", "--out", str(tmp_path / "out"), "--quiet")
+        reproduced("--rows", "alone", "distilled", "--out", str(tmp_path / "out"), "--quiet")
     error = capsys.readouterr().err
     assert caught.value.code == 1
     assert f" of {who}" in error
-    assert " step 2: choose another --seed" in error
+    assert f" step 2{' at T = 20' * who.startswith('distilled')}: choose another --seed" in error
     assert "learning" not in error
 
 

@@ -19,7 +19,7 @@ from kd_jax.phase import Keeping, Phase, RunError, plan
 from kd_jax.progress import Silent
 from kd_jax.train import Examples, Hyperparameters, Recipe
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compiling")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
 def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) -> None:
     """Two teachers, two batch sizes and two learning rates, one seed, no label smoothing."""
     arguments = ["--dataset", source, "--epochs", "1", "--seeds", "1", "--quiet", "--label-smoothing"]
-    arguments += ["--teacher-hidden", "8", "--teacher-epochs", "1", "2", "--student-hidden", "4"]
+    arguments += ["--teacher-hidden", "8", "9", "--student-hidden", "4"]
     arguments += ["--batch-size", "8", "10", "--learning-rate", "0.01", "0.1", "--shift", "1"]
     sweep.main([*arguments, "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out" / report.RESULTS).read_text())

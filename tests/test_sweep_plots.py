@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from kd_jax import grid, sweep_plots
 from kd_jax.search import Found
 
 
-def panels(found: Found) -> dict[str, Any]:
+def panels(found: Found, axes: list[str] | None = None) -> dict[str, Any]:
     """The curves' panels by what is on their y axis."""
-    figure = sweep_plots._curves(found, sweep_plots._axes(found))
+    figure = sweep_plots._curves(found, axes or sweep_plots._axes(found))
     figure.draw_without_rendering()
     return {panel.get_ylabel(): panel for panel in figure.axes}
 
@@ -51,16 +52,53 @@ def test_numbers_are_drawn_in_order_whatever_the_order_that_they_were_given_in()
         assert errors[place] == found.students[setting].errors.mean()
 
 
-@pytest.mark.parametrize("temperature", [(1.0, 4.0, 20.0), (1.0, 2.0, 3.0)])
-def test_bars_of_several_lines_stand_beside_each_other(temperature: tuple[float, ...]) -> None:
-    found = sweeps.made(temperature=temperature, alpha=(0.0, 0.5, 0.9))
-    for panel in panels(found).values():
-        bars = [bars.lines[0].get_xdata() for bars in panel.containers]
-        assert len(bars) == 3
-        assert list(bars[1]) == list(temperature)
-        assert (bars[0] < bars[1]).all()
-        assert (bars[1] < bars[2]).all()
-        assert panel.get_xlim()[0] < bars[0].min() < bars[2].max() < panel.get_xlim()[1]
+@pytest.mark.parametrize(
+    ("option", "values", "lines"),
+    [
+        ("temperature", (1.0, 4.0, 20.0), 3),
+        ("temperature", (1.0, 2.0, 3.0), 3),
+        ("temperature", tuple(1 + i / 20 for i in range(21)), 3),
+        ("temperature", (1.0, *(1.001 + i / 1e4 for i in range(30))), 3),
+        ("learning_rate", (0.01, 0.1, 1.0), 5),
+        ("student_hidden", ((4,), (5, 5)), 5),
+    ],
+)
+def test_bars_of_several_lines_stand_beside_each_other_and_at_their_values(
+    option: str, values: tuple[Any, ...], lines: int
+) -> None:
+    """Baselines are lines, too, where the way of training is on the axis."""
+    found = sweeps.made(**{option: values}, alpha=(0.0, 0.5, 0.9))
+    for name, panel in panels(found, [option, "alpha"]).items():
+        bars = np.array([np.float64(bars.lines[0].get_xdata()) for bars in panel.containers])
+        assert bars.shape == (3 if name.startswith("gain") else lines, len(values))
+        assert (np.diff(bars, axis=0) > 0).all()
+        # In the order of the values, and nearer to their own than to the next.
+        assert (bars[-1, :-1] < bars[0, 1:]).all()
+        where = np.asarray(sweep_plots._places(values)[0])
+        between = np.sqrt(where[1:] * where[:-1]) if panel.get_xscale() == "log" else (where[1:] + where[:-1]) / 2
+        assert (bars[:, :-1] < between).all()
+        assert (bars[:, 1:] > between).all()
+        assert panel.get_xlim()[0] < bars.min() < bars.max() < panel.get_xlim()[1]
+
+
+def test_what_diverged_is_left_out_of_every_plot(tmp_path: Path) -> None:
+    """One seed, no smoothed labels; a learning rate of one width is missing, and all of another width."""
+    lists = {"learning_rate": (0.01, 1e20), "alpha": (0.0, 0.5), "student_hidden": ((3,), (4, 4, 4))}
+    found = sweeps.made(**lists, label_smoothing=(), seeds=1)
+
+    def without(lost: Callable[[Any], bool]) -> Any:
+        students = {s: m for s, m in found.students.items() if not lost(s.config)}
+        gains = {s: g for s, g in found.gains.items() if s in students}
+        return found._replace(students=students, gains=gains, chosen=tuple(s for s in found.chosen if s in gains))
+
+    large_rate = without(lambda config: config.learning_rate == 1e20)
+    assert len(sweep_plots.write(large_rate, tmp_path)) == 5
+    heat_map = sweep_plots._heat_map(sweep_plots._of(large_rate, (3,)), ["learning_rate", "alpha"]).axes[0]
+    assert np.isnan(np.ma.filled(heat_map.images[0].get_array(), np.nan)).sum() == 2
+    one_width = without(lambda config: config.student_hidden == (4, 4, 4))
+    names = sweep_plots.write(one_width, tmp_path)
+    assert "student-hidden.png" in names
+    assert not any("4-4-4" in name for name in names)
 
 
 def test_where_no_gain_is_known_the_axis_still_stands(tmp_path: Path) -> None:
@@ -78,7 +116,9 @@ def test_a_baseline_that_depends_on_the_axis_is_drawn_where_it_is_known() -> Non
     found = found._replace(students=without)
     lines = [line for line in panels(found)["errors"].get_lines() if line.get_linestyle() == "--"]
     alone = {s.config.learning_rate: m.errors.mean() for s, m in found.students.items() if s.kind == grid.ALONE}
-    assert dict(zip(*lines[0].get_data(), strict=True)) == alone
+    x, errors = lines[0].get_data()
+    np.testing.assert_allclose(np.float64(x), list(alone), rtol=0.1)
+    assert list(errors) == list(alone.values())
 
 
 def test_every_number_in_the_heat_map_can_be_read() -> None:
