@@ -55,22 +55,22 @@ def test_numbers_are_drawn_in_order_whatever_the_order_that_they_were_given_in()
 @pytest.mark.parametrize(
     ("option", "values", "lines"),
     [
-        ("temperature", (1.0, 4.0, 20.0), 3),
-        ("temperature", (1.0, 2.0, 3.0), 3),
-        ("temperature", tuple(1 + i / 20 for i in range(21)), 3),
-        ("temperature", (1.0, *(1.001 + i / 1e4 for i in range(30))), 3),
-        ("learning_rate", (0.01, 0.1, 1.0), 5),
-        ("student_hidden", ((4,), (5, 5)), 5),
+        ("temperature", (1.0, 4.0, 20.0), 6),
+        ("temperature", (1.0, 2.0, 3.0), 6),
+        ("temperature", tuple(1 + i / 20 for i in range(21)), 6),
+        ("temperature", (1.0, *(1.001 + i / 1e4 for i in range(30))), 6),
+        ("learning_rate", (0.01, 0.1, 1.0), 8),
+        ("student_hidden", ((4,), (5, 5)), 8),
     ],
 )
 def test_bars_of_several_lines_stand_beside_each_other_and_at_their_values(
     option: str, values: tuple[Any, ...], lines: int
 ) -> None:
     """Baselines are lines, too, where the way of training is on the axis."""
-    found = sweeps.made(**{option: values}, alpha=(0.0, 0.5, 0.9))
+    found = sweeps.made(**{option: values}, alpha=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9))
     for name, panel in panels(found, [option, "alpha"]).items():
         bars = np.array([np.float64(bars.lines[0].get_xdata()) for bars in panel.containers])
-        assert bars.shape == (3 if name.startswith("gain") else lines, len(values))
+        assert bars.shape == (6 if name.startswith("gain") else lines, len(values))
         assert (np.diff(bars, axis=0) > 0).all()
         # In the order of the values, and nearer to their own than to the next.
         assert (bars[-1, :-1] < bars[0, 1:]).all()
