@@ -13,7 +13,7 @@ import numpy as np
 from kd_jax.data import DataError
 from kd_jax.files import shown
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "torch DoubleStorage": np.dtype("<f8"),
     "torch FloatStorage": np.dtype("<f4"),
     "torch HalfStorage": np.dtype("<f2"),
