@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from kd_jax.config import METHODS, PRESETS, SCHEDULES, Config, ConfigError, option
+from kd_jax.config import LARGEST_SHIFT, METHODS, PRESETS, SCHEDULES, Config, ConfigError, option
 
 _DATASET_HELP = (
     "mnist (packaged, no download), tfds:NAME (any TFDS image classification data set), idx:DIR (idx files, gzipped "
@@ -96,13 +96,8 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
     _add(training, "learning_rate", number, "X", "Adam's learning rate, above 0")
     _add(training, "schedule", str, "NAME", f"of the learning rate, one of {', '.join(SCHEDULES)} (to 0)")
-    _add(
-        training,
-        "shift",
-        whole,
-        "N",
-        "moves images by up to N pixels, 0 to 8, anew in each step; the teacher sees it too",
-    )
+    shift = f"moves images by up to N pixels, 0 to {LARGEST_SHIFT}, anew in each step; the teacher sees it too"
+    _add(training, "shift", whole, "N", shift)
     for name, kind, metavar in (
         ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),
         ("schedule", str, "NAME"), ("shift", whole, "N"),

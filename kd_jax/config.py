@@ -49,7 +49,8 @@ tuned: the best recipe that was found for the notebook's student, 784-20-20-10. 
 whose own images are not shifted, where distillation gains most.
 """
 
-_LARGEST_SHIFT = 8
+LARGEST_SHIFT = 8
+"""Pixels."""
 
 
 class ConfigError(ValueError):
@@ -150,8 +151,8 @@ class Config:
             _check(prefix + name, value, _is_count(value), f"a whole number of at least 1 and at most {2**31 - 1}")
         _check_positive(f"{prefix}learning_rate", training.learning_rate, 1e30)
         _one_of(f"{prefix}schedule", training.schedule, SCHEDULES)
-        holds = isinstance(training.shift, int) and 0 <= training.shift <= _LARGEST_SHIFT
-        _check(f"{prefix}shift", training.shift, holds, f"a whole number of pixels from 0 to {_LARGEST_SHIFT}")
+        holds = isinstance(training.shift, int) and 0 <= training.shift <= LARGEST_SHIFT
+        _check(f"{prefix}shift", training.shift, holds, f"a whole number of pixels from 0 to {LARGEST_SHIFT}")
 
 
 def make_config(preset: str = "notebook", **given: Any) -> Config:

@@ -4,7 +4,6 @@ The paper gives no optimiser, number of epochs, weights of the losses or max-nor
 development split, the last 10,000 training images; the rows themselves train on all 60,000.
 """
 
-import re
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from kd_jax.data import Dataset
 from kd_jax.evaluate import evaluate, predict
 from kd_jax.methods import CROSS_ENTROPY, KD, KDWeights
 from kd_jax.models import Network, Output, count_parameters, mlp
-from kd_jax.phase import Keeping, Progress, RunError
+from kd_jax.phase import Keeping, NotFiniteError, Progress, RunError
 from kd_jax.report import plain
 from kd_jax.train import Examples, Hyperparameters
 
@@ -228,12 +227,13 @@ def train(
     most = at_once(part, dataset, own)
     try:
         trained = group.run(asked, experiment.given(seen, part.training.shift), progress, keeping, most=most)
-    except RunError as error:
-        # The recipe's learning rates are no options here, and a part is known by its name.
+    except NotFiniteError as error:
+        # A part is known by its name, and the recipe's rates are no options here.
         who = "the teacher" if part.name == "teacher" else part.name
-        what = re.sub(" of the .+? with (?=the seeds|seed)", f" of {who} with ", str(error).partition(" at --")[0])
-        soft = re.search(r"--temperature (\S+):", str(error))
-        raise RunError(f"{what}{f' at T = {soft[1]}' if soft else ''}: choose another --seed") from None
+        at = "" if error.temperature is None else f" at T = {error.temperature:g}"
+        raise RunError(
+            f"{error.what} of {who} with {error.seeds} is not finite {error.when}{at}: choose another --seed"
+        ) from None
     images = [jnp.asarray(dataset.test_images)]
     images += [jnp.asarray(dataset.train_images)] * bool(part.moved)
     runs = []

@@ -37,6 +37,14 @@ class RunError(RuntimeError):
     """A run that failed; one sentence that says where, and what to change."""
 
 
+class NotFiniteError(RunError):
+    """A number of a training that is not finite: what it is, with which seeds, when it was found, and at which T."""
+
+    def __init__(self, message: str, *, what: str, seeds: str, when: str, temperature: float | None) -> None:
+        super().__init__(message)
+        self.what, self.seeds, self.when, self.temperature = what, seeds, when, temperature
+
+
 @runtime_checkable
 class Progress(Protocol):
     """Who is told how far the experiment is."""
@@ -220,7 +228,7 @@ def run(
 
     tolerant: a number that is not finite does not end the phase, and is in the result.
 
-    Raises `RunError` where a number is not finite, `CheckpointError` where a checkpoint cannot be written,
+    Raises `NotFiniteError`, `CheckpointError` where a checkpoint cannot be written,
     `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
     """
     done, states, history, seconds = _begin(phase, restored)
@@ -376,18 +384,23 @@ def _large(states: TrainState, trainings: int) -> bool:
 def require_finite(
     phase: Phase, bad: Bool[np.ndarray, " trainings"], what: str, when: str, *, first: int | None = None
 ) -> None:
-    """Raises `RunError`, which names the seeds, unless none is `bad`. first: the training that `when` is about."""
+    """Raises `NotFiniteError` unless none is `bad`. first: the training that `when` is about."""
     if not bad.any():
         return
     first = int(np.argmax(bad)) if first is None else first
     seeds = list(dict.fromkeys(str(s) for s, wrong in zip(phase.trained_seeds, bad, strict=True) if wrong))
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
     own = jax.tree.map(lambda values: float(values[first]), phase.hyperparameters)
-    soft = f" and --temperature {own.weights.temperature:g}" if isinstance(own.weights, KDWeights) else ""
+    temperature = float(own.weights.temperature) if isinstance(own.weights, KDWeights) else None
+    soft = "" if temperature is None else f" and --temperature {temperature:g}"
     rate = "--teacher-learning-rate" if phase.name.startswith("teacher") else "--learning-rate"
-    raise RunError(
+    raise NotFiniteError(
         f"{what} of the {title(phase.name)} with {named} is not finite {when} at {rate} {own.learning_rate:g}{soft}: "
-        f"choose a smaller learning rate{' or another temperature' if soft else ''}"
+        f"choose a smaller learning rate{' or another temperature' if soft else ''}",
+        what=what,
+        seeds=named,
+        when=when,
+        temperature=temperature,
     )
 
 

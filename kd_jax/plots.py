@@ -123,7 +123,7 @@ def _digits(students: Int[np.ndarray, "students tests"], teacher: Int[np.ndarray
     columns = min(8, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = new_figure(figsize=(max(6.5, 1.35 * columns), 1.75 * rows + 0.7))
-    # One pair of axes, in units of a side of an image: so many of them take a second to lay out.
+    # One pair of axes for all, in units of a side of an image, as Matplotlib lays out one for each slowly.
     axis = figure.subplots()
     height, width = dataset.test_images.shape[1:3]
     # A row of features would be a line of one pixel's width.

@@ -49,8 +49,7 @@ def programs_of_one_module() -> Iterator[None]:
 def quick_compiling() -> Iterator[None]:
     """For tests of what the commands do, whose programs are many and small: XLA optimises little, in processes, too.
 
-    Compiling takes a third to a half of the time. Tests of losses, training and parity, and those that ask for the
-    same bits, run the programs that users run.
+    Tests of losses, training and parity, and those that ask for the same bits, run the programs that users run.
     """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)

@@ -93,7 +93,7 @@ def test_kills_cost_nothing_but_time(source: str, tmp_path: Path, monkeypatch: p
     """
     # Bit for bit in the programs that users run.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "6", "--checkpoint-steps", "7"]
+    options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "12", "--checkpoint-steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     kills.finish(whole, options)
     rng, places = random.Random(1), list[str]()

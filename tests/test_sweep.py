@@ -321,7 +321,7 @@ def test_what_is_shown_while_many_programs_train_ends_at_the_whole(
     """Several widths, epochs and teachers; the students diverge at the larger rate."""
     arguments = ["--dataset", source, *SMALL, "--student-hidden", "3", "4,4,4", "--epochs", "1", "2"]
     arguments += ["--teacher-learning-rate", "0.01", "0.02", "--learning-rate", "0.01", "1e20"]
-    sweep.main([*arguments, "--label-smoothing", "--out", str(tmp_path / "out")])
+    sweep.main([*arguments, "--label-smoothing", "0.1", "0.2", "--out", str(tmp_path / "out")])
     lines = [line for line in capsys.readouterr().out.splitlines() if "% of all" in line]
     shares = [int(line.split("%")[0].split()[-1]) for line in lines]
     assert shares == sorted(shares)
