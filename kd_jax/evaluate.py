@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from kd_jax import augment
 from kd_jax.compensated import difference, exp
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.models import Network, Params, State
@@ -34,7 +35,7 @@ class Evaluation(NamedTuple):
     kl_to_teacher: Float[Array, ""] | None
 
 
-@partial(jax.jit, static_argnames=("network", "batch_size", "dtype"))
+@partial(jax.jit, static_argnames=("network", "batch_size", "dtype", "shift"))
 def predict(
     params: Params,
     state: State,
@@ -43,8 +44,16 @@ def predict(
     network: Network,
     batch_size: int = 1000,
     dtype: Any = jnp.float32,
+    shift: int = 0,
 ) -> Float[Array, "examples classes"]:
-    """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time, scaled in `dtype`."""
+    """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time, scaled in `dtype`.
+
+    shift: where it is not 0, the mean logits of all views of an image, shifted by up to so many pixels in either
+    direction (test-time augmentation), of a network that was trained with shifts: its soft targets then say what it has
+    learned of the others. Raises `ValueError` where it is negative.
+    """
+    if shift < 0:
+        raise ValueError(f"shift is {shift}: it must be 0 or more pixels")
     examples = len(images)
     batch_size = min(batch_size, examples)
     batches = -(-examples // batch_size)
@@ -55,7 +64,15 @@ def predict(
     def logits(batch: Array) -> Array:
         return network.apply(params, state, scale(batch, dtype), train=False, key=unused_key)[0].logits
 
-    stacked = jax.lax.map(logits, batched)
+    def mean_logits(batch: Array) -> Array:
+        padded, rows = augment.pad(batch, shift), jnp.arange(len(batch))
+
+        def view(number: Array) -> Array:
+            return logits(augment.views(padded, rows, jnp.broadcast_to(number, len(batch)), shift=shift))
+
+        return jnp.mean(jax.lax.map(view, jnp.arange(augment.view_count(shift))), axis=0)
+
+    stacked = jax.lax.map(mean_logits if shift else logits, batched)
     return stacked.reshape(batches * batch_size, -1)[:examples]
 
 

@@ -32,6 +32,7 @@ DISTILLED_TRAINING = ALONE_TRAINING._replace(epochs=30, learning_rate=3e-3)
 SMALL_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30)
 SMALL_DISTILLED_TRAINING = DISTILLED_TRAINING
 ALPHA, TEMPERATURE = 0.02, 20.0
+AVERAGED_SHIFT = 1
 TEMPERATURES = (1.0, 2.5, 4.0, 8.0, 20.0)
 MIDDLE_TEMPERATURES = (2.5, 8.0, 20.0)
 LARGE_TEMPERATURES = (8.0, 20.0)
@@ -40,7 +41,8 @@ SEEDS, SEED = 10, 42
 QUICK_SEEDS, QUICK_EPOCHS = 3, 0.2
 """Of the quick version: its seeds, and the share of the epochs."""
 
-ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
+ROWS = ("teacher", "alone", "distilled", "averaged", "temperature", "no3", "only78")
+"""averaged is not in the paper: the same students, of the mean of the teacher's logits over shifts of the image."""
 
 PAPER: dict[str, dict[str, float]] = {
     "teacher": {"errors": 67},
@@ -69,6 +71,7 @@ class Plan(NamedTuple):
     """Everything that is trained. widths: the first is that of the students of all rows but `temperature`.
 
     left_out: the class without which `no3` is distilled. only: the classes with which alone `only78` is.
+    averaged_shift: the pixels over which the teacher's logits are averaged for `averaged`.
     """
 
     teacher_hidden: tuple[int, ...] = TEACHER_HIDDEN
@@ -85,6 +88,7 @@ class Plan(NamedTuple):
     temperature: float = TEMPERATURE
     left_out: int = 3
     only: tuple[int, ...] = (7, 8)
+    averaged_shift: int = AVERAGED_SHIFT
     seeds: int = SEEDS
     seed: int = SEED
     quick: bool = False
@@ -102,7 +106,8 @@ class Part(NamedTuple):
     """Trainings of one recipe: what is trained, kept and read again as one.
 
     temperatures: each is trained with all seeds; without any, on labels alone. kept: the only classes of the transfer
-    set; None for all. moved: classes whose biases are moved afterwards, by one offset.
+    set; None for all. moved: classes whose biases are moved afterwards, by one offset. averaged: the pixels of the
+    shifts over which the teacher's logits are averaged.
     """
 
     name: str
@@ -111,6 +116,7 @@ class Part(NamedTuple):
     temperatures: tuple[float, ...] = ()
     kept: tuple[int, ...] | None = None
     moved: tuple[int, ...] = ()
+    averaged: int = 0
 
 
 Found = dict[str, Any]
@@ -146,6 +152,7 @@ def parts(plan: Plan, classes: int) -> dict[str, Part]:
         Part("teacher", plan.teacher_hidden, plan.teacher_training),
         Part(f"alone-{main.units}", hidden, main.alone),
         main_part(f"distilled-{main.units}"),
+        main_part("averaged", averaged=plan.averaged_shift),
         main_part("no3", kept=all_but, moved=(plan.left_out,)),
         main_part("only78", kept=plan.only, moved=plan.only),
     ]
@@ -164,7 +171,7 @@ def parts_of(row: str, plan: Plan, classes: int) -> tuple[str, ...]:
     """The names of a row's parts; rows share some."""
     units = plan.widths[0].units
     if row == "temperature":
-        apart = ("teacher", "no3", "only78")
+        apart = ("teacher", "averaged", "no3", "only78")
         return tuple(name for name in parts(plan, classes) if name not in apart)
     return {"alone": (f"alone-{units}",), "distilled": (f"distilled-{units}",)}.get(row, (row,))
 
@@ -216,7 +223,7 @@ def train(
 ) -> tuple[Found, Any]:
     """Trains a part and reads the test set, once; also returns the parameters and states `[settings, seeds, ...]`.
 
-    taught: the teacher's logits; None for the teacher itself. Raises what `group.run` does.
+    taught: the teacher's logits, averaged as the part asks; None for the teacher itself. Raises what `group.run` does.
     """
     started = time.perf_counter()
     own = network(part, plan, dataset)
@@ -248,6 +255,8 @@ def train(
             runs.append(run)
     one = jax.tree.map(lambda leaf: leaf[0, 0], trained.params)
     found = {"name": part.name, "parameters": count_parameters(one), "examples": len(rows), "runs": runs}
+    if part.averaged and taught is not None:
+        found["taught_by"] = measures(taught.test, dataset.test_labels, None)
     found["timing"] = {"train_s": trained.train_s, "total_s": time.perf_counter() - started}
     return found, (trained.params, trained.state)
 
@@ -259,10 +268,10 @@ class Taught(NamedTuple):
     test: Float[np.ndarray, "tests classes"]
 
 
-def ask(params: Any, state: Any, dataset: Dataset, own: Network) -> Taught:
-    """What a teacher says, in evaluation mode, of images that are not moved."""
+def ask(params: Any, state: Any, dataset: Dataset, own: Network, shift: int = 0) -> Taught:
+    """What a teacher says, in evaluation mode, of images that are not moved, or in the mean over shifts of them."""
     images = (dataset.train_images, dataset.test_images)
-    return Taught(*(np.asarray(predict(params, state, jnp.asarray(each), network=own)) for each in images))
+    return Taught(*(np.asarray(predict(params, state, jnp.asarray(each), network=own, shift=shift)) for each in images))
 
 
 def measures(

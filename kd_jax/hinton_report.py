@@ -24,6 +24,12 @@ BIAS_RULE = (
     "way: its errors are too good to be true."
 )
 
+AVERAGED = (
+    "The row averaged is not in the paper. What the teacher learned of shifted images shows in its answers to them, so "
+    "here the soft targets are the mean of its logits over all shifts of an image (test-time augmentation); the "
+    "students still see no shifted image."
+)
+
 
 class Line(NamedTuple):
     """One line of the table. errors, left_out, offsets: one for each seed; left_out: those on the class left out.
@@ -61,6 +67,7 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
         "teacher": f"{layers} hidden, {dropout}, shifts of {plan.teacher_training.shift}",
         f"alone-{main}": f"{main}-{main} hidden, labels alone",
         f"distilled-{main}": f"{main}-{main} hidden, T = {plan.temperature:g}",
+        "averaged": f"distilled, from the teacher's mean logits over shifts of {plan.averaged_shift}",
         "no3": f"distilled, no {plan.left_out}s in the transfer set",
         "only78": f"distilled, only {'s and '.join(map(str, plan.only))}s in the transfer set",
     }
@@ -69,10 +76,13 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
         if name not in found:
             continue
         row, runs = name.removesuffix(f"-{main}"), found[name]["runs"]
-        paper = PAPER[row]
+        paper = PAPER.get(row, {})
         errors = [run["errors"] for run in runs]
+        if row == "averaged":
+            of_the_mean = f"the teacher's mean logits over shifts of {plan.averaged_shift}"
+            given.append(Line(row, of_the_mean, [found[name]["taught_by"]["errors"]], None))
         if row not in ("no3", "only78"):
-            given.append(Line(row, setup, errors, paper["errors"]))
+            given.append(Line(row, setup, errors, paper.get("errors")))
             continue
         own = plan.left_out if row == "no3" else None
         line = Line(row, setup, errors, paper["errors"], _of_class(runs, own), paper.get("errors_left_out"))
@@ -110,13 +120,16 @@ def temperature_errors(found: Parts, plan: Plan) -> dict[int, dict[float | None,
 
 
 def contrasts(found: Parts, plan: Plan) -> list[Contrast]:
-    """Distilled against alone; at the smallest width the better of T = 2.5 and 4 against the others; else 8 and 20."""
+    """Distilled against alone and averaged; at the smallest width the better of T = 2.5 and 4; else 8 and 20."""
     main = plan.widths[0].units
+    names = (f"alone-{main}", f"distilled-{main}", "averaged")
+    errors = {name: [run["errors"] for run in found[name]["runs"]] for name in names if name in found}
+    alone, distilled, averaged = map(errors.get, names)
     pairs: dict[int, list[tuple[str, list[int], list[int]]]] = {main: []}
-    alone, distilled = (found.get(f"{kind}-{main}") for kind in ("alone", "distilled"))
     if alone and distilled:
-        before, after = ([run["errors"] for run in part["runs"]] for part in (alone, distilled))
-        pairs[main].append((f"{main} units, T = {plan.temperature:g} against alone", before, after))
+        pairs[main].append((f"{main} units, T = {plan.temperature:g} against alone", alone, distilled))
+    if distilled and averaged:
+        pairs[main].append((f"{main} units, the teacher's mean logits against single ones", distilled, averaged))
     by_width, smallest = temperature_errors(found, plan), min(width.units for width in plan.widths)
     for units, own in by_width.items():
         if units != smallest and {8.0, 20.0} <= set(own):
@@ -165,6 +178,8 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
         "are looked at, p is also corrected for that by Holm's method (and for the choice of the better of two by the "
         "same errors), and the intervals are not."
     )
+    if "averaged" in found:
+        parts.append(AVERAGED)
     if any(line.offsets for line in lines(found, plan)):
         parts.append(BIAS_RULE)
     return "\n\n".join(parts)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
-_ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
+_ROWS = ("teacher", "alone", "distilled", "averaged", "temperature", "no3", "only78")
 _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: 82 minutes on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   every row with 3 seeds and fewer epochs
@@ -39,7 +39,11 @@ def _parser() -> cli.Parser:
     parser.add_argument("table", nargs="?", metavar="TABLE", help="what is reproduced: hinton2015")
     what = parser.add_argument_group("what is trained")
     what.add_argument(
-        "--rows", nargs="+", metavar="ROW", help=f"some of {', '.join(_ROWS)} (default: all; the teacher always)"
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help=f"some of {', '.join(_ROWS)} (default: all; the teacher always). averaged is not in the paper: the soft "
+        "targets are the mean of the teacher's logits over shifts of the image",
     )
     what.add_argument(
         "--seeds", type=cli.whole, metavar="N", help="students of each kind; all have one teacher (default: 10)"

@@ -2,17 +2,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kd_jax import bias, group, hinton, hinton_report, hinton_rows, memory, phase, progress, reproduce
+from kd_jax import bias, group, hinton, hinton_report, hinton_rows, memory, parameters, phase, progress, reproduce
 from kd_jax.checkpoint import Store
 from kd_jax.config import ConfigError, Training
 from kd_jax.data import Dataset
 from kd_jax.hinton import Plan, Width
 from kd_jax.phase import Keeping, RunError
 from kd_jax.progress import Silent
+from kd_jax.teacher import outputs
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -29,7 +31,7 @@ TINY = Plan(
     only=(1, 2),
     seeds=3,
 )
-PARTS = ["teacher", "alone-8", "distilled-8", "no3", "only78", "alone-4", "distilled-4", "temperature-8"]
+PARTS = ["teacher", "alone-8", "distilled-8", "averaged", "no3", "only78", "alone-4", "distilled-4", "temperature-8"]
 FILES = ("results.json", "results.csv", "results.md", "rows.png", "temperature.png", "bias.png")
 
 
@@ -93,6 +95,8 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     parts = hinton.parts(hinton.PLAN, 10)
     assert parts["distilled-800"].temperatures == (20,)
     assert parts["temperature-800"].temperatures == (8,)
+    assert {part.name for part in parts.values() if part.averaged} == {"averaged"}
+    assert parts["averaged"]._replace(name="distilled-800", averaged=0) == parts["distilled-800"]
     assert parts["distilled-300"].temperatures == (2.5, 8, 20)
     assert parts["distilled-30"].temperatures == (1, 2.5, 4, 8, 20)
     assert parts["no3"].kept == (0, 1, 2, 4, 5, 6, 7, 8, 9)
@@ -134,6 +138,35 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
                 at_zero = run["moved"]["curve"][list(hinton.CURVE).index(0)]
                 assert at_zero == run["errors"]
                 assert run["moved"]["test"]["errors"] <= min(*run["moved"]["curve"], run["moved"]["training"]["errors"])
+
+
+def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, asked = TINY._replace(seeds=2), {}
+    original = hinton.train
+
+    def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
+        asked[part.name] = taught
+        return original(part, own, dataset, taught, *arguments)
+
+    monkeypatch.setattr(hinton, "train", watched)
+    store = Store(tmp_path)
+    identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
+    store.start(identity)
+    files = hinton_rows.Files(tmp_path, identity)
+    found = hinton_rows.run(("distilled", "averaged"), plan, small_dataset, Silent(), Keeping(store), files)
+    assert asked["teacher"] is None
+    network = hinton.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
+    params, state = parameters.load(files.teacher, network)
+    for name, images in (("train", small_dataset.train_images), ("test", small_dataset.test_images)):
+        views = outputs(params, state, jnp.asarray(images), network=network, shift=1).logits
+        expected = {"distilled-8": views[4], "averaged": np.mean(np.asarray(views), axis=0)}
+        for part, logits in expected.items():
+            np.testing.assert_allclose(getattr(asked[part], name), logits, rtol=1e-5, atol=1e-5)
+    by_mean = asked["averaged"].test
+    assert found["averaged"]["taught_by"]["errors"] == (by_mean.argmax(axis=1) != small_dataset.test_labels).sum()
+    assert "taught_by" not in found["distilled-8"]
 
 
 def test_the_rule_that_never_sees_the_test_set_does_not(small_dataset: Dataset) -> None:
@@ -226,15 +259,21 @@ def test_every_row_is_reproduced_and_reported(
     alone, distilled = (
         [run["errors"] for run in found["parts"][f"{kind}-8"]["runs"]] for kind in ("alone", "distilled")
     )
-    first = found["comparisons"][0]
-    assert first["what"] == "8 units, T = 20 against alone"
-    assert first["mean_difference"] == pytest.approx(np.mean(distilled) - np.mean(alone))
-    assert len(found["comparisons"]) == 1 + 1 + 3
-    both = found["comparisons"][:2]
-    assert [one["what"] for one in both] == ["8 units, T = 20 against alone", "8 units, T = 20 against T = 8"]
-    smaller, larger = sorted(both, key=lambda one: one["p_value"])
-    assert smaller["p_corrected"] == pytest.approx(min(1, 2 * smaller["p_value"]))
-    assert larger["p_corrected"] == pytest.approx(max(larger["p_value"], smaller["p_corrected"]))
+    averaged = [run["errors"] for run in found["parts"]["averaged"]["runs"]]
+    assert len(found["comparisons"]) == 2 + 1 + 3
+    of_8 = found["comparisons"][:3]
+    assert [one["what"] for one in of_8] == [
+        "8 units, T = 20 against alone",
+        "8 units, the teacher's mean logits against single ones",
+        "8 units, T = 20 against T = 8",
+    ]
+    assert of_8[0]["mean_difference"] == pytest.approx(np.mean(distilled) - np.mean(alone))
+    assert of_8[1]["mean_difference"] == pytest.approx(np.mean(averaged) - np.mean(distilled))
+    ordered = sorted(of_8, key=lambda one: one["p_value"])
+    holm = np.maximum.accumulate([min(1, (3 - place) * one["p_value"]) for place, one in enumerate(ordered)])
+    np.testing.assert_allclose([one["p_corrected"] for one in ordered], holm)
+    lines = [(line["row"], line["errors"]) for line in found["table"]]
+    assert lines[3:5] == [("averaged", [found["parts"]["averaged"]["taught_by"]["errors"]]), ("averaged", averaged)]
     own = [one for one in found["comparisons"] if one["what"].startswith("4 units")]
     assert len(own) == 3
     for one in own:
@@ -242,6 +281,7 @@ def test_every_row_is_reproduced_and_reported(
     for text in (printed, (out / "results.md").read_text()):
         assert "chosen on the test set, as in the paper" in text
         assert "it never sees the test set" in text
+        assert "The row averaged is not in the paper." in text
         assert "Holm's method" in text
     assert "training will take about" in printed
     for name in FILES:
