@@ -48,12 +48,15 @@ def predict(
 ) -> Float[Array, "examples classes"]:
     """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time, scaled in `dtype`.
 
-    shift: where it is not 0, the mean logits of all views of an image, shifted by up to so many pixels in either
-    direction (test-time augmentation), of a network that was trained with shifts: its soft targets then say what it has
-    learned of the others. Raises `ValueError` where it is negative.
+    shift: where it is not 0, the logits are means over the (2 shift + 1)² views of an image that is moved by up to so
+    many pixels, with 0 where there was none (test-time augmentation); `teacher.outputs` gives those of every view.
+    Raises `ValueError` where it is negative or would move an image out of sight.
     """
-    if shift < 0:
-        raise ValueError(f"shift is {shift}: it must be 0 or more pixels")
+    smallest = min(images.shape[1:3], default=0)
+    if shift and not 0 < shift < smallest:
+        raise ValueError(
+            f"shift is {shift}: it must be from 0 to {smallest - 1}, less than the images' {smallest} pixels"
+        )
     examples = len(images)
     batch_size = min(batch_size, examples)
     batches = -(-examples // batch_size)
@@ -65,12 +68,15 @@ def predict(
         return network.apply(params, state, scale(batch, dtype), train=False, key=unused_key)[0].logits
 
     def mean_logits(batch: Array) -> Array:
-        padded, rows = augment.pad(batch, shift), jnp.arange(len(batch))
+        padded, count = augment.pad(batch, shift), augment.view_count(shift)
 
         def view(number: Array) -> Array:
-            return logits(augment.views(padded, rows, jnp.broadcast_to(number, len(batch)), shift=shift))
+            down, right = number // (2 * shift + 1), number % (2 * shift + 1)
+            none = jnp.zeros_like(number)
+            return logits(jax.lax.dynamic_slice(padded, (none, down, right, none), batch.shape))
 
-        return jnp.mean(jax.lax.map(view, jnp.arange(augment.view_count(shift))), axis=0)
+        total = jax.lax.fori_loop(1, count, lambda number, total: total + view(number), view(jnp.int32(0)))
+        return total / count
 
     stacked = jax.lax.map(mean_logits if shift else logits, batched)
     return stacked.reshape(batches * batch_size, -1)[:examples]

@@ -42,7 +42,7 @@ QUICK_SEEDS, QUICK_EPOCHS = 3, 0.2
 """Of the quick version: its seeds, and the share of the epochs."""
 
 ROWS = ("teacher", "alone", "distilled", "averaged", "temperature", "no3", "only78")
-"""averaged is not in the paper: the same students, of the mean of the teacher's logits over shifts of the image."""
+"""averaged is not in the paper: the same students, taught by the teacher's mean logits over shifts of each image."""
 
 PAPER: dict[str, dict[str, float]] = {
     "teacher": {"errors": 67},
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     """Everything that is trained. widths: the first is that of the students of all rows but `temperature`.
 
     left_out: the class without which `no3` is distilled. only: the classes with which alone `only78` is.
-    averaged_shift: the pixels over which the teacher's logits are averaged for `averaged`.
+    averaged_shift: by how many pixels at most an image is shifted for the mean logits of `averaged`.
     """
 
     teacher_hidden: tuple[int, ...] = TEACHER_HIDDEN
@@ -106,8 +106,8 @@ class Part(NamedTuple):
     """Trainings of one recipe: what is trained, kept and read again as one.
 
     temperatures: each is trained with all seeds; without any, on labels alone. kept: the only classes of the transfer
-    set; None for all. moved: classes whose biases are moved afterwards, by one offset. averaged: the pixels of the
-    shifts over which the teacher's logits are averaged.
+    set; None for all. moved: classes whose biases are moved afterwards, by one offset. averaged: by how many pixels at
+    most an image is shifted for the teacher's mean logits; 0 for those of the image itself.
     """
 
     name: str
@@ -152,7 +152,6 @@ def parts(plan: Plan, classes: int) -> dict[str, Part]:
         Part("teacher", plan.teacher_hidden, plan.teacher_training),
         Part(f"alone-{main.units}", hidden, main.alone),
         main_part(f"distilled-{main.units}"),
-        main_part("averaged", averaged=plan.averaged_shift),
         main_part("no3", kept=all_but, moved=(plan.left_out,)),
         main_part("only78", kept=plan.only, moved=plan.only),
     ]
@@ -164,6 +163,8 @@ def parts(plan: Plan, classes: int) -> dict[str, Part]:
         ]
     others = tuple(t for t in main.temperatures if t != plan.temperature)
     found += [Part(f"temperature-{main.units}", hidden, main.distilled, others)] if others else []
+    # Last, as it is not the paper's.
+    found += [main_part("averaged", averaged=plan.averaged_shift)]
     return {part.name: part for part in found}
 
 
@@ -223,7 +224,7 @@ def train(
 ) -> tuple[Found, Any]:
     """Trains a part and reads the test set, once; also returns the parameters and states `[settings, seeds, ...]`.
 
-    taught: the teacher's logits, averaged as the part asks; None for the teacher itself. Raises what `group.run` does.
+    taught: what the teacher says, averaged as the part asks; None for the teacher itself. Raises what `group.run` does.
     """
     started = time.perf_counter()
     own = network(part, plan, dataset)
@@ -255,23 +256,31 @@ def train(
             runs.append(run)
     one = jax.tree.map(lambda leaf: leaf[0, 0], trained.params)
     found = {"name": part.name, "parameters": count_parameters(one), "examples": len(rows), "runs": runs}
-    if part.averaged and taught is not None:
-        found["taught_by"] = measures(taught.test, dataset.test_labels, None)
+    if taught is not None and taught.averaged is not None:
+        found["taught_by"] = measures(taught.averaged, dataset.test_labels, None)
     found["timing"] = {"train_s": trained.train_s, "total_s": time.perf_counter() - started}
     return found, (trained.params, trained.state)
 
 
 class Taught(NamedTuple):
-    """The teacher's logits of all training and of all test images."""
+    """A teacher's logits. train: the soft targets of all training images. test: of the test images, as they are.
+
+    averaged: of the test images in the same way as the soft targets, where those are means over shifts; else None.
+    """
 
     train: Float[np.ndarray, "examples classes"]
     test: Float[np.ndarray, "tests classes"]
+    averaged: Float[np.ndarray, "tests classes"] | None = None
 
 
 def ask(params: Any, state: Any, dataset: Dataset, own: Network, shift: int = 0) -> Taught:
-    """What a teacher says, in evaluation mode, of images that are not moved, or in the mean over shifts of them."""
-    images = (dataset.train_images, dataset.test_images)
-    return Taught(*(np.asarray(predict(params, state, jnp.asarray(each), network=own, shift=shift)) for each in images))
+    """What a teacher says in evaluation mode. shift: the largest of those over which soft targets are averaged."""
+
+    def said(images: np.ndarray, shift: int) -> Float[np.ndarray, "examples classes"]:
+        return np.asarray(predict(params, state, jnp.asarray(images), network=own, shift=shift))
+
+    averaged = said(dataset.test_images, shift) if shift else None
+    return Taught(said(dataset.train_images, shift), said(dataset.test_images, 0), averaged)
 
 
 def measures(

@@ -42,8 +42,8 @@ def _parser() -> cli.Parser:
         "--rows",
         nargs="+",
         metavar="ROW",
-        help=f"some of {', '.join(_ROWS)} (default: all; the teacher always). averaged is not in the paper: the soft "
-        "targets are the mean of the teacher's logits over shifts of the image",
+        help=f"some of {', '.join(_ROWS)} (default: all; the teacher always). averaged is not in the paper: its soft "
+        "targets are means of the teacher's logits over shifts of the image",
     )
     what.add_argument(
         "--seeds", type=cli.whole, metavar="N", help="students of each kind; all have one teacher (default: 10)"

@@ -23,6 +23,8 @@ def outputs(
 ) -> Output:
     """What the teacher says of every image, or, with a shift, of every view of it: logits `[views, examples, classes]`.
 
+    `predict` with a shift gives the mean of them instead.
+
     The result is for `Examples.teacher` of a training with the same images and the same `Recipe.shift`.
     """
     if not shift:

@@ -62,27 +62,34 @@ def test_fractions_are_the_nearest_float32_of_one_network_and_of_many(count: int
 
 
 @pytest.mark.parametrize("shift", [1, 3])
-@pytest.mark.parametrize("batch_size", [1, 4, 1000])
-def test_logits_are_averaged_over_every_shift(shift: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("batch_size", "dtype"), [(1, "float32"), (4, "float32"), (1000, "float32"), (4, "float64")])
+def test_logits_are_averaged_over_every_shift(shift: int, batch_size: int, dtype: str) -> None:
     rng = np.random.default_rng(shift)
     images = rng.integers(0, 256, (9, 5, 4, 2)).astype(np.uint8)
     network = mlp([40, 7, 3])
-    params, state = network.init(jax.random.key(0))
     padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-    expected = np.zeros((9, 3))
-    for down in range(2 * shift + 1):
-        for right in range(2 * shift + 1):
-            view = jnp.asarray(padded[:, down : down + 5, right : right + 4])
-            expected += np.asarray(predict(params, state, view, network=network))
-    expected /= (2 * shift + 1) ** 2
-    found = predict(params, state, jnp.asarray(images), network=network, batch_size=batch_size, shift=shift)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with jax.enable_x64(dtype == "float64"):
+        params, state = network.init(jax.random.key(0))
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        how = {"network": network, "dtype": jnp.dtype(dtype)}
+        expected = np.zeros((9, 3))
+        for down in range(2 * shift + 1):
+            for right in range(2 * shift + 1):
+                view = jnp.asarray(padded[:, down : down + 5, right : right + 4])
+                expected += np.asarray(predict(params, state, view, **how))
+        expected /= (2 * shift + 1) ** 2
+        found = predict(params, state, jnp.asarray(images), batch_size=batch_size, shift=shift, **how)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_a_negative_shift_is_refused() -> None:
-    network = mlp([4, 3])
-    with pytest.raises(ValueError, match="shift is -1: it must be 0 or more pixels"):
-        predict(*network.init(jax.random.key(0)), jnp.zeros((1, 2, 2, 1), jnp.uint8), network=network, shift=-1)
+@pytest.mark.parametrize("shift", [-1, 2])
+def test_a_shift_out_of_sight_is_refused(shift: int) -> None:
+    network = mlp([6, 3])
+    params, state = network.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=f"shift is {shift}: it must be from 0 to 1, less than the images' 2 pixels"):
+        predict(params, state, jnp.zeros((1, 3, 2, 1), jnp.uint8), network=network, shift=shift)
 
 
 def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not() -> None:
