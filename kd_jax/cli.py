@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
@@ -71,10 +72,12 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     single: where it is given, all other options take a list of values. Layers of one network are joined by commas.
     """
 
-    def _add(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
-        if name.endswith("hidden") or (single is not None and name not in single):
-            # Layers may be set apart by blanks, too, where there is no list of networks.
+    def _add(group: Any, name: str, kind: Any, metavar: str | tuple[str, str], help: str, **more: Any) -> None:
+        if single is not None and name not in single:
             more["nargs"] = "+"
+        elif name.endswith("hidden"):
+            # Of one network, layers may be set apart by blanks, too.
+            more["nargs"], metavar = "+", ("N", "N")
         _add_option(group, name, kind, metavar, help, **more)
 
     what = parser.add_argument_group("what is trained")
@@ -96,7 +99,10 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
     _add(training, "learning_rate", number, "X", "Adam's learning rate, above 0")
     _add(training, "schedule", str, "NAME", f"of the learning rate, one of {', '.join(SCHEDULES)} (to 0)")
-    shift = f"moves images by up to N pixels, 0 to {LARGEST_SHIFT}, anew in each step; the teacher sees it too"
+    shift = (
+        f"moves images by up to N pixels, 0 to {LARGEST_SHIFT}, anew in each step; soft targets are of what the "
+        "student sees"
+    )
     _add(training, "shift", whole, "N", shift)
     for name, kind, metavar in (
         ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),
@@ -120,7 +126,7 @@ def config_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return {name: sum(value, ()) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _add_option(group: Any, name: str, kind: Any, metavar: str, help: str, **more: Any) -> None:
+def _add_option(group: Any, name: str, kind: Any, metavar: str | tuple[str, str], help: str, **more: Any) -> None:
     default = getattr(Config(), name)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     shown = "the students'" if default is None else shown
@@ -129,9 +135,27 @@ def _add_option(group: Any, name: str, kind: Any, metavar: str, help: str, **mor
     )
 
 
+def presets() -> str:
+    """Every preset by the options that it stands for, as lines of a help text."""
+    lines = ["presets:"]
+    for name, own in PRESETS.items():
+        texts = {key: ",".join(map(str, value)) if isinstance(value, tuple) else value for key, value in own.items()}
+        words = " ".join(f"{option(key)} {value}" for key, value in texts.items()) or "the defaults above"
+        # An option stays on the line of its value.
+        whole_options = words.replace(" ", "\0").replace("\0--", " --")
+        indented = textwrap.wrap(whole_options, 94, break_long_words=False, break_on_hyphens=False)
+        lines += [f"  {name}", *(f"    {line}".replace("\0", " ") for line in indented)]
+    return "\n".join(lines) + "\n"
+
+
 def layers(text: str) -> tuple[int, ...]:
     """Sizes of hidden layers joined by commas, as an option's type."""
-    return tuple(whole(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} are no sizes of layers: give whole numbers joined by commas, such as 20,20"
+        ) from None
 
 
 def whole(text: str) -> int:

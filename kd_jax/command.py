@@ -24,12 +24,12 @@ exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad inp
 """
 
 
-def parser(prog: str, description: str | None, examples: str) -> cli.Parser:
-    """A parser without options. examples: lines below them, each indented by two."""
+def parser(prog: str, description: str | None, examples: str, more: str = "") -> cli.Parser:
+    """A parser without options. examples: lines below them, each indented by two. more: another part below."""
     return cli.Parser(
         prog=prog,
         description=description,
-        epilog=f"examples:\n{examples}\n{EXIT_CODES}",
+        epilog="\n".join(filter(None, (f"examples:\n{examples}", more, EXIT_CODES))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

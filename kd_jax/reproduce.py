@@ -40,7 +40,7 @@ def _parser() -> cli.Parser:
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--rows",
-        nargs="+",
+        nargs="*",
         metavar="ROW",
         help=f"some of {', '.join(_ROWS)} (default: all; the teacher always). averaged is not in the paper: its soft "
         "targets are means of the teacher's logits over shifts of the image",
@@ -59,9 +59,13 @@ def _parser() -> cli.Parser:
 
 
 def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
+    if options.rows:
+        options.rows = [row for given in options.rows for row in given.split(",") if row]
     if options.table is None and options.rows and options.rows[-1] in _TABLES:
         # A table after the rows is no row.
         options.table = options.rows.pop()
+    if options.table is None and options.resume and options.out:
+        options.table = _table_in(options)
     if options.table not in _TABLES:
         given = "no table is given" if options.table is None else f"unknown table {options.table!r}"
         raise ConfigError(f"{given}: use {' or '.join(_TABLES)}")
@@ -87,6 +91,13 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
         hinton_rows.check(rows, plan, dataset, files)
         if _claimed(store, identity, options, rows, plan, dataset, files):
             _train(rows, plan, dataset, options, phase.Keeping(store, None, interrupt), files)
+
+
+def _table_in(options: argparse.Namespace) -> str | None:
+    """The table of the folder to go on with, if there is one."""
+    store = command.check_output_options(options)
+    table = store.identity().get("table") if store else None
+    return table if table in _TABLES else None
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

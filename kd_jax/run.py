@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> cli.Parser:
-    parser = command.parser(_PROG, __doc__, _EXAMPLES)
+    parser = command.parser(_PROG, __doc__, _EXAMPLES, cli.presets())
     parser.stray = "give an option's name before it, and one value to each (python -m kd_jax.sweep takes lists)"
     cli.add_config_options(parser)
     output = command.add_output_options(parser, "results.json, the table, the plots and the parameters")

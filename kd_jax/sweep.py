@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> cli.Parser:
-    parser = command.parser(_PROG, __doc__, _EXAMPLES)
+    parser = command.parser(_PROG, __doc__, _EXAMPLES, cli.presets())
     parser.stray = f"give an option's name before it ({', '.join(map(option, grid.SINGLE))} take one value each)"
     cli.add_config_options(parser, single=grid.SINGLE)
     parser.add_argument_group("the second baseline").add_argument(

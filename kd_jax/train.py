@@ -288,7 +288,7 @@ def _check(examples: Examples, shift: int) -> None:
         if examples.teacher.logits.shape[:2] != expected:
             raise ValueError(
                 f"the teacher's logits are of the shape {examples.teacher.logits.shape}: images that are shifted need "
-                f"them of every view, {expected} (teacher.outputs)"
+                f"them of every view, {expected} (kd_jax.teacher.outputs)"
             )
     elif len(examples.teacher.logits) != count:
         raise ValueError(

@@ -355,7 +355,7 @@ def test_finished_rows_are_read_and_not_trained_again(
     found = json.loads((out / "results.json").read_text())
     assert list(found["rows"]) == ["teacher", "alone", "distilled"]
     assert "The row averaged" not in (out / "results.md").read_text()
-    reproduced("--out", str(out), "--rows", "averaged", "--quiet", "--resume")
+    reproduce.main(["--out", str(out), "--rows", "distilled,averaged", "--quiet", "--resume"])
     assert trained == ["distilled-8", "averaged"]
     assert "The row averaged" in (out / "results.md").read_text()
     before = (out / "results.json").read_bytes()
@@ -453,6 +453,8 @@ def test_a_part_that_diverges_is_told_in_words_of_the_table(
     ("arguments", "says"),
     [
         ([], "no table is given: use hinton2015"),
+        (["hinton2015", "--rows"], "--rows is given without a row: use some of teacher, alone"),
+        (["hinton2015", "--rows", "alone,no4"], "unknown row 'no4': use some of teacher, alone"),
         (["--rows", "hinton2015"], "--rows is given without a row: use some of teacher, alone"),
         (["--rows", "no4", "hinton2015"], "unknown row 'no4': use some of teacher, alone"),
         (["hinton2015", "--seeds", "1000000"], "--seeds is 1000000: the parameters of alone-800 need"),

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kd_jax import checkpoint, experiment, memory, phase, progress, report, run
-from kd_jax.config import ConfigError, make_config
+from kd_jax import checkpoint, cli, experiment, memory, phase, progress, report, run
+from kd_jax.config import PRESETS, ConfigError, make_config
 from kd_jax.data import Dataset
 from kd_jax.models import Network, mlp
 from kd_jax.train import Examples
@@ -129,6 +131,20 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         assert option in text
 
 
+def test_help_tells_every_preset_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """Given back to the command, they are the preset."""
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    _, _, told = capsys.readouterr().out.partition("\npresets:\n")
+    blocks = re.findall(r"^  (\S+)\n((?:    .*\n)+)", told, re.MULTILINE)
+    assert [name for name, _ in blocks] == list(PRESETS)
+    parser = run._parser()
+    for name, words in blocks:
+        given = [] if "defaults above" in words else words.split()
+        found = make_config(**cli.config_options(parser.parse_args(given)))
+        assert dataclasses.replace(found, preset=name) == make_config(name)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -138,6 +154,7 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         (["--epochs", "0"], "--epochs is 0"),
         (["--epochs", "many"], "--epochs: 'many' is no whole number"),
         (["--epochs"], "--epochs: expected one argument"),
+        (["--student-hidden", "20.20"], "'20.20' are no sizes of layers: give whole numbers joined by commas"),
         (["--alpha", "2"], "--alpha is 2.0"),
         (["--alpha", "half"], "--alpha: 'half' is no number"),
         (["--temperature", "-1"], "--temperature is -1.0"),
