@@ -372,23 +372,28 @@ def test_finished_rows_are_read_and_not_trained_again(
     assert list(json.loads((out / "results.json").read_text())["parts"]) == ["teacher"]
 
 
+def alone_and_no3(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """The runs of two rows, with what the folder holds of them."""
+    plan = TINY._replace(seeds=2)
+    store = Store(folder)
+    identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
+    if not store.started:
+        store.start(identity)
+    files = hinton_rows.Files(folder, identity)
+    found = hinton_rows.run(("alone", "no3"), plan, dataset, Silent(), Keeping(store), files)
+    return {name: part["runs"] for name, part in found.items()}
+
+
+@pytest.fixture(scope="module")
+def in_one_go(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, quick_compiling: None) -> Any:
+    return alone_and_no3(tmp_path_factory.mktemp("whole"), small_dataset)
+
+
 @pytest.mark.parametrize("lost", ["nothing", "a part", "the teacher"])
 def test_what_was_stopped_goes_on_and_loses_nothing(
-    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    tiny: Dataset, in_one_go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Stopped between two parts, and with files damaged meanwhile, it ends with the numbers of a run in one go."""
-    plan, rows = TINY._replace(seeds=2), ("alone", "no3")
-
-    def go(folder: Path) -> dict[str, Any]:
-        folder.mkdir(exist_ok=True)
-        store = Store(folder)
-        identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
-        if not store.started:
-            store.start(identity)
-        found = hinton_rows.run(rows, plan, tiny, Silent(), Keeping(store), hinton_rows.Files(folder, identity))
-        return {name: part["runs"] for name, part in found.items()}
-
-    whole = go(tmp_path / "whole")
     original = hinton.train
 
     def stopping(part: hinton.Part, *arguments: Any) -> Any:
@@ -397,9 +402,10 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
         return original(part, *arguments)
 
     folder = tmp_path / "stopped"
+    folder.mkdir()
     monkeypatch.setattr(hinton, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
-        go(folder)
+        alone_and_no3(folder, tiny)
     if lost == "a part":
         path = folder / "rows" / "alone-8.json"
         path.write_text(path.read_text().replace('"errors": ', '"errors": 1'))
@@ -412,7 +418,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
         return original(part, *arguments)
 
     monkeypatch.setattr(hinton, "train", watched)
-    assert go(folder) == whole
+    assert alone_and_no3(folder, tiny) == in_one_go
     # The teacher comes from its checkpoint, and what it taught is found again.
     assert trained == {"nothing": [], "a part": ["alone-8"], "the teacher": ["teacher"]}[lost] + ["no3"]
 
