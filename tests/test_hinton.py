@@ -31,7 +31,7 @@ TINY = Plan(
     only=(1, 2),
     seeds=3,
 )
-PARTS = ["teacher", "alone-8", "distilled-8", "no3", "only78", "alone-4", "distilled-4", "temperature-8", "averaged"]
+PARTS = ["teacher", "alone-8", "distilled-8", "no3", "only78", "alone-4", "distilled-4", "temperature-8"]
 FILES = ("results.json", "results.csv", "results.md", "rows.png", "temperature.png", "bias.png")
 
 
@@ -106,6 +106,15 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
     assert short.teacher_training.epochs == round(0.2 * hinton.TEACHER_TRAINING.epochs)
+
+
+def test_what_is_asked_without_rows_is_the_papers_table(tmp_path: Path) -> None:
+    """Only that, also of a folder that has nothing yet."""
+    for arguments in ([], ["--out", str(tmp_path), "--resume"]):
+        options = reproduce._parser().parse(["hinton2015", *arguments])
+        rows = reproduce._rows(options, Store(tmp_path))
+        assert rows == tuple(row for row in hinton.ROWS if row != "averaged")
+        assert set(rows) == {*hinton.PAPER, "temperature"}
 
 
 def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
@@ -251,10 +260,10 @@ def test_every_row_is_reproduced_and_reported(
     tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    reproduced("--out", str(out), "--seeds", "3")
+    reproduced("--out", str(out), "--seeds", "3", "--rows", *hinton.ROWS)
     printed = capsys.readouterr().out
     found = json.loads((out / "results.json").read_text())
-    assert list(found["parts"]) == PARTS
+    assert list(found["parts"]) == [*PARTS, "averaged"]
     assert list(found["rows"]) == list(hinton.ROWS)
     assert len(found["parts"]["distilled-4"]["runs"]) == 4 * 3
     assert [len(found["parts"][name]["runs"]) for name in ("teacher", "alone-8")] == [1, 3]
