@@ -51,7 +51,8 @@ def _rows(lines: Sequence[Any]) -> Any:
             axis.plot(line.paper, place, "D", color=_COLOURS[1], markersize=7, label=label)
     axis.set(xscale="log", xlabel="test errors", yticks=range(len(lines)), ylim=(len(lines) - 0.5, -0.5))
     axis.set_yticklabels([f"{line.row}: {line.setup}" for line in lines], fontsize=8)
-    plain_numbers(axis.xaxis)
+    low, high = axis.get_xlim()
+    plain_numbers(axis.xaxis, "25" if high >= 10 * low else "23456789")
     axis.grid(axis="x", which="both", alpha=0.25)
     axis.legend(fontsize=8)
     return figure

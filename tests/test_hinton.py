@@ -5,9 +5,22 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats as scipy_stats
 
-from kd_jax import bias, group, hinton, hinton_report, hinton_rows, memory, parameters, phase, progress, reproduce
+from kd_jax import (
+    bias,
+    group,
+    hinton,
+    hinton_plots,
+    hinton_report,
+    hinton_rows,
+    memory,
+    parameters,
+    phase,
+    progress,
+    reproduce,
+)
 from kd_jax.checkpoint import Store
 from kd_jax.config import ConfigError, Training
 from kd_jax.data import Dataset
@@ -106,6 +119,18 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
     assert short.teacher_training.epochs == round(0.2 * hinton.TEACHER_TRAINING.epochs)
+
+
+@pytest.mark.parametrize("errors", [(68, 105), (69, 98), (67, 4730)])
+def test_the_plot_of_the_rows_tells_numbers_on_its_axis(errors: tuple[int, int]) -> None:
+    lines = [hinton_report.Line("row", "set-up", [one], None) for one in errors]
+    figure = hinton_plots._rows(lines)
+    FigureCanvasAgg(figure).draw()
+    (axis,) = figure.axes
+    low, high = axis.get_xlim()
+    ticks = (*axis.xaxis.get_major_ticks(), *axis.xaxis.get_minor_ticks())
+    told = {t.label1.get_text() for t in ticks if low <= t.get_loc() <= high} - {""}
+    assert 3 <= len(told) <= 8
 
 
 def test_what_is_asked_without_rows_is_the_papers_table(tmp_path: Path) -> None:
