@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from kd_jax.data import Dataset
 from kd_jax.experiment import TITLES, Result, models
+from kd_jax.stats import Comparison
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = {"teacher": "#000000", "student": "#0072B2", "distilled": "#D55E00"}
@@ -22,9 +23,10 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
 
     matplotlib.use("Agg")
     students = np.concatenate([result.student.answers, result.distilled.answers])
+    pairs = np.stack([result.student.evaluations.correct, result.distilled.evaluations.correct])
     drawn = {
         "learning-curves.png": _learning_curves(result),
-        "comparison.png": _comparison(result),
+        "comparison.png": _comparison(pairs, result.comparison, result.teacher.answers.shape[1]),
         "digits.png": _digits(students, result.teacher.answers[0], dataset),
     }
     for name, figure in drawn.items():
@@ -80,16 +82,15 @@ def _learning_curves(result: Result) -> Any:
     return figure
 
 
-def _comparison(result: Result) -> Any:
-    comparison = result.comparison
-    pairs = np.stack([result.student.evaluations.correct, result.distilled.evaluations.correct])
+def _comparison(pairs: Int[np.ndarray, "2 seeds"], comparison: Comparison, tests: int) -> Any:
+    """From the correct test images of each seed, alone and distilled."""
     figure = new_figure(figsize=(9, 4.2))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     left.plot([0, 1], pairs, color="0.6", linewidth=1, marker="o", markersize=4, zorder=1)
     for x, name in enumerate(("student", "distilled")):
         left.plot(x, pairs[x].mean(), marker="_", markersize=36, markeredgewidth=3, color=_COLOURS[name], zorder=2)
     left.set(xticks=[0, 1], xticklabels=["student alone", "distilled student"], xlim=(-0.4, 1.4))
-    left.set(ylabel=f"correct of {result.teacher.answers.shape[1]:,} test images")
+    left.set(ylabel=f"correct of {tests:,} test images")
     left.set_title("each line one seed, bars their means", fontsize=10)
     left.grid(axis="y", alpha=0.25)
     right.axhline(0, color="0.4", linewidth=1)
@@ -106,7 +107,8 @@ def _comparison(result: Result) -> Any:
     right.set(xlim=(-0.4, 0.8), xticks=[], ylabel="distilled minus alone (images)")
     right.set_title("the difference", fontsize=10)
     right.grid(axis="y", alpha=0.25)
-    right.legend(fontsize=9)
+    # Below, where it hides no seed.
+    right.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, frameon=False)
     return figure
 
 

@@ -6,6 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from kd_jax import plots
 from kd_jax.data import Dataset, make_dataset
+from kd_jax.stats import paired_comparison
 
 
 def drawn(dataset: Dataset, wrong: int) -> Any:
@@ -60,3 +61,17 @@ def test_where_no_student_is_wrong_it_is_said(small_dataset: Dataset) -> None:
     figure = drawn(small_dataset, 0)
     assert "no test image that the teacher gets right" in figure._suptitle.get_text()
     assert figure.axes == []
+
+
+def test_the_legend_of_the_differences_hides_no_seed() -> None:
+    alone, distilled = np.array([9385, 9352, 9338, 9304, 9292]), np.array([9366, 9363, 9360, 9301, 9277])
+    figure = plots._comparison(
+        np.stack([alone, distilled]), paired_comparison(alone, distilled, metric="correct"), 10_000
+    )
+    FigureCanvasAgg(figure).draw()
+    _, right = figure.axes
+    legend = right.get_legend().get_window_extent()
+    (seeds, *_) = right.collections
+    for spot in right.transData.transform(seeds.get_offsets()):
+        assert not legend.contains(*spot)
+    assert legend.x1 <= figure.bbox.x1
