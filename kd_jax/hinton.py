@@ -21,6 +21,7 @@ from kd_jax.methods import CROSS_ENTROPY, KD, KDWeights
 from kd_jax.models import Network, Output, count_parameters, mlp
 from kd_jax.phase import Keeping, NotFiniteError, Progress, RunError
 from kd_jax.report import plain
+from kd_jax.teacher import outputs
 from kd_jax.train import Examples, Hyperparameters
 
 # The recipe.
@@ -33,6 +34,8 @@ SMALL_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30)
 SMALL_DISTILLED_TRAINING = DISTILLED_TRAINING
 ALPHA, TEMPERATURE = 0.02, 20.0
 AVERAGED_SHIFT = 1
+SHIFTED_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30, shift=2)
+SHIFTED_TRAINING = DISTILLED_TRAINING._replace(shift=2)
 TEMPERATURES = (1.0, 2.5, 4.0, 8.0, 20.0)
 MIDDLE_TEMPERATURES = (2.5, 8.0, 20.0)
 LARGE_TEMPERATURES = (8.0, 20.0)
@@ -41,8 +44,9 @@ SEEDS, SEED = 10, 42
 QUICK_SEEDS, QUICK_EPOCHS = 3, 0.2
 """Of the quick version: its seeds, and the share of the epochs."""
 
-ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78", "averaged")
-"""averaged is not in the paper: the same students, taught by the teacher's mean logits over shifts of each image."""
+ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78", "averaged", "shifted")
+"""The last two are not in the paper. averaged: the same students, taught by the teacher's mean logits over shifts of
+each image. shifted: students that see shifted images, alone and distilled; the paper's transfer set has none."""
 
 PAPER: dict[str, dict[str, float]] = {
     "teacher": {"errors": 67},
@@ -71,7 +75,8 @@ class Plan(NamedTuple):
     """Everything that is trained. widths: the first is that of the students of all rows but `temperature`.
 
     left_out: the class without which `no3` is distilled. only: the classes with which alone `only78` is.
-    averaged_shift: by how many pixels at most an image is shifted for the mean logits of `averaged`.
+    averaged_shift: by how many pixels at most an image is shifted for the mean logits of `averaged`. shifted_alone and
+    shifted_distilled: of the row `shifted`.
     """
 
     teacher_hidden: tuple[int, ...] = TEACHER_HIDDEN
@@ -89,6 +94,8 @@ class Plan(NamedTuple):
     left_out: int = 3
     only: tuple[int, ...] = (7, 8)
     averaged_shift: int = AVERAGED_SHIFT
+    shifted_alone: Training = SHIFTED_ALONE_TRAINING
+    shifted_distilled: Training = SHIFTED_TRAINING
     seeds: int = SEEDS
     seed: int = SEED
     quick: bool = False
@@ -130,7 +137,13 @@ def quick(plan: Plan) -> Plan:
         return training._replace(epochs=max(1, round(QUICK_EPOCHS * training.epochs)))
 
     widths = tuple(w._replace(alone=shorter(w.alone), distilled=shorter(w.distilled)) for w in plan.widths)
-    return plan._replace(teacher_training=shorter(plan.teacher_training), widths=widths, quick=True)
+    return plan._replace(
+        teacher_training=shorter(plan.teacher_training),
+        shifted_alone=shorter(plan.shifted_alone),
+        shifted_distilled=shorter(plan.shifted_distilled),
+        widths=widths,
+        quick=True,
+    )
 
 
 def as_dict(value: Any) -> Any:
@@ -163,8 +176,12 @@ def parts(plan: Plan, classes: int) -> dict[str, Part]:
         ]
     others = tuple(t for t in main.temperatures if t != plan.temperature)
     found += [Part(f"temperature-{main.units}", hidden, main.distilled, others)] if others else []
-    # Last, as it is not the paper's.
-    found += [main_part("averaged", averaged=plan.averaged_shift)]
+    # Last, as they are not the paper's.
+    found += [
+        main_part("averaged", averaged=plan.averaged_shift),
+        Part("alone-shifted", hidden, plan.shifted_alone),
+        main_part("distilled-shifted", training=plan.shifted_distilled),
+    ]
     return {part.name: part for part in found}
 
 
@@ -172,9 +189,14 @@ def parts_of(row: str, plan: Plan, classes: int) -> tuple[str, ...]:
     """The names of a row's parts; rows share some."""
     units = plan.widths[0].units
     if row == "temperature":
-        apart = ("teacher", "averaged", "no3", "only78")
-        return tuple(name for name in parts(plan, classes) if name not in apart)
-    return {"alone": (f"alone-{units}",), "distilled": (f"distilled-{units}",)}.get(row, (row,))
+        names = [f"{kind}-{width.units}" for kind in ("alone", "distilled", "temperature") for width in plan.widths]
+        return tuple(name for name in parts(plan, classes) if name in names)
+    several = {
+        "alone": (f"alone-{units}",),
+        "distilled": (f"distilled-{units}",),
+        "shifted": ("alone-shifted", "distilled-shifted"),
+    }
+    return several.get(row, (row,))
 
 
 def trainings(part: Part, plan: Plan) -> int:
@@ -214,7 +236,7 @@ def at_once(part: Part, dataset: Dataset, own: Network) -> int:
     layers, tests = experiment.layer_sizes(part.hidden, dataset), len(dataset.test_labels)
     count = len(transfer_set(part, dataset))
     one = memory.needed(own, layers, examples=count, test_examples=tests)
-    taught = experiment.teacher_bytes(count, dataset.classes, 0) if part.temperatures else 0
+    taught = experiment.teacher_bytes(count, dataset.classes, part.training.shift) if part.temperatures else 0
     remedy = "stop other programs, or use a machine with more memory"
     return group.trainings_at_once(one, part.training.batch_size, beside=taught, remedy=remedy)
 
@@ -224,14 +246,15 @@ def train(
 ) -> tuple[Found, Any]:
     """Trains a part and reads the test set, once; also returns the parameters and states `[settings, seeds, ...]`.
 
-    taught: what the teacher says, averaged as the part asks; None for the teacher itself. Raises what `group.run` does.
+    taught: what the teacher says, of the views that the part asks for; None for the teacher itself. Raises what
+    `group.run` does.
     """
     started = time.perf_counter()
     own = network(part, plan, dataset)
     asked, rows = make_group(part, plan, dataset, own), transfer_set(part, dataset)
     seen = Examples(jnp.asarray(dataset.train_images[rows]), jnp.asarray(dataset.train_labels[rows]))
     if part.temperatures and taught is not None:
-        seen = seen._replace(teacher=Output(jnp.asarray(taught.train[rows])))
+        seen = seen._replace(teacher=Output(jnp.asarray(taught.train[..., rows, :])))
     most = at_once(part, dataset, own)
     try:
         trained = group.run(asked, experiment.given(seen, part.training.shift), progress, keeping, most=most)
@@ -263,24 +286,32 @@ def train(
 
 
 class Taught(NamedTuple):
-    """A teacher's logits. train: the soft targets of all training images. test: of the test images, as they are.
+    """A teacher's logits. test: of the test images, as they are.
 
+    train: the soft targets of all training images; `[views, examples, classes]` where the students see shifted ones.
     averaged: of the test images in the same way as the soft targets, where those are means over shifts; else None.
     """
 
-    train: Float[np.ndarray, "examples classes"]
+    train: Float[np.ndarray, "*views examples classes"]
     test: Float[np.ndarray, "tests classes"]
     averaged: Float[np.ndarray, "tests classes"] | None = None
 
 
-def ask(params: Any, state: Any, dataset: Dataset, own: Network, shift: int = 0) -> Taught:
-    """What a teacher says in evaluation mode. shift: the largest of those over which soft targets are averaged."""
+def ask(params: Any, state: Any, dataset: Dataset, own: Network, *, averaged: int = 0, shift: int = 0) -> Taught:
+    """What a teacher says in evaluation mode.
+
+    averaged: the largest shift of those over which soft targets are averaged. shift: the largest of those for each of
+    which there are soft targets. One of them is 0.
+    """
 
     def said(images: np.ndarray, shift: int) -> Float[np.ndarray, "examples classes"]:
         return np.asarray(predict(params, state, jnp.asarray(images), network=own, shift=shift))
 
-    averaged = said(dataset.test_images, shift) if shift else None
-    return Taught(said(dataset.train_images, shift), said(dataset.test_images, 0), averaged)
+    test, by_mean = said(dataset.test_images, 0), said(dataset.test_images, averaged) if averaged else None
+    if shift:
+        images = jnp.asarray(dataset.train_images)
+        return Taught(np.asarray(outputs(params, state, images, network=own, shift=shift).logits), test, by_mean)
+    return Taught(said(dataset.train_images, averaged), test, by_mean)
 
 
 def measures(

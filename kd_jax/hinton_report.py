@@ -30,6 +30,11 @@ AVERAGED = (
     "images than its answer to one tells. The students see no shifted image."
 )
 
+SHIFTED = (
+    "The row shifted is not in the paper, whose transfer set has no translations. Here the students see every image "
+    "shifted anew, as the teacher does, and the soft targets are its logits of the shifted image."
+)
+
 
 class Line(NamedTuple):
     """One line of the table. errors, left_out, offsets: one for each seed; left_out: those on the class left out.
@@ -68,6 +73,8 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
         f"alone-{main}": f"{main}-{main} hidden, labels alone",
         f"distilled-{main}": f"{main}-{main} hidden, T = {plan.temperature:g}",
         "averaged": f"distilled from mean logits over shifts of up to {plan.averaged_shift}",
+        "alone-shifted": f"labels alone, shifts of {plan.shifted_alone.shift}",
+        "distilled-shifted": f"distilled, shifts of {plan.shifted_distilled.shift} in the transfer set",
         "no3": f"distilled, no {plan.left_out}s in the transfer set",
         "only78": f"distilled, only {'s and '.join(map(str, plan.only))}s in the transfer set",
     }
@@ -75,7 +82,7 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
     for name, setup in setups.items():
         if name not in found:
             continue
-        row, runs = name.removesuffix(f"-{main}"), found[name]["runs"]
+        row, runs = "shifted" if name.endswith("-shifted") else name.removesuffix(f"-{main}"), found[name]["runs"]
         paper = PAPER.get(row, {})
         errors = [run["errors"] for run in runs]
         if row not in ("no3", "only78"):
@@ -121,20 +128,22 @@ def temperature_errors(found: Parts, plan: Plan) -> dict[int, dict[float | None,
 
 
 def contrasts(found: Parts, plan: Plan) -> list[Contrast]:
-    """Distilled against alone, averaged against distilled, T = 20 against 8; and of the smallest width the better T."""
+    """Distilled against alone, others against distilled, T = 20 against 8; and of the smallest width the better T."""
     main = plan.widths[0].units
-    names = (f"alone-{main}", f"distilled-{main}", "averaged")
-    errors = {name: [run["errors"] for run in found[name]["runs"]] for name in names if name in found}
-    alone, distilled, averaged = map(errors.get, names)
-    pairs: dict[int, list[tuple[str, list[int], list[int]]]] = {main: []}
-    if alone and distilled:
-        pairs[main].append((f"{main} units, T = {plan.temperature:g} against alone", alone, distilled))
-    if distilled and averaged:
-        pairs[main].append((f"{main} units, mean logits over shifts against those of one view", distilled, averaged))
+    alone, distilled, own = f"alone-{main}", f"distilled-{main}", f"{main} units, T = {plan.temperature:g}"
+    against = (
+        (f"{own} against alone", alone, distilled),
+        (f"{main} units, mean logits over shifts against those of one view", distilled, "averaged"),
+        (f"{own} against alone, both with shifts", "alone-shifted", "distilled-shifted"),
+        (f"{own}, with shifts in the transfer set against without", distilled, "distilled-shifted"),
+    )
+    errors = {name: [run["errors"] for run in part["runs"]] for name, part in found.items()}
+    pairs = {main: [(what, errors[a], errors[b]) for what, a, b in against if a in errors and b in errors]}
     by_width, smallest = temperature_errors(found, plan), min(width.units for width in plan.widths)
-    for units, own in by_width.items():
-        if units != smallest and {8.0, 20.0} <= set(own):
-            pairs.setdefault(units, []).append((f"{units} units, T = 20 against T = 8", own[8.0], own[20.0]))
+    for units, of_width in by_width.items():
+        if units != smallest and {8.0, 20.0} <= set(of_width):
+            what = f"{units} units, T = 20 against T = 8"
+            pairs.setdefault(units, []).append((what, of_width[8.0], of_width[20.0]))
     given = [contrast for several in pairs.values() for contrast in _contrasts(several)]
     return given + (_better_against_others(smallest, by_width[smallest]) if smallest in by_width else [])
 
@@ -181,6 +190,8 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
     )
     if "averaged" in found:
         parts.append(AVERAGED)
+    if any(name.endswith("-shifted") for name in found):
+        parts.append(SHIFTED)
     if any(line.offsets for line in lines(found, plan)):
         parts.append(BIAS_RULE)
     return "\n\n".join(parts)

@@ -89,14 +89,16 @@ def run(
     missing = _missing(rows, plan, dataset, files)
     if missing and not isinstance(progress, Silent):
         _estimate(missing, plan, dataset, progress)
-    taught: dict[int, Taught] = {}
+    taught: dict[tuple[int, int], Taught] = {}
     for part in hinton.wanted(rows, plan, dataset.classes):
         # Read again: what a teacher taught is found once the teacher is.
         if files.read(part) is not None:
             continue
-        if part.name != "teacher" and part.averaged not in taught:
-            taught[part.averaged] = _ask_teacher(parts["teacher"], plan, dataset, files, part.averaged)
-        given, (params, state) = hinton.train(part, plan, dataset, taught.get(part.averaged), progress, keeping)
+        views = part.averaged, part.training.shift if part.temperatures else 0
+        if part.name != "teacher" and views not in taught:
+            taught[views] = _ask_teacher(parts["teacher"], plan, dataset, files, *views)
+        own = None if part.name == "teacher" else taught[views]
+        given, (params, state) = hinton.train(part, plan, dataset, own, progress, keeping)
         if part.name == "teacher":
             files.write_teacher(params, state)
         files.write(part, given)
@@ -138,13 +140,13 @@ def _missing(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) 
     return [part for part in hinton.wanted(rows, plan, dataset.classes) if files.read(part) is None]
 
 
-def _ask_teacher(part: Part, plan: Plan, dataset: Dataset, files: Files, shift: int) -> Taught:
+def _ask_teacher(part: Part, plan: Plan, dataset: Dataset, files: Files, averaged: int, shift: int) -> Taught:
     own = hinton.network(part, plan, dataset)
     try:
         params, state = parameters.load(files.teacher, own)
     except DataError as error:
         raise OutputError(f"{error}: start again with --overwrite") from None
-    return hinton.ask(params, state, dataset, own, shift)
+    return hinton.ask(params, state, dataset, own, averaged=averaged, shift=shift)
 
 
 def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progress) -> None:

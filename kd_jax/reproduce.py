@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
 _PAPERS_ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
-_ROWS = (*_PAPERS_ROWS, "averaged")
+_ROWS = (*_PAPERS_ROWS, "averaged", "shifted")
 _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: 82 minutes on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   every row with 3 seeds and fewer epochs
@@ -43,8 +43,9 @@ def _parser() -> cli.Parser:
         "--rows",
         nargs="*",
         metavar="ROW",
-        help=f"some of {', '.join(_ROWS)} (default: all but averaged; the teacher always). averaged is not in the "
-        "paper: its soft targets are means of the teacher's logits over shifts of the image",
+        help=f"some of {', '.join(_ROWS)} (default: all but the last two; the teacher always). Those are not in the "
+        "paper: averaged has means of the teacher's logits over shifts of the image as soft targets, and shifted has "
+        "students, alone and distilled, that see shifted images as the teacher does",
     )
     what.add_argument(
         "--seeds", type=cli.whole, metavar="N", help="students of each kind; all have one teacher (default: 10)"

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats as scipy_stats
 
 from kd_jax import (
+    augment,
     bias,
     group,
     hinton,
@@ -40,11 +41,14 @@ TINY = Plan(
         Width(4, (1.0, 2.5, 4.0, 20.0), _TRAINING, _TRAINING),
     ),
     alpha=0.1,
+    shifted_alone=_TRAINING._replace(shift=1),
+    shifted_distilled=_TRAINING._replace(shift=1),
     left_out=1,
     only=(1, 2),
     seeds=3,
 )
 PARTS = ["teacher", "alone-8", "distilled-8", "no3", "only78", "alone-4", "distilled-4", "temperature-8"]
+OWN_PARTS = ["averaged", "alone-shifted", "distilled-shifted"]
 FILES = ("results.json", "results.csv", "results.md", "rows.png", "temperature.png", "bias.png")
 
 
@@ -110,6 +114,11 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert parts["temperature-800"].temperatures == (8,)
     assert {part.name for part in parts.values() if part.averaged} == {"averaged"}
     assert parts["averaged"]._replace(name="distilled-800", averaged=0) == parts["distilled-800"]
+    # The paper's transfer set has no translations.
+    shifted = {name for name, part in parts.items() if part.training.shift}
+    assert shifted == {"teacher", "alone-shifted", "distilled-shifted"}
+    assert {parts[name].training.shift for name in shifted} == {2}
+    assert parts["alone-shifted"].training.epochs == parts["distilled-shifted"].training.epochs
     assert parts["distilled-300"].temperatures == (2.5, 8, 20)
     assert parts["distilled-30"].temperatures == (1, 2.5, 4, 8, 20)
     assert parts["no3"].kept == (0, 1, 2, 4, 5, 6, 7, 8, 9)
@@ -118,7 +127,8 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert reproduce._ROWS == hinton.ROWS
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
-    assert short.teacher_training.epochs == round(0.2 * hinton.TEACHER_TRAINING.epochs)
+    for name, part in hinton.parts(short, 10).items():
+        assert part.training == parts[name].training._replace(epochs=round(0.2 * parts[name].training.epochs))
 
 
 @pytest.mark.parametrize("errors", [(68, 105), (69, 98), (67, 4730)])
@@ -138,7 +148,7 @@ def test_what_is_asked_without_rows_is_the_papers_table(tmp_path: Path) -> None:
     for arguments in ([], ["--out", str(tmp_path), "--resume"]):
         options = reproduce._parser().parse(["hinton2015", *arguments])
         rows = reproduce._rows(options, Store(tmp_path))
-        assert rows == tuple(row for row in hinton.ROWS if row != "averaged")
+        assert rows == hinton.ROWS[:-2]
         assert set(rows) == {*hinton.PAPER, "temperature"}
 
 
@@ -205,6 +215,42 @@ def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     by_mean = asked["averaged"].averaged
     assert found["averaged"]["taught_by"]["errors"] == (by_mean.argmax(axis=1) != small_dataset.test_labels).sum()
     assert "taught_by" not in found["distilled-8"]
+
+
+def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, asked, seen = TINY._replace(seeds=2), {}, {}
+    original, trained = hinton.train, group.run
+
+    def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
+        asked[part.name] = taught
+        return original(part, own, dataset, taught, *arguments)
+
+    def given(own: group.Group, examples: Any, *arguments: Any, **named: Any) -> Any:
+        seen[own.name] = own.recipe, examples
+        return trained(own, examples, *arguments, **named)
+
+    monkeypatch.setattr(hinton, "train", watched)
+    monkeypatch.setattr(group, "run", given)
+    store = Store(tmp_path)
+    identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
+    store.start(identity)
+    files = hinton_rows.Files(tmp_path, identity)
+    found = hinton_rows.run(("distilled", "shifted"), plan, small_dataset, Silent(), Keeping(store), files)
+    assert list(found) == ["teacher", "distilled-8", "alone-shifted", "distilled-shifted"]
+    network = hinton.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
+    params, state = parameters.load(files.teacher, network)
+    views = np.asarray(outputs(params, state, jnp.asarray(small_dataset.train_images), network=network, shift=1).logits)
+    np.testing.assert_array_equal(asked["distilled-shifted"].train, views)
+    np.testing.assert_allclose(asked["distilled-8"].train, views[4], rtol=1e-5, atol=1e-5)
+    for name in OWN_PARTS[1:]:
+        np.testing.assert_array_equal(asked[name].test, asked["distilled-8"].test)
+        recipe, examples = seen[name]
+        assert recipe.shift == 1
+        np.testing.assert_array_equal(examples.images, augment.pad(jnp.asarray(small_dataset.train_images), 1))
+    assert seen["alone-shifted"][1].teacher is None
+    np.testing.assert_array_equal(seen["distilled-shifted"][1].teacher.logits, views)
 
 
 def test_the_rule_that_never_sees_the_test_set_does_not(small_dataset: Dataset) -> None:
@@ -288,32 +334,38 @@ def test_every_row_is_reproduced_and_reported(
     reproduced("--out", str(out), "--seeds", "3", "--rows", *hinton.ROWS)
     printed = capsys.readouterr().out
     found = json.loads((out / "results.json").read_text())
-    assert list(found["parts"]) == [*PARTS, "averaged"]
+    assert list(found["parts"]) == [*PARTS, *OWN_PARTS]
     assert list(found["rows"]) == list(hinton.ROWS)
     assert len(found["parts"]["distilled-4"]["runs"]) == 4 * 3
     assert [len(found["parts"][name]["runs"]) for name in ("teacher", "alone-8")] == [1, 3]
     assert found["rows"]["alone"]["paper"] == {"errors": 146}
     assert found["data"]["sha256"] == tiny.digest()
-    alone, distilled = (
-        [run["errors"] for run in found["parts"][f"{kind}-8"]["runs"]] for kind in ("alone", "distilled")
+    alone, distilled, averaged, alone_shifted, distilled_shifted = (
+        [run["errors"] for run in found["parts"][name]["runs"]] for name in ("alone-8", "distilled-8", *OWN_PARTS)
     )
-    averaged = [run["errors"] for run in found["parts"]["averaged"]["runs"]]
-    assert len(found["comparisons"]) == 2 + 1 + 3
-    of_8 = found["comparisons"][:3]
-    assert [one["what"] for one in of_8] == [
-        "8 units, T = 20 against alone",
-        "8 units, mean logits over shifts against those of one view",
-        "8 units, T = 20 against T = 8",
-    ]
-    assert of_8[0]["mean_difference"] == pytest.approx(np.mean(distilled) - np.mean(alone))
-    assert of_8[1]["mean_difference"] == pytest.approx(np.mean(averaged) - np.mean(distilled))
+    assert len(found["comparisons"]) == 5 + 3
+    of_8 = found["comparisons"][:5]
+    compared = (
+        ("8 units, T = 20 against alone", alone, distilled),
+        ("8 units, mean logits over shifts against those of one view", distilled, averaged),
+        ("8 units, T = 20 against alone, both with shifts", alone_shifted, distilled_shifted),
+        ("8 units, T = 20, with shifts in the transfer set against without", distilled, distilled_shifted),
+    )
+    assert [one["what"] for one in of_8] == [*(what for what, *_ in compared), "8 units, T = 20 against T = 8"]
+    for one, (_, before, after) in zip(of_8, compared, strict=False):
+        assert one["mean_difference"] == pytest.approx(np.mean(after) - np.mean(before))
     # Three equal differences have no p-value.
     ordered = sorted((one for one in of_8 if one["p_value"] is not None), key=lambda one: one["p_value"])
     count = len(ordered)
     holm = np.maximum.accumulate([min(1, (count - place) * one["p_value"]) for place, one in enumerate(ordered)])
     np.testing.assert_allclose([one["p_corrected"] for one in ordered], holm)
     lines = [(line["row"], line["errors"]) for line in found["table"]]
-    assert lines[3:5] == [("averaged", averaged), ("averaged", [found["parts"]["averaged"]["taught_by"]["errors"]])]
+    assert lines[3:7] == [
+        ("averaged", averaged),
+        ("averaged", [found["parts"]["averaged"]["taught_by"]["errors"]]),
+        ("shifted", alone_shifted),
+        ("shifted", distilled_shifted),
+    ]
     own = [one for one in found["comparisons"] if one["what"].startswith("4 units")]
     assert len(own) == 3
     for one in own:
@@ -322,6 +374,7 @@ def test_every_row_is_reproduced_and_reported(
         assert "chosen on the test set, as in the paper" in text
         assert "it never sees the test set" in text
         assert "The row averaged is not in the paper." in text
+        assert "The row shifted is not in the paper" in text
         assert "Holm's method" in text
     assert "training will take about" in printed
     for name in FILES:
@@ -388,7 +441,8 @@ def test_finished_rows_are_read_and_not_trained_again(
     assert {path: path.read_bytes() for path in kept} == kept
     found = json.loads((out / "results.json").read_text())
     assert list(found["rows"]) == ["teacher", "alone", "distilled"]
-    assert "The row averaged" not in (out / "results.md").read_text()
+    for row in hinton.ROWS[-2:]:
+        assert f"The row {row}" not in (out / "results.md").read_text()
     reproduce.main(["--out", str(out), "--rows", "distilled,averaged", "--quiet", "--resume"])
     assert trained == ["distilled-8", "averaged"]
     assert "The row averaged" in (out / "results.md").read_text()
