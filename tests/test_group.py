@@ -18,6 +18,8 @@ from kd_jax.phase import Keeping
 from kd_jax.progress import Silent
 from kd_jax.train import Examples, Hyperparameters, Recipe
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 SETTINGS = [
     Hyperparameters(rate, KDWeights(alpha, t))
     for rate, alpha, t in ((0.01, 0.5, 2.0), (0.003, 0.0, 8.0), (0.02, 1.0, 1.0))
