@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from kd_jax import experiment, hinton, memory, parameters, phase
+from kd_jax import experiment, hinton, hinton_parts, memory, parameters, phase
 from kd_jax.checkpoint import Store
 from kd_jax.config import ConfigError
 from kd_jax.data import DataError, Dataset
-from kd_jax.hinton import Found, Part, Plan, Taught
+from kd_jax.hinton import Found, Part, Plan
+from kd_jax.hinton_parts import Taught
 from kd_jax.parameters import tensor_name
 from kd_jax.phase import Keeping, Progress
 from kd_jax.progress import Silent
@@ -81,7 +82,7 @@ def run(
 ) -> dict[str, Found]:
     """What every part of the rows gave, by its name, and of those that are done already.
 
-    Raises what `hinton.train` does, and `OutputError` where the folder no longer takes what is found.
+    Raises what `hinton_parts.train` does, and `OutputError` where the folder no longer takes what is found.
     """
     assert keeping.store is not None
     parts = hinton.parts(plan, dataset.classes)
@@ -98,7 +99,7 @@ def run(
         if part.name != "teacher" and views not in taught:
             taught[views] = _ask_teacher(parts["teacher"], plan, dataset, files, *views)
         own = None if part.name == "teacher" else taught[views]
-        given, (params, state) = hinton.train(part, plan, dataset, own, progress, keeping)
+        given, (params, state) = hinton_parts.train(part, plan, dataset, own, progress, keeping)
         if part.name == "teacher":
             files.write_teacher(params, state)
         files.write(part, given)
@@ -115,7 +116,7 @@ def check(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> 
     """
     room = memory.host()
     for part in _missing(rows, plan, dataset, files):
-        hinton.at_once(part, dataset, hinton.network(part, plan, dataset))
+        hinton_parts.at_once(part, dataset, hinton_parts.network(part, plan, dataset))
         layers = experiment.layer_sizes(part.hidden, dataset)
         # In blocks, and put together.
         kept = 2 * 4 * hinton.trainings(part, plan) * sum((a + 1) * b for a, b in itertools.pairwise(layers))
@@ -141,22 +142,22 @@ def _missing(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) 
 
 
 def _ask_teacher(part: Part, plan: Plan, dataset: Dataset, files: Files, averaged: int, shift: int) -> Taught:
-    own = hinton.network(part, plan, dataset)
+    own = hinton_parts.network(part, plan, dataset)
     try:
         params, state = parameters.load(files.teacher, own)
     except DataError as error:
         raise OutputError(f"{error}: start again with --overwrite") from None
-    return hinton.ask(params, state, dataset, own, averaged=averaged, shift=shift)
+    return hinton_parts.ask(params, state, dataset, own, averaged=averaged, shift=shift)
 
 
 def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progress) -> None:
     """Tells how long the rest will take, from some steps of the students alone."""
     units = plan.widths[0].units
     part = hinton.parts(plan, dataset.classes)[f"alone-{units}"]
-    own = hinton.network(part, plan, dataset)
-    planned = hinton.make_group(part, plan, dataset, own)
+    own = hinton_parts.network(part, plan, dataset)
+    planned = hinton_parts.make_group(part, plan, dataset, own)
     seen = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    seeds = planned.seeds[: hinton.at_once(part, dataset, own)]
+    seeds = planned.seeds[: hinton_parts.at_once(part, dataset, own)]
     given: Any = jax.tree.map(lambda value: jnp.full(len(seeds), value, jnp.float32), planned.settings[0])
     trial = phase.prepare("trial", planned.recipe, given, seeds, experiment.STUDENT, seen, epochs=1)
     epoch_s = phase.trial(trial, seen)
@@ -167,7 +168,7 @@ def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progr
 def _work(part: Part, plan: Plan, dataset: Dataset) -> float:
     """How much a part has to do, in a unit of its own."""
     weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(part.hidden, dataset)))
-    steps = part.training.epochs * (len(hinton.transfer_set(part, dataset)) // part.training.batch_size)
+    steps = part.training.epochs * (len(hinton_parts.transfer_set(part, dataset)) // part.training.batch_size)
     # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
     return float(hinton.trainings(part, plan) * steps * (weights + 50_000) * (part.training.batch_size + 32))
 

@@ -5,21 +5,18 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kd_jax import cli, command, resume
+from kd_jax import cli, command, hinton, resume
 from kd_jax.checkpoint import MismatchError, Store
 from kd_jax.config import ConfigError, make_config
 from kd_jax.data import Dataset, load
 from kd_jax.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from kd_jax.hinton import Plan
     from kd_jax.hinton_rows import Files
     from kd_jax.phase import Keeping
 
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
-_PAPERS_ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
-_ROWS = (*_PAPERS_ROWS, "averaged", "shifted")
 _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: 82 minutes on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   every row with 3 seeds and fewer epochs
@@ -43,18 +40,23 @@ def _parser() -> cli.Parser:
         "--rows",
         nargs="*",
         metavar="ROW",
-        help=f"some of {', '.join(_ROWS)} (default: all but the last two; the teacher always). Those are not in the "
-        "paper: averaged has means of the teacher's logits over shifts of the image as soft targets, and shifted has "
-        "students, alone and distilled, that see shifted images as the teacher does",
+        help=f"some of {', '.join(hinton.ROWS)} (default: all but the last two; the teacher always). The paper has "
+        "not the last two: averaged has means of the teacher's logits over shifts of the image as soft targets, and "
+        "shifted has students, alone and distilled, that see shifted images as the teacher does",
     )
     what.add_argument(
-        "--seeds", type=cli.whole, metavar="N", help="students of each kind; all have one teacher (default: 10)"
+        "--seeds",
+        type=cli.whole,
+        metavar="N",
+        help=f"students of each kind; all have one teacher (default: {hinton.SEEDS})",
     )
-    what.add_argument("--seed", type=cli.whole, metavar="N", help="first seed; the teacher's seed, too (default: 42)")
+    what.add_argument(
+        "--seed", type=cli.whole, metavar="N", help=f"first seed; the teacher's seed, too (default: {hinton.SEED})"
+    )
     what.add_argument(
         "--quick",
         action="store_true",
-        help="fewer epochs, and 3 seeds where --seeds is not given: for a first look",
+        help=f"fewer epochs, and {hinton.QUICK_SEEDS} seeds where --seeds is not given: for a first look",
     )
     command.add_output_options(parser, "results.json, results.csv, the table, the plots and the teacher's parameters")
     return parser
@@ -72,10 +74,10 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
         given = "no table is given" if options.table is None else f"unknown table {options.table!r}"
         raise ConfigError(f"{given}: use {' or '.join(_TABLES)}")
     if options.rows == []:
-        raise ConfigError(f"--rows is given without a row: use some of {', '.join(_ROWS)}")
+        raise ConfigError(f"--rows is given without a row: use some of {', '.join(hinton.ROWS)}")
     for row in options.rows or ():
-        if row not in _ROWS:
-            raise ConfigError(f"unknown row {row!r}: use some of {', '.join(_ROWS)}")
+        if row not in hinton.ROWS:
+            raise ConfigError(f"unknown row {row!r}: use some of {', '.join(hinton.ROWS)}")
     twice = next((row for row in options.rows or () if options.rows.count(row) > 1), None)
     if twice:
         raise ConfigError(f"--rows has {twice} twice: give each row once")
@@ -87,7 +89,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     plan = _plan(settings)
     with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
         known = report.environment()
-        identity = resume.same(dataset, known, config=_as_dict(plan), table=options.table, settings=settings)
+        identity = resume.same(dataset, known, config=hinton.as_dict(plan), table=options.table, settings=settings)
         files = hinton_rows.Files(store.folder, identity)
         rows = _rows(options, store)
         hinton_rows.check(rows, plan, dataset, files)
@@ -112,8 +114,6 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     make_config(**{name: value for name, value in given.items() if name != "quick"})
     store = command.check_output_options(options)
     if store is None:
-        from kd_jax import hinton
-
         seeds = hinton.QUICK_SEEDS if options.quick else hinton.SEEDS
         return {"seeds": seeds, "seed": hinton.SEED, "quick": options.quick} | given
     saved = store.identity()
@@ -128,17 +128,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return dict(saved["settings"])
 
 
-def _plan(settings: dict[str, Any]) -> "Plan":
-    from kd_jax import hinton
-
+def _plan(settings: dict[str, Any]) -> hinton.Plan:
     plan = hinton.PLAN._replace(seeds=settings["seeds"], seed=settings["seed"])
     return hinton.quick(plan) if settings["quick"] else plan
-
-
-def _as_dict(plan: "Plan") -> dict[str, Any]:
-    from kd_jax import hinton
-
-    return dict(hinton.as_dict(plan))
 
 
 def _rows(options: argparse.Namespace, store: Store) -> tuple[str, ...]:
@@ -146,8 +138,8 @@ def _rows(options: argparse.Namespace, store: Store) -> tuple[str, ...]:
     from kd_jax import hinton_rows
 
     before = hinton_rows.asked(store) if options.resume and store.started else ()
-    chosen = options.rows or before or _PAPERS_ROWS
-    return tuple(row for row in _ROWS if row in chosen)
+    chosen = options.rows or before or hinton.PAPERS_ROWS
+    return tuple(row for row in hinton.ROWS if row in chosen)
 
 
 def _claimed(
@@ -155,7 +147,7 @@ def _claimed(
     identity: dict[str, Any],
     options: argparse.Namespace,
     rows: tuple[str, ...],
-    plan: "Plan",
+    plan: hinton.Plan,
     dataset: Dataset,
     files: "Files",
 ) -> bool:
@@ -181,7 +173,7 @@ def _claimed(
 
 def _train(
     rows: tuple[str, ...],
-    plan: "Plan",
+    plan: hinton.Plan,
     dataset: Dataset,
     options: argparse.Namespace,
     keeping: "Keeping",

@@ -13,6 +13,7 @@ from kd_jax import (
     bias,
     group,
     hinton,
+    hinton_parts,
     hinton_plots,
     hinton_report,
     hinton_rows,
@@ -124,7 +125,6 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert parts["no3"].kept == (0, 1, 2, 4, 5, 6, 7, 8, 9)
     assert parts["only78"].kept == parts["only78"].moved == (7, 8)
     assert {name for row in hinton.ROWS for name in hinton.parts_of(row, hinton.PLAN, 10)} == set(parts)
-    assert reproduce._ROWS == hinton.ROWS
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
     for name, part in hinton.parts(short, 10).items():
@@ -148,7 +148,7 @@ def test_what_is_asked_without_rows_is_the_papers_table(tmp_path: Path) -> None:
     for arguments in ([], ["--out", str(tmp_path), "--resume"]):
         options = reproduce._parser().parse(["hinton2015", *arguments])
         rows = reproduce._rows(options, Store(tmp_path))
-        assert rows == hinton.ROWS[:-2]
+        assert rows == hinton.PAPERS_ROWS
         assert set(rows) == {*hinton.PAPER, "temperature"}
 
 
@@ -164,10 +164,10 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
     original = group.run
     monkeypatch.setattr(group, "run", watched)
     rng = np.random.default_rng(0)
-    taught = hinton.Taught(rng.normal(size=(240, 3)).astype(np.float32), rng.normal(size=(60, 3)).astype(np.float32))
+    taught = hinton_parts.Taught(*(rng.normal(size=(count, 3)).astype(np.float32) for count in (240, 60)))
     parts = hinton.parts(TINY, 3)
     for name, kept in (("no3", (0, 2)), ("only78", (1, 2)), ("distilled-8", (0, 1, 2))):
-        found, _ = hinton.train(parts[name], TINY, small_dataset, taught, Silent(), Keeping())
+        found, _ = hinton_parts.train(parts[name], TINY, small_dataset, taught, Silent(), Keeping())
         own = seen[name]
         assert tuple(np.unique(own.labels)) == kept
         rows = np.isin(small_dataset.train_labels, kept)
@@ -188,20 +188,20 @@ def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, asked = TINY._replace(seeds=2), {}
-    original = hinton.train
+    original = hinton_parts.train
 
     def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
         return original(part, own, dataset, taught, *arguments)
 
-    monkeypatch.setattr(hinton, "train", watched)
+    monkeypatch.setattr(hinton_parts, "train", watched)
     store = Store(tmp_path)
     identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
     store.start(identity)
     files = hinton_rows.Files(tmp_path, identity)
     found = hinton_rows.run(("distilled", "averaged"), plan, small_dataset, Silent(), Keeping(store), files)
     assert asked["teacher"] is None
-    network = hinton.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
+    network = hinton_parts.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
     params, state = parameters.load(files.teacher, network)
     for images, one_view, mean in (
         (small_dataset.train_images, asked["distilled-8"].train, asked["averaged"].train),
@@ -221,7 +221,7 @@ def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, asked, seen = TINY._replace(seeds=2), {}, {}
-    original, trained = hinton.train, group.run
+    original, trained = hinton_parts.train, group.run
 
     def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
@@ -231,7 +231,7 @@ def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
         seen[own.name] = own.recipe, examples
         return trained(own, examples, *arguments, **named)
 
-    monkeypatch.setattr(hinton, "train", watched)
+    monkeypatch.setattr(hinton_parts, "train", watched)
     monkeypatch.setattr(group, "run", given)
     store = Store(tmp_path)
     identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
@@ -239,7 +239,7 @@ def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
     files = hinton_rows.Files(tmp_path, identity)
     found = hinton_rows.run(("distilled", "shifted"), plan, small_dataset, Silent(), Keeping(store), files)
     assert list(found) == ["teacher", "distilled-8", "alone-shifted", "distilled-shifted"]
-    network = hinton.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
+    network = hinton_parts.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
     params, state = parameters.load(files.teacher, network)
     views = np.asarray(outputs(params, state, jnp.asarray(small_dataset.train_images), network=network, shift=1).logits)
     np.testing.assert_array_equal(asked["distilled-shifted"].train, views)
@@ -257,11 +257,11 @@ def test_the_rule_that_never_sees_the_test_set_does_not(small_dataset: Dataset) 
     rng = np.random.default_rng(0)
     logits = {part: rng.normal(size=(count, 3)).astype(np.float32) for part, count in (("test", 60), ("train", 240))}
     for classes in ((0,), (1, 2)):
-        found = hinton.moved(logits["test"], logits["train"], small_dataset, classes)
+        found = hinton_parts.moved(logits["test"], logits["train"], small_dataset, classes)
         expected = bias.best(bias.errors(logits["train"], small_dataset.train_labels, classes))
         assert found["training"]["offset"] == expected != found["test"]["offset"]
         others = small_dataset._replace(test_labels=np.roll(small_dataset.test_labels, 1))
-        again = hinton.moved(logits["test"][::-1], logits["train"], others, classes)
+        again = hinton_parts.moved(logits["test"][::-1], logits["train"], others, classes)
         assert again["training"]["offset"] == expected
 
 
@@ -279,7 +279,7 @@ def test_a_later_part_that_does_not_fit_is_refused_before_the_first_is_trained(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is not asked for, or done already, need not fit."""
-    fits, trained = hinton.at_once, []
+    fits, trained = hinton_parts.at_once, []
 
     def of_all_but_the_last(part: hinton.Part, *others: Any) -> int:
         if part.name == PARTS[-1]:
@@ -291,7 +291,7 @@ def test_a_later_part_that_does_not_fit_is_refused_before_the_first_is_trained(
             super().start(phase, **others)
             trained.append(phase)
 
-    monkeypatch.setattr(hinton, "at_once", of_all_but_the_last)
+    monkeypatch.setattr(hinton_parts, "at_once", of_all_but_the_last)
     monkeypatch.setattr(progress, "Silent", Started)
     out = tmp_path / "out"
     assert "there is no room" in refused(["hinton2015", "--quiet", "--out", str(out)], capsys)
@@ -321,7 +321,7 @@ def test_the_time_is_estimated_from_as_many_students_as_fit(
     monkeypatch.setattr(phase, "trial", trial)
     missing = list(hinton.parts(TINY, 3).values())
     for most in (100, 2):
-        monkeypatch.setattr(hinton, "at_once", lambda *arguments, most=most: most)
+        monkeypatch.setattr(hinton_parts, "at_once", lambda *arguments, most=most: most)
         hinton_rows._estimate(missing, TINY, small_dataset, Told())
     assert tried == [(42, 43, 44), (42, 43)]
     assert told[0] == pytest.approx(told[1])
@@ -429,13 +429,13 @@ def test_finished_rows_are_read_and_not_trained_again(
     kept = {path: path.read_bytes() for path in (out / "rows").glob("*-8.json")}
     assert len(kept) == 1
     trained = []
-    original = hinton.train
+    original = hinton_parts.train
 
     def watched(part: hinton.Part, *arguments: Any) -> Any:
         trained.append(part.name)
         return original(part, *arguments)
 
-    monkeypatch.setattr(hinton, "train", watched)
+    monkeypatch.setattr(hinton_parts, "train", watched)
     reproduced("--out", str(out), "--rows", "distilled", "--quiet", "--resume")
     assert trained == ["distilled-8"]
     assert {path: path.read_bytes() for path in kept} == kept
@@ -482,7 +482,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
     tiny: Dataset, in_one_go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Stopped between two parts, and with files damaged meanwhile, it ends with the numbers of a run in one go."""
-    original = hinton.train
+    original = hinton_parts.train
 
     def stopping(part: hinton.Part, *arguments: Any) -> Any:
         if part.name == "no3":
@@ -491,7 +491,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
 
     folder = tmp_path / "stopped"
     folder.mkdir()
-    monkeypatch.setattr(hinton, "train", stopping)
+    monkeypatch.setattr(hinton_parts, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
         alone_and_no3(folder, tiny)
     if lost == "a part":
@@ -505,7 +505,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
         trained.append(part.name)
         return original(part, *arguments)
 
-    monkeypatch.setattr(hinton, "train", watched)
+    monkeypatch.setattr(hinton_parts, "train", watched)
     assert alone_and_no3(folder, tiny) == in_one_go
     # The teacher comes from its checkpoint, and what it taught is found again.
     assert trained == {"nothing": [], "a part": ["alone-8"], "the teacher": ["teacher"]}[lost] + ["no3"]
@@ -580,14 +580,14 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_failure_leaves_nothing_or_what_goes_on_with_the_rows_asked_for(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, original, failing = tmp_path / "out", hinton.train, ["teacher", "distilled-8"]
+    out, original, failing = tmp_path / "out", hinton_parts.train, ["teacher", "distilled-8"]
 
     def train(part: hinton.Part, *arguments: Any) -> Any:
         if part.name in failing:
             raise RunError("it failed")
         return original(part, *arguments)
 
-    monkeypatch.setattr(hinton, "train", train)
+    monkeypatch.setattr(hinton_parts, "train", train)
     arguments = ["--out", str(out), "--seeds", "2", "--quiet"]
     with pytest.raises(SystemExit) as caught:
         reproduced(*arguments, "--rows", "distilled")
