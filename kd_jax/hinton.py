@@ -21,6 +21,7 @@ SMALL_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30)
 SMALL_DISTILLED_TRAINING = DISTILLED_TRAINING
 ALPHA, TEMPERATURE = 0.02, 20.0
 AVERAGED_SHIFT = 1
+# As without shifts: not searched for.
 SHIFTED_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30, shift=2)
 SHIFTED_TRAINING = DISTILLED_TRAINING._replace(shift=2)
 TEMPERATURES = (1.0, 2.5, 4.0, 8.0, 20.0)
@@ -102,7 +103,7 @@ class Part(NamedTuple):
 
     temperatures: each is trained with all seeds; without any, on labels alone. kept: the only classes of the transfer
     set; None for all. moved: classes whose biases are moved afterwards, by one offset. averaged: by how many pixels at
-    most an image is shifted for the teacher's mean logits; 0 for those of the image itself.
+    most an image is shifted for the teacher's mean logits; 0 for those of what the student sees.
     """
 
     name: str

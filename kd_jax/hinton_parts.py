@@ -60,7 +60,7 @@ def at_once(part: Part, dataset: Dataset, own: Network) -> int:
 class Taught(NamedTuple):
     """A teacher's logits. test: of the test images, as they are.
 
-    train: the soft targets of all training images; `[views, examples, classes]` where the students see shifted ones.
+    train: the soft targets of all training images, with an axis of views where distilled students see shifted ones.
     averaged: of the test images in the same way as the soft targets, where those are means over shifts; else None.
     """
 
@@ -75,6 +75,7 @@ def ask(params: Any, state: Any, dataset: Dataset, own: Network, *, averaged: in
     averaged: the largest shift of those over which soft targets are averaged. shift: the largest of those for each of
     which there are soft targets. One of them is 0.
     """
+    assert not (averaged and shift)
 
     def said(images: np.ndarray, shift: int) -> Float[np.ndarray, "examples classes"]:
         return np.asarray(predict(params, state, jnp.asarray(images), network=own, shift=shift))
@@ -87,7 +88,7 @@ def ask(params: Any, state: Any, dataset: Dataset, own: Network, *, averaged: in
 
 
 def train(
-    part: Part, plan: Plan, dataset: Dataset, taught: "Taught | None", progress: Progress, keeping: Keeping
+    part: Part, plan: Plan, dataset: Dataset, taught: Taught | None, progress: Progress, keeping: Keeping
 ) -> tuple[Found, Any]:
     """Trains a part and reads the test set, once; also returns the parameters and states `[settings, seeds, ...]`.
 
@@ -97,10 +98,11 @@ def train(
     started = time.perf_counter()
     own = network(part, plan, dataset)
     asked, rows = make_group(part, plan, dataset, own), transfer_set(part, dataset)
+    # Before anything of it is in memory, as when it was checked.
+    most = at_once(part, dataset, own)
     seen = Examples(jnp.asarray(dataset.train_images[rows]), jnp.asarray(dataset.train_labels[rows]))
     if part.temperatures and taught is not None:
         seen = seen._replace(teacher=Output(jnp.asarray(taught.train[..., rows, :])))
-    most = at_once(part, dataset, own)
     try:
         trained = group.run(asked, experiment.given(seen, part.training.shift), progress, keeping, most=most)
     except NotFiniteError as error:

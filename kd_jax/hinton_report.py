@@ -31,8 +31,9 @@ AVERAGED = (
 )
 
 SHIFTED = (
-    "The row shifted is not in the paper, whose transfer set has no translations. Here the students see every image "
-    "shifted anew, as the teacher does, and the soft targets are its logits of the shifted image."
+    "The row shifted is not in the paper, whose transfer set has no translations. Its students see every image shifted "
+    "anew, as the teacher does, and the soft targets of those distilled are the teacher's logits of the shifted image. "
+    "Those alone train for {shifted}, those of the row alone for {alone}."
 )
 
 
@@ -184,14 +185,16 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
     parts.append(
         "± is the standard deviation over n seeds of the students, which all have one teacher; the paper's numbers are "
         "single runs, whose own chance is about the square root of the errors. Differences are paired by seed (the "
-        "same first parameters and batches), their intervals and p-values by Student's t; where several of one width "
-        "are looked at, p is also corrected for that by Holm's method (and for the choice of the better of two by the "
-        "same errors), and the intervals are not."
+        "same first parameters, and the same images in each batch), their intervals and p-values by Student's t; where "
+        "several of one width are looked at, p is also corrected for that by Holm's method (and for the choice of the "
+        "better of two by the same errors), and the intervals are not."
     )
     if "averaged" in found:
         parts.append(AVERAGED)
     if any(name.endswith("-shifted") for name in found):
-        parts.append(SHIFTED)
+        epochs = plan.shifted_alone.epochs, plan.widths[0].alone.epochs
+        shifted, alone = (report.counted(count, "epoch") for count in epochs)
+        parts.append(SHIFTED.format(shifted=shifted, alone=alone))
     if any(line.offsets for line in lines(found, plan)):
         parts.append(BIAS_RULE)
     return "\n\n".join(parts)
@@ -256,7 +259,7 @@ def header(rows: tuple[str, ...], plan: Plan, dataset: Dataset, folder: Path) ->
         "rows": f"{', '.join(rows)}{' (quick version)' if plan.quick else ''}",
         "teacher": _trainings(wanted[:1], dataset),
         "alone": _trainings([part for part in wanted[1:] if not part.temperatures], dataset),
-        "distilled": f"{_trainings(distilled, dataset)}, {weights}" if distilled else "",
+        "distilled": f"{weights}; {_trainings(distilled, dataset)}" if distilled else "",
         "students": seeds if wanted[1:] else "",
         "device": report.device_line(report.environment()),
         "results": f"{folder}/",
@@ -272,7 +275,7 @@ def spread(values: list[int] | list[float], form: str = ",.0f") -> str:
 
 
 def _trainings(parts: list[Part], dataset: Dataset) -> str:
-    """How parts are trained, and the units of those that are trained otherwise than the first."""
+    """How parts are trained; where not all are trained alike, with their units."""
     units: dict[Training, list[int]] = {}
     for part in parts:
         own = units.setdefault(part.training, [])
@@ -281,7 +284,8 @@ def _trainings(parts: list[Part], dataset: Dataset) -> str:
     texts = [report.training_line(training, dataset) for training in units]
     if len(texts) > 1:
         named = (
-            f"{' and '.join(map(str, own))} units: {text}" for own, text in zip(units.values(), texts, strict=True)
+            f"{' and '.join(map(str, own))} units{', shifted' * bool(training.shift)}: {text}"
+            for (training, own), text in zip(units.items(), texts, strict=True)
         )
         return "; ".join(named)
     return "".join(texts)

@@ -6,6 +6,7 @@ A folder has `rows/PART.json`, what a part gave and a digest of that and of what
 import hashlib
 import itertools
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from kd_jax import experiment, hinton, hinton_parts, memory, parameters, phase
+from kd_jax import augment, experiment, hinton, hinton_parts, memory, parameters, phase
 from kd_jax.checkpoint import Store
 from kd_jax.config import ConfigError
 from kd_jax.data import DataError, Dataset
@@ -95,17 +96,21 @@ def run(
         # Read again: what a teacher taught is found once the teacher is.
         if files.read(part) is not None:
             continue
-        views = part.averaged, part.training.shift if part.temperatures else 0
-        if part.name != "teacher" and views not in taught:
-            taught[views] = _ask_teacher(parts["teacher"], plan, dataset, files, *views)
-        own = None if part.name == "teacher" else taught[views]
-        given, (params, state) = hinton_parts.train(part, plan, dataset, own, progress, keeping)
         if part.name == "teacher":
-            files.write_teacher(params, state)
+            given, trained = hinton_parts.train(part, plan, dataset, None, progress, keeping)
+            files.write_teacher(*trained)
+            files.write(part, given)
+            # Its checkpoints stay, as a sign that the folder holds something to go on with.
+            continue
+        began = time.perf_counter()
+        views = part.averaged, part.training.shift if part.temperatures else 0
+        if views not in taught:
+            taught[views] = _ask_teacher(parts["teacher"], plan, dataset, files, *views)
+        asking_s = time.perf_counter() - began
+        given, _ = hinton_parts.train(part, plan, dataset, taught[views], progress, keeping)
+        given["timing"] |= {"teacher_outputs_s": asking_s, "total_s": given["timing"]["total_s"] + asking_s}
         files.write(part, given)
-        # The teacher's stay, as a sign that the folder holds something to go on with.
-        if part.name != "teacher":
-            keeping.store.forget(part.name)
+        keeping.store.forget(part.name)
     return {name: found for name, part in parts.items() if (found := files.read(part)) is not None}
 
 
@@ -162,7 +167,10 @@ def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progr
     trial = phase.prepare("trial", planned.recipe, given, seeds, experiment.STUDENT, seen, epochs=1)
     epoch_s = phase.trial(trial, seen)
     one = _work(part, plan, dataset) / part.training.epochs * len(seeds) / len(planned.seeds)
-    progress.compiled(trial.compile_s, epoch_s / one * sum(_work(part, plan, dataset) for part in missing))
+    asking = {(part.averaged, part.training.shift) for part in missing if part.temperatures}
+    work = sum(_work(part, plan, dataset) for part in missing)
+    work += sum(_asking(max(shifts), plan, dataset) for shifts in asking)
+    progress.compiled(trial.compile_s, epoch_s / one * work)
 
 
 def _work(part: Part, plan: Plan, dataset: Dataset) -> float:
@@ -171,6 +179,12 @@ def _work(part: Part, plan: Plan, dataset: Dataset) -> float:
     steps = part.training.epochs * (len(hinton_parts.transfer_set(part, dataset)) // part.training.batch_size)
     # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
     return float(hinton.trainings(part, plan) * steps * (weights + 50_000) * (part.training.batch_size + 32))
+
+
+def _asking(shift: int, plan: Plan, dataset: Dataset) -> float:
+    """The same of asking the teacher for all views: a third of a training step's products, of each image once."""
+    weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(plan.teacher_hidden, dataset)))
+    return augment.view_count(shift) * len(dataset.train_labels) * (weights + 50_000) / 3
 
 
 def _write(path: Path, content: str | bytes) -> None:

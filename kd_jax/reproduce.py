@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
 _EXAMPLES = """\
-  python -m kd_jax.reproduce hinton2015 --out runs/hinton         every row: 82 minutes on two CPU cores
-  python -m kd_jax.reproduce hinton2015 --quick                   every row with 3 seeds and fewer epochs
+  python -m kd_jax.reproduce hinton2015 --out runs/hinton         the paper's rows: 82 minutes on two CPU cores
+  python -m kd_jax.reproduce hinton2015 --quick                   the same with 3 seeds and fewer epochs
   python -m kd_jax.reproduce hinton2015 --rows alone distilled    what distillation gains
 
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume              goes on with what was stopped
@@ -40,9 +40,9 @@ def _parser() -> cli.Parser:
         "--rows",
         nargs="*",
         metavar="ROW",
-        help=f"some of {', '.join(hinton.ROWS)} (default: all but the last two; the teacher always). The paper has "
-        "not the last two: averaged has means of the teacher's logits over shifts of the image as soft targets, and "
-        "shifted has students, alone and distilled, that see shifted images as the teacher does",
+        help=f"some of {', '.join(hinton.ROWS)} (default: all but the last two; the teacher always). The last "
+        "two are not in the paper. averaged: students taught by the mean of the teacher's logits over shifts of the "
+        "image; shifted: students, alone and distilled, that see shifted images as the teacher does",
     )
     what.add_argument(
         "--seeds",

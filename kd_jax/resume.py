@@ -71,6 +71,11 @@ def require_same(store: Store, asked: Mapping[str, Any]) -> None:
                 f"the data set {asked['data']['name']} has the digest {value[:12]}…, and the run in {store.folder} was "
                 f"trained on {str(found)[:12]}…: give it the same data, or start another run"
             )
+        if name not in _flat(saved):
+            raise MismatchError(
+                f"the run in {store.folder} was started by a kd_jax that knew no {name.rpartition('.')[2]}: go on with "
+                "that one, or start another run"
+            )
         raise MismatchError(
             f"{name.rpartition('.')[2]} is {_shown(value)}, and the run in {store.folder} has {_shown(found)}: "
             "go on with what it was started with, or start another run"

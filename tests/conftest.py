@@ -47,7 +47,9 @@ def programs_of_one_module() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick_compiling() -> Iterator[None]:
-    """For tests of what the commands do, whose programs are many and small: XLA optimises little, in processes, too.
+    """For tests of what the commands do, or how trainings are grouped, whose programs are many and small.
+
+    XLA optimises little then, in processes, too.
 
     Tests of losses, training and parity, and those that ask for the same bits, run the programs that users run.
     """

@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from kd_jax import (
     augment,
     bias,
+    experiment,
     group,
     hinton,
     hinton_parts,
@@ -375,6 +376,7 @@ def test_every_row_is_reproduced_and_reported(
         assert "it never sees the test set" in text
         assert "The row averaged is not in the paper." in text
         assert "The row shifted is not in the paper" in text
+        assert "Those alone train for 2 epochs, those of the row alone for 2 epochs." in text
         assert "Holm's method" in text
     assert "training will take about" in printed
     for name in FILES:
@@ -399,8 +401,42 @@ def test_what_is_announced_is_what_will_be_trained(small_dataset: Dataset) -> No
     both = announced("temperature")
     assert both["alone"].startswith("8 units: 2 epochs of 30 steps")
     assert "; 4 units: 1 epoch of 30 steps" in both["alone"]
-    assert both["distilled"].endswith("alpha 0.1, T = 1, 2.5, 4, 8, 20")
-    assert announced("no3")["distilled"].endswith("alpha 0.1, T = 20")
+    assert both["distilled"].startswith("alpha 0.1, T = 1, 2.5, 4, 8, 20; 2 epochs")
+    assert announced("no3")["distilled"].startswith("alpha 0.1, T = 20; 2 epochs")
+    shifted = announced("distilled", "shifted")
+    assert shifted["alone"].startswith("2 epochs of 30 steps")
+    plain, other = shifted["distilled"].removeprefix("alpha 0.1, T = 20; ").split("; ")
+    assert plain.startswith("8 units: 2 epochs")
+    assert other.startswith("8 units, shifted: 2 epochs")
+
+
+def test_each_comparison_is_of_its_own_parts_seed_by_seed() -> None:
+    rng = np.random.default_rng(0)
+    plan = TINY._replace(seeds=5)
+    names = ["alone-8", "distilled-8", "averaged", "alone-shifted", "distilled-shifted"]
+    errors = {name: (rng.integers(0, 9, 5) + 7 * place).tolist() for place, name in enumerate(names)}
+    found: dict[str, Any] = {name: {"runs": [{"errors": one} for one in own]} for name, own in errors.items()}
+    pairs = (names[:2], names[1:3], names[3:5], [names[1], names[4]])
+    given = hinton_report.contrasts(found, plan)
+    for one, (before, after) in zip(given, pairs, strict=True):
+        assert one.mean_difference == pytest.approx(np.mean(errors[after]) - np.mean(errors[before]))
+        assert one.p_value == pytest.approx(scipy_stats.ttest_rel(errors[before], errors[after]).pvalue)
+
+
+def test_logits_of_all_views_have_their_room(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, room = hinton.parts(TINY, 3), 10**6
+    monkeypatch.setattr(memory, "available", lambda: room)
+    fits = {}
+    for name in ("distilled-8", "distilled-shifted"):
+        own = hinton_parts.network(parts[name], TINY, small_dataset)
+        layers = experiment.layer_sizes(parts[name].hidden, small_dataset)
+        one = memory.needed(own, layers, examples=240, test_examples=len(small_dataset.test_labels))
+        fits[name] = hinton_parts.at_once(parts[name], small_dataset, own), one.total(8)
+    logits = 240 * 3 * 4
+    for name, views in (("distilled-8", 1), ("distilled-shifted", 9)):
+        found, each = fits[name]
+        assert found == (room - views * logits) // each
+    assert fits["distilled-8"][0] != fits["distilled-shifted"][0]
 
 
 def test_the_better_of_two_is_corrected_for_having_been_chosen() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks import kills
-from kd_jax import checkpoint, phase, progress, report, run
+from kd_jax import checkpoint, phase, progress, report, resume, run
+from kd_jax.checkpoint import MismatchError, Store
 from kd_jax.data import Dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compiling", "without_plots")
@@ -256,6 +257,16 @@ def test_resuming_needs_to_know_the_folder(capsys: pytest.CaptureFixture[str]) -
     assert "--resume is given without --out" in refused(["--resume"], capsys, code=2)
     assert "choose one" in refused(["--resume", "--overwrite", "--out", "x"], capsys, code=2)
     assert "--checkpoint-steps is 0" in refused(["--checkpoint-steps", "0"], capsys, code=2)
+
+
+def test_a_run_of_a_kd_jax_that_knew_less_is_told_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.start({"config": {"epochs": 1}})
+    resume.require_same(store, {"config": {"epochs": 1}})
+    with pytest.raises(
+        MismatchError, match="was started by a kd_jax that knew no shift: go on with that one"
+    ):
+        resume.require_same(store, {"config": {"epochs": 1, "shift": 0}})
 
 
 def test_two_processes_do_not_share_a_folder(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
