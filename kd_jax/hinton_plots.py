@@ -54,7 +54,7 @@ def _rows(lines: Sequence[Any]) -> Any:
     low, high = axis.get_xlim()
     plain_numbers(axis.xaxis, "25" if high >= 10 * low else "23456789")
     axis.grid(axis="x", which="both", alpha=0.25)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, markerscale=0.6)
     return figure
 
 

@@ -263,9 +263,7 @@ def test_a_run_of_a_kd_jax_that_knew_less_is_told_so(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.start({"config": {"epochs": 1}})
     resume.require_same(store, {"config": {"epochs": 1}})
-    with pytest.raises(
-        MismatchError, match="was started by a kd_jax that knew no shift: go on with that one"
-    ):
+    with pytest.raises(MismatchError, match="was started by a kd_jax that knew no shift: go on with that one"):
         resume.require_same(store, {"config": {"epochs": 1, "shift": 0}})
 
 
