@@ -185,9 +185,9 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
     parts.append(
         "± is the standard deviation over n seeds of the students, which all have one teacher; the paper's numbers are "
         "single runs, whose own chance is about the square root of the errors. Differences are paired by seed (the "
-        "same first parameters, and the same images in each batch), their intervals and p-values by Student's t; where "
-        "several of one width are looked at, p is also corrected for that by Holm's method (and for the choice of the "
-        "better of two by the same errors), and the intervals are not."
+        "same first parameters, and the same images in each batch while both train), their intervals and p-values by "
+        "Student's t; where several of one width are looked at, p is also corrected for that by Holm's method (and for "
+        "the choice of the better of two by the same errors), and the intervals are not."
     )
     if "averaged" in found:
         parts.append(AVERAGED)
