@@ -73,7 +73,8 @@ def _temperature(by_width: Mapping[int, Mapping[float | None, list[int]]]) -> An
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=9)
+    # Below, where it hides no interval.
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     figure.suptitle("Means and their 95 % intervals over the seeds", fontsize=10)
     return figure
 
