@@ -144,6 +144,15 @@ def test_the_plot_of_the_rows_tells_numbers_on_its_axis(errors: tuple[int, int])
     assert 3 <= len(told) <= 8
 
 
+def test_the_plot_of_temperatures_hides_no_interval_behind_its_legend() -> None:
+    by_width: dict[int, dict[float | None, list[int]]] = {8: {None: [9, 7], 8.0: [5, 6], 20.0: [4, 8]}}
+    figure = hinton_plots._temperature(by_width)
+    FigureCanvasAgg(figure).draw()
+    (axis,), (legend,) = figure.axes, figure.legends
+    assert axis.get_legend() is None
+    assert not legend.get_window_extent().overlaps(axis.get_window_extent())
+
+
 def test_what_is_asked_without_rows_is_the_papers_table(tmp_path: Path) -> None:
     """Only that, also of a folder that has nothing yet."""
     for arguments in ([], ["--out", str(tmp_path), "--resume"]):
@@ -185,6 +194,18 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
                 assert run["moved"]["test"]["errors"] <= min(*run["moved"]["curve"], run["moved"]["training"]["errors"])
 
 
+def trained_rows(
+    rows: tuple[str, ...], plan: Plan, dataset: Dataset, folder: Path
+) -> tuple[dict[str, Any], hinton_rows.Files]:
+    """What rows gave, with what the folder holds of them, and its files."""
+    store = Store(folder)
+    identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
+    if not store.started:
+        store.start(identity)
+    files = hinton_rows.Files(folder, identity)
+    return hinton_rows.run(rows, plan, dataset, Silent(), Keeping(store), files), files
+
+
 def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,11 +217,7 @@ def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
         return original(part, own, dataset, taught, *arguments)
 
     monkeypatch.setattr(hinton_parts, "train", watched)
-    store = Store(tmp_path)
-    identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
-    store.start(identity)
-    files = hinton_rows.Files(tmp_path, identity)
-    found = hinton_rows.run(("distilled", "averaged"), plan, small_dataset, Silent(), Keeping(store), files)
+    found, files = trained_rows(("distilled", "averaged"), plan, small_dataset, tmp_path)
     assert asked["teacher"] is None
     network = hinton_parts.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
     params, state = parameters.load(files.teacher, network)
@@ -234,11 +251,7 @@ def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
 
     monkeypatch.setattr(hinton_parts, "train", watched)
     monkeypatch.setattr(group, "run", given)
-    store = Store(tmp_path)
-    identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
-    store.start(identity)
-    files = hinton_rows.Files(tmp_path, identity)
-    found = hinton_rows.run(("distilled", "shifted"), plan, small_dataset, Silent(), Keeping(store), files)
+    found, files = trained_rows(("distilled", "shifted"), plan, small_dataset, tmp_path)
     assert list(found) == ["teacher", "distilled-8", "alone-shifted", "distilled-shifted"]
     network = hinton_parts.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
     params, state = parameters.load(files.teacher, network)
@@ -326,6 +339,12 @@ def test_the_time_is_estimated_from_as_many_students_as_fit(
         hinton_rows._estimate(missing, TINY, small_dataset, Told())
     assert tried == [(42, 43, 44), (42, 43)]
     assert told[0] == pytest.approx(told[1])
+    # Students that see nine views are trained as long as those that see one, and their teacher is asked for all.
+    parts = hinton.parts(TINY, 3)
+    for name in ("distilled-8", "distilled-shifted"):
+        hinton_rows._estimate([parts[name]], TINY, small_dataset, Told())
+    trained, asked = hinton_rows._work(parts["distilled-8"], TINY, small_dataset), 240 * (36 * 16 + 16 * 3 + 50_000) / 3
+    assert told[3] / told[2] == pytest.approx((trained + 9 * asked) / (trained + asked))
 
 
 def test_every_row_is_reproduced_and_reported(
@@ -340,6 +359,8 @@ def test_every_row_is_reproduced_and_reported(
     assert len(found["parts"]["distilled-4"]["runs"]) == 4 * 3
     assert [len(found["parts"][name]["runs"]) for name in ("teacher", "alone-8")] == [1, 3]
     assert found["rows"]["alone"]["paper"] == {"errors": 146}
+    timing = found["parts"]["distilled-shifted"]["timing"]
+    assert timing["total_s"] > timing["train_s"] + timing["teacher_outputs_s"] > timing["train_s"]
     assert found["data"]["sha256"] == tiny.digest()
     alone, distilled, averaged, alone_shifted, distilled_shifted = (
         [run["errors"] for run in found["parts"][name]["runs"]] for name in ("alone-8", "distilled-8", *OWN_PARTS)
@@ -498,13 +519,7 @@ def test_finished_rows_are_read_and_not_trained_again(
 
 def alone_and_no3(folder: Path, dataset: Dataset) -> dict[str, Any]:
     """The runs of two rows, with what the folder holds of them."""
-    plan = TINY._replace(seeds=2)
-    store = Store(folder)
-    identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
-    if not store.started:
-        store.start(identity)
-    files = hinton_rows.Files(folder, identity)
-    found = hinton_rows.run(("alone", "no3"), plan, dataset, Silent(), Keeping(store), files)
+    found, _ = trained_rows(("alone", "no3"), TINY._replace(seeds=2), dataset, folder)
     return {name: part["runs"] for name, part in found.items()}
 
 
