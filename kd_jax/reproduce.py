@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
 _EXAMPLES = """\
-  python -m kd_jax.reproduce hinton2015 --out runs/hinton         the paper's rows: 82 minutes on two CPU cores
+  python -m kd_jax.reproduce hinton2015 --out runs/hinton         the paper's rows: hours on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   the same with 3 seeds and fewer epochs
   python -m kd_jax.reproduce hinton2015 --rows alone distilled    what distillation gains
 
