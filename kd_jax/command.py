@@ -18,6 +18,9 @@ from kd_jax.config import ConfigError
 from kd_jax.data import DataError
 from kd_jax.interrupt import Interrupt
 
+CHECKPOINT_PAUSE = 10.0
+"""Seconds from one checkpoint to the next, at least, unless `--checkpoint-steps` asks for more."""
+
 EXIT_CODES = """\
 exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad input or options,
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM)

@@ -1,5 +1,6 @@
 """One phase of an experiment: several trainings of one recipe side by side, compiled, in chunks, with checkpoints."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,12 +67,14 @@ class Keeping(NamedTuple):
     """How a phase keeps what it has done.
 
     store: where checkpoints go; None for none. every: steps of an epoch between two checkpoints; None for its end
-    alone. interrupt: asked after every chunk whether to save and leave.
+    alone. interrupt: asked after every chunk whether to save and leave. pause: seconds from one checkpoint to the next
+    at least, but for a phase's last and one before leaving: where epochs are short, writing takes longer than training.
     """
 
     store: Store | None = None
     every: int | None = None
     interrupt: Interrupt = Interrupt()
+    pause: float = 0.0
 
 
 class Chunk(NamedTuple):
@@ -233,6 +236,7 @@ def run(
     """
     done, states, history, seconds = _begin(phase, restored)
     order, upcoming, other_thread = None, None, ThreadPoolExecutor(1)
+    saved = -math.inf
     progress.start(phase.name, epochs=phase.epochs, steps=phase.steps, done=done)
     try:
         with keeping.interrupt:
@@ -258,8 +262,10 @@ def run(
                 lasted = time.perf_counter() - began
                 seconds += lasted
                 stopping = keeping.interrupt.requested
-                if keeping.store and (chunk.saved or stopping):
+                due = chunk.saved and (chunk is phase.chunks[-1] or time.monotonic() - saved >= keeping.pause)
+                if keeping.store and (due or stopping):
                     _save(phase, keeping.store, before + chunk.length, states, history, seconds)
+                    saved = time.monotonic()
                 if stopping:
                     raise KeyboardInterrupt
                 progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)

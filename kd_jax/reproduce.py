@@ -94,7 +94,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
         rows = _rows(options, store)
         hinton_rows.check(rows, plan, dataset, files)
         if _claimed(store, identity, options, rows, plan, dataset, files):
-            _train(rows, plan, dataset, options, phase.Keeping(store, None, interrupt), files)
+            _train(rows, plan, dataset, options, phase.Keeping(store, None, interrupt, command.CHECKPOINT_PAUSE), files)
 
 
 def _table_in(options: argparse.Namespace) -> str | None:

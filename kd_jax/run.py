@@ -36,7 +36,8 @@ def _parser() -> cli.Parser:
     output = command.add_output_options(parser, "results.json, the table, the plots and the parameters")
     output.add_argument(
         "--checkpoint-steps", type=cli.whole, metavar="N",
-        help="a checkpoint every N steps of an epoch, and at its end (default: at the end of every epoch)",
+        help="a checkpoint every N steps of an epoch, and at its end (default: at the end of an epoch, where the one "
+        f"before is {command.CHECKPOINT_PAUSE:g} seconds old)",
     )  # fmt: skip
     return parser
 
@@ -51,7 +52,12 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     with command.opened(options, f"{command.as_name(config.dataset)}-{config.preset}", _PROG) as store:
         identity = resume.identity(config, dataset, report.environment(), every)
         if command.claimed(store, identity, options, report.RESULTS, report.TABLE):
-            _train(config, dataset, options, phase.Keeping(store, every, interrupt))
+            _train(
+                config,
+                dataset,
+                options,
+                phase.Keeping(store, every, interrupt, 0.0 if every else command.CHECKPOINT_PAUSE),
+            )
 
 
 def _resolved(options: argparse.Namespace) -> tuple[Config, int | None]:

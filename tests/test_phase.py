@@ -1,3 +1,5 @@
+import contextlib
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,44 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch_bit_for_bit(
     assert resumed.train_s >= restored.facts["train_s"] > 0
     with pytest.raises(CheckpointError, match=f"distilled student was written after step {chunks + 61}, where this"):
         phase.run(*start(), Silent(), Keeping(), restored._replace(step=chunks + 61))
+
+
+class Clock(Silent):
+    """A second for each chunk, in place of `phase.time`; told of chunks as `Progress`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.perf_counter = time.perf_counter
+
+    def monotonic(self) -> float:
+        """The seconds until now."""
+        return self.now
+
+    def advance(self, **chunk: Any) -> None:
+        """One chunk more."""
+        self.now += 1
+
+
+@pytest.mark.parametrize(
+    ("pause", "stopped_after", "saved"),
+    [(0, None, [*range(1, 61)]), (7, None, [*range(1, 60, 7), 60]), (7, 20, [1, 8, 15, 20]), (1e9, None, [1, 60])],
+)
+def test_checkpoints_keep_a_pause_but_for_the_last(
+    pause: float, stopped_after: int | None, saved: list[int], small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    class Noted(Store):
+        def save(self, phase: str, step: int, arrays: Any, facts: Any) -> None:
+            steps.append(step)
+
+    clock = Clock()
+    monkeypatch.setattr(phase, "time", clock)
+    asked = AfterChunks(stopped_after) if stopped_after else Interrupt()
+    keeping = Keeping(Noted(Path()), interrupt=asked, pause=pause)
+    with pytest.raises(KeyboardInterrupt) if stopped_after else contextlib.nullcontext():
+        phase.run(*prepared(small_dataset, [0.01], every=1), clock, keeping)
+    assert steps == saved
 
 
 @pytest.mark.parametrize("after", [5, 75, 150])

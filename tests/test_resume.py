@@ -298,7 +298,8 @@ def test_a_disk_that_is_full_costs_no_checkpoint(source: str, tmp_path: Path) ->
         "checkpoint.Store.save = limited; run.main(sys.argv[1:])"
     )
     out = tmp_path / "out"
-    command = [sys.executable, "-c", limit, "--dataset", source, *OPTIONS, "--epochs", "20", "--out", str(out)]
+    options = [*OPTIONS, "--epochs", "20", "--checkpoint-steps", "30"]
+    command = [sys.executable, "-c", limit, "--dataset", source, *options, "--out", str(out)]
     full = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "KD_JAX_CACHE": str(tmp_path / "c")}
     )
