@@ -6,6 +6,7 @@
 set -u
 out=${1:-results/gpu}
 python=${2:-python3}
+# Packages may have been put where PYTHONPATH names them.
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 sees_gpu() { "$1" -c 'import jax, sys; sys.exit(jax.default_backend() != "gpu")' 2>/dev/null; }
 if ! sees_gpu "$python"; then

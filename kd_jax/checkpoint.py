@@ -177,6 +177,11 @@ class Store:
         known = {**facts, "run": self._run_digest(), "phase": phase, "step": step}
         self._writing = self._writer.submit(self._write, phase, step, copies, known)
 
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._writing is not None and not self._writing.done()
+
     def wait(self) -> None:
         """Until everything is written. Raises `CheckpointError` where it could not be."""
         if self._writing is not None:

@@ -11,15 +11,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd_jax import cache, checkpoint, cli, resume
 from kd_jax.config import ConfigError
 from kd_jax.data import DataError
 from kd_jax.interrupt import Interrupt
 
+if TYPE_CHECKING:
+    from kd_jax.phase import Keeping
+
 CHECKPOINT_PAUSE = 10.0
-"""Seconds from one checkpoint to the next, at least, unless `--checkpoint-steps` asks for more."""
+"""Seconds from one checkpoint to the next, at least, where the user has not said how many steps there are between."""
 
 EXIT_CODES = """\
 exit codes: 0 done, 1 the run failed (a loss that is not finite, say), 2 bad input or options,
@@ -152,6 +155,13 @@ def opened(options: argparse.Namespace, name: str, prog: str) -> Iterator[checkp
             store.close()
             if store.empty:
                 store.tidy(made)
+
+
+def keeping(store: checkpoint.Store, interrupt: Interrupt, every: int | None = None) -> "Keeping":
+    """How a command keeps what it has done. every: the checkpoint steps that the user asked for."""
+    from kd_jax.phase import Keeping
+
+    return Keeping(store, every, interrupt, pause=0.0 if every else CHECKPOINT_PAUSE)
 
 
 def claimed(

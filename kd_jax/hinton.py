@@ -29,7 +29,7 @@ MIDDLE_TEMPERATURES = (2.5, 8.0, 20.0)
 LARGE_TEMPERATURES = (8.0, 20.0)
 SEEDS, SEED = 10, 42
 
-QUICK_SEEDS, QUICK_EPOCHS, QUICK_TEACHER_EPOCHS = 3, 0.2, 0.06
+QUICK_SEEDS, QUICK_SHARE, QUICK_TEACHER_SHARE = 3, 0.2, 0.06
 """Of the quick version: its seeds, and the shares of the students' epochs and of the teacher's."""
 
 PAPERS_ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
@@ -122,12 +122,12 @@ Found = dict[str, Any]
 def quick(plan: Plan) -> Plan:
     """The plan with fewer epochs."""
 
-    def shorter(training: Training, share: float = QUICK_EPOCHS) -> Training:
+    def shorter(training: Training, share: float = QUICK_SHARE) -> Training:
         return training._replace(epochs=max(1, round(share * training.epochs)))
 
     widths = tuple(w._replace(alone=shorter(w.alone), distilled=shorter(w.distilled)) for w in plan.widths)
     return plan._replace(
-        teacher_training=shorter(plan.teacher_training, QUICK_TEACHER_EPOCHS),
+        teacher_training=shorter(plan.teacher_training, QUICK_TEACHER_SHARE),
         shifted_alone=shorter(plan.shifted_alone),
         shifted_distilled=shorter(plan.shifted_distilled),
         widths=widths,

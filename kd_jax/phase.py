@@ -66,9 +66,10 @@ class Progress(Protocol):
 class Keeping(NamedTuple):
     """How a phase keeps what it has done.
 
-    store: where checkpoints go; None for none. every: steps of an epoch between two checkpoints; None for its end
+    store: where checkpoints go; None for none. every: steps of an epoch between two places for one; None for its end
     alone. interrupt: asked after every chunk whether to save and leave. pause: seconds from one checkpoint to the next
-    at least, but for a phase's last and one before leaving: where epochs are short, writing takes longer than training.
+    at least, but for a phase's last and one before leaving, and none while one is being written: where epochs are short
+    writing takes longer than training. 0 for a checkpoint at every place.
     """
 
     store: Store | None = None
@@ -78,12 +79,12 @@ class Keeping(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """`length` steps of `epoch` from `start` on. saved: whether a checkpoint follows."""
+    """`length` steps of `epoch` from `start` on. place: whether a checkpoint may follow."""
 
     epoch: int
     start: int
     length: int
-    saved: bool
+    place: bool
 
 
 class Check(NamedTuple):
@@ -182,7 +183,7 @@ def _keys(seeds: tuple[int, ...], role: int) -> Key[Array, " seeds"]:
 
 
 def plan(steps: int, epochs: int, every: int | None = None) -> tuple[Chunk, ...]:
-    """The chunks of `epochs` epochs of `steps` steps; checkpoints follow each epoch and every `every` steps of it."""
+    """The chunks of `epochs` epochs of `steps` steps; checkpoints may follow each and every `every` steps of it."""
     every = min(every or steps, steps)
     of_epoch = []
     for first in range(0, steps, every):
@@ -236,7 +237,8 @@ def run(
     """
     done, states, history, seconds = _begin(phase, restored)
     order, upcoming, other_thread = None, None, ThreadPoolExecutor(1)
-    saved = -math.inf
+    # A short phase has two as well, its first and its last: one may be damaged.
+    last_saved = -math.inf
     progress.start(phase.name, epochs=phase.epochs, steps=phase.steps, done=done)
     try:
         with keeping.interrupt:
@@ -262,10 +264,10 @@ def run(
                 lasted = time.perf_counter() - began
                 seconds += lasted
                 stopping = keeping.interrupt.requested
-                due = chunk.saved and (chunk is phase.chunks[-1] or time.monotonic() - saved >= keeping.pause)
+                due = chunk is phase.chunks[-1] or (chunk.place and _rested(keeping, last_saved))
                 if keeping.store and (due or stopping):
                     _save(phase, keeping.store, before + chunk.length, states, history, seconds)
-                    saved = time.monotonic()
+                    last_saved = time.monotonic()
                 if stopping:
                     raise KeyboardInterrupt
                 progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)
@@ -276,6 +278,14 @@ def run(
         keeping.store.wait()
     moments = np.asarray([chunk.epoch + (chunk.start + chunk.length) / phase.steps for chunk in phase.chunks])
     return Course(states, _stacked(history), moments, seconds)
+
+
+def _rested(keeping: Keeping, last_saved: float) -> bool:
+    """Whether the pause since the last checkpoint is over."""
+    if not keeping.pause:
+        return True
+    writing = keeping.store is not None and keeping.store.writing
+    return not writing and time.monotonic() - last_saved >= keeping.pause
 
 
 def _done(program: Callable[..., Any], *arguments: Any) -> Any:

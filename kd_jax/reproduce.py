@@ -84,7 +84,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     settings = _settings(options)
     dataset = load("mnist")
     command.prepare_jax()
-    from kd_jax import hinton_rows, phase, report
+    from kd_jax import hinton_rows, report
 
     plan = _plan(settings)
     with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
@@ -94,7 +94,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
         rows = _rows(options, store)
         hinton_rows.check(rows, plan, dataset, files)
         if _claimed(store, identity, options, rows, plan, dataset, files):
-            _train(rows, plan, dataset, options, phase.Keeping(store, None, interrupt, command.CHECKPOINT_PAUSE), files)
+            _train(rows, plan, dataset, options, command.keeping(store, interrupt), files)
 
 
 def _table_in(options: argparse.Namespace) -> str | None:

@@ -36,8 +36,8 @@ def _parser() -> cli.Parser:
     output = command.add_output_options(parser, "results.json, the table, the plots and the parameters")
     output.add_argument(
         "--checkpoint-steps", type=cli.whole, metavar="N",
-        help="a checkpoint every N steps of an epoch, and at its end (default: at the end of an epoch, where the one "
-        f"before is {command.CHECKPOINT_PAUSE:g} seconds old)",
+        help="a checkpoint every N steps of an epoch, and at its end (default: at the end of an epoch, "
+        f"{command.CHECKPOINT_PAUSE:g} seconds or more after the one before, and after the first and the last epoch)",
     )  # fmt: skip
     return parser
 
@@ -46,18 +46,13 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     config, every = _resolved(options)
     dataset = load(config.dataset)
     command.prepare_jax()
-    from kd_jax import experiment, phase, report
+    from kd_jax import experiment, report
 
     experiment.check(config, dataset)
     with command.opened(options, f"{command.as_name(config.dataset)}-{config.preset}", _PROG) as store:
         identity = resume.identity(config, dataset, report.environment(), every)
         if command.claimed(store, identity, options, report.RESULTS, report.TABLE):
-            _train(
-                config,
-                dataset,
-                options,
-                phase.Keeping(store, every, interrupt, 0.0 if every else command.CHECKPOINT_PAUSE),
-            )
+            _train(config, dataset, options, command.keeping(store, interrupt, every))
 
 
 def _resolved(options: argparse.Namespace) -> tuple[Config, int | None]:

@@ -56,7 +56,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     dataset = load(asked.base.dataset)
     split = development(dataset)
     command.prepare_jax()
-    from kd_jax import jobs, phase, report, sweep_report
+    from kd_jax import jobs, report, sweep_report
 
     jobs.teachers(asked, split)
     jobs.jobs(asked, split)
@@ -64,7 +64,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     with command.opened(options, f"sweep-{command.as_name(asked.base.dataset)}", _PROG) as store:
         identity = resume.identity(asked.base, dataset, report.environment(), None) | {"grid": _as_json(asked)}
         if command.claimed(store, identity, options, report.RESULTS, sweep_report.TABLE):
-            _search(asked, dataset, split, options, phase.Keeping(store, None, interrupt, command.CHECKPOINT_PAUSE))
+            _search(asked, dataset, split, options, command.keeping(store, interrupt))
 
 
 def _search(

@@ -136,7 +136,7 @@ def test_a_stopped_run_is_resumed_with_its_own_options(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    arguments = ["--dataset", source, *OPTIONS, "--epochs", "10"]
+    arguments = ["--dataset", source, *OPTIONS, "--epochs", "10", "--checkpoint-steps", "30"]
     run.main([*arguments, "--out", str(whole)])
     code, _ = stopped([*arguments, "--out", str(out)], signal.SIGINT)
     assert code == 130
@@ -182,6 +182,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     for folder in (whole, out):
         run.main(["--dataset", source, *OPTIONS, "--out", str(folder)])
     unfinish(out)
+    # The first and the last epoch's: there are no ten seconds between them.
+    assert [path.name for path in sorted(out.glob("checkpoints/student/*"))] == ["000000030", "000000090"]
     damaged = out / "checkpoints" / "student" / "000000090"
     (damaged / "state" / "manifest.ocdbt").unlink()
     capsys.readouterr()
