@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,16 @@ def test_a_damaged_later_checkpoint_does_not_take_the_place_of_a_good_one(tmp_pa
     store.save("teacher", 80, ARRAYS, {})
     store.wait()
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "teacher").iterdir()) == ["000000070", "000000080"]
+
+
+def test_a_store_tells_that_it_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(Store, "_write", lambda *arguments: go_on.wait(60))
+    store = Store(tmp_path)
+    store.start({})
+    assert not store.writing
+    store.save("teacher", 1, {}, {})
+    assert store.writing
+    go_on.set()
+    store.wait()
+    assert not store.writing
