@@ -68,8 +68,8 @@ class Keeping(NamedTuple):
 
     store: where checkpoints go; None for none. every: steps of an epoch between two places for one; None for its end
     alone. interrupt: asked after every chunk whether to save and leave. pause: seconds from one checkpoint to the next
-    at least, but for a phase's first, its last and one before leaving, and none while one is being written: where epochs
-    are short, writing may take longer than training. 0 for a checkpoint at every place.
+    at least, but for a phase's first, its last and one before leaving, and none while one is being written: where
+    epochs are short, writing may take longer than training. 0 for a checkpoint at every place.
     """
 
     store: Store | None = None
