@@ -99,6 +99,8 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
     _add(training, "learning_rate", number, "X", "Adam's learning rate, above 0")
     _add(training, "schedule", str, "NAME", f"of the learning rate, one of {', '.join(SCHEDULES)} (to 0)")
+    warmup = "share of the steps in which the learning rate first rises in a line from 0, from 0 to below 1"
+    _add(training, "warmup", number, "X", warmup)
     shift = (
         f"moves images by up to N pixels, 0 to {LARGEST_SHIFT}, anew in each step; soft targets are of what the "
         "student sees"
@@ -106,7 +108,7 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     _add(training, "shift", whole, "N", shift)
     for name, kind, metavar in (
         ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),
-        ("schedule", str, "NAME"), ("shift", whole, "N"),
+        ("schedule", str, "NAME"), ("warmup", number, "X"), ("shift", whole, "N"),
     ):  # fmt: skip
         _add(training, f"teacher_{name}", kind, metavar, f"{option(name)} of the teacher")
     _add(training, "seeds", whole, "N", "number of students of each kind, trained together; all learn from one teacher")

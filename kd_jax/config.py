@@ -65,6 +65,7 @@ class Training(NamedTuple):
     learning_rate: float
     schedule: str
     shift: int
+    warmup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Config:
     learning_rate: float = 3e-4
     schedule: str = "constant"
     shift: int = 0
+    warmup: float = 0.0
     teacher_hidden: tuple[int, ...] = (1200, 1200)
     teacher_dropout: float = 0.5
     teacher_input_dropout: float = 0.0
@@ -94,6 +96,7 @@ class Config:
     teacher_learning_rate: float | None = None
     teacher_schedule: str | None = None
     teacher_shift: int | None = None
+    teacher_warmup: float | None = None
     student_hidden: tuple[int, ...] = (20, 20)
     seeds: int = 5
     seed: int = 42
@@ -151,6 +154,8 @@ class Config:
             _check(prefix + name, value, _is_count(value), f"a whole number of at least 1 and at most {2**31 - 1}")
         _check_positive(f"{prefix}learning_rate", training.learning_rate, 1e30)
         _one_of(f"{prefix}schedule", training.schedule, SCHEDULES)
+        bound = "a share of the steps, at least 0 and below 1"
+        _check(f"{prefix}warmup", training.warmup, 0 <= training.warmup < 1, bound)
         holds = isinstance(training.shift, int) and 0 <= training.shift <= LARGEST_SHIFT
         _check(f"{prefix}shift", training.shift, holds, f"a whole number of pixels from 0 to {LARGEST_SHIFT}")
 

@@ -100,7 +100,7 @@ def recipe(
         method,
         optimizer(max_norm),
         training.batch_size,
-        schedule=schedule(training.schedule, training.epochs * (examples // training.batch_size)),
+        schedule=schedule(training.schedule, training.epochs * (examples // training.batch_size), training.warmup),
         shift=training.shift,
     )
 
@@ -113,9 +113,16 @@ def _network(sizes: tuple[int, ...], dropout: float = 0.0, input_dropout: float 
 
 
 @cache
-def schedule(name: str, steps: int) -> Callable[[Any], Any] | None:
-    """The learning rate's factor after so many of all steps."""
-    return optax.cosine_decay_schedule(1.0, steps) if name == "cosine" else None
+def schedule(name: str, steps: int, warmup: float = 0.0) -> Callable[[Any], Any] | None:
+    """The learning rate's factor after so many of all steps; None where it is always 1.
+
+    warmup: the share of the steps in which it rises in a line from 0 to 1; a cosine falls from 1 to 0 in the others.
+    """
+    rising = min(round(warmup * steps), steps - 1)
+    falling = optax.cosine_decay_schedule(1.0, steps - rising) if name == "cosine" else optax.constant_schedule(1.0)
+    if rising:
+        return optax.join_schedules([optax.linear_schedule(0.0, 1.0, rising), falling], [rising])
+    return falling if name == "cosine" else None
 
 
 @cache

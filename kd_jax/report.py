@@ -104,6 +104,7 @@ def training_line(training: Training, dataset: Dataset) -> str:
     steps = len(dataset.train_labels) // training.batch_size
     line = f"{counted(training.epochs, 'epoch')} of {counted(steps, 'step')}, "
     line += f"batch {training.batch_size}, Adam {training.learning_rate:g}"
+    line += f", warm-up in {100 * training.warmup:g} % of the steps" if training.warmup else ""
     line += ", cosine decay" if training.schedule == "cosine" else ""
     return line + (f", shifts of up to {counted(training.shift, 'pixel')}" if training.shift else "")
 

@@ -38,7 +38,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
     fixed = {
         "teacher": "teacher_hidden", "student": "student_hidden", "method": "method", "alpha": "alpha",
         "temperature": "temperature", "epochs": "epochs", "batch": "batch_size", "learning rate": "learning_rate",
-        "schedule": "schedule", "shift": "shift",
+        "schedule": "schedule", "warm-up": "warmup", "shift": "shift",
     }  # fmt: skip
     rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)
     more = grid.seeds_of_the_test(asked)
