@@ -14,16 +14,12 @@ from kd_jax.config import Training
 # The recipe.
 TEACHER_HIDDEN = (1200, 1200)
 TEACHER_TRAINING = Training(epochs=500, batch_size=256, learning_rate=1e-3, schedule="cosine", shift=2)
-TEACHER_DROPOUT, TEACHER_INPUT_DROPOUT, TEACHER_MAX_NORM = 0.5, 0.0, 2.0
-ALONE_TRAINING = Training(epochs=15, batch_size=128, learning_rate=1e-3, schedule="cosine", shift=0)
-DISTILLED_TRAINING = ALONE_TRAINING._replace(epochs=30, learning_rate=3e-3)
-SMALL_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30)
-SMALL_DISTILLED_TRAINING = DISTILLED_TRAINING
+TEACHER_DROPOUT, TEACHER_INPUT_DROPOUT, TEACHER_MAX_NORM = 0.3, 0.1, 2.0
+STUDENT_TRAINING = Training(epochs=30, batch_size=128, learning_rate=3e-3, schedule="cosine", shift=0, warmup=0.1)
 ALPHA, TEMPERATURE = 0.02, 20.0
 AVERAGED_SHIFT = 1
 # As without shifts: not searched for.
-SHIFTED_ALONE_TRAINING = ALONE_TRAINING._replace(epochs=30, shift=2)
-SHIFTED_TRAINING = DISTILLED_TRAINING._replace(shift=2)
+SHIFTED_TRAINING = STUDENT_TRAINING._replace(shift=2)
 TEMPERATURES = (1.0, 2.5, 4.0, 8.0, 20.0)
 MIDDLE_TEMPERATURES = (2.5, 8.0, 20.0)
 LARGE_TEMPERATURES = (8.0, 20.0)
@@ -74,16 +70,16 @@ class Plan(NamedTuple):
     teacher_input_dropout: float = TEACHER_INPUT_DROPOUT
     teacher_max_norm: float = TEACHER_MAX_NORM
     widths: tuple[Width, ...] = (
-        Width(800, LARGE_TEMPERATURES, ALONE_TRAINING, DISTILLED_TRAINING),
-        Width(300, MIDDLE_TEMPERATURES, SMALL_ALONE_TRAINING, SMALL_DISTILLED_TRAINING),
-        Width(30, TEMPERATURES, SMALL_ALONE_TRAINING, SMALL_DISTILLED_TRAINING),
+        Width(800, LARGE_TEMPERATURES, STUDENT_TRAINING, STUDENT_TRAINING),
+        Width(300, MIDDLE_TEMPERATURES, STUDENT_TRAINING, STUDENT_TRAINING),
+        Width(30, TEMPERATURES, STUDENT_TRAINING, STUDENT_TRAINING),
     )
     alpha: float = ALPHA
     temperature: float = TEMPERATURE
     left_out: int = 3
     only: tuple[int, ...] = (7, 8)
     averaged_shift: int = AVERAGED_SHIFT
-    shifted_alone: Training = SHIFTED_ALONE_TRAINING
+    shifted_alone: Training = SHIFTED_TRAINING
     shifted_distilled: Training = SHIFTED_TRAINING
     seeds: int = SEEDS
     seed: int = SEED

@@ -32,8 +32,7 @@ AVERAGED = (
 
 SHIFTED = (
     "The row shifted is not in the paper, whose transfer set has no translations. Its students see every image shifted "
-    "anew, as the teacher does, and the soft targets of those distilled are the teacher's logits of the shifted image. "
-    "Those alone train for {shifted}, those of the row alone for {alone}."
+    "anew, as the teacher does, and the soft targets of those distilled are the teacher's logits of the shifted image."
 )
 
 
@@ -68,7 +67,8 @@ def lines(found: Parts, plan: Plan) -> list[Line]:
     """The table, without the row `temperature`."""
     main = plan.widths[0].units
     layers = "-".join(map(str, plan.teacher_hidden))
-    dropout = f"dropout {plan.teacher_dropout:g}, squared norms of at most {plan.teacher_max_norm:g}"
+    inputs = f" ({plan.teacher_input_dropout:g} of the inputs)" if plan.teacher_input_dropout else ""
+    dropout = f"dropout {plan.teacher_dropout:g}{inputs}, squared norms of at most {plan.teacher_max_norm:g}"
     setups = {
         "teacher": f"{layers} hidden, {dropout}, shifts of {plan.teacher_training.shift}",
         f"alone-{main}": f"{main}-{main} hidden, labels alone",
@@ -192,9 +192,7 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
     if "averaged" in found:
         parts.append(AVERAGED)
     if any(name.endswith("-shifted") for name in found):
-        epochs = plan.shifted_alone.epochs, plan.widths[0].alone.epochs
-        shifted, alone = (report.counted(count, "epoch") for count in epochs)
-        parts.append(SHIFTED.format(shifted=shifted, alone=alone))
+        parts.append(SHIFTED)
     if any(line.offsets for line in lines(found, plan)):
         parts.append(BIAS_RULE)
     return "\n\n".join(parts)
