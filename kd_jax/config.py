@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup": 0.1,
         "shift": 1,
         "teacher_hidden": (400, 400),
-        "teacher_dropout": 0.2,
+        "teacher_dropout": 0.1,
         "teacher_max_norm": 2.0,
         "teacher_epochs": 100,
         "teacher_batch_size": 256,
