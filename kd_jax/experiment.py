@@ -118,7 +118,7 @@ def schedule(name: str, steps: int, warmup: float = 0.0) -> Callable[[Any], Any]
 
     warmup: the share of the steps in which it rises in a line from 0 to 1; a cosine falls from 1 to 0 in the others.
     """
-    rising = min(round(warmup * steps), steps - 1)
+    rising = min(round(warmup * steps), max(0, steps - 1))
     falling = optax.cosine_decay_schedule(1.0, steps - rising) if name == "cosine" else optax.constant_schedule(1.0)
     if rising:
         return optax.join_schedules([optax.linear_schedule(0.0, 1.0, rising), falling], [rising])

@@ -72,7 +72,9 @@ def test_a_batch_must_fit_the_data() -> None:
 
 
 def test_the_teacher_trains_as_the_students_where_nothing_else_is_said() -> None:
-    config = make_config(epochs=7, learning_rate=0.1, teacher_epochs=3, teacher_shift=0, shift=2)
+    config = make_config(epochs=7, learning_rate=0.1, teacher_epochs=3, teacher_shift=0, shift=2, warmup=0.3)
     assert config.teacher_training == config.training._replace(epochs=3, shift=0)
     kept = config.as_dict()
+    assert kept["teacher_warmup"] == kept["warmup"] == 0.3
+    assert make_config(warmup=0.3, teacher_warmup=0.0).teacher_training.warmup == 0.0
     assert (kept["teacher_epochs"], kept["teacher_learning_rate"], kept["teacher_schedule"]) == (3, 0.1, "constant")

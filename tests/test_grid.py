@@ -53,6 +53,15 @@ def test_one_teacher_serves_all_settings_unless_its_own_options_are_listed() -> 
     assert len(grid.baselines(widths)) == 2
 
 
+def test_a_warmup_is_a_program_and_a_baseline_of_its_own_and_leaves_the_teacher_alone() -> None:
+    warmups = make_grid(make_config(warmup=0.3), {"warmup": (0.0, 0.1)}, (0.1,))
+    settings = grid.distilled(warmups)
+    assert len({grid.program_of(setting, warmups) for setting in settings}) == 2
+    assert [one.config.training.warmup for one in grid.baselines(warmups)] == [0.0, 0.1, 0.0, 0.1]
+    assert {grid.teacher_of(setting, warmups).teacher_training.warmup for setting in settings} == {0.3}
+    assert grid.label(settings[1], warmups) == "distilled, warmup 0.1"
+
+
 def test_settings_are_described_by_what_they_depend_on() -> None:
     setting = grid.distilled(GRID)[0]
     assert grid.describe(setting, GRID) == {"alpha": 0.0, "temperature": 1.0, "student_hidden": (4,)}

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd_jax.config import Training
+from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
-from kd_jax.report import as_text, plain, runs_json
+from kd_jax.report import as_text, plain, runs_json, training_line
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text() | st.sampled_from(["[\n  1,\n  2\n]", "[1,  2]", "a ] b [\\n"])
@@ -56,3 +58,11 @@ def test_the_measures_of_each_seed_are_one_row() -> None:
         {"correct": 0, "errors": 2, "accuracy": 4, "nll": 6, "ece": 8},
         {"correct": 1, "errors": 3, "accuracy": 5, "nll": 7, "ece": 9},
     ]
+
+
+def test_a_training_is_told_in_one_line(small_dataset: Dataset) -> None:
+    training = Training(3, 10, 0.01, "cosine", 1)
+    line = training_line(training, small_dataset)
+    assert line.endswith(", batch 10, Adam 0.01, cosine decay, shifts of up to 1 pixel")
+    warm = training_line(training._replace(warmup=0.25, schedule="constant"), small_dataset)
+    assert warm.endswith("Adam 0.01, warm-up in 25 % of the steps, shifts of up to 1 pixel")
