@@ -98,13 +98,8 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     _add(training, "epochs", whole, "N", "epochs of each training")
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
     _add(training, "learning_rate", number, "X", "Adam's learning rate, above 0")
-    _add(
-        training,
-        "schedule",
-        str,
-        "NAME",
-        f"of the learning rate, one of {', '.join(SCHEDULES)} (to 0); after a warm-up",
-    )
+    schedule = f"of the learning rate after the warm-up, if any: one of {', '.join(SCHEDULES)} (to 0)"
+    _add(training, "schedule", str, "NAME", schedule)
     warmup = "share of the steps, from 0 to below 1, in which the learning rate first rises in a line from 0"
     _add(training, "warmup", number, "X", warmup)
     shift = (

@@ -195,6 +195,9 @@ def text(found: Parts, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
         parts.append(SHIFTED)
     if any(line.offsets for line in lines(found, plan)):
         parts.append(BIAS_RULE)
+    if markdown:
+        trained = [part for name, part in hinton.parts(plan, dataset.classes).items() if name in found]
+        parts.append(report.listed({"data": report.data_line(dataset)} | recipe(trained, plan, dataset)))
     return "\n\n".join(parts)
 
 
@@ -247,22 +250,28 @@ def as_json(found: Parts, plan: Plan, dataset: Dataset) -> dict[str, Any]:
 
 def header(rows: tuple[str, ...], plan: Plan, dataset: Dataset, folder: Path) -> str:
     """What will be trained, how, and where its results go."""
-    seeds = f"{plan.seeds} seeds from {plan.seed} on" if plan.seeds > 1 else f"1 seed ({plan.seed})"
-    wanted = hinton.wanted(rows, plan, dataset.classes)
-    distilled = [part for part in wanted if part.temperatures]
-    temperatures = sorted({temperature for part in distilled for temperature in part.temperatures})
-    weights = f"alpha {plan.alpha:g}, T = {', '.join(f'{temperature:g}' for temperature in temperatures)}"
     texts = {
         "data": report.data_line(dataset),
         "rows": f"{', '.join(rows)}{' (quick version)' if plan.quick else ''}",
-        "teacher": _trainings(wanted[:1], dataset),
-        "alone": _trainings([part for part in wanted[1:] if not part.temperatures], dataset),
-        "distilled": f"{weights}; {_trainings(distilled, dataset)}" if distilled else "",
-        "students": seeds if wanted[1:] else "",
+        **recipe(hinton.wanted(rows, plan, dataset.classes), plan, dataset),
         "device": report.device_line(report.environment()),
         "results": f"{folder}/",
     }
     return "\n".join(f"{name:<9} {line}" for name, line in texts.items() if line)
+
+
+def recipe(trained: list[Part], plan: Plan, dataset: Dataset) -> dict[str, str]:
+    """How parts, the teacher first, are trained, by name; empty where nothing is of that name."""
+    seeds = f"{plan.seeds} seeds from {plan.seed} on" if plan.seeds > 1 else f"1 seed ({plan.seed})"
+    distilled = [part for part in trained if part.temperatures]
+    temperatures = sorted({temperature for part in distilled for temperature in part.temperatures})
+    weights = f"alpha {plan.alpha:g}, T = {', '.join(f'{temperature:g}' for temperature in temperatures)}"
+    return {
+        "teacher": _trainings(trained[:1], dataset),
+        "alone": _trainings([part for part in trained[1:] if not part.temperatures], dataset),
+        "distilled": f"{weights}; {_trainings(distilled, dataset)}" if distilled else "",
+        "students": seeds if trained[1:] else "",
+    }
 
 
 def spread(values: list[int] | list[float], form: str = ",.0f") -> str:

@@ -68,21 +68,28 @@ def new_folder(name: str) -> Path:
 
 def header(config: Config, dataset: Dataset, folder: Path) -> str:
     """What will be trained, how, and where its results go."""
-    known = environment()
+    lines = recipe(config, dataset) | {"device": device_line(environment()), "results": f"{folder}/"}
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def recipe(config: Config, dataset: Dataset) -> dict[str, str]:
+    """What is trained, on what, and how, by name."""
     last = config.seed + config.seeds - 1
     seeds = f"{config.seeds} seeds ({config.seed} to {last})" if config.seeds > 1 else f"1 seed ({config.seed})"
     own = config.teacher_training != config.training
-    lines = {
+    return {
         "data": data_line(dataset),
         "teacher": f"{_layers(config.teacher_hidden, dataset)}{_regularisation(config)}",
         "students": f"{_layers(config.student_hidden, dataset)}, {seeds}, alone and distilled",
         "method": f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}",
         "training": training_line(config.training, dataset),
         **({"teacher's": training_line(config.teacher_training, dataset)} if own else {}),
-        "device": device_line(known),
-        "results": f"{folder}/",
     }
-    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def listed(lines: Mapping[str, str]) -> str:
+    """Lines by name as a list of Markdown."""
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items() if text)
 
 
 def data_line(dataset: Dataset) -> str:
@@ -232,7 +239,8 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         _remove_older(folder)
         written = _write_parameters(result, folder)
         written += plots.write(result, dataset, folder)
-        parts = (table(result, markdown=True), explanation(result), conclusion(result))
+        how = listed(recipe(result.config, dataset))
+        parts = (table(result, markdown=True), explanation(result), conclusion(result), how)
         text = "\n\n".join(part for part in parts if part) + "\n"
         (folder / TABLE).write_text(text, encoding="utf-8")
         write_whole(folder / RESULTS, as_text(as_json(result, dataset)))

@@ -81,7 +81,9 @@ def test_a_run_leaves_what_it_promises(
 
     assert found["conclusion"] in printed
     assert "paired t-test" in printed
-    assert found["conclusion"] in (out / "results.md").read_text()
+    kept = (out / "results.md").read_text()
+    assert found["conclusion"] in kept
+    assert "\n- training: 2 epochs of" in kept
     assert "distilled  epoch 2/2" in printed
     for name in ("learning-curves.png", "comparison.png", "digits.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
