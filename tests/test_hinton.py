@@ -393,7 +393,7 @@ def test_every_row_is_reproduced_and_reported(
     assert len(own) == 3
     for one in own:
         assert one["p_corrected"] >= one["p_value"]
-    assert "\n- alone: 2 epochs of" in (out / "results.md").read_text()
+    assert "\n- teacher: 4 epochs of" in (out / "results.md").read_text()
     for text in (printed, (out / "results.md").read_text()):
         assert "chosen on the test set, as in the paper" in text
         assert "it never sees the test set" in text
