@@ -17,9 +17,18 @@ def pad(images: UInt8[Array, "examples height width channels"], shift: int) -> U
     return jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
 
 
-def draw(key: Key[Array, ""], count: int, shift: int) -> Int[Array, " batch"]:
-    """A view for each of `count` images, all equally likely."""
-    return jax.random.randint(key, (count,), 0, view_count(shift), jnp.int32)
+def draw(key: Key[Array, ""], count: int, shift: int, share: float = 1.0) -> Int[Array, " batch"]:
+    """A view for each of `count` images.
+
+    share: the probability that an image's view is drawn, all views being equally likely, its own place included; else
+        the image stays where it is.
+    """
+    views = view_count(shift)
+    drawn = jax.random.randint(key, (count,), 0, views, jnp.int32)
+    if share == 1:
+        return drawn
+    moves = jax.random.bernoulli(jax.random.fold_in(key, 1), jnp.float32(share), (count,))
+    return jnp.where(moves, drawn, jnp.int32(views // 2))
 
 
 def views(

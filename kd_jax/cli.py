@@ -107,9 +107,12 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
         "student sees"
     )
     _add(training, "shift", whole, "N", shift)
+    share = "share of the images that are moved so in a step, above 0; the others stay where they are"
+    _add(training, "shift_share", number, "X", share)
     for name, kind, metavar in (
         ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),
         ("schedule", str, "NAME"), ("warmup", number, "X"), ("shift", whole, "N"),
+        ("shift_share", number, "X"),
     ):  # fmt: skip
         _add(training, f"teacher_{name}", kind, metavar, f"{option(name)} of the teacher")
     _add(training, "seeds", whole, "N", "number of students of each kind, trained together; all learn from one teacher")

@@ -68,6 +68,7 @@ class Training(NamedTuple):
     schedule: str
     shift: int
     warmup: float = 0.0
+    shift_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Config:
     learning_rate: float = 3e-4
     schedule: str = "constant"
     shift: int = 0
+    shift_share: float = 1.0
     warmup: float = 0.0
     teacher_hidden: tuple[int, ...] = (1200, 1200)
     teacher_dropout: float = 0.5
@@ -98,6 +100,7 @@ class Config:
     teacher_learning_rate: float | None = None
     teacher_schedule: str | None = None
     teacher_shift: int | None = None
+    teacher_shift_share: float | None = None
     teacher_warmup: float | None = None
     student_hidden: tuple[int, ...] = (20, 20)
     seeds: int = 5
@@ -160,6 +163,8 @@ class Config:
         _check(f"{prefix}warmup", training.warmup, 0 <= training.warmup < 1, bound)
         holds = isinstance(training.shift, int) and 0 <= training.shift <= LARGEST_SHIFT
         _check(f"{prefix}shift", training.shift, holds, f"a whole number of pixels from 0 to {LARGEST_SHIFT}")
+        bound = "a share of the images, above 0 and at most 1"
+        _check(f"{prefix}shift_share", training.shift_share, 0 < training.shift_share <= 1, bound)
 
 
 def make_config(preset: str = "notebook", **given: Any) -> Config:

@@ -102,6 +102,7 @@ def recipe(
         training.batch_size,
         schedule=schedule(training.schedule, training.epochs * (examples // training.batch_size), training.warmup),
         shift=training.shift,
+        shift_share=training.shift_share,
     )
 
 

@@ -113,7 +113,10 @@ def training_line(training: Training, dataset: Dataset) -> str:
     line += f"batch {training.batch_size}, Adam {training.learning_rate:g}"
     line += f", warm-up in {100 * training.warmup:g} % of the steps" if training.warmup else ""
     line += ", cosine decay" if training.schedule == "cosine" else ""
-    return line + (f", shifts of up to {counted(training.shift, 'pixel')}" if training.shift else "")
+    if training.shift:
+        line += f", shifts of up to {counted(training.shift, 'pixel')}"
+        line += f" of {100 * training.shift_share:g} % of the images" if training.shift_share < 1 else ""
+    return line
 
 
 def device_line(known: Mapping[str, Any]) -> str:

@@ -40,6 +40,8 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "temperature": "temperature", "epochs": "epochs", "batch": "batch_size", "learning rate": "learning_rate",
         "schedule": "schedule", "warm-up": "warmup", "shift": "shift",
     }  # fmt: skip
+    if base.shift_share < 1:
+        fixed["share of the images shifted"] = "shift_share"
     rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)
     more = grid.seeds_of_the_test(asked)
     seeds = f"{base.seeds} seeds ({base.seed} to {more[0] - 1}; in the test {more[0]} to {more[-1]})"

@@ -52,6 +52,7 @@ class Recipe(NamedTuple):
     dtype: of the scaled images, and so of what is computed with parameters of the same type.
     schedule: `schedule(steps done) -> factor` of the learning rate, as optax has them; None for a constant one.
     shift: every image is moved by up to so many pixels, anew in every step, and the teacher's outputs are of that view.
+    shift_share: the probability that an image is moved in a step; the others stay where they are.
     """
 
     network: Network
@@ -61,6 +62,7 @@ class Recipe(NamedTuple):
     dtype: Any = jnp.float32
     schedule: Callable[[Float[Array, ""]], Float[Array, ""]] | None = None
     shift: int = 0
+    shift_share: float = 1.0
 
 
 class TrainState(NamedTuple):
@@ -259,7 +261,7 @@ def _looked_up(
         teacher = jax.tree.map(lambda outputs: outputs[rows], examples.teacher)
         return scale(examples.images[rows], recipe.dtype), teacher
     view_key = jax.random.fold_in(jax.random.fold_in(key, _VIEW), train_state.step)
-    chosen = augment.draw(view_key, len(rows), recipe.shift)
+    chosen = augment.draw(view_key, len(rows), recipe.shift, recipe.shift_share)
     images = augment.views(examples.images, rows, chosen, shift=recipe.shift)
     teacher = jax.tree.map(lambda outputs: outputs[chosen, rows], examples.teacher)
     return scale(images, recipe.dtype), teacher

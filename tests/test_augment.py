@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import augment, methods, teacher, train
+from kd_jax import augment, experiment, methods, teacher, train
+from kd_jax.config import Training
 from kd_jax.data import Dataset
 from kd_jax.models import Output, from_function, mlp
 from kd_jax.train import Examples, Hyperparameters, Recipe
@@ -42,6 +43,41 @@ def test_every_view_is_as_likely_as_any_other() -> None:
     assert len(drawn) == 9
     # 9,980 of 10,000 samples of a multinomial stay within 4 standard deviations in all of nine counts.
     assert np.abs(drawn - 10_000).max() < 4 * np.sqrt(90_000 / 9 * 8 / 9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_the_share_of_the_images_that_are_moved(share: float) -> None:
+    """The middle of the views is the image in its place."""
+    drawn = np.bincount(np.asarray(augment.draw(KEY, 90_000, 2, share)), minlength=25)
+    assert len(drawn) == 25
+    expected = np.full(25, share / 25)
+    expected[12] += 1 - share
+    # As above: 25 counts within 4.2 standard deviations.
+    assert (np.abs(drawn - 90_000 * expected) <= 4.2 * np.sqrt(90_000 * expected * (1 - expected))).all()
+
+
+def test_who_is_moved_does_not_tell_whereto() -> None:
+    shares = [np.asarray(augment.draw(KEY, 1_000, 1, share)) for share in (0.5, 1.0)]
+    still = shares[0] == 4
+    np.testing.assert_array_equal(shares[0][~still], shares[1][~still])
+    drawn = np.bincount(shares[1][still], minlength=9)
+    assert drawn.min() > 500 / 9 / 2
+
+
+def test_a_recipe_trains_with_the_share_of_its_training(small_dataset: Dataset) -> None:
+    """Of students that see the same shifts as often, and of others."""
+    examples = Examples(jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels))
+    training, network = Training(2, 16, 0.1, "constant", 2), mlp([36, 4, 3])
+
+    def loss(share: float) -> np.ndarray:
+        recipe = experiment.recipe(network, training._replace(shift_share=share), 240)
+        return np.asarray(train.fit(KEY, examples, Hyperparameters(jnp.float32(0.1)), recipe=recipe, epochs=2)[1].loss)
+
+    still = train.fit(
+        KEY, examples, Hyperparameters(jnp.float32(0.1)), recipe=Recipe(network, batch_size=16), epochs=2
+    )[1].loss
+    assert not np.allclose(loss(1.0), loss(0.5), atol=1e-3)
+    np.testing.assert_allclose(loss(1e-9), still, rtol=1e-5)
 
 
 def test_a_step_sees_the_teachers_logits_of_the_very_view(small_dataset: Dataset) -> None:

@@ -66,3 +66,6 @@ def test_a_training_is_told_in_one_line(small_dataset: Dataset) -> None:
     assert line.endswith(", batch 10, Adam 0.01, cosine decay, shifts of up to 1 pixel")
     warm = training_line(training._replace(warmup=0.25, schedule="constant"), small_dataset)
     assert warm.endswith("Adam 0.01, warm-up in 25 % of the steps, shifts of up to 1 pixel")
+    some = training_line(training._replace(shift=2, shift_share=0.25), small_dataset)
+    assert some.endswith("shifts of up to 2 pixels of 25 % of the images")
+    assert "of the images" not in training_line(training._replace(shift=0, shift_share=0.25), small_dataset)
