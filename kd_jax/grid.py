@@ -135,7 +135,12 @@ def label(setting: Setting, grid: Grid) -> str:
     found = describe(setting, grid)
     smoothed = f"with labels smoothed by {shown(found.pop('label_smoothing', 0))}"
     kind = {ALONE: "alone", SMOOTHED: smoothed, DISTILLED: "distilled"}[setting.kind]
-    return ", ".join([kind, *(f"{name.replace('_', ' ')} {shown(value)}" for name, value in found.items())])
+    return ", ".join([kind, *(f"{words(name)} {shown(value)}" for name, value in found.items())])
+
+
+def words(name: str) -> str:
+    """A field of `Config` as it is read in a table."""
+    return name.replace("_", " ").replace("warmup", "warm-up")
 
 
 def shown(value: Any) -> str:

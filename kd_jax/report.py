@@ -79,7 +79,7 @@ def recipe(config: Config, dataset: Dataset) -> dict[str, str]:
     own = config.teacher_training != config.training
     return {
         "data": data_line(dataset),
-        "teacher": f"{_layers(config.teacher_hidden, dataset)}{_regularisation(config)}",
+        "teacher": f"{_layers(config.teacher_hidden, dataset)}{regularisation(config)}",
         "students": f"{_layers(config.student_hidden, dataset)}, {seeds}, alone and distilled",
         "method": f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}",
         "training": training_line(config.training, dataset),
@@ -130,7 +130,8 @@ def _layers(hidden: tuple[int, ...], dataset: Dataset) -> str:
     return "-".join(map(str, layer_sizes(hidden, dataset)))
 
 
-def _regularisation(config: Config) -> str:
+def regularisation(config: Config) -> str:
+    """What else the teacher is trained with, as the end of a line."""
     parts = {"dropout": config.teacher_dropout, "input dropout": config.teacher_input_dropout}
     parts["squared norms of at most"] = config.teacher_max_norm
     return "".join(f", {name} {value:g}" for name, value in parts.items() if value)

@@ -121,16 +121,16 @@ def _heat_map(found: Found, axes: list[str]) -> Any:
         axis.text(place[1], place[0], f"{errors[place]:.1f}{marks}", ha="center", va="center", color=colour, fontsize=9)
     for place in (place for place, setting in best.items() if setting in found.chosen):
         axis.add_patch(_frame(place))
-    axis.set(xticks=range(len(across)), xticklabels=[grid.shown(v) for v in across], xlabel=_words(axes[0]))
+    axis.set(xticks=range(len(across)), xticklabels=[grid.shown(v) for v in across], xlabel=grid.words(axes[0]))
     if len(axes) > 1:
-        axis.set(yticks=range(len(down)), yticklabels=[grid.shown(v) for v in down], ylabel=_words(axes[1]))
+        axis.set(yticks=range(len(down)), yticklabels=[grid.shown(v) for v in down], ylabel=grid.words(axes[1]))
     else:
         axis.set(yticks=[])
     bar = drawn.colorbar(image, ax=axis, label="errors on the development split")
     for mean, colour in marked.values():
         bar.ax.axhline(mean, color=colour, linewidth=2.5)
     ends = ", ".join(f"{word} {mean:.1f} ({colour})" for word, (mean, colour) in marked.items())
-    more = f", the best of {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
+    more = f", the best of {', '.join(map(grid.words, axes[2:]))}" if len(axes) > 2 else ""
     seeds = found.grid.base.seeds
     errors_of = f"mean errors of {seeds} seeds" if seeds > 1 else "errors of 1 seed"
     drawn_marks = any(text.get_text().endswith(("▲", "▼")) for text in axis.texts)
@@ -166,7 +166,7 @@ def _curves(found: Found, axes: list[str]) -> Any:
     titles = [*_MEASURES, "gain on alone (images)"]
     for panel, title in zip(panels, titles, strict=True):
         _axis(panel, at, [grid.shown(value) for value in values], log=log)
-        panel.set(xlabel=_words(first), ylabel=title)
+        panel.set(xlabel=grid.words(first), ylabel=title)
         panel.grid(alpha=0.25)
     measured = [(panel, title, _MEASURES[title]) for panel, title in zip(panels, _MEASURES, strict=False)]
     highest = _HIGHEST | {"errors": float(found.examples[1])}
@@ -177,7 +177,7 @@ def _curves(found: Found, axes: list[str]) -> Any:
     for beside, line, colour in zip(beside_each_other, shown, _COLOURS, strict=False):
         best = {x: _best_at(found, axes, value, line) for x, value in zip(beside, values, strict=True)}
         chosen = {x: setting for x, setting in best.items() if setting}
-        label = "distilled" if line is None else f"{_words(axes[1])} {grid.shown(line)}"
+        label = "distilled" if line is None else f"{grid.words(axes[1])} {grid.shown(line)}"
         for panel, title, measure in measured:
             known = [measure(found.students[s]) for s in chosen.values()]
             _line(panel, list(chosen), known, colour, label, highest.get(title, math.inf))
@@ -200,9 +200,9 @@ def _curves(found: Found, axes: list[str]) -> Any:
     panels[-1].axhline(0, color="0.4", linewidth=1)
     handles, labels = panels[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=10)
-    more = f"; best over {', '.join(map(_words, axes[2:]))}" if len(axes) > 2 else ""
+    more = f"; best over {', '.join(map(grid.words, axes[2:]))}" if len(axes) > 2 else ""
     if len(lines) > len(_COLOURS):
-        more += f"; the first {len(_COLOURS)} of {len(lines)} values of {_words(axes[1])}"
+        more += f"; the first {len(_COLOURS)} of {len(lines)} values of {grid.words(axes[1])}"
     who = "" if first == _WIDTH else f", students {_student(found)}"
     drawn.suptitle(
         f"Development split{who}: {_seeds(found)}{more}",
@@ -310,7 +310,3 @@ def _band(panel: Any, values: Any, colour: str, label: str, highest: float) -> N
 def _student(found: Found) -> str:
     """The width of the students, where all have one."""
     return grid.shown(next(iter(found.gains)).config.student_hidden)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -11,7 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from kd_jax import grid, report, stats, sweep_plots
-from kd_jax.config import Config, Training, make_config, option
+from kd_jax.config import Config, make_config, option
 from kd_jax.data import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.grid import ALONE, DISTILLED, SMOOTHED, Grid, Setting
@@ -34,7 +34,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
     base, lists = asked.base, asked.lists
     distilled, baselines = grid.distilled(asked), grid.baselines(asked)
     teachers = len({grid.teacher_of(setting, asked) for setting in distilled})
-    listed = " × ".join(f"{name.replace('_', ' ')} {_values(values)}" for name, values in lists.items())
+    listed = " × ".join(f"{grid.words(name)} {_values(values)}" for name, values in lists.items())
     fixed = {
         "teacher": "teacher_hidden", "student": "student_hidden", "method": "method", "alpha": "alpha",
         "temperature": "temperature", "epochs": "epochs", "batch": "batch_size", "learning rate": "learning_rate",
@@ -55,7 +55,8 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "each with": seeds,
         "fixed": rest,
         "teachers": report.training_line(base.teacher_training, split)
-        + ", but for what is listed" * any(f"teacher_{name}" in lists for name in Training._fields),
+        + report.regularisation(base)
+        + ", but for what is listed" * any(name.startswith("teacher_") for name in lists),
         "trainings": f"{(len(distilled) + len(baselines)) * base.seeds + teachers:,}, and those for the test",
         "device": report.device_line(report.environment()),
         "results": f"{folder}/",
@@ -214,7 +215,7 @@ def _first_teacher(found: Found) -> str:
         return ""
     first = next(iter(found.teachers))
     names = [name for name in found.grid.lists if name.startswith("teacher_")]
-    named = ", ".join(f"{name.replace('_', ' ')} {_value(getattr(first, name))}" for name in names)
+    named = ", ".join(f"{grid.words(name)} {_value(getattr(first, name))}" for name in names)
     return f"\nHere baselines are compared with the first teacher ({named})."
 
 
@@ -252,7 +253,7 @@ def _tabulated(rows: list[list[str]], columns: list[str], style: str) -> str:
 
 def _setting_columns(asked: Grid) -> list[str]:
     """What is trained, and the listed options; a long name has two lines in a terminal."""
-    return ["", *(name.replace("_", "\n") for name in asked.lists)]
+    return ["", *(grid.words(name).replace(" ", "\n") for name in asked.lists)]
 
 
 def _student(setting: Setting, asked: Grid) -> list[str]:

@@ -59,7 +59,7 @@ def test_a_warmup_is_a_program_and_a_baseline_of_its_own_and_leaves_the_teacher_
     assert len({grid.program_of(setting, warmups) for setting in settings}) == 2
     assert [one.config.training.warmup for one in grid.baselines(warmups)] == [0.0, 0.1, 0.0, 0.1]
     assert {grid.teacher_of(setting, warmups).teacher_training.warmup for setting in settings} == {0.3}
-    assert grid.label(settings[1], warmups) == "distilled, warmup 0.1"
+    assert grid.label(settings[1], warmups) == "distilled, warm-up 0.1"
 
 
 def test_settings_are_described_by_what_they_depend_on() -> None:

@@ -469,6 +469,23 @@ def test_one_seed_is_said_to_be_too_few_before_anything_is_trained(small_dataset
         assert ("cannot tell a gain from noise: see --seeds" in words) == too_few
 
 
+def test_the_header_tells_how_the_teachers_are_trained(small_dataset: Dataset) -> None:
+    split, more = data.development(small_dataset), {"shift": (1,), "shift_share": (0.5,), "teacher_dropout": (0.25,)}
+    lines = {
+        name: dict(line.split(None, 1) for line in sweep_report.header(asked, split, Path("out")).splitlines())
+        for name, asked in {
+            "plain": sweep._grid({"warmup": (0.0, 0.1)}),
+            "more": sweep._grid(more | {"teacher_max_norm": (1.0, 2.0)}),
+        }.items()
+    }
+    assert lines["plain"]["grid"].startswith("warm-up 0 0.1: 2 settings")
+    assert lines["plain"]["teachers"].endswith("Adam 0.0003, dropout 0.5")
+    assert "share" not in lines["plain"]["fixed"]
+    assert "share of the images shifted 0.5" in lines["more"]["fixed"]
+    of_teachers = "shifts of up to 1 pixel of 50 % of the images, dropout 0.25, but for what is listed"
+    assert lines["more"]["teachers"].endswith(of_teachers)
+
+
 def test_numbers_of_students_that_all_but_diverged_are_short() -> None:
     huge = sweeps.measured(np.array([3, 4]))._replace(nll=np.array([9.6e38, 1e30]))
     assert sweep_report._measures(huge)[1] == "4.8e+38 ± 6.79e+38"
