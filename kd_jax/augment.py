@@ -17,18 +17,18 @@ def pad(images: UInt8[Array, "examples height width channels"], shift: int) -> U
     return jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
 
 
-def draw(key: Key[Array, ""], count: int, shift: int, share: float = 1.0) -> Int[Array, " batch"]:
-    """A view for each of `count` images.
+def draw(key: Key[Array, ""], count: int, shift: int) -> Int[Array, " batch"]:
+    """A view for each of `count` images, all equally likely."""
+    return jax.random.randint(key, (count,), 0, view_count(shift), jnp.int32)
 
-    share: the probability that an image's view is drawn, all views being equally likely, its own place included; else
-        the image stays where it is.
+
+def some(key: Key[Array, ""], chosen: Int[Array, " batch"], shift: int, share: float) -> Int[Array, " batch"]:
+    """The views `chosen`, each with the probability `share`, in [0, 1], else the image in its place.
+
+    key: another than that of `draw`, of whose bits this must know nothing.
     """
-    views = view_count(shift)
-    drawn = jax.random.randint(key, (count,), 0, views, jnp.int32)
-    if share == 1:
-        return drawn
-    moves = jax.random.bernoulli(jax.random.fold_in(key, 1), jnp.float32(share), (count,))
-    return jnp.where(moves, drawn, jnp.int32(views // 2))
+    moves = jax.random.bernoulli(key, jnp.float32(share), chosen.shape)
+    return jnp.where(moves, chosen, jnp.int32(view_count(shift) // 2))
 
 
 def views(

@@ -107,7 +107,10 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
         "student sees"
     )
     _add(training, "shift", whole, "N", shift)
-    share = "share of the images that are moved so in a step, above 0; the others stay where they are"
+    share = (
+        "share of the images that --shift moves in a step, above 0 and at most 1; the others stay where they are "
+        "(of no use without --shift)"
+    )
     _add(training, "shift_share", number, "X", share)
     for name, kind, metavar in (
         ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),

@@ -40,7 +40,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "temperature": "temperature", "epochs": "epochs", "batch": "batch_size", "learning rate": "learning_rate",
         "schedule": "schedule", "warm-up": "warmup", "shift": "shift",
     }  # fmt: skip
-    if base.shift_share < 1:
+    if base.shift_share < 1 and (base.shift or "shift" in lists):
         fixed["share of the images shifted"] = "shift_share"
     rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)
     more = grid.seeds_of_the_test(asked)
@@ -56,7 +56,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "fixed": rest,
         "teachers": report.training_line(base.teacher_training, split)
         + report.regularisation(base)
-        + ", but for what is listed" * any(name.startswith("teacher_") for name in lists),
+        + ", but for what is listed" * any(name.startswith("teacher_") and name != "teacher_hidden" for name in lists),
         "trainings": f"{(len(distilled) + len(baselines)) * base.seeds + teachers:,}, and those for the test",
         "device": report.device_line(report.environment()),
         "results": f"{folder}/",

@@ -51,8 +51,9 @@ class Recipe(NamedTuple):
     optimizer: `optimizer(learning_rate) -> optax.GradientTransformation`, for example `optax.sgd`.
     dtype: of the scaled images, and so of what is computed with parameters of the same type.
     schedule: `schedule(steps done) -> factor` of the learning rate, as optax has them; None for a constant one.
-    shift: every image is moved by up to so many pixels, anew in every step, and the teacher's outputs are of that view.
-    shift_share: the probability that an image is moved in a step; the others stay where they are.
+    shift: images are moved by up to so many pixels, anew in every step, and the teacher's outputs are of that view.
+    shift_share: the probability, above 0, that an image's view is drawn in a step, all views being equally likely, its
+        own place included; the others stay where they are.
     """
 
     network: Network
@@ -161,6 +162,8 @@ def scan_steps(
     Raises `ValueError` where `examples` do not fit together.
     """
     _check(examples, recipe.shift)
+    if not 0 < recipe.shift_share <= 1:
+        raise ValueError(f"shift_share is {recipe.shift_share}: it must be above 0 and at most 1")
     small = count_parameters(train_state.params) < _SMALL
     turn = None
     if small and layout.pays(recipe.optimizer):
@@ -228,7 +231,7 @@ def fit(
 
 
 # What a key is folded with, so that parameters, order and dropout are independent of one another.
-_INIT, _ORDER, _STEP, _VIEW = 0, 1, 2, 3
+_INIT, _ORDER, _STEP, _VIEW, _MOVES = 0, 1, 2, 3, 4
 
 
 def _turned(
@@ -261,7 +264,10 @@ def _looked_up(
         teacher = jax.tree.map(lambda outputs: outputs[rows], examples.teacher)
         return scale(examples.images[rows], recipe.dtype), teacher
     view_key = jax.random.fold_in(jax.random.fold_in(key, _VIEW), train_state.step)
-    chosen = augment.draw(view_key, len(rows), recipe.shift, recipe.shift_share)
+    chosen = augment.draw(view_key, len(rows), recipe.shift)
+    if recipe.shift_share < 1:
+        moves_key = jax.random.fold_in(jax.random.fold_in(key, _MOVES), train_state.step)
+        chosen = augment.some(moves_key, chosen, recipe.shift, recipe.shift_share)
     images = augment.views(examples.images, rows, chosen, shift=recipe.shift)
     teacher = jax.tree.map(lambda outputs: outputs[chosen, rows], examples.teacher)
     return scale(images, recipe.dtype), teacher

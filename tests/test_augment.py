@@ -48,20 +48,14 @@ def test_every_view_is_as_likely_as_any_other() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_the_share_of_the_images_that_are_moved(share: float) -> None:
     """The middle of the views is the image in its place."""
-    drawn = np.bincount(np.asarray(augment.draw(KEY, 90_000, 2, share)), minlength=25)
-    assert len(drawn) == 25
+    drawn = augment.draw(KEY, 90_000, 2)
+    moved = np.asarray(augment.some(jax.random.key(4), drawn, 2, share))
+    assert ((moved == drawn) | (moved == 12)).all()
     expected = np.full(25, share / 25)
     expected[12] += 1 - share
     # As above: 25 counts within 4.2 standard deviations.
-    assert (np.abs(drawn - 90_000 * expected) <= 4.2 * np.sqrt(90_000 * expected * (1 - expected))).all()
-
-
-def test_who_is_moved_does_not_tell_whereto() -> None:
-    shares = [np.asarray(augment.draw(KEY, 1_000, 1, share)) for share in (0.5, 1.0)]
-    still = shares[0] == 4
-    np.testing.assert_array_equal(shares[0][~still], shares[1][~still])
-    drawn = np.bincount(shares[1][still], minlength=9)
-    assert drawn.min() > 500 / 9 / 2
+    found = np.bincount(moved, minlength=25)
+    assert (np.abs(found - 90_000 * expected) <= 4.2 * np.sqrt(90_000 * expected * (1 - expected))).all()
 
 
 def test_a_recipe_trains_with_the_share_of_its_training(small_dataset: Dataset) -> None:
@@ -80,7 +74,16 @@ def test_a_recipe_trains_with_the_share_of_its_training(small_dataset: Dataset) 
     np.testing.assert_allclose(loss(1e-9), still, rtol=1e-5)
 
 
-def test_a_step_sees_the_teachers_logits_of_the_very_view(small_dataset: Dataset) -> None:
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.1, float("nan")])
+def test_other_numbers_than_shares_are_refused(share: float, small_dataset: Dataset) -> None:
+    examples = Examples(jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels))
+    recipe = Recipe(mlp([36, 4, 3]), batch_size=16, shift=1, shift_share=share)
+    with pytest.raises(ValueError, match=f"shift_share is {share}: it must be above 0 and at most 1"):
+        train.fit(KEY, examples, Hyperparameters(jnp.float32(0.1)), recipe=recipe, epochs=1)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_step_sees_the_teachers_logits_of_the_very_view(share: float, small_dataset: Dataset) -> None:
     """A teacher that says what the image's first pixels are, and a student that says the same of what it sees."""
 
     def first_pixels(params: object, images: jax.Array) -> jax.Array:
@@ -94,7 +97,7 @@ def test_a_step_sees_the_teachers_logits_of_the_very_view(small_dataset: Dataset
     def mismatch(weights: object, learned: object, student: Output, taught: Output, labels: jax.Array) -> jax.Array:
         return jnp.max(jnp.abs(student.logits - taught.logits), axis=-1)
 
-    recipe = Recipe(network, methods.Method(lambda key: (), mismatch), batch_size=16, shift=2)
+    recipe = Recipe(network, methods.Method(lambda key: (), mismatch), batch_size=16, shift=2, shift_share=share)
     examples = Examples(images, jnp.asarray(small_dataset.train_labels), outputs)
     _, metrics = train.fit(KEY, examples, Hyperparameters(jnp.float32(0.1)), recipe=recipe, epochs=3)
     # The division by 255 may be a product in one of the two programs.

@@ -80,4 +80,6 @@ def test_the_teacher_trains_as_the_students_where_nothing_else_is_said() -> None
     kept = config.as_dict()
     assert kept["teacher_warmup"] == kept["warmup"] == 0.3
     assert make_config(warmup=0.3, teacher_warmup=0.0).teacher_training.warmup == 0.0
+    shares = make_config(shift_share=0.3), make_config(shift_share=0.3, teacher_shift_share=1.0)
+    assert [config.teacher_training.shift_share for config in shares] == [0.3, 1.0]
     assert (kept["teacher_epochs"], kept["teacher_learning_rate"], kept["teacher_schedule"]) == (3, 0.1, "constant")

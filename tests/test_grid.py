@@ -53,13 +53,16 @@ def test_one_teacher_serves_all_settings_unless_its_own_options_are_listed() -> 
     assert len(grid.baselines(widths)) == 2
 
 
-def test_a_warmup_is_a_program_and_a_baseline_of_its_own_and_leaves_the_teacher_alone() -> None:
-    warmups = make_grid(make_config(warmup=0.3), {"warmup": (0.0, 0.1)}, (0.1,))
-    settings = grid.distilled(warmups)
-    assert len({grid.program_of(setting, warmups) for setting in settings}) == 2
-    assert [one.config.training.warmup for one in grid.baselines(warmups)] == [0.0, 0.1, 0.0, 0.1]
-    assert {grid.teacher_of(setting, warmups).teacher_training.warmup for setting in settings} == {0.3}
-    assert grid.label(settings[1], warmups) == "distilled, warm-up 0.1"
+@pytest.mark.parametrize(("name", "words"), [("warmup", "warm-up"), ("shift_share", "shift share")])
+def test_such_a_share_is_a_program_and_a_baseline_of_its_own_and_leaves_the_teacher_alone(
+    name: str, words: str
+) -> None:
+    asked = make_grid(make_config(**{name: 0.3}), {name: (0.2, 0.1)}, (0.1,))
+    settings = grid.distilled(asked)
+    assert len({grid.program_of(setting, asked) for setting in settings}) == 2
+    assert [getattr(one.config.training, name) for one in grid.baselines(asked)] == [0.2, 0.1, 0.2, 0.1]
+    assert {getattr(grid.teacher_of(setting, asked).teacher_training, name) for setting in settings} == {0.3}
+    assert grid.label(settings[1], asked) == f"distilled, {words} 0.1"
 
 
 def test_settings_are_described_by_what_they_depend_on() -> None:
