@@ -108,8 +108,8 @@ def add_config_options(parser: argparse.ArgumentParser, single: Collection[str] 
     )
     _add(training, "shift", whole, "N", shift)
     share = (
-        "share of the images that --shift moves in a step, above 0 and at most 1; the others stay where they are "
-        "(of no use without --shift)"
+        "share of the images whose place --shift draws anew in a step, above 0 and at most 1; the others stay where "
+        "they are (of no use without --shift)"
     )
     _add(training, "shift_share", number, "X", share)
     for name, kind, metavar in (
