@@ -159,11 +159,9 @@ def scan_steps(
 ) -> tuple[TrainState, Metrics]:
     """One step for each row of `order`, as one `lax.scan`; the metrics have a leading axis of steps.
 
-    Raises `ValueError` where `examples` do not fit together.
+    Raises `ValueError` where `examples` do not fit together, or the recipe's `shift_share` is none.
     """
-    _check(examples, recipe.shift)
-    if not 0 < recipe.shift_share <= 1:
-        raise ValueError(f"shift_share is {recipe.shift_share}: it must be above 0 and at most 1")
+    _check(examples, recipe)
     small = count_parameters(train_state.params) < _SMALL
     turn = None
     if small and layout.pays(recipe.optimizer):
@@ -282,8 +280,10 @@ def _learning_rate(hyperparameters: Hyperparameters, step: Int[Array, ""], recip
     )
 
 
-def _check(examples: Examples, shift: int) -> None:
+def _check(examples: Examples, recipe: Recipe) -> None:
     """JAX itself reads the last row in place of one that is missing, and says nothing."""
+    if not 0 < recipe.shift_share <= 1:
+        raise ValueError(f"shift_share is {recipe.shift_share}: it must be above 0 and at most 1")
     count = len(examples.images)
     if len(examples.labels) != count:
         raise ValueError(f"there are {count} images and {len(examples.labels)} labels: give one label for each image")
@@ -291,8 +291,8 @@ def _check(examples: Examples, shift: int) -> None:
         return
     if not isinstance(examples.teacher, Output):
         raise ValueError(f"the teacher is a {type(examples.teacher).__name__}: give its logits as Output(logits)")
-    if shift:
-        expected = (augment.view_count(shift), count)
+    if recipe.shift:
+        expected = (augment.view_count(recipe.shift), count)
         if examples.teacher.logits.shape[:2] != expected:
             raise ValueError(
                 f"the teacher's logits are of the shape {examples.teacher.logits.shape}: images that are shifted need "
