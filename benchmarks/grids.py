@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 import kd_jax
-from kd_jax import train
-from kd_jax.methods import KD, KDWeights
-from kd_jax.models import Output
-from kd_jax.train import Examples, Hyperparameters, Recipe
+from kd_jax.methods.logits import KD, KDWeights
+from kd_jax.models.network import Output
+from kd_jax.train import step as train
+from kd_jax.train.step import Examples, Hyperparameters, Recipe
 
 TURNS = 4
 

@@ -10,7 +10,9 @@ from jaxtyping import Array, Int, Key
 
 import kd_jax
 from benchmarks.measure import Contestant
-from kd_jax import Examples, Hyperparameters, KDWeights, Output, Recipe, experiment, train
+from kd_jax import Examples, Hyperparameters, KDWeights, Output, Recipe
+from kd_jax.experiments.notebook import experiment
+from kd_jax.train import step as train
 
 
 class Job(NamedTuple):

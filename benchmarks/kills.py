@@ -22,7 +22,8 @@ import numpy as np
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from kd_jax import checkpoint, report
+from kd_jax.experiments.notebook import report
+from kd_jax.train import checkpoint
 
 PHASES = ("teacher", "student", "distilled")
 DEFAULT_OPTIONS = ("--epochs", "1", "--seeds", "3", "--checkpoint-steps", "100")

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Table, quartiles, ratios
-from kd_jax.plots import plain_numbers
+from kd_jax.experiments.notebook.plots import plain_numbers
 
 _COLOURS = {
     "notebook": "C7",

@@ -7,7 +7,7 @@ import kd_jax
 from benchmarks import kd_jax_ways
 from benchmarks.measure import Contestant, Figures, Setting, Table, take_turns, with_best
 from benchmarks.steps import NO_TORCH, ROWS, TUNED, count, has_torch
-from kd_jax import memory
+from kd_jax.train import memory
 
 SEEDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 STACKED = "PyTorch, stacked"

@@ -19,7 +19,7 @@ import jax
 import kd_jax
 from benchmarks import end_to_end, memory, report, seeds, steps, xla
 from benchmarks.measure import Setting, Table
-from kd_jax.cli import Parser
+from kd_jax.experiments.shell.options import Parser
 
 SECTIONS: dict[str, Callable[[Setting], list[Table]]] = {
     "steps": steps.steps,

@@ -14,7 +14,7 @@ import jax
 import kd_jax
 from benchmarks.kd_jax_ways import Group, Job, Trainer, job
 from benchmarks.measure import Contestant, quartiles, ratios, take_turns
-from kd_jax import layout
+from kd_jax.train import transpose as layout
 
 ROUNDS, STEPS = 9, 300
 NETWORKS = ([784, 10], [784, 5, 5, 10], [784, 50, 50, 10], [784, 90, 90, 10])

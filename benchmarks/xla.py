@@ -16,7 +16,7 @@ import kd_jax
 from benchmarks import kd_jax_ways, processes
 from benchmarks.measure import Figures, Setting, Table, take_turns
 from benchmarks.steps import ROWS, count
-from kd_jax import train
+from kd_jax.train import step as train
 
 
 class Variant(NamedTuple):

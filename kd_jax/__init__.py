@@ -13,15 +13,15 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler and any(
     # Importing JAX takes seconds; Ctrl-C ends the command meanwhile, and without a traceback. `command` takes over.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from kd_jax import parameters
-from kd_jax.config import Config, ConfigError, make_config
-from kd_jax.data import DataError, Dataset, load, make_dataset
+from kd_jax.data.dataset import DataError, Dataset, load, make_dataset
 from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.methods import CROSS_ENTROPY, KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED, KDWeights, Method
-from kd_jax.models import MLP, Network, Output, from_function, from_linen, from_nnx, mlp
+from kd_jax.experiments.notebook.config import Config, ConfigError, make_config
+from kd_jax.methods.logits import CROSS_ENTROPY, KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED, KDWeights, Method
+from kd_jax.models import parameters
+from kd_jax.models.network import MLP, Network, Output, from_function, from_linen, from_nnx, mlp
 from kd_jax.stats import Comparison, paired_comparison, summarise
 from kd_jax.teacher import load_logits
-from kd_jax.train import Examples, Hyperparameters, Metrics, Recipe, TrainState, fit
+from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe, TrainState, fit
 
 __version__ = "0.2.0"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from kd_jax import cli
+from kd_jax.experiments.shell import options as cli
 
 _COMMANDS = """\
 usage: python -m kd_jax.COMMAND [--help]

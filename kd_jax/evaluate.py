@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from kd_jax import augment
-from kd_jax.compensated import difference, exp
+from kd_jax.data import shifts as augment
 from kd_jax.losses import cross_entropy, kl_divergence
-from kd_jax.models import Network, Params, State
-from kd_jax.train import scale
+from kd_jax.losses.compensated import difference, exp
+from kd_jax.models.network import Network, Params, State
+from kd_jax.train.step import scale
 
 _ECE_BINS = 15
 _PARTS = 128

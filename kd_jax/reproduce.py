@@ -5,15 +5,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kd_jax import cli, command, hinton, resume
-from kd_jax.checkpoint import MismatchError, Store
-from kd_jax.config import ConfigError, make_config
-from kd_jax.data import Dataset, load
-from kd_jax.interrupt import Interrupt
+from kd_jax.data.dataset import Dataset, load
+from kd_jax.experiments.hinton2015 import plan as hinton
+from kd_jax.experiments.notebook.config import ConfigError, make_config
+from kd_jax.experiments.shell import command, resume
+from kd_jax.experiments.shell import options as cli
+from kd_jax.experiments.shell.signals import Interrupt
+from kd_jax.train.checkpoint import MismatchError, Store
 
 if TYPE_CHECKING:
-    from kd_jax.hinton_rows import Files
-    from kd_jax.phase import Keeping
+    from kd_jax.experiments.hinton2015.rows import Files
+    from kd_jax.experiments.stage import Keeping
 
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
@@ -84,7 +86,8 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     settings = _settings(options)
     dataset = load("mnist")
     command.prepare_jax()
-    from kd_jax import hinton_rows, report
+    from kd_jax.experiments.hinton2015 import rows as hinton_rows
+    from kd_jax.experiments.notebook import report
 
     plan = _plan(settings)
     with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
@@ -135,7 +138,7 @@ def _plan(settings: dict[str, Any]) -> hinton.Plan:
 
 def _rows(options: argparse.Namespace, store: Store) -> tuple[str, ...]:
     """The rows asked for, else the paper's; with --resume alone those of the folder."""
-    from kd_jax import hinton_rows
+    from kd_jax.experiments.hinton2015 import rows as hinton_rows
 
     before = hinton_rows.asked(store) if options.resume and store.started else ()
     chosen = options.rows or before or hinton.PAPERS_ROWS
@@ -152,7 +155,8 @@ def _claimed(
     files: "Files",
 ) -> bool:
     """`command.claimed`, but that rows may be added to a finished run, whose parts stay."""
-    from kd_jax import hinton_rows, report
+    from kd_jax.experiments.hinton2015 import rows as hinton_rows
+    from kd_jax.experiments.notebook import report
 
     if options.resume and store.started:
         if store.finished and not hinton_rows.complete(rows, plan, dataset, files):
@@ -179,7 +183,10 @@ def _train(
     keeping: "Keeping",
     files: "Files",
 ) -> None:
-    from kd_jax import hinton_report, hinton_rows, progress, report
+    from kd_jax.experiments.hinton2015 import report as hinton_report
+    from kd_jax.experiments.hinton2015 import rows as hinton_rows
+    from kd_jax.experiments.notebook import report
+    from kd_jax.experiments.shell import progress
 
     assert keeping.store is not None
     folder = keeping.store.folder

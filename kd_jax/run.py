@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kd_jax import cli, command, resume
-from kd_jax.config import Config, ConfigError, make_config
-from kd_jax.data import Dataset, load
-from kd_jax.interrupt import Interrupt
+from kd_jax.data.dataset import Dataset, load
+from kd_jax.experiments.notebook.config import Config, ConfigError, make_config
+from kd_jax.experiments.shell import command, resume
+from kd_jax.experiments.shell import options as cli
+from kd_jax.experiments.shell.signals import Interrupt
 
 if TYPE_CHECKING:
-    from kd_jax import phase
+    from kd_jax.experiments import stage as phase
 
 _PROG = "python -m kd_jax.run"
 _EXAMPLES = """\
@@ -46,7 +47,7 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     config, every = _resolved(options)
     dataset = load(config.dataset)
     command.prepare_jax()
-    from kd_jax import experiment, report
+    from kd_jax.experiments.notebook import experiment, report
 
     experiment.check(config, dataset)
     with command.opened(options, f"{command.as_name(config.dataset)}-{config.preset}", _PROG) as store:
@@ -65,7 +66,8 @@ def _resolved(options: argparse.Namespace) -> tuple[Config, int | None]:
 
 
 def _train(config: Config, dataset: Dataset, options: argparse.Namespace, keeping: "phase.Keeping") -> None:
-    from kd_jax import experiment, progress, report
+    from kd_jax.experiments.notebook import experiment, report
+    from kd_jax.experiments.shell import progress
 
     assert keeping.store is not None
     folder = keeping.store.folder

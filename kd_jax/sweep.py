@@ -13,15 +13,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kd_jax import cli, command, grid, resume
-from kd_jax.checkpoint import MismatchError, Store
-from kd_jax.config import Config, make_config, option
-from kd_jax.data import Dataset, development, load
-from kd_jax.grid import Grid
-from kd_jax.interrupt import Interrupt
+from kd_jax.data.dataset import Dataset, development, load
+from kd_jax.experiments.notebook.config import Config, make_config, option
+from kd_jax.experiments.shell import command, resume
+from kd_jax.experiments.shell import options as cli
+from kd_jax.experiments.shell.signals import Interrupt
+from kd_jax.experiments.sweep import grid
+from kd_jax.experiments.sweep.grid import Grid
+from kd_jax.train.checkpoint import MismatchError, Store
 
 if TYPE_CHECKING:
-    from kd_jax import phase
+    from kd_jax.experiments import stage as phase
 
 _PROG = "python -m kd_jax.sweep"
 _DEFAULT_SMOOTHING = (0.1,)
@@ -56,7 +58,9 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     dataset = load(asked.base.dataset)
     split = development(dataset)
     command.prepare_jax()
-    from kd_jax import jobs, report, sweep_report
+    from kd_jax.experiments.notebook import report
+    from kd_jax.experiments.sweep import plan as jobs
+    from kd_jax.experiments.sweep import report as sweep_report
 
     jobs.teachers(asked, split)
     jobs.jobs(asked, split)
@@ -70,7 +74,10 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
 def _search(
     asked: Grid, dataset: Dataset, split: Dataset, options: argparse.Namespace, keeping: "phase.Keeping"
 ) -> None:
-    from kd_jax import jobs, progress, search, sweep_report
+    from kd_jax.experiments.shell import progress
+    from kd_jax.experiments.sweep import plan as jobs
+    from kd_jax.experiments.sweep import report as sweep_report
+    from kd_jax.experiments.sweep import search
 
     assert keeping.store is not None
     folder = keeping.store.folder

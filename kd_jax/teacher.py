@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from kd_jax import augment
-from kd_jax.data import DataError
+from kd_jax.data import shifts as augment
+from kd_jax.data.dataset import DataError
 from kd_jax.evaluate import predict
 from kd_jax.files import floats, npy, tensors
-from kd_jax.models import Network, Output, Params, State
+from kd_jax.models.network import Network, Output, Params, State
 
 
 def outputs(

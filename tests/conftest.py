@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax import plots, sweep_plots
-from kd_jax.data import Dataset, make_dataset
+from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.experiments.notebook import plots
+from kd_jax.experiments.sweep import plots as sweep_plots
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -17,7 +17,8 @@ import torch
 
 import kd_jax
 from benchmarks import torch_reference as reference
-from kd_jax import CROSS_ENTROPY, Examples, Hyperparameters, KDWeights, Network, Output, Recipe, train
+from kd_jax import CROSS_ENTROPY, Examples, Hyperparameters, KDWeights, Network, Output, Recipe
+from kd_jax.train import step as train
 
 STEPS = 500
 KEY_SEED, ORDER_SEED = 42, 42

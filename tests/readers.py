@@ -20,7 +20,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from kd_jax import DataError, Dataset, load, load_logits, parameters, torch_weights
+from kd_jax import DataError, Dataset, load, load_logits
+from kd_jax.models import parameters, torch_weights
 
 _RNG = np.random.default_rng(0)
 _IMAGES, _LABELS = _RNG.integers(0, 256, (6, 3, 4)).astype(np.uint8), np.array([0, 1, 2, 0, 1, 2])

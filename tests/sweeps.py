@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import grid, search, sweep
+from kd_jax import sweep
 from kd_jax.evaluate import Evaluation
-from kd_jax.grid import Setting
-from kd_jax.search import Found
+from kd_jax.experiments.sweep import grid, search
+from kd_jax.experiments.sweep.grid import Setting
+from kd_jax.experiments.sweep.search import Found
 
 IMAGES, SEEDS = 100, 4
 

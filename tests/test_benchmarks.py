@@ -19,8 +19,9 @@ import pytest
 import kd_jax
 from benchmarks import end_to_end, kd_jax_ways, keras_ways, limit, processes, report, seeds, steps, throughput
 from benchmarks.measure import Contestant, Setting, Table, quartiles, ratios, take_turns, with_best
-from kd_jax import memory, train
-from kd_jax.data import Dataset
+from kd_jax.data.dataset import Dataset
+from kd_jax.train import memory
+from kd_jax.train import step as train
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 needs_keras = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="Keras is not installed")

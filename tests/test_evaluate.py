@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from kd_jax.evaluate import calibration_error, evaluate, predict
-from kd_jax.models import mlp
+from kd_jax.models.network import mlp
 
 
 def oracle_ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax.data import make_dataset
+from kd_jax.data.dataset import make_dataset
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

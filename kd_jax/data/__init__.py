@@ -1,0 +1,1 @@
+"""Data: batches, sources of examples, and views of images."""

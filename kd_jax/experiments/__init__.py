@@ -1,0 +1,1 @@
+"""What the commands run: the notebook's experiment, sweeps, and published tables."""

@@ -1,0 +1,1 @@
+"""The reference notebook's experiment: teacher, students alone, distilled students."""

@@ -1,0 +1,1 @@
+"""Networks: any model as two pure functions, and the doors through which it comes."""

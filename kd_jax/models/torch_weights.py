@@ -1,0 +1,178 @@
+"""PyTorch weights of fully connected networks, read and written: a teacher trained there can teach here, and back."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float
+
+from kd_jax.data.dataset import DataError
+from kd_jax.files import floats, listed, pt, refusing, shown, tensors
+from kd_jax.models.network import Params
+
+_LONGEST_NAME = 200
+
+Arrays = dict[str, Float[np.ndarray, "..."]]
+
+
+def from_state_dict(source: str | Path | Mapping[str, Any], names: Sequence[str] | None = None) -> Params:
+    """Parameters of an `MLP` from a PyTorch `state_dict` of linear layers, each kernel being a transposed `weight`.
+
+    source: the mapping itself, or a `.safetensors`, `.pt` or `.pth` file of it. Nothing is ever unpickled, and no
+        file needs PyTorch.
+    names: the layers from input to output (`["fc1", "fc2", "fc3"]`). Without it they are taken in the order of the
+        mapping; a `.safetensors` file keeps none, so there their numbers tell it. A layer without a bias gets zeros.
+
+    Images of several channels are flattened by PyTorch with the channels first, by kd_jax with the channels last: their
+    first weights must be reordered. Raises `DataError`.
+    """
+    where = "the state_dict" if isinstance(source, Mapping) else str(source)
+    arrays = _arrays(source, where) if isinstance(source, Mapping) else _read(Path(source))
+    if names is None:
+        names = _layer_names(arrays)
+        if not isinstance(source, Mapping) and Path(source).suffix == ".safetensors":
+            names = _in_order(names, where)
+    _check_names(arrays, names, where)
+    layers = [_layer(arrays, name, where) for name in names]
+    _check_chain(names, layers, where)
+    hidden = {"hidden": dict(enumerate(layers[:-1]))} if len(layers) > 1 else {}
+    return {**hidden, "output": layers[-1]}
+
+
+def to_state_dict(params: Params, names: Sequence[str] | None = None) -> Arrays:
+    """A PyTorch `state_dict`, as NumPy arrays, of an `MLP`'s parameters: `weight` and `bias` of each layer.
+
+    names: the layers from input to output, as the PyTorch model calls them; `fc1`, `fc2`, … without it.
+    Raises `DataError`.
+    """
+    layers = [*dict(sorted(params.get("hidden", {}).items())).values(), params["output"]]
+    for layer in layers:
+        if np.ndim(layer["kernel"]) != 2:
+            raise DataError(
+                f"a kernel has {np.ndim(layer['kernel'])} axes and must have 2: give the parameters of one seed, "
+                "jax.tree.map(lambda leaf: leaf[0], params) for the first"
+            )
+    if names is None:
+        names = [f"fc{number}" for number in range(1, len(layers) + 1)]
+    if len(set(names)) != len(layers):
+        raise DataError(
+            f"{len(set(names))} different names cannot be given to {len(layers)} layers: give one name for each layer"
+        )
+    state_dict = {}
+    for name, layer in zip(names, layers, strict=True):
+        state_dict[f"{name}.weight"] = np.ascontiguousarray(np.asarray(layer["kernel"]).T)
+        state_dict[f"{name}.bias"] = np.asarray(layer["bias"])
+    return state_dict
+
+
+def save(params: Params, path: str | Path, names: Sequence[str] | None = None) -> None:
+    """Writes `to_state_dict` as a `.safetensors` file, for `safetensors.torch.load_file`. Raises `DataError`."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise DataError(f"weights cannot be written to {path}: name a file that ends in .safetensors")
+    try:
+        path.write_bytes(safetensors.numpy.save(to_state_dict(params, names)))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error}): name a file in a folder that exists"
+        ) from None
+
+
+def layer_sizes(params: Params) -> tuple[int, ...]:
+    """What `mlp` wants to know for these parameters: inputs, hidden units, classes."""
+    layers = [*dict(sorted(params.get("hidden", {}).items())).values(), params["output"]]
+    return (layers[0]["kernel"].shape[0], *(layer["kernel"].shape[1] for layer in layers))
+
+
+def _read(path: Path) -> Arrays:
+    readers = {".safetensors": tensors.read, ".pt": pt.read, ".pth": pt.read}
+    if path.suffix not in readers:
+        raise DataError(f"weights cannot be read from {path}: name a file that ends in {', '.join(readers)}")
+    return _arrays(readers[path.suffix](path), str(path))
+
+
+def _arrays(mapping: Mapping[str, Any], where: str) -> Arrays:
+    for name in mapping:
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise DataError(
+                f"{where} has the name {shown(str(name))}: a layer's is a text of at most {_LONGEST_NAME} characters"
+            )
+    return {name: _array(value, f"{shown(name)} of {where}") for name, value in mapping.items()}
+
+
+def _array(value: Any, what: str) -> Float[np.ndarray, "..."]:
+    """`value`, an array or a tensor of PyTorch, in float32, or in float64 where JAX is set to compute in it."""
+    with refusing(f"{what} is no array", "give the tensors of a state_dict"):
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            # NumPy lacks bfloat16.
+            value = value.float() if value.is_floating_point() and value.element_size() < 4 else value
+        return floats(np.asarray(value).copy(), what)
+
+
+def _layer_names(arrays: Arrays) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
+
+
+def _in_order(names: list[str], where: str) -> list[str]:
+    """The layers by their numbers, where nothing but numbers tells their names apart."""
+    if len({re.sub(r"\d+", "0", name) for name in names}) > 1:
+        raise DataError(
+            f"{where} does not keep the order of its layers, and their names ({listed(names)}) are not numbered "
+            "alike: give them from input to output as names=[...]"
+        )
+    return sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+
+def _layer(arrays: Arrays, name: str, where: str) -> dict[str, Any]:
+    prefix = f"{name}." if name else ""
+    weight = arrays.get(f"{prefix}weight")
+    if weight is None:
+        raise DataError(
+            f"{where} lacks {prefix}weight (it has {listed(arrays) or 'nothing'}): every layer needs a weight"
+        )
+    if weight.ndim != 2 or weight.size == 0:
+        raise DataError(
+            f"{prefix}weight of {where} has the shape {weight.shape}: a linear layer's is (outputs, inputs), "
+            "and only stacks of linear layers fit"
+        )
+    bias = arrays.get(f"{prefix}bias", np.zeros(len(weight), weight.dtype))
+    if bias.shape != (len(weight),):
+        raise DataError(
+            f"{prefix}bias of {where} has the shape {bias.shape}: "
+            f"beside a weight {weight.shape} it must be ({len(weight)},)"
+        )
+    return {"bias": jnp.asarray(bias), "kernel": jnp.asarray(weight.T)}
+
+
+def _check_names(arrays: Arrays, names: Sequence[str], where: str) -> None:
+    """That the arrays are the weights and biases of just these layers."""
+    if not names:
+        raise DataError(f"{where} is empty: at least one linear layer is needed")
+    if len(set(names)) != len(names):
+        raise DataError(f"the layers {listed(names)} of {where} repeat a name: give each layer once")
+    known = set(names)
+    for array in arrays:
+        layer, _, kind = array.rpartition(".")
+        if kind not in ("weight", "bias"):
+            raise DataError(
+                f"{where} has {array}, which is no weight or bias of a linear layer: only stacks of such layers fit"
+            )
+        if layer not in known:
+            raise DataError(f"{where} also has {array}, of none of the layers {listed(names)}: name every layer")
+
+
+def _check_chain(names: Sequence[str], layers: list[dict[str, Any]], where: str) -> None:
+    """That each layer takes as many numbers as the one before it gives."""
+    for (before, first), (after, second) in itertools.pairwise(zip(names, layers, strict=True)):
+        outputs, inputs = first["kernel"].shape[1], second["kernel"].shape[0]
+        if outputs != inputs:
+            raise DataError(
+                f"{where} has {outputs} outputs of {before} and {inputs} inputs of {after}, which follows it: "
+                "they must be equal, so give the layers from input to output as names=[...]"
+            )

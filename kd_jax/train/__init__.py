@@ -1,0 +1,1 @@
+"""Training: steps and loops as pure functions, checkpoints, memory."""

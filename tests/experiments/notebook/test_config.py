@@ -1,0 +1,85 @@
+import math
+
+import pytest
+
+from kd_jax.experiments.notebook.config import METHODS, PRESETS, Config, ConfigError, make_config
+
+OUT_OF_BOUNDS = [
+    ("preset", "notebok", "unknown preset 'notebok': use notebook or"),
+    ("method", "kl", "unknown method 'kl': use kd or"),
+    ("epochs", 0, "--epochs is 0: it must be a whole number of at least 1"),
+    ("batch_size", -3, "--batch-size is -3"),
+    ("seeds", 0, "--seeds is 0"),
+    ("teacher_hidden", (1200, 0), "--teacher-hidden is 0"),
+    ("student_hidden", (-1,), "--student-hidden is -1"),
+    ("temperature", 0.0, "--temperature is 0.0: it must be from 1e-15 to 1e+15"),
+    ("temperature", math.nan, "--temperature is nan"),
+    ("temperature", math.inf, "--temperature is inf"),
+    ("learning_rate", -1e-3, "--learning-rate is -0.001"),
+    ("learning_rate", math.inf, "--learning-rate is inf"),
+    ("learning_rate", 1e39, "--learning-rate is 1e+39: it must be from 1e-30 to 1e+30"),
+    ("temperature", 1e-50, "--temperature is 1e-50: it must be from 1e-15 to 1e+15"),
+    ("alpha", 1.5, "--alpha is 1.5: it must be from 0"),
+    ("alpha", -0.1, "--alpha is -0.1"),
+    ("alpha", math.nan, "--alpha is nan"),
+    ("teacher_dropout", 1.0, "--teacher-dropout is 1.0"),
+    ("teacher_input_dropout", -0.1, "--teacher-input-dropout is -0.1"),
+    ("teacher_max_norm", -1.0, "--teacher-max-norm is -1.0: it must be 0 (none), or from 1e-15 to 1e+15"),
+    ("schedule", "linear", "unknown schedule 'linear': use constant or cosine"),
+    ("teacher_schedule", "linear", "unknown teacher schedule 'linear'"),
+    ("warmup", 1.0, "--warmup is 1.0: it must be a share of the steps, at least 0 and below 1"),
+    ("warmup", math.nan, "--warmup is nan"),
+    ("teacher_warmup", -0.1, "--teacher-warmup is -0.1"),
+    ("shift", -1, "--shift is -1: it must be a whole number of pixels from 0 to 8"),
+    ("shift", 9, "--shift is 9"),
+    ("shift_share", 0.0, "--shift-share is 0.0: it must be a share of the images, above 0 and at most 1"),
+    ("shift_share", math.nan, "--shift-share is nan"),
+    ("teacher_shift_share", 1.01, "--teacher-shift-share is 1.01"),
+    ("teacher_epochs", 0, "--teacher-epochs is 0"),
+    ("teacher_learning_rate", 0.0, "--teacher-learning-rate is 0.0"),
+    ("seed", -1, "--seed is -1: it must be from 0 to"),
+    ("seed", 2**31, "--seed is 2147483648"),
+    ("seeds", 2**31 - 1, "--seed is 42: it must be from 0 to 1, with 2,147,483,647 seeds"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), OUT_OF_BOUNDS)
+def test_values_out_of_bounds_are_named(name: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(**{name: value})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_default_is_the_notebook() -> None:
+    config = make_config()
+    assert config == Config() == make_config("notebook")
+    assert (config.alpha, config.temperature, config.epochs, config.batch_size) == (0.5, 20.0, 5, 32)
+    assert (config.teacher_hidden, config.student_hidden) == ((1200, 1200), (20, 20))
+
+
+def test_what_is_given_beats_the_preset() -> None:
+    assert make_config("notebook-as-written").method == "kd-as-written"
+    assert make_config("notebook-as-written", method="kd").method == "kd"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_within_bounds(preset: str) -> None:
+    assert make_config(preset).method in METHODS
+
+
+def test_a_batch_must_fit_the_data() -> None:
+    make_config(batch_size=100).check_against(100)
+    with pytest.raises(ConfigError, match="--batch-size is 101: it must be at most the 100 training examples"):
+        make_config(batch_size=101).check_against(100)
+
+
+def test_the_teacher_trains_as_the_students_where_nothing_else_is_said() -> None:
+    config = make_config(epochs=7, learning_rate=0.1, teacher_epochs=3, teacher_shift=0, shift=2, warmup=0.3)
+    assert config.teacher_training == config.training._replace(epochs=3, shift=0)
+    kept = config.as_dict()
+    assert kept["teacher_warmup"] == kept["warmup"] == 0.3
+    assert make_config(warmup=0.3, teacher_warmup=0.0).teacher_training.warmup == 0.0
+    shares = make_config(shift_share=0.3), make_config(shift_share=0.3, teacher_shift_share=1.0)
+    assert [config.teacher_training.shift_share for config in shares] == [0.3, 1.0]
+    assert (kept["teacher_epochs"], kept["teacher_learning_rate"], kept["teacher_schedule"]) == (3, 0.1, "constant")

@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_jax.data.dataset import Dataset
+from kd_jax.experiments import stage as phase
+from kd_jax.experiments import trials as group
+from kd_jax.experiments.notebook.config import ConfigError
+from kd_jax.experiments.shell.progress import Silent
+from kd_jax.experiments.stage import Keeping
+from kd_jax.experiments.trials import Group, blocks
+from kd_jax.methods.logits import KD, KDWeights
+from kd_jax.models.network import Output, Params, mlp
+from kd_jax.train import memory
+from kd_jax.train import step as train
+from kd_jax.train.checkpoint import Store
+from kd_jax.train.step import Examples, Hyperparameters, Recipe
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+SETTINGS = [
+    Hyperparameters(rate, KDWeights(alpha, t))
+    for rate, alpha, t in ((0.01, 0.5, 2.0), (0.003, 0.0, 8.0), (0.02, 1.0, 1.0))
+]
+RECIPE = Recipe(mlp([36, 4, 3], dropout=0.3), KD, batch_size=16)
+
+
+def make_examples(small_dataset: Dataset) -> Examples:
+    logits = 3 * np.random.default_rng(1).normal(size=(240, 3)).astype(np.float32)
+    return Examples(
+        jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels), Output(jnp.asarray(logits))
+    )
+
+
+@pytest.fixture
+def examples(small_dataset: Dataset) -> Examples:
+    return make_examples(small_dataset)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 200))
+def test_blocks_are_of_one_shape_fit_and_leave_nothing_out(settings: int, seeds: int, most: int) -> None:
+    found = blocks(settings, seeds, most)
+    assert len({(len(b.seeds), len(b.settings)) for b in found}) == 1
+    assert len(found[0].seeds) * len(found[0].settings) <= most
+    assert {(s, k) for b in found for s in b.seeds for k in b.settings} == {
+        (s, k) for s in range(seeds) for k in range(settings)
+    }
+    assert len(set(found)) == len(found)
+
+
+@pytest.fixture(scope="module")
+def each_alone(small_dataset: Dataset) -> dict[tuple[int, int], Params]:
+    """The parameters of every training, by the places of its setting and of its seed, in a program of one."""
+    seen = make_examples(small_dataset)
+    fit = jax.jit(lambda key, own: train.fit(key, seen, own, recipe=RECIPE, epochs=2)[0].params)
+    return {
+        (i, j): fit(jax.random.fold_in(jax.random.key(seed), 1), jax.tree.map(jnp.float32, own))
+        for i, own in enumerate(SETTINGS)
+        for j, seed in enumerate((3, 4))
+    }
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 100])
+def test_a_group_is_what_each_training_is_alone(
+    examples: Examples, each_alone: dict[tuple[int, int], Params], most: int
+) -> None:
+    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 2)
+    found = group.run(one, examples, Silent(), Keeping(), most=most)
+    assert found.history.loss.shape[:2] == (3, 2)
+    for place, alone in each_alone.items():
+        jax.tree.map(
+            lambda a, b, place=place: np.testing.assert_allclose(a[place], b, rtol=1e-4, atol=1e-5), found.params, alone
+        )
+
+
+def test_large_networks_train_in_turn_and_find_the_same(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 1)
+    together = group.run(one, examples, Silent(), Keeping(), most=100)
+    monkeypatch.setattr(phase, "_LARGE", 1)
+    jax.clear_caches()
+    in_turn = group.run(one, examples, Silent(), Keeping(), most=100)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), in_turn.params, together.params)
+    jax.clear_caches()
+
+
+def test_as_many_train_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = memory.Needed(1000, 10)
+    monkeypatch.setattr(memory, "available", lambda: 5 * 1320 + 1)
+    assert group.trainings_at_once(one, 32, beside=0) == 5
+    assert group.trainings_at_once(one, 32, beside=2) == 4
+    monkeypatch.setattr(memory, "available", lambda: 1319)
+    with pytest.raises(ConfigError, match=r"one training needs .* choose a smaller --batch-size or smaller networks"):
+        group.trainings_at_once(one, 32, beside=0)
+    monkeypatch.setattr(memory, "available", lambda: None)
+    assert group.trainings_at_once(one, 32, beside=0) == 100
+
+
+def test_a_group_that_was_stopped_goes_on_with_its_blocks_whatever_fits_by_then(
+    examples: Examples, tmp_path: Path
+) -> None:
+    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 1)
+    store = Store(tmp_path)
+    store.start({})
+    whole = group.run(one, examples, Silent(), Keeping(store), most=2)
+    resumed = group.run(one, examples, Silent(), Keeping(store), most=100)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert store.close() is None
