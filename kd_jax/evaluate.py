@@ -1,20 +1,33 @@
 """How good a network is on labelled examples, and how close to its teacher."""
 
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
 
-from kd_jax.data import shifts as augment
+from kd_jax.data.batch import Batch, as_batch, check_values
+from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.compensated import difference, exp
-from kd_jax.models.network import Network, Params, State
-from kd_jax.train.step import scale
+from kd_jax.models import Model, as_model
+from kd_jax.models.predict import outputs_in_batches
+from kd_jax.teacher import Teacher, as_teacher
+
+PyTree = Any
 
 _ECE_BINS = 15
 _PARTS = 128
+
+HIGHER_IS_BETTER = {
+    "accuracy": True, "correct": True, "agreement": True,
+    "loss": False, "errors": False, "nll": False, "ece": False, "kl_to_teacher": False, "mse": False,
+}  # fmt: skip
+"""Of the measures that have a name here."""
 
 
 class Evaluation(NamedTuple):
@@ -35,60 +48,196 @@ class Evaluation(NamedTuple):
     kl_to_teacher: Float[Array, ""] | None
 
 
-@partial(jax.jit, static_argnames=("network", "batch_size", "dtype", "shift"))
 def predict(
-    params: Params,
-    state: State,
-    images: UInt8[Array, "examples height width channels"],
-    *,
-    network: Network,
-    batch_size: int = 1000,
-    dtype: Any = jnp.float32,
-    shift: int = 0,
-) -> Float[Array, "examples classes"]:
-    """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time, scaled in `dtype`.
+    model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any = None
+) -> Float[Array, "examples ..."]:
+    """Logits of all inputs in evaluation mode, `batch_size` at a time.
 
-    shift: where it is not 0, the logits are means over the (2 shift + 1)² views of an image that is moved by up to so
-    many pixels, with 0 where there was none (test-time augmentation); `teacher.outputs` gives those of every view.
-    Raises `ValueError` where it is negative or would move an image out of sight.
+    model: an `nnx.Module`, or a `Model` with its variables. prepare: as of the training, called with `train=False`.
+    No inputs give an empty answer of the right shape.
     """
-    smallest = min(images.shape[1:3], default=0)
-    if shift and not 0 < shift < smallest:
-        raise ValueError(
-            f"shift is {shift}: it must be from 0 to {smallest - 1}, less than the images' {smallest} pixels"
+    known = _with_variables(model)
+    inputs = as_batch((getattr(inputs, "inputs", inputs), None)).inputs
+    return outputs_in_batches(
+        known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare
+    ).logits
+
+
+def evaluate(
+    model: Any,
+    data: Batch | Iterable[Any],
+    *,
+    teacher: Any = None,
+    measures: Mapping[str, Callable[..., Any]] | None = None,
+    batch_size: int = 1000,
+    prepare: Any = None,
+) -> dict[str, float | int]:
+    """The measures of a model on `data`, by name, as numbers of Python.
+
+    With whole numbers as labels: accuracy (a fraction), correct and errors (counts), nll (mean negative log-likelihood,
+    nats) and ece (expected calibration error, a fraction). With soft labels, whose rows sum to 1: nll. With other
+    floats: mse. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at temperature 1).
+
+    data: a `Batch`, or a finite iterable of batches. Labels of weight 0 do not count.
+    measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value
+        for each example or position, averaged with the weights, or one number.
+    """
+    known = _with_variables(model)
+    asked = as_teacher(teacher)
+    if isinstance(data, Batch) or not hasattr(data, "__iter__") or isinstance(data, tuple | dict):
+        parts: Iterable[Any] = [data]
+    else:
+        parts = data
+    logits, labels, weights, taught = [], [], [], []
+    for part in map(as_batch, parts):
+        output = outputs_in_batches(
+            known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare
         )
-    examples = len(images)
-    batch_size = min(batch_size, examples)
-    batches = -(-examples // batch_size)
-    padding = [(0, batches * batch_size - examples)] + [(0, 0)] * (images.ndim - 1)
-    batched = jnp.pad(images, padding).reshape(batches, batch_size, *images.shape[1:])
-    unused_key = jax.random.key(0)
+        logits.append(np.asarray(output.logits, np.float32))
+        labels.append(None if part.labels is None else np.asarray(part.labels))
+        weights.append(None if part.weights is None else np.asarray(part.weights, np.float32))
+        if asked is not None:
+            taught.append(np.asarray(teacher_logits(asked, part, batch_size=batch_size, prepare=prepare), np.float32))
+    if not logits:
+        raise ConfigError("there is no batch to evaluate on: give at least one")
+    together = Batch(None, _joined(labels, "labels"), _joined(weights, "weights"))
+    found = measured(
+        np.concatenate(logits), together, np.concatenate(taught) if taught else None, measures=measures or {}
+    )
+    return {name: int(v) if np.asarray(v).dtype.kind in "iu" else float(v) for name, v in found.items()}
 
-    def logits(batch: Array) -> Array:
-        return network.apply(params, state, scale(batch, dtype), train=False, key=unused_key)[0].logits
 
-    def mean_logits(batch: Array) -> Array:
-        padded, count = augment.pad(batch, shift), augment.view_count(shift)
+def teacher_logits(
+    teacher: Teacher, batch: Batch, *, batch_size: int = 1000, prepare: Any = None
+) -> Float[Array, "..."]:
+    """The teacher's logits of a batch; of several whose losses are averaged, the mean of their probabilities' logs."""
+    inputs = jax.tree.leaves(batch.inputs)[0]
+    if teacher.per_example:
+        if teacher.examples != inputs.shape[0]:
+            raise ConfigError(
+                f"the cached teacher knows {teacher.examples} examples and the batch has {inputs.shape[0]}: give the "
+                "teacher itself to evaluate on other data"
+            )
+        return _mean_logits(teacher.outputs(batch.inputs))
+    parts = []
+    for start in range(0, max(1, inputs.shape[0]), batch_size):
+        part = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], batch.inputs)
+        parts.append(_ask(teacher, part, prepare))
+    return jnp.concatenate(parts)
 
-        def view(number: Array) -> Array:
-            down, right = number // (2 * shift + 1), number % (2 * shift + 1)
-            none = jnp.zeros_like(number)
-            return logits(jax.lax.dynamic_slice(padded, (none, down, right, none), batch.shape))
 
-        total = jax.lax.fori_loop(1, count, lambda number, total: total + view(number), view(jnp.int32(0)))
-        return total / count
+@partial(jax.jit, static_argnames="prepare")
+def _ask(teacher: Teacher, inputs: PyTree, prepare: Any) -> Float[Array, "..."]:
+    if prepare is not None:
+        inputs = prepare(jax.random.key(0), inputs, False)
+    return _mean_logits(teacher.outputs(inputs))
 
-    stacked = jax.lax.map(mean_logits if shift else logits, batched)
-    return stacked.reshape(batches * batch_size, -1)[:examples]
+
+def _mean_logits(outputs: tuple[Any, ...]) -> Float[Array, "..."]:
+    if len(outputs) == 1:
+        return outputs[0].logits
+    logs = jnp.stack([jax.nn.log_softmax(output.logits, axis=-1) for output in outputs])
+    return jax.nn.logsumexp(logs, axis=0) - float(np.log(len(outputs)))
+
+
+def measured(
+    logits: Float[Any, "..."],
+    batch: Batch,
+    taught: Float[Any, "..."] | None = None,
+    *,
+    measures: Mapping[str, Callable[..., Any]] | None = None,
+) -> dict[str, Num[Any, ""]]:
+    """The measures of `evaluate` from logits `[..., classes]`. Raises `ShapeError` where the parts do not fit."""
+    labels, weights, found = batch.labels, batch.weights, {}
+    classes, places = logits.shape[-1], logits.shape[:-1]
+    if taught is not None and taught.shape != logits.shape:
+        raise ShapeError(
+            f"the teacher's logits have the shape {taught.shape} and the student's {logits.shape}: both need the same "
+            "classes"
+        )
+    if weights is None:
+        counted = np.ones(places, np.float32)
+    else:
+        if np.shape(weights) != places[: np.ndim(weights)]:
+            raise ShapeError(f"the weights have the shape {np.shape(weights)} and the logits {logits.shape}")
+        shaped = np.asarray(weights, np.float32).reshape(np.shape(weights) + (1,) * (len(places) - np.ndim(weights)))
+        counted = np.broadcast_to(shaped, places)
+    kept = (counted != 0).ravel()
+    flat, share = logits.reshape(-1, classes)[kept], counted.ravel()[kept]
+    flat_taught = None if taught is None else taught.reshape(-1, classes)[kept]
+    if labels is not None:
+        found |= _by_labels(flat, np.asarray(labels), logits.shape, kept, share, batch)
+    if flat_taught is not None and len(flat):
+        same = flat.argmax(-1) == flat_taught.argmax(-1)
+        found["agreement"] = np.float32(_average(same, share))
+        found["kl_to_teacher"] = np.float32(_average(np.asarray(_kl(flat, flat_taught)), share))
+    for name, measure in (measures or {}).items():
+        given = (jnp.asarray(logits), labels, None if taught is None else jnp.asarray(taught))
+        values = np.asarray(measure(*given[: _count(measure)]))
+        if values.ndim == 0:
+            found[name] = values
+        elif values.shape == places[: values.ndim]:
+            over = counted if values.ndim == len(places) else counted.reshape(*values.shape, -1).sum(-1)
+            safe = np.where(over == 0, 0, values)
+            found[name] = np.float32(np.sum(safe * over, dtype=np.float64) / np.sum(over, dtype=np.float64))
+        else:
+            raise ShapeError(
+                f"the measure {name} has the shape {values.shape}: it must be one number, or have the shape {places}"
+            )
+    return found
+
+
+def _by_labels(
+    flat: Any, labels: Any, shape: tuple[int, ...], kept: Any, share: Any, batch: Batch
+) -> dict[str, Num[Any, ""]]:
+    """What the labels say, of the places that count."""
+    if labels.dtype.kind in "iu":
+        if labels.shape == (*shape[:-1], 1) and len(shape) == labels.ndim:
+            labels = labels[..., 0]
+        if labels.shape != shape[:-1]:
+            raise ShapeError(
+                f"the labels have the shape {labels.shape} and the logits {shape}: labels of whole numbers must have "
+                f"the shape {shape[:-1]}"
+            )
+        check_values(Batch(None, labels, batch.weights), shape[-1])
+        true = labels.ravel()[kept].astype(np.int32)
+        right = flat.argmax(-1) == true
+        return {
+            "accuracy": np.float32(_average(right, share)),
+            "correct": np.int64(right.sum()),
+            "errors": np.int64((~right).sum()),
+            "nll": np.float32(_average(np.asarray(_hard(flat, true)), share)),
+            "ece": np.float32(calibration_error(jnp.asarray(flat), jnp.asarray(true), weights=jnp.asarray(share))),
+        }
+    if labels.shape != shape:
+        raise ShapeError(f"the labels have the shape {labels.shape} and the outputs {shape}: float labels need the same")
+    soft = labels.reshape(-1, shape[-1])[kept].astype(np.float32)
+    if shape[-1] > 1 and len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3):
+        return {"nll": np.float32(_average(np.asarray(_hard(flat, soft)), share))}
+    return {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
+
+
+_hard, _kl = jax.jit(cross_entropy), jax.jit(kl_divergence)
+
+
+def _average(values: Any, share: Any) -> float:
+    """Weighted mean in float64; NaN of nothing."""
+    total = np.sum(share, dtype=np.float64)
+    return float(np.sum(values * share, dtype=np.float64) / total) if total else float("nan")
 
 
 @jax.jit
-def evaluate(
+def evaluate_logits(
     logits: Float[Array, "examples classes"],
     labels: Int[Array, " examples"],
     teacher_logits: Float[Array, "examples classes"] | None = None,
 ) -> Evaluation:
-    """Every measure of `Evaluation`; the last two where the teacher's logits are given."""
+    """Every measure of `Evaluation`, for one seed or under `vmap`; the last two where the teacher's logits are given.
+
+    In float32 or better, whatever the logits are.
+    """
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    logits, labels = logits.astype(wide), labels.astype(jnp.int32)
     answers = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     correct = jnp.sum(answers == labels)
     errors = jnp.sum(answers != labels)
@@ -96,6 +245,7 @@ def evaluate(
     count = (correct + errors).astype(logits.dtype)
     agreement = distance = None
     if teacher_logits is not None:
+        teacher_logits = teacher_logits.astype(wide)
         agreeing = jnp.sum(answers == jnp.argmax(teacher_logits, axis=-1).astype(labels.dtype))
         agreement = agreeing.astype(logits.dtype) / count
         distance = jnp.mean(kl_divergence(logits, teacher_logits))
@@ -111,12 +261,16 @@ def evaluate(
 
 
 def calibration_error(
-    logits: Float[Array, "examples classes"], labels: Int[Array, " examples"], *, bins: int = _ECE_BINS
+    logits: Float[Array, "examples classes"],
+    labels: Int[Array, " examples"],
+    *,
+    weights: Float[Array, " examples"] | None = None,
+    bins: int = _ECE_BINS,
 ) -> Float[Array, ""]:
     r"""Expected calibration error: $\sum_b \frac{n_b}{n} |\mathrm{accuracy}_b - \mathrm{confidence}_b|$, a fraction.
 
     The confidence is the largest probability; bin b of `bins` holds those in (b/bins, (b+1)/bins].
-    Guo, Pleiss, Sun and Weinberger (2017), equation 3, with their 15 bins.
+    Guo, Pleiss, Sun and Weinberger (2017), equation 3, with their 15 bins. weights: how much each example counts.
     """
     answers = jnp.argmax(logits, axis=-1)
     top = answers[:, None] == jnp.arange(logits.shape[-1])[None]
@@ -126,7 +280,36 @@ def calibration_error(
     confidence, doubt = 1 / (1 + others), others / (1 + others)
     bin_of = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     surplus = jnp.where(answers.astype(labels.dtype) == labels, doubt, -confidence)
+    if weights is not None:
+        surplus = surplus * weights.astype(surplus.dtype)
     # In many short sums, as a long one rounds at every term.
     part = jnp.arange(len(labels), dtype=jnp.int32) % _PARTS
     parts = jax.ops.segment_sum(surplus, bin_of * _PARTS + part, num_segments=bins * _PARTS)
-    return jnp.sum(jnp.abs(jnp.sum(parts.reshape(bins, _PARTS), axis=-1))) / len(labels)
+    total = jnp.sum(jnp.abs(jnp.sum(parts.reshape(bins, _PARTS), axis=-1)))
+    return total / (len(labels) if weights is None else jnp.sum(weights).astype(total.dtype))
+
+
+def _with_variables(model: Any) -> Model:
+    known = as_model(model)
+    if known.variables is None:
+        raise ConfigError("the model has no variables yet: train it, or give a module that has its values")
+    return known
+
+
+def _joined(parts: list[Any], what: str) -> Any:
+    missing = [part is None for part in parts]
+    if all(missing):
+        return None
+    if any(missing):
+        raise ConfigError(f"some batches have {what} and some have none: give all of them {what}, or none")
+    return np.concatenate(parts)
+
+
+def _count(measure: Callable[..., Any]) -> int:
+    """How many arguments a measure takes by position: two or three."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        taken = [p for p in inspect.signature(measure).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):
+        return 2
+    return 3 if len([p for p in taken if p.default is inspect.Parameter.empty]) > 2 else 2

@@ -1,92 +1,135 @@
-"""A method: which losses, with which weights and which learned parts. `Method = (init, loss)`."""
+"""Methods that need nothing but logits: cross entropy, label smoothing, and Hinton's distillation."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
-from jaxtyping import Array, Float, Int, Key
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
 from kd_jax import losses
-from kd_jax.models.network import Output
-
-Learned = Any
-Weights = Any
-
-
-class Method(NamedTuple):
-    """What a student is trained to minimise, as two pure functions.
-
-    init: `init(key) -> learned`, the method's own trained parts (a regressor, say), or `()`.
-    loss: `loss(weights, learned, student, teacher, labels) -> [batch]`; `weights` are the method's hyperparameters as
-        arrays, `student` and `teacher` are `Output`s, and `teacher` is None where the method has none.
-    """
-
-    init: Callable[[Key[Array, ""]], Learned]
-    loss: Callable[[Weights, Learned, Output, Output | None, Int[Array, " batch"]], Float[Array, " batch"]]
+from kd_jax.data.batch import Batch
+from kd_jax.errors import MethodError
+from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, weighted
+from kd_jax.models import Output
 
 
-class KDWeights(NamedTuple):
-    """Hyperparameters of `kd`. alpha: weight of the hard loss, in [0, 1]. temperature: T > 0."""
+@dataclass(frozen=True)
+class CrossEntropy(Method):
+    """Labels alone, whole numbers or soft ones `[..., classes]`: how teachers and baselines are trained."""
 
-    alpha: float | Float[Array, ""]
-    temperature: float | Float[Array, ""]
-
-
-class SmoothingWeights(NamedTuple):
-    """Hyperparameter of `LABEL_SMOOTHING`. smoothing: epsilon in [0, 1], the share of the uniform distribution."""
-
-    smoothing: float | Float[Array, ""]
-
-
-def _nothing_learned(key: Key[Array, ""]) -> tuple[()]:
-    return ()
-
-
-def _cross_entropy(
-    weights: tuple[()], learned: Learned, student: Output, teacher: Output | None, labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    return losses.cross_entropy(student.logits, labels)
-
-
-def _label_smoothing(
-    weights: Weights, learned: Learned, student: Output, teacher: Output | None, labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    if not isinstance(weights, SmoothingWeights):
-        raise ValueError(
-            "label smoothing has a weight: give Hyperparameters(learning_rate, SmoothingWeights(smoothing))"
-        )
-    return losses.label_smoothing(student.logits, labels, smoothing=weights.smoothing)
-
-
-def _with_soft_loss(soft_loss: Callable[..., Float[Array, " batch"]]) -> Method:
-    """alpha · cross entropy + (1 - alpha) · `soft_loss` at a temperature."""
+    needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+    compares_logits: ClassVar[bool] = False
 
     def loss(
-        weights: Weights, learned: Learned, student: Output, teacher: Output | None, labels: Int[Array, " batch"]
-    ) -> Float[Array, " batch"]:
-        if teacher is None:
-            raise ValueError("this method needs a teacher, and none was given: use CROSS_ENTROPY to train without one")
-        if not isinstance(weights, KDWeights):
-            raise ValueError(
-                "this method has weights: give Hyperparameters(learning_rate, KDWeights(alpha, temperature))"
-            )
-        hard = losses.cross_entropy(student.logits, labels)
-        soft = soft_loss(student.logits, teacher.logits, temperature=weights.temperature)
-        return losses.mix(hard, soft, alpha=weights.alpha)
-
-    return Method(_nothing_learned, loss)
+        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
+    ) -> Terms:
+        """One term, `hard`."""
+        return {"hard": hard_loss(self, student, batch)}
 
 
-CROSS_ENTROPY = Method(_nothing_learned, _cross_entropy)
-"""Labels alone; weights `()`. How teachers and baselines are trained."""
+@dataclass(frozen=True)
+class LabelSmoothing(Method):
+    """Smoothed labels and no teacher: Szegedy et al. (2016), https://arxiv.org/abs/1512.00567, section 7.
 
-LABEL_SMOOTHING = Method(_nothing_learned, _label_smoothing)
-"""Szegedy et al. (2016): a baseline with soft labels and without a teacher; weights `SmoothingWeights`."""
+    smoothing: epsilon in [0, 1], the share of the uniform distribution.
+    """
 
-KD = _with_soft_loss(losses.kd)
-"""Hinton, Vinyals and Dean (2015): alpha · CE + (1 - alpha) · T² KL; weights `KDWeights`."""
+    smoothing: Scalar = 0.1
+    needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+    compares_logits: ClassVar[bool] = False
 
-KD_WITHOUT_T_SQUARED = _with_soft_loss(losses.distillation_kl)
-"""The reference notebook as it was meant: alpha · CE + (1 - alpha) · KL, without T²; weights `KDWeights`."""
+    def loss(
+        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
+    ) -> Terms:
+        """One term, `hard`."""
+        labels = require_labels(self, batch)
+        return {"hard": losses.label_smoothing(student.logits, labels, smoothing=self.smoothing)}
 
-KD_AS_WRITTEN = _with_soft_loss(losses.kd_as_written)
-"""The reference notebook with its wrong use of `KLDivLoss`; weights `KDWeights`."""
+
+class SoftLoss(Method):
+    """The base of methods that are alpha · cross entropy + (1 − alpha) · a soft loss.
+
+    alpha: the weight of the hard loss, in [0, 1]. At 0 the labels are not looked at, and may be missing.
+    """
+
+    alpha: Scalar
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        """Unless alpha is 0."""
+        return not is_zero(self.alpha)
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """The soft loss, `[batch]` or `[batch, positions]`."""
+        raise MethodError(f"{type(self).__name__} has no soft loss: define soft(student, teacher, batch)")
+
+    def loss(
+        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
+    ) -> Terms:
+        """Two terms, `hard` and `soft`, with their weights; without labels `soft` alone."""
+        soft = weighted(1 - self.alpha, self.soft(student, require_teacher(self, teacher), batch))
+        if batch.labels is None:
+            return {"soft": soft}
+        return {"hard": weighted(self.alpha, hard_loss(self, student, batch)), "soft": soft}
+
+
+@dataclass(frozen=True)
+class KD(SoftLoss):
+    """Hinton, Vinyals and Dean (2015), https://arxiv.org/abs/1503.02531: alpha · CE + (1 − alpha) · T² KL.
+
+    alpha: the weight of the hard loss, in [0, 1]. temperature: T > 0.
+    """
+
+    alpha: Scalar = 0.1
+    temperature: Scalar = 4.0
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """T² KL(teacher ‖ student)."""
+        return losses.kd(student.logits, teacher.logits, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class KDWithoutTSquared(SoftLoss):
+    """`KD` without the factor T², as the reference notebook has it: its soft gradients shrink as 1/T²."""
+
+    alpha: Scalar = 0.5
+    temperature: Scalar = 20.0
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """KL(teacher ‖ student) at the temperature."""
+        return losses.distillation_kl(student.logits, teacher.logits, temperature=self.temperature)
+
+
+def hard_loss(method: Method, student: Output, batch: Batch) -> Values:
+    """Cross entropy of the batch's labels, whole or soft. Raises `MethodError` where there are none."""
+    return losses.cross_entropy(student.logits, require_labels(method, batch))
+
+
+def require_labels(method: Method, batch: Batch) -> Array:
+    """The batch's labels. Raises `MethodError` where there are none."""
+    if batch.labels is None:
+        raise MethodError(
+            f"{type(method).__name__} needs labels, and the batch has none: give kd.Batch(inputs, labels), or a method "
+            "of the teacher alone such as kd.KD(alpha=0)"
+        )
+    return jnp.asarray(batch.labels)
+
+
+def require_teacher(method: Method, teacher: Output | None) -> Output:
+    """The teacher's output. Raises `MethodError` where there is no teacher."""
+    if teacher is None:
+        raise MethodError(
+            f"{type(method).__name__} needs a teacher, and none was given: give one, or train with kd.CrossEntropy()"
+        )
+    return teacher
+
+
+def is_zero(number: Scalar) -> bool:
+    """Whether a number is known to be 0 everywhere; False for what is traced."""
+    return not isinstance(number, jax.core.Tracer) and not np.any(np.asarray(number))
+
+

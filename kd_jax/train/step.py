@@ -1,4 +1,4 @@
-"""Training as pure functions: `TrainState`, `train_step`, `train_epoch` (one `lax.scan`) and `fit`."""
+"""One training step as a pure function: `init` makes the state before it, `step` is one update by one batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,308 +6,272 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key
 
-from kd_jax.data import shifts as augment
-from kd_jax.losses import cross_entropy
-from kd_jax.methods.logits import CROSS_ENTROPY, Method
-from kd_jax.models.network import Network, Output, Params, State, count_parameters
-from kd_jax.optimizers import adam
-from kd_jax.train import transpose as layout
+from kd_jax.data.batch import Batch
+from kd_jax.errors import ConfigError, ShapeError
+from kd_jax.methods import Method, Parts
+from kd_jax.methods.base import as_parts, terms_of
+from kd_jax.models import Network, Output
+from kd_jax.teacher import Teacher
+from kd_jax.train.measures import Measure
 
 PyTree = Any
-
-# Several steps in each turn of the loop let XLA avoid copies of the carried parameters: two save 12 to 23 % on a CPU.
-# Four save another 10 to 20 % with small networks, and cost as much with large ones (results/throughput/findings.md).
-# Small networks are those that gain by `layout`, too.
-_UNROLL, _UNROLL_SMALL, _SMALL = 2, 4, 100_000
-
-
-class Examples(NamedTuple):
-    """What is trained on, all of it on the device.
-
-    images: bytes, scaled to [0, 1] inside the step. labels: in [0, classes).
-    teacher: the teacher's `Output` for every example, looked up by the same index as the image; None without a teacher.
-        Where the images are shifted, `[views, examples, ...]`, in the order of `augment.all_views`.
-    """
-
-    images: UInt8[Array, "examples height width channels"]
-    labels: Int[Array, " examples"]
-    teacher: Output | None = None
-
-
-class Hyperparameters(NamedTuple):
-    """Numbers that a training depends on, as arrays, so that a grid of them is a `vmap` without compiling again.
-
-    learning_rate: of the optimiser. weights: the method's own (`KDWeights`, say).
-    """
-
-    learning_rate: float | Float[Array, ""]
-    weights: PyTree = ()
-
-
-class Recipe(NamedTuple):
-    """What is compiled into a training.
-
-    optimizer: `optimizer(learning_rate) -> optax.GradientTransformation`, for example `optax.sgd`.
-    dtype: of the scaled images, and so of what is computed with parameters of the same type.
-    schedule: `schedule(steps done) -> factor` of the learning rate, as optax has them; None for a constant one.
-    shift: images are moved by up to so many pixels, anew in every step, and the teacher's outputs are of that view.
-    shift_share: the probability, above 0, that an image's view is drawn in a step, all views being equally likely, its
-        own place included; the others stay where they are.
-    """
-
-    network: Network
-    method: Method = CROSS_ENTROPY
-    optimizer: Callable[..., optax.GradientTransformation] = adam
-    batch_size: int = 32
-    dtype: Any = jnp.float32
-    schedule: Callable[[Float[Array, ""]], Float[Array, ""]] | None = None
-    shift: int = 0
-    shift_share: float = 1.0
+Prepare = Callable[[Key[Array, ""], PyTree, bool], PyTree]
 
 
 class TrainState(NamedTuple):
-    """What a step changes. params: the network's. learned: the method's. state: batch statistics. step: steps done."""
+    """What a step changes.
 
-    params: Params
+    variables: the network's (`Network.split` tells what of it is trained). learned, carried: the method's own `Parts`.
+    optimizer_state: of the parameters and of what the method learns, together. step: steps done.
+    """
+
+    variables: PyTree
     learned: PyTree
-    state: State
+    carried: PyTree
     optimizer_state: PyTree
     step: Int[Array, ""]
 
 
-class Metrics(NamedTuple):
-    """Of the batches of some steps, in training mode, before each update: means over the steps, or one for each.
+class Training(NamedTuple):
+    """What is compiled into a step: how, not with what.
 
-    loss: the minimised loss. cross_entropy: the hard loss alone, in nats. accuracy: fraction of right answers.
+    prepare: `prepare(key, inputs, train) -> inputs` inside the step; student and teacher see the same view.
+    measures: of the training batches, by name.
+    dtype: what the student computes in; None for the type of its parameters. These stay in float32.
     """
 
-    loss: Float[Array, "*steps"]
-    cross_entropy: Float[Array, "*steps"]
-    accuracy: Float[Array, "*steps"]
+    network: Network
+    optimizer: optax.GradientTransformation
+    prepare: Prepare | None = None
+    measures: tuple[tuple[str, Measure], ...] = ()
+    dtype: Any = None
 
 
-def init(key: Key[Array, ""], hyperparameters: Hyperparameters, *, recipe: Recipe) -> TrainState:
-    """The state before the first step. The network's initial parameters depend on `key` alone, not on the method."""
+Metrics = dict[str, Float[Array, "..."]]
+"""Of a batch, in training mode and before the update: `loss`, which is minimised, its terms, and the measures."""
+
+
+def init(
+    key: Key[Array, ""],
+    training: Training,
+    method: Method,
+    batch: Batch,
+    teacher: Teacher | None = None,
+    *,
+    variables: PyTree = None,
+) -> TrainState:
+    """The state before the first step.
+
+    The network's initial variables depend on `key` alone, not on the method. batch, teacher: shapes are enough.
+    variables: to start from, in place of new ones.
+    """
     network_key, method_key = jax.random.split(jax.random.fold_in(key, _INIT))
-    params, state = recipe.network.init(network_key)
-    learned = recipe.method.init(method_key)
-    optimizer_state = recipe.optimizer(hyperparameters.learning_rate).init((params, learned))
-    return TrainState(params, learned, state, optimizer_state, jnp.zeros((), jnp.int32))
+    variables = training.network.init(network_key) if variables is None else variables
+    parts = Parts()
+    if type(method).init is not Method.init:
+        shapes = jax.eval_shape(
+            lambda variables, batch, teacher: _outputs(training, method, variables, batch, teacher, key)[0],
+            variables, batch, teacher,
+        )  # fmt: skip
+        student, taught = shapes
+        parts = as_parts(method.init(method_key, student, taught[0] if taught else None), method)
+    params, _ = training.network.split(variables)
+    optimizer_state = training.optimizer.init((params, parts.learned))
+    return TrainState(variables, parts.learned, parts.carried, optimizer_state, jnp.zeros((), jnp.int32))
 
 
-def scale(images: UInt8[Array, "*shape"], dtype: Any = jnp.float32) -> Float[Array, "*shape"]:
-    """Bytes as numbers in [0, 1]. Raises `ValueError` for what are no bytes, which may be scaled already."""
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"images are of type {images.dtype}: give bytes (uint8), which kd_jax itself divides by 255")
-    return images.astype(dtype) / 255
+def step(
+    train_state: TrainState, batch: Batch, teacher: Teacher | None, key: Key[Array, ""], method: Method,
+    *, training: Training,
+) -> tuple[TrainState, Metrics]:  # fmt: skip
+    """One update by the mean loss of `batch`. `key` is the training's; the step derives its own from it.
 
-
-def train_step(
-    train_state: TrainState,
-    key: Key[Array, ""],
-    examples: Examples,
-    rows: Int[Array, " batch"],
-    hyperparameters: Hyperparameters,
-    *,
-    recipe: Recipe,
-) -> tuple[TrainState, Metrics]:
-    """One update by the mean loss of the examples `rows`. `key` is the training's; the step derives its own from it.
-
-    With `recipe.shift`, `examples.images` are padded (`augment.pad`).
+    teacher: with the same rows looked up as the batch. Raises `ShapeError` where shapes do not fit each other, and
+    `MethodError` where the method lacks what it needs: while the step is traced.
     """
-    images, teacher = _looked_up(train_state, key, examples, rows, recipe)
-    labels = examples.labels[rows]
+    network = training.network
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
+    if training.prepare is not None:
+        prepare_key = jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step)
+        batch = batch._replace(inputs=training.prepare(prepare_key, batch.inputs, True))
+    batch = _without_absent(batch)
+    params, state = network.split(train_state.variables)
 
-    def mean_loss(trained: tuple[Params, PyTree]) -> tuple[Array, tuple[State, Metrics]]:
+    def mean_loss(trained: tuple[PyTree, PyTree]) -> tuple[Array, tuple[PyTree, PyTree, Metrics]]:
         params, learned = trained
-        output, state = recipe.network.apply(params, train_state.state, images, train=True, key=step_key)
-        loss = jnp.mean(recipe.method.loss(hyperparameters.weights, learned, output, teacher, labels))
-        return loss, (state, _metrics(loss, output, labels))
+        variables = network.merge(params, state)
+        (student, taught), new = _outputs(training, method, variables, batch, teacher, step_key)
+        fitted = fit_labels(batch, student.logits)
+        student, taught = _masked(student, fitted), tuple(_masked(one, fitted) for one in taught)
+        labelled = _masked_labels(fitted, student)
+        terms, carried = _terms(method, Parts(learned, train_state.carried), student, taught, labelled, train_state.step)
+        loss = weighted_sum(terms, labelled.weights)
+        known = {name: weighted_mean(values, labelled.weights) for name, values in terms.items()}
+        seen = jax.lax.stop_gradient(student)
+        for name, measure in training.measures:
+            known[name] = weighted_mean(measure(seen, labelled, taught), labelled.weights)
+        return loss, (new, carried, {"loss": loss, **known})
 
-    trained = (train_state.params, train_state.learned)
-    gradients, (state, metrics) = jax.grad(mean_loss, has_aux=True)(trained)
-    optimizer = recipe.optimizer(_learning_rate(hyperparameters, train_state.step, recipe))
-    updates, optimizer_state = optimizer.update(gradients, train_state.optimizer_state, trained)
+    trained = (params, train_state.learned)
+    gradients, (state, carried, metrics) = jax.grad(mean_loss, has_aux=True)(trained)
+    updates, optimizer_state = training.optimizer.update(gradients, train_state.optimizer_state, trained)
     params, learned = optax.apply_updates(trained, updates)
-    return TrainState(params, learned, state, optimizer_state, train_state.step + 1), metrics
+    after = TrainState(network.merge(params, state), learned, carried, optimizer_state, train_state.step + 1)
+    return after, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
-def epoch_order(
-    key: Key[Array, ""], epoch: int | Int[Array, ""], *, examples: int, batch_size: int
-) -> Int[Array, "steps batch"]:
-    """The rows of every batch of an epoch: a fresh shuffle of all examples, without the last, incomplete batch.
+def weighted_mean(values: Float[Array, "..."], weights: Any) -> Float[Array, ""]:
+    """sum(weights · values) / sum(weights). What has the weight 0 is not computed into the sum.
 
-    Raises `ValueError` where there is no whole batch.
+    values: `[batch]`, `[batch, positions]`, or one number, which is its own mean. weights: `[batch]`, one for each
+    position, or None. Values of whole examples have the sum of their positions' weights. No weight at all gives 0.
     """
-    if batch_size > examples:
-        raise ValueError(f"batch_size is {batch_size}: it must be at most the {examples} examples")
-    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), examples)
-    steps = examples // batch_size
-    return order[: steps * batch_size].reshape(steps, batch_size)
+    if values.ndim == 0:
+        return values
+    if weights is None:
+        return jnp.mean(values)
+    fitted = _fitted_weights(jnp.asarray(weights), values)
+    total = jnp.sum(fitted)
+    counted = jnp.sum(jnp.where(fitted == 0, 0, jnp.where(fitted == 0, 0, values) * fitted))
+    return counted / jnp.where(total == 0, 1, total)
 
 
-def scan_steps(
-    train_state: TrainState,
-    key: Key[Array, ""],
-    examples: Examples,
-    order: Int[Array, "steps batch"],
-    hyperparameters: Hyperparameters,
-    *,
-    recipe: Recipe,
-) -> tuple[TrainState, Metrics]:
-    """One step for each row of `order`, as one `lax.scan`; the metrics have a leading axis of steps.
+def weighted_sum(terms: Metrics, weights: Any) -> Float[Array, ""]:
+    """The weighted mean of the sum of all terms."""
+    together: dict[tuple[int, ...], Array] = {}
+    for values in terms.values():
+        same = together.get(values.shape)
+        together[values.shape] = values if same is None else same + values
+    means = [weighted_mean(values, weights) for values in together.values()]
+    return sum(means[1:], means[0])
 
-    Raises `ValueError` where `examples` do not fit together, or the recipe's `shift_share` is none.
+
+def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
+    """The batch with labels that fit the logits `[..., classes]`. Raises `ShapeError` where they cannot.
+
+    Whole numbers in a column, `[..., 1]`, are taken out of it.
     """
-    _check(examples, recipe)
-    small = count_parameters(train_state.params) < _SMALL
-    turn = None
-    if small and layout.pays(recipe.optimizer):
-        turn, recipe = _turned(train_state, hyperparameters, recipe)
-
-    def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, Metrics]:
-        return train_step(state, key, examples, rows, hyperparameters, recipe=recipe)
-
-    first = turn(train_state) if turn else train_state
-    last, metrics = jax.lax.scan(step, first, order, unroll=_UNROLL_SMALL if small else _UNROLL)
-    return turn(last) if turn else last, metrics
-
-
-def train_steps(
-    train_state: TrainState,
-    key: Key[Array, ""],
-    examples: Examples,
-    order: Int[Array, "steps batch"],
-    hyperparameters: Hyperparameters,
-    *,
-    recipe: Recipe,
-) -> tuple[TrainState, Metrics]:
-    """`scan_steps`, with the means of the metrics over the steps."""
-    train_state, metrics = scan_steps(train_state, key, examples, order, hyperparameters, recipe=recipe)
-    return train_state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+    labels, weights = batch.labels, batch.weights
+    if weights is not None and jnp.shape(weights) != logits.shape[: jnp.ndim(weights)]:
+        raise ShapeError(
+            f"the weights have the shape {jnp.shape(weights)} and the logits {logits.shape}: give one weight for each "
+            "example, or one for each position"
+        )
+    if labels is None or not hasattr(labels, "dtype"):
+        return batch
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return batch
+    if labels.shape == (*logits.shape[:-1], 1) and logits.ndim == labels.ndim:
+        return batch._replace(labels=labels[..., 0])
+    if labels.shape != logits.shape[:-1]:
+        raise ShapeError(
+            f"the labels have the shape {labels.shape} and the logits {logits.shape}: labels of whole numbers must "
+            f"have the shape {logits.shape[:-1]} (one-hot and soft labels must be floats)"
+        )
+    return batch
 
 
-def train_epoch(
-    train_state: TrainState,
-    key: Key[Array, ""],
-    examples: Examples,
-    epoch: int | Int[Array, ""],
-    hyperparameters: Hyperparameters,
-    *,
-    recipe: Recipe,
-) -> tuple[TrainState, Metrics]:
-    """Every example once (but for an incomplete last batch), in the order of `epoch`."""
-    order = epoch_order(key, epoch, examples=len(examples.labels), batch_size=recipe.batch_size)
-    return train_steps(train_state, key, examples, order, hyperparameters, recipe=recipe)
+# What a key is folded with, so that parameters, order and dropout are independent of one another; 1 is `data.batch`'s.
+_INIT, _STEP, _PREPARE = 0, 2, 5
 
 
-def fit(
-    key: Key[Array, ""],
-    examples: Examples,
-    hyperparameters: Hyperparameters,
-    *,
-    recipe: Recipe,
-    epochs: int,
-) -> tuple[TrainState, Metrics]:
-    """A whole training, pure in its key: `vmap` it over keys for seeds, or over hyperparameters for a grid.
-
-    Two trainings with the same key start from the same parameters and see the same batches, whatever their method: a
-    distilled student and its baseline are paired.
-
-    Returns the last state, and the metrics with a leading axis of epochs.
-    """
-
-    def epoch(state: TrainState, number: Int[Array, ""]) -> tuple[TrainState, Metrics]:
-        return train_epoch(state, key, examples, number, hyperparameters, recipe=recipe)
-
-    examples = jax.tree.map(jnp.asarray, examples)
-    if recipe.shift:
-        examples = examples._replace(images=augment.pad(examples.images, recipe.shift))
-    return jax.lax.scan(epoch, init(key, hyperparameters, recipe=recipe), jnp.arange(epochs))
+def _outputs(
+    training: Training, method: Method, variables: PyTree, batch: Batch, teacher: Teacher | None, key: Key[Array, ""]
+) -> tuple[tuple[Output, tuple[Output, ...]], PyTree]:
+    """The student's output and those of its teachers; and the student's new state."""
+    network = training.network
+    given, inputs = variables, batch.inputs
+    if training.dtype is not None:
+        params, state = network.split(variables)
+        given, inputs = network.merge(as_dtype(params, training.dtype), state), as_dtype(inputs, training.dtype)
+    student, new = network.apply(given, inputs, train=True, key=key, features=method.student_features)
+    if training.dtype is not None:
+        student = as_dtype(student, jnp.float32)
+        new = jax.tree.map(lambda after, before: after.astype(before.dtype), new, network.split(variables)[1])
+    if teacher is None:
+        return (student, ()), new
+    taught = teacher.outputs(batch.inputs, features=method.teacher_features)
+    taught = tuple(jax.tree.map(jax.lax.stop_gradient, one) for one in taught)
+    return (student, taught), new
 
 
-# What a key is folded with, so that parameters, order and dropout are independent of one another.
-_INIT, _ORDER, _STEP, _VIEW, _MOVES = 0, 1, 2, 3, 4
-
-
-def _turned(
-    train_state: TrainState, hyperparameters: Hyperparameters, recipe: Recipe
-) -> tuple[Callable[[TrainState], TrainState], Recipe]:
-    """What turns a state as `layout` does, and back, and the recipe that trains a turned one."""
-    which = layout.tall((train_state.params, train_state.learned))
-    optimizer = recipe.optimizer(hyperparameters.learning_rate)
-
-    def turn(state: TrainState) -> TrainState:
-        params, learned = layout.turn((state.params, state.learned), which)
-        moments = layout.turn_state(optimizer, state.optimizer_state, which)
-        return state._replace(params=params, learned=learned, optimizer_state=moments)
-
-    def apply(params: Params, *arguments: Any, **options: Any) -> tuple[Output, State]:
-        return recipe.network.apply(layout.turn(params, which[0]), *arguments, **options)
-
-    def loss(weights: PyTree, learned: PyTree, *arguments: Any) -> Float[Array, " batch"]:
-        return recipe.method.loss(weights, layout.turn(learned, which[1]), *arguments)
-
-    network, method = recipe.network._replace(apply=apply), recipe.method._replace(loss=loss)
-    return turn, recipe._replace(network=network, method=method)
-
-
-def _looked_up(
-    train_state: TrainState, key: Key[Array, ""], examples: Examples, rows: Int[Array, " batch"], recipe: Recipe
-) -> tuple[Float[Array, "batch height width channels"], Output | None]:
-    """The scaled images of a step, and what the teacher says of them."""
-    if not recipe.shift:
-        teacher = jax.tree.map(lambda outputs: outputs[rows], examples.teacher)
-        return scale(examples.images[rows], recipe.dtype), teacher
-    view_key = jax.random.fold_in(jax.random.fold_in(key, _VIEW), train_state.step)
-    chosen = augment.draw(view_key, len(rows), recipe.shift)
-    if recipe.shift_share < 1:
-        moves_key = jax.random.fold_in(jax.random.fold_in(key, _MOVES), train_state.step)
-        chosen = augment.some(moves_key, chosen, recipe.shift, recipe.shift_share)
-    images = augment.views(examples.images, rows, chosen, shift=recipe.shift)
-    teacher = jax.tree.map(lambda outputs: outputs[chosen, rows], examples.teacher)
-    return scale(images, recipe.dtype), teacher
-
-
-def _learning_rate(hyperparameters: Hyperparameters, step: Int[Array, ""], recipe: Recipe) -> float | Float[Array, ""]:
-    if recipe.schedule is None:
-        return hyperparameters.learning_rate
-    factor = recipe.schedule(step.astype(jnp.float32))
-    return jnp.asarray(hyperparameters.learning_rate) * jnp.asarray(
-        factor, jnp.asarray(hyperparameters.learning_rate).dtype
+def as_dtype(tree: PyTree, dtype: Any) -> PyTree:
+    """Floats of a tree in another type."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating) else leaf, tree
     )
 
 
-def _check(examples: Examples, recipe: Recipe) -> None:
-    """JAX itself reads the last row in place of one that is missing, and says nothing."""
-    if not 0 < recipe.shift_share <= 1:
-        raise ValueError(f"shift_share is {recipe.shift_share}: it must be above 0 and at most 1")
-    count = len(examples.images)
-    if len(examples.labels) != count:
-        raise ValueError(f"there are {count} images and {len(examples.labels)} labels: give one label for each image")
-    if examples.teacher is None:
-        return
-    if not isinstance(examples.teacher, Output):
-        raise ValueError(f"the teacher is a {type(examples.teacher).__name__}: give its logits as Output(logits)")
-    if recipe.shift:
-        expected = (augment.view_count(recipe.shift), count)
-        if examples.teacher.logits.shape[:2] != expected:
-            raise ValueError(
-                f"the teacher's logits are of the shape {examples.teacher.logits.shape}: images that are shifted need "
-                f"them of every view, {expected} (kd_jax.teacher.outputs)"
-            )
-    elif len(examples.teacher.logits) != count:
-        raise ValueError(
-            f"there are {count} images and the teacher's logits of {len(examples.teacher.logits)}: give its logits of "
-            "every image, in the images' order"
+def _terms(
+    method: Method, parts: Parts, student: Output, taught: tuple[Output, ...], batch: Batch, step: Int[Array, ""]
+) -> tuple[Metrics, PyTree]:
+    """The terms of the loss; where there are several teachers, the means of theirs."""
+    if len(taught) < 2:
+        return terms_of(method, parts, student, taught[0] if taught else None, batch, step)
+    if jax.tree.leaves(parts.carried):
+        raise ConfigError(
+            f"{type(method).__name__} carries values from step to step, which the mean of the losses of {len(taught)} "
+            'teachers cannot: use kd.several(teachers, mean="probabilities")'
         )
+    all_terms = [terms_of(method, parts, student, one, batch, step)[0] for one in taught]
+    return {name: sum((t[name] for t in all_terms[1:]), all_terms[0][name]) / len(taught) for name in all_terms[0]}, (
+        parts.carried
+    )
 
 
-def _metrics(loss: Array, output: Output, labels: Int[Array, " batch"]) -> Metrics:
-    logits = jax.lax.stop_gradient(output.logits)
-    hard = cross_entropy(logits, labels)
-    right = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-    return Metrics(loss, jnp.mean(hard), jnp.mean(right, dtype=logits.dtype))
+def _without_absent(batch: Batch) -> Batch:
+    """Inputs of 0 for examples of the weight 0, so that nothing that stands there (NaN, say) reaches a gradient."""
+    if batch.weights is None:
+        return batch
+    weights = jnp.asarray(batch.weights)
+    absent = jnp.all((weights == 0).reshape(weights.shape[0], -1), axis=-1)
+
+    def cleared(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.where(_broadened(absent, leaf.ndim), jnp.zeros_like(leaf), leaf)
+
+    return batch._replace(inputs=jax.tree.map(cleared, batch.inputs))
+
+
+def _masked(output: Output, batch: Batch) -> Output:
+    """Logits of 0 where the weight is 0."""
+    if batch.weights is None:
+        return output
+    weights, logits = jnp.asarray(batch.weights), output.logits
+    if weights.ndim >= logits.ndim or weights.shape != logits.shape[: weights.ndim]:
+        return output
+    absent = _broadened(weights == 0, logits.ndim)
+    return output._replace(logits=jnp.where(absent, jnp.zeros_like(logits), logits))
+
+
+def _masked_labels(batch: Batch, student: Output) -> Batch:
+    """Labels of 0 where the weight is 0."""
+    labels = batch.labels
+    if batch.weights is None or labels is None or not hasattr(labels, "dtype"):
+        return batch
+    weights = jnp.asarray(batch.weights)
+    if weights.ndim > labels.ndim or weights.shape != labels.shape[: weights.ndim]:
+        return batch
+    absent = _broadened(weights == 0, labels.ndim)
+    return batch._replace(labels=jnp.where(absent, jnp.zeros_like(labels), labels))
+
+
+def _broadened(array: Array, ndim: int) -> Array:
+    """With axes of 1 behind its own."""
+    return array.reshape(array.shape + (1,) * (ndim - array.ndim))
+
+
+def _fitted_weights(weights: Array, values: Array) -> Array:
+    """A weight for each of the values. Raises `ShapeError` where there is none."""
+    weights = weights.astype(values.dtype)
+    if weights.ndim > values.ndim and weights.shape[: values.ndim] == values.shape:
+        return jnp.sum(weights, axis=tuple(range(values.ndim, weights.ndim)))
+    if weights.shape != values.shape[: weights.ndim]:
+        raise ShapeError(
+            f"the weights have the shape {weights.shape} and a term of the loss {values.shape}: give one weight for "
+            "each example, or one for each position"
+        )
+    return jnp.broadcast_to(_broadened(weights, values.ndim), values.shape)

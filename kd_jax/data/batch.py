@@ -1,0 +1,186 @@
+"""`Batch`: examples as models are called with them, in memory and on the device."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from kd_jax.errors import DataError
+
+PyTree = Any
+
+_INPUTS, _LABELS = ("inputs", "image", "images", "x"), ("labels", "label", "y", "targets")
+
+
+class Batch(NamedTuple):
+    """Examples. Each field is a PyTree of arrays whose first axis counts examples.
+
+    inputs: what the model is called with: an array of any type, or a tuple or dict of arrays.
+    labels: whole numbers `[examples, ...]`, soft or several labels `[examples, ..., classes]`, or None.
+    weights: `[examples]`, or one for each position, `[examples, positions]`; None for 1 each. What has the weight 0
+        is as if it were absent.
+    """
+
+    inputs: PyTree
+    labels: PyTree = None
+    weights: PyTree = None
+
+
+def as_batch(data: Any) -> Batch:
+    """`data` as a `Batch` of arrays: a `Batch`, `(inputs, labels)`, `(inputs, labels, weights)`, or a dict of these.
+
+    Lists, PyTorch tensors, h5py data sets and whatever else NumPy reads are converted, once. Integers of 64 bits
+    become those of 32. Raises `DataError` where there are no inputs, or the parts differ in their number of examples.
+    """
+    if isinstance(data, Batch):
+        parts = data
+    elif isinstance(data, Mapping):
+        parts = _of_mapping(data)
+    elif isinstance(data, tuple | list) and 2 <= len(data) <= 3:
+        parts = Batch(*data)
+    else:
+        raise DataError(
+            f"the data is a {type(data).__name__}: give kd.Batch(inputs, labels), a pair (inputs, labels) or a dict "
+            "with inputs and labels"
+        )
+    inputs = jax.tree.map(_as_array, parts.inputs, is_leaf=_is_array_like)
+    batch = Batch(inputs, *(None if part is None else _as_array(part) for part in parts[1:]))
+    check_counts(batch)
+    return batch
+
+
+def check_counts(batch: Batch) -> int:
+    """The number of examples. Raises `DataError` where the parts do not have the same."""
+    leaves = jax.tree.leaves(batch.inputs)
+    if not leaves:
+        raise DataError("the batch has no inputs: give at least one array of them")
+    if any(jnp.ndim(leaf) == 0 for leaf in leaves):
+        raise DataError("an input of the batch is a single number: its first axis must count examples")
+    count = int(leaves[0].shape[0])
+    for leaf in leaves[1:]:
+        if leaf.shape[0] != count:
+            raise DataError(
+                f"the inputs of the batch have {count} and {leaf.shape[0]} examples: all must have the same number"
+            )
+    for name, part in (("labels", batch.labels), ("weights", batch.weights)):
+        for leaf in jax.tree.leaves(part):
+            if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
+                found = "no axis" if jnp.ndim(leaf) == 0 else f"{leaf.shape[0]}"
+                raise DataError(
+                    f"there are {count} examples and {name} of {found}: give one for each example, in their order"
+                )
+    return count
+
+
+def check_values(batch: Batch, classes: int | None) -> None:
+    """Raises `DataError` for labels outside the classes and for weights that cannot weigh.
+
+    Nothing that is traced is looked at. classes: None where the labels are none of classes. A label of weight 0 may be
+    anything.
+    """
+    labels, weights = batch.labels, batch.weights
+    if weights is not None and not isinstance(weights, jax.core.Tracer):
+        known = np.asarray(weights, np.float32)
+        if known.size and not np.isfinite(known).all():
+            raise DataError("a weight is NaN or infinite: every weight must be finite and at least 0")
+        if known.size and known.min() < 0:
+            raise DataError(f"a weight is {known.min():g}: every weight must be at least 0")
+        if known.size and known.sum() == 0:
+            raise DataError("the weights sum to 0: at least one example must have a weight above 0")
+    if labels is None or isinstance(labels, jax.core.Tracer) or classes is None:
+        return
+    whole = np.asarray(labels)
+    if whole.dtype.kind not in "iu" or whole.size == 0:
+        return
+    outside = (whole < 0) | (whole >= classes)
+    if weights is not None and not isinstance(weights, jax.core.Tracer):
+        counted = np.asarray(weights, np.float32) != 0
+        outside &= counted.reshape(counted.shape + (1,) * (outside.ndim - counted.ndim))
+    if outside.any():
+        raise DataError(
+            f"the label {whole[outside][0]} is outside the {classes} classes: labels must be 0 to {classes - 1}, or "
+            "have the weight 0"
+        )
+
+
+def take(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:
+    """The examples `rows` of every array of `tree`."""
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def epoch_order(
+    key: Key[Array, ""], epoch: int | Int[Array, ""], *, examples: int, batch_size: int
+) -> Int[Array, "steps batch"]:
+    """The rows of every batch of an epoch: a fresh shuffle of all examples, without the last, incomplete batch.
+
+    Raises `DataError` where there is no whole batch.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}: it must be at least 1")
+    if batch_size > examples:
+        raise DataError(f"batch_size is {batch_size}: it must be at most the {examples} examples")
+    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), examples)
+    steps = examples // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def batches(data: Batch, *, key: Any, batch_size: int, epochs: int) -> Iterator[Batch]:
+    """The batches that a training with `key` (a whole number or a key) takes from `data` in memory, in its order."""
+    data, key = as_batch(data), as_key(key)
+    for epoch in range(epochs):
+        for rows in epoch_order(key, epoch, examples=check_counts(data), batch_size=batch_size):
+            yield take(data, rows)
+
+
+def as_key(key: Any) -> Key[Array, ""]:
+    """A key of `jax.random` from a whole number or a key, of the old kind, too. Raises `DataError`."""
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    if isinstance(key, jax.Array) and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(key)
+    raise DataError(f"key is {key!r}: give a whole number such as 0, or jax.random.key(0)")
+
+
+# What a training's key is folded with for the order of its batches; the other numbers are in `train.step`.
+_ORDER = 1
+
+
+def _of_mapping(data: Mapping[str, Any]) -> Batch:
+    inputs = next((data[name] for name in _INPUTS if name in data), None)
+    if inputs is None:
+        raise DataError(
+            f"a batch has {', '.join(map(str, data)) or 'nothing'}: give it as a dict with inputs and labels, or as "
+            "kd.Batch(inputs, labels)"
+        )
+    labels = next((data[name] for name in _LABELS if name in data), None)
+    return Batch(inputs, labels, data.get("weights"))
+
+
+def _is_array_like(value: Any) -> bool:
+    """Whether `value` is one array and no tree of them: a list of numbers is one."""
+    if isinstance(value, list):
+        return not any(hasattr(item, "shape") and getattr(item, "ndim", 1) > 0 for item in value)
+    return not isinstance(value, tuple | dict)
+
+
+def _as_array(value: Any) -> Any:
+    """An array that JAX takes; on the host until it is needed."""
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"a {type(value).__name__} cannot be read as an array ({str(error).partition(chr(10))[0]}): give arrays of "
+            "equal shapes"
+        ) from None
+    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise DataError(f"the data has values of type {array.dtype}: give numbers")
+    return array

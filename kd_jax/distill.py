@@ -1,0 +1,272 @@
+"""`distill`: trains one student, of any model, on any data, with or without a teacher."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Float
+
+from kd_jax.data.batch import Batch, as_key
+from kd_jax.errors import ConfigError
+from kd_jax.evaluate import evaluate
+from kd_jax.methods import KD, CrossEntropy, as_method
+from kd_jax.models import Model, Output, as_model, count_parameters, to_module
+from kd_jax.models.nnx import NNXNetwork
+from kd_jax.teacher import Teacher, as_teacher, cached
+from kd_jax.train import measures as of_training
+from kd_jax.train import memory
+from kd_jax.train.callbacks import Callback, is_higher_better
+from kd_jax.train.checks import check, check_batch, check_epochs, first_batch, make_training
+from kd_jax.train.loop import Plan, train
+from kd_jax.train.progress import Bar, Silent, is_watched
+from kd_jax.train.resume import Folder, Progress, identity, opened
+from kd_jax.train.sources import Memory, Stream, make_source
+from kd_jax.train.step import Prepare, TrainState, init
+
+PyTree = Any
+
+# A teacher's logits of all examples are kept where they take at most this share of the free memory.
+_SHARE_FOR_LOGITS = 0.25
+# Of more classes the teacher is not watched in every step.
+_MOST_WATCHED = 1000
+
+
+class Result(NamedTuple):
+    """What `distill` gives back.
+
+    student: what was given, trained: a new `nnx.Module` in evaluation mode where a module was given, else a `Model`.
+    history: arrays with one value an epoch: `loss`, each term of it, measures, `validation_…`, `seconds`.
+    model: the student as a `Model`. state: the `TrainState` after the last step. best_epoch: that of `student`, from 1;
+        None for the last.
+    """
+
+    student: Any
+    history: dict[str, Float[np.ndarray, " epochs"]]
+    model: Model
+    state: TrainState
+    best_epoch: int | None
+
+
+def distill(
+    student: Any,
+    teacher: Any,
+    data: Any,
+    *,
+    method: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = 1,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    key: Any = 0,
+    prepare: Prepare | None = None,
+    validation: Any = None,
+    measures: Mapping[str, Callable[..., Any]] | None = None,
+    best: str | None = None,
+    higher: bool | None = None,
+    callbacks: Callback | Iterable[Callback] = (),
+    checkpoint: Any = None,
+    checkpoint_steps: int | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    dtype: Any = None,
+) -> Result:
+    """Trains `student` on `data`, taught by `teacher`.
+
+    student: an `nnx.Module`, trained or new, which is not changed; or a `Model` of `from_nnx`, `from_linen` or
+        `from_function`. teacher: a module or model, a list of several, `kd.cached(…)`, `kd.from_file(…)`, a function
+        `inputs -> logits`; None trains on labels alone. It is always in evaluation mode.
+    data: a `Batch` in memory, with `batch_size`, or an iterable of batches, where `steps` is the number of an epoch.
+    method: `kd.KD()` where it is None, and without a teacher `kd.CrossEntropy()`; or a function of the student's
+        logits, the teacher's, and labels. optimizer: optax's; `optax.adamw(1e-3)` where it is None.
+    key: a whole number or a key of `jax.random`: of new parameters, order, dropout and `prepare`.
+    prepare: `prepare(key, inputs, train) -> inputs`, inside the compiled step; both networks see the same view.
+    validation: data for the measures of `kd.evaluate` after each epoch, with `measures` of your own beside them.
+    best: the measure whose best epoch's student is given back, in place of the last; higher: whether more of it is
+        better, where kd_jax does not know.
+    callbacks: functions of a `callbacks.Epoch`, called after each epoch; one that returns True ends the training.
+    checkpoint: a folder; resume: goes on with what is in it. checkpoint_steps: also after so many steps of an epoch.
+    progress: a bar; None for one where somebody may see it. dtype: `jnp.bfloat16` computes in it, and keeps the
+        parameters in float32: faster on a GPU, with about 3 digits in each product.
+
+    Raises an error of `kd_jax.errors`, in one sentence, before anything is compiled where what is given does not fit;
+    `NotFiniteError` at the first loss or parameter that is not finite.
+    """
+    if student is teacher and student is not None:
+        raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
+    model, known = as_model(student), as_teacher(teacher)
+    method = as_method(method if method is not None else CrossEntropy() if known is None else KD())
+    for name, number in (("epochs", epochs), ("steps", steps), ("checkpoint_steps", checkpoint_steps)):
+        if number is not None or name == "epochs":
+            check_epochs(number, name)
+    key = as_key(key)
+    optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
+    training = make_training(model, optimizer, prepare=prepare, dtype=dtype)
+    source = make_source(
+        data, known, key, method, training, batch_size=batch_size, steps=steps, epochs=epochs, every=checkpoint_steps
+    )
+    _check_source(source, model.variables, epochs)
+    higher = best is not None and is_higher_better(best, higher)
+    examine = _examiner(model, validation, known, measures, batch_size, prepare)
+    if best is not None and examine is None and best not in ("loss", "accuracy"):
+        raise ConfigError(f"best is {best!r}, and there is no validation to measure it on: give validation=")
+    state = _first_state(source, model.variables)
+    settings = {
+        "method": repr(method), "epochs": epochs, "steps": steps, "batch_size": batch_size, "best": best,
+        "key": np.asarray(jax.random.key_data(key)).tolist(), "dtype": None if dtype is None else jnp.dtype(dtype).name,
+        "parameters": count_parameters(model.network.split(state.variables)[0]),
+    }  # fmt: skip
+    asked = source.data if isinstance(source, Memory) else data
+    own = identity(settings, asked, model.variables) if checkpoint is not None else {}
+    with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
+        begun = _begun(source, state, folder)
+        bar = Bar() if (is_watched() if progress is None else progress) else Silent()
+        plan = Plan(
+            source, epochs, examine, best, higher, [callbacks] if callable(callbacks) else list(callbacks),
+            lambda variables: _as_given(student, Model(model.network, _copied(variables))), folder, checkpoint_steps, bar,
+        )  # fmt: skip
+        after = train(begun, plan)
+    _warn_of_outputs(after.history)
+    _warn_of_change(student, model)
+    found = after.state.variables if after.best is None else after.best
+    trained = Model(model.network, found)
+    history = {
+        name: np.asarray(values) for name, values in after.history.items()
+        if not name.startswith(("teacher_", "student_"))
+    }  # fmt: skip
+    return Result(
+        _as_given(student, trained), history, trained, after.state, None if after.best is None else after.best_epoch + 1
+    )
+
+
+def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> None:
+    """Everything is looked at that can be before a step is compiled; a source in memory may get a cached teacher."""
+    training, method = source.training, source.method
+    if isinstance(source, Memory):
+        output = check(training, method, source.data, source.teacher, start, batch_size=source.batch_size)
+        source.teacher = _kept(source, output, epochs)
+        labels, taught = source.data.labels, source.teacher
+    else:
+        first = source.peek()
+        output = check_batch(training, method, first, source.teacher, start)
+        source.classes = output.logits.shape[-1]
+        labels, taught = first.labels, source.teacher
+    watched: dict[str, of_training.Measure] = {}
+    whole = labels is not None and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer)
+    few = output.logits.shape[-1] <= _MOST_WATCHED
+    if whole:
+        watched["accuracy"] = of_training.accuracy
+    if few and (method.compares_logits or method.needs_labels):
+        watched["student_normalised"] = of_training.student_normalised
+    if few and taught is not None and method.compares_logits:
+        watched["teacher_normalised"] = of_training.teacher_normalised
+        if whole:
+            watched["teacher_accuracy"] = of_training.teacher_accuracy
+            watched["teacher_confidence"] = of_training.teacher_confidence
+    source.training = training._replace(measures=tuple(watched.items()))
+
+
+def _kept(source: Memory, output: Output, epochs: int) -> Teacher | None:
+    """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit."""
+    teacher = source.teacher
+    same = source.training.prepare is None and not source.method.teacher_features and epochs > 1
+    if teacher is None or teacher.per_example or not same or getattr(teacher, "mean", "") == "losses":
+        return teacher
+    free = memory.available()
+    size = 4 * source.examples * int(np.prod(output.logits.shape[1:]))
+    if free is not None and size > _SHARE_FOR_LOGITS * free:
+        return teacher
+    return cached(teacher, source.data.inputs)
+
+
+def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
+    if isinstance(source, Memory):
+        batch, taught = first_batch(source.data, source.teacher, source.batch_size)
+    else:
+        batch, taught = source.peek(), source.teacher
+    variables = None if start is None else _copied(start)
+    return init(source.key, source.training, source.method, batch, taught, variables=variables)
+
+
+def _begun(source: Memory | Stream, state: TrainState, folder: Folder | None) -> Progress:
+    """From the newest checkpoint on, where there is one."""
+    restored = None if folder is None else folder.newest(state)
+    if restored is None:
+        return Progress(state)
+    if isinstance(source, Stream) and restored.position is not None:
+        source.go_to(restored.position)
+    return restored
+
+
+def _examiner(
+    model: Model, validation: Any, teacher: Teacher | None, measures: Any, batch_size: int | None, prepare: Any
+) -> Callable[[PyTree], dict[str, float]] | None:
+    """What measures a student's variables on the validation data; the teacher is asked once."""
+    if validation is None:
+        if measures:
+            raise ConfigError("measures are given without data to measure on: give validation=, too")
+        return None
+    if not isinstance(validation, Batch) and iter(validation) is validation:
+        raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
+    size = max(batch_size or 0, 1000)
+    asked: Any = None if teacher is None or teacher.per_example else teacher
+    if asked is not None and isinstance(validation, Batch):
+        asked = cached(asked, validation.inputs, batch_size=size, prepare=prepare)
+
+    def examine(variables: PyTree) -> dict[str, float]:
+        own = Model(model.network, variables)
+        return evaluate(own, validation, teacher=asked, measures=measures, batch_size=size, prepare=prepare)
+
+    return examine
+
+
+def _as_given(student: Any, trained: Model) -> Any:
+    """A new module where a module or its class was given, else the model."""
+    if isinstance(trained.network, NNXNetwork) and not isinstance(student, Model):
+        return to_module(trained)
+    return trained
+
+
+def _copied(variables: PyTree) -> PyTree:
+    """The memory of a training's state is used again by its steps; what is the user's stays."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), variables)
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
+
+
+def _warn_of_outputs(history: dict[str, list[float]]) -> None:
+    """Says what is likely to be a mistake, and what nothing else would tell."""
+    for who in ("student", "teacher"):
+        if min(history.get(f"{who}_normalised", [0.0])) == 1:
+            _warn(
+                f"the {who}'s outputs look like probabilities (every row sums to 1 and none is negative), and the losses "
+                "take logits: give the logits, or the logarithms of the probabilities"
+            )
+    right, sure = history.get("teacher_accuracy", [1.0])[0], history.get("teacher_confidence", [0.0])[0]
+    if sure - right > 0.3:
+        _warn(
+            f"the teacher is right on {right:.1%} of the training examples, and its own confidence is {sure:.1%}: does "
+            "it get its inputs as it was trained on them (normalisation, order of the axes)?"
+        )
+
+
+def _warn_of_change(student: Any, model: Model) -> None:
+    """Says that a module was changed by others while a copy of it was trained."""
+    if not isinstance(student, nnx.Module) or model.variables is None:
+        return
+    now = as_model(student)
+    before, after = jax.tree.leaves(model.variables), jax.tree.leaves(now.variables)
+    changed = now.network != model.network or len(before) != len(after)
+    if changed or any(not np.array_equal(one, two, equal_nan=True) for one, two in zip(before, after, strict=True)):
+        _warn(
+            "the student module was changed while it was trained: the training works on a copy and knows nothing of "
+            "the change, so change the module before, or the result"
+        )
+
+

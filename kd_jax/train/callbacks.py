@@ -1,0 +1,100 @@
+"""What is called after every epoch of a training: plain functions of an `Epoch`, and some that are ready."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kd_jax.errors import ConfigError
+from kd_jax.evaluate import HIGHER_IS_BETTER
+
+
+class Epoch(NamedTuple):
+    """What a callback is told.
+
+    number: of the epoch, from 1. epochs: of the training. steps: done until now, of all epochs. seconds: of the epoch.
+    metrics: loss, its terms and measures of the training batches, and `validation_…`, as numbers of Python.
+    model: called, it gives the student as it is now, in the kind that was given.
+    """
+
+    number: int
+    epochs: int
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+    model: Callable[[], Any]
+
+
+Callback = Callable[[Epoch], Any]
+"""A plain function; the training ends after the epoch where it returns True."""
+
+
+def early_stopping(measure: str = "validation_nll", *, patience: int = 3, higher: bool | None = None) -> Callback:
+    """Ends the training once `measure` has not become better for `patience` epochs.
+
+    higher: whether more is better; None for what is known of the measures that have a name in kd_jax.
+    Raises `ConfigError` where that is not known.
+    """
+    if patience < 1:
+        raise ConfigError(f"patience is {patience}: it must be at least 1")
+    better = is_higher_better(measure, higher)
+    seen: list[float] = []
+
+    def stop(epoch: Epoch) -> bool:
+        if epoch.number == 1:
+            seen.clear()
+        value = value_of(epoch.metrics, measure)
+        seen.append(value if better else -value)
+        return len(seen) - 1 - seen.index(max(seen)) >= patience
+
+    return stop
+
+
+def tensorboard(folder: Any) -> Callback:
+    """Writes every metric as a scalar for TensorBoard into `folder`. Needs `tensorboardX` or `tensorboard`."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ConfigError("kd.callbacks.tensorboard needs tensorboardX: pip install 'kd-jax[tensorboard]'") from None
+    writers: list[Any] = []
+
+    def write(epoch: Epoch) -> None:
+        if not writers:
+            writers.append(SummaryWriter(str(folder)))
+        for name, value in epoch.metrics.items():
+            writers[0].add_scalar(name, value, epoch.number)
+        writers[0].flush()
+
+    return write
+
+
+def wandb(**options: Any) -> Callback:
+    """Logs every metric to Weights & Biases, `wandb.init(**options)`. Needs `wandb`."""
+    try:
+        import wandb as client
+    except ImportError:
+        raise ConfigError("kd.callbacks.wandb needs wandb: pip install wandb") from None
+    runs: list[Any] = []
+
+    def write(epoch: Epoch) -> None:
+        if not runs:
+            runs.append(client.init(**options))
+        runs[0].log(epoch.metrics, step=epoch.number)
+
+    return write
+
+
+def is_higher_better(measure: str, higher: bool | None = None) -> bool:
+    """Whether more of a measure is better. Raises `ConfigError` where neither kd_jax nor the user says."""
+    if higher is not None:
+        return higher
+    known = HIGHER_IS_BETTER.get(measure.removeprefix("validation_"))
+    if known is None:
+        raise ConfigError(f"it is not known whether more of {measure} is better: say higher=True or higher=False")
+    return known
+
+
+def value_of(metrics: dict[str, float], measure: str) -> float:
+    """The value of a measure, of the validation where there is one. Raises `ConfigError` with the names there are."""
+    for name in (f"validation_{measure}", measure):
+        if name in metrics:
+            return metrics[name]
+    raise ConfigError(f"there is no measure {measure}: use one of {', '.join(metrics)}")

@@ -1,0 +1,136 @@
+"""What a training asks of its data, method, model and teacher before anything is compiled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kd_jax.data.batch import Batch, check_counts, check_values, epoch_order, take
+from kd_jax.errors import ConfigError, DataError, MethodError
+from kd_jax.methods import Method
+from kd_jax.models import Model, Output
+from kd_jax.teacher import Teacher
+from kd_jax.train.measures import Measure
+from kd_jax.train.step import Prepare, Training, fit_labels
+
+PyTree = Any
+
+
+def make_training(
+    model: Model,
+    optimizer: Any,
+    *,
+    prepare: Prepare | None = None,
+    measures: Mapping[str, Measure] | None = None,
+    dtype: Any = None,
+) -> Training:
+    """What is compiled. Raises `ConfigError` for an optimiser that is none, or a type that is none of floats."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigError(f"optimizer is {optimizer!r}: give an optax.GradientTransformation such as optax.adamw(1e-3)")
+    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise ConfigError(f"dtype is {jnp.dtype(dtype)}: give a type of floats such as jnp.bfloat16")
+    if prepare is not None and not callable(prepare):
+        raise ConfigError(f"prepare is {prepare!r}: give a function prepare(key, inputs, train) of the inputs")
+    return Training(model.network, optimizer, prepare, tuple((measures or {}).items()), dtype)
+
+
+def check(
+    training: Training, method: Method, data: Batch, teacher: Teacher | None, start: PyTree, *, batch_size: int
+) -> Output:
+    """The shapes of the student's output on a batch of in-memory data.
+
+    Raises `MethodError`, `ConfigError` or `DataError` where data, method, model and teacher do not go together.
+    """
+    count = check_counts(data)
+    # The same refusals as when the order is drawn, before anything else is done.
+    jax.eval_shape(lambda key: epoch_order(key, 0, examples=count, batch_size=batch_size), jax.random.key(0))
+    if teacher is not None and teacher.examples is not None and teacher.examples != count:
+        raise ConfigError(
+            f"there are {count} examples and the teacher's outputs of {teacher.examples}: give its outputs of every "
+            "example, in the examples' order"
+        )
+    student = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
+    check_values(data, student.logits.shape[-1] if method.needs_labels else None)
+    return student
+
+
+def check_batch(training: Training, method: Method, batch: Batch, teacher: Teacher | None, start: PyTree) -> Output:
+    """As `check`, of one batch, whose shapes are enough; values are not looked at."""
+    if method.needs_teacher and teacher is None:
+        raise MethodError(
+            f"{type(method).__name__} needs a teacher, and none was given: give one, or train with kd.CrossEntropy()"
+        )
+    if method.needs_labels and batch.labels is None:
+        raise MethodError(
+            f"{type(method).__name__} needs labels, and the data has none: give kd.Batch(inputs, labels), or a method "
+            "of the teacher alone such as kd.KD(alpha=0)"
+        )
+    key = jax.random.key(0)
+    prepare = training.prepare
+    inputs = batch.inputs
+    if prepare is not None:
+        inputs = _tried("prepare", inputs, lambda inputs: prepare(key, inputs, True), inputs)
+
+    def ask(inputs: PyTree, variables: PyTree) -> Output:
+        variables = training.network.init(key) if variables is None else variables
+        return training.network.apply(variables, inputs, train=True, key=key, features=method.student_features)[0]
+
+    student = _tried("the student", inputs, ask, inputs, start)
+    if teacher is not None:
+        taught = _tried(
+            "the teacher", inputs,
+            lambda inputs, teacher: teacher.outputs(inputs, features=method.teacher_features), inputs, teacher,
+        )  # fmt: skip
+        for one in taught:
+            check_same_outputs(method, student, one)
+    fit_labels(batch, student.logits)
+    return student
+
+
+def check_same_outputs(method: Method, student: Output, teacher: Output) -> None:
+    """Raises `ConfigError` where a method compares logits and they are not of the same shape."""
+    ours, theirs = student.logits.shape, teacher.logits.shape
+    if not method.compares_logits or ours == theirs:
+        return
+    if ours[:-1] == theirs[:-1]:
+        raise ConfigError(
+            f"the teacher has {theirs[-1]} classes and the student {ours[-1]}: {type(method).__name__} needs the same "
+            "classes in both, in the same order"
+        )
+    raise ConfigError(
+        f"the teacher's logits have the shape {theirs} and the student's {ours}: {type(method).__name__} needs the same"
+    )
+
+
+def check_epochs(epochs: Any, name: str = "epochs") -> None:
+    """Raises `ConfigError` unless `epochs` is a whole number of at least 1."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
+        raise ConfigError(f"{name} is {epochs!r}: it must be a whole number of at least 1")
+
+
+def first_batch(data: Batch, teacher: Teacher | None, batch_size: int) -> tuple[Batch, Teacher | None]:
+    """The shapes of a batch, and of what the teacher knows of it."""
+    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    return jax.eval_shape(
+        lambda data, teacher, rows: (take(data, rows), teacher and teacher.take(rows)),
+        jax.tree.map(jnp.asarray, data), teacher, rows,
+    )  # fmt: skip
+
+
+
+def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any) -> Any:
+    """The shapes of a result; what a model raises is told in one sentence, with what it was given."""
+    try:
+        return jax.eval_shape(function, *arguments)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        given = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
+        reason = " ".join(str(error).partition("\n")[0].split())[:300] or type(error).__name__
+        raise ConfigError(
+            f"{who} cannot be called with inputs of {given} ({type(error).__name__}: {reason}): give inputs as the "
+            "model takes them, or say how it is called with call="
+        ) from error

@@ -1,0 +1,140 @@
+"""A whole training as one pure function: `fit`, and the loops of compiled steps that it is made of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, epoch_order, take
+from kd_jax.errors import NotFiniteError
+from kd_jax.methods import Method, as_method
+from kd_jax.models import as_model, count_parameters
+from kd_jax.teacher import Teacher, as_teacher
+from kd_jax.train import programs, transpose
+from kd_jax.train.checks import check, check_epochs, first_batch, make_training
+from kd_jax.train.convolution import canonical
+from kd_jax.train.measures import Measure
+from kd_jax.train.step import Metrics, Prepare, Training, TrainState, init, step
+
+PyTree = Any
+
+# Several steps in each turn of the loop let XLA avoid copies of the carried parameters: two save 12 to 23 % on a CPU.
+# Four save another 10 to 20 % with small networks, and cost as much with large ones (results/throughput/findings.md).
+# Small networks are those that gain by `transpose`, too. Convolutions and attention gain nothing and compile longer.
+_UNROLL, _UNROLL_SMALL = 2, 4
+
+SMALL = 100_000
+"""Parameters below which a network is small: on a CPU one of them does not keep all cores busy."""
+
+
+def fit(
+    key: Any,
+    data: Any,
+    network: Any,
+    *,
+    method: Any,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int,
+    teacher: Any = None,
+    start: PyTree = None,
+    prepare: Prepare | None = None,
+    measures: Mapping[str, Measure] | None = None,
+    dtype: Any = None,
+) -> tuple[TrainState, dict[str, Float[Array, " epochs"]]]:
+    """A whole training, pure in its key: `vmap` it over keys for seeds, or over the numbers of a method for a grid.
+
+    Two trainings with the same key start from the same parameters and see the same batches, whatever their method: a
+    distilled student and its baseline are paired.
+
+    key: a whole number or a key of `jax.random`. data: a `Batch` in memory. network: a `Network`, `Model` or module.
+    start: variables to start from; None for those that the model has, else new ones from the key.
+    Returns the last state (`state.variables` are the network's) and the means of each epoch's metrics by name.
+    Raises what `kd.distill` raises; `NotFiniteError` for a loss that is not finite, unless it is traced.
+    """
+    model, data, method, known = as_model(network), as_batch(data), as_method(method), as_teacher(teacher)
+    training = make_training(model, optimizer, prepare=prepare, measures=measures, dtype=dtype)
+    key = as_key(key)
+    check_epochs(epochs)
+    start = model.variables if start is None else start
+    check(training, method, data, known, start, batch_size=batch_size)
+
+    def whole(
+        key: Key[Array, ""], data: Batch, teacher: Teacher | None, method: Method, start: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        first = first_batch(data, teacher, batch_size)
+        state = init(key, training, method, *first, variables=start)
+
+        def epoch(state: TrainState, number: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+            order = epoch_order(key, number, examples=check_counts(data), batch_size=batch_size)
+            state, metrics = scan_steps(state, key, data, teacher, order, method, training=training)
+            return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+
+        return jax.lax.scan(epoch, state, jnp.arange(epochs))
+
+    same = ("fit", training, epochs, batch_size)
+    state, history = programs.call(whole, key, data, known, method, start, same=same)
+    if not programs.is_traced(history):
+        bad = ~np.isfinite(np.asarray(history["loss"]))
+        if bad.any():
+            raise NotFiniteError(
+                f"the loss is not finite in epoch {int(bad.argmax()) + 1}: choose a smaller learning rate, or look for "
+                "inputs that are not finite"
+            )
+    return state, history
+
+
+def scan_steps(
+    train_state: TrainState,
+    key: Key[Array, ""],
+    data: Batch,
+    teacher: Teacher | None,
+    order: Int[Array, "steps batch"],
+    method: Method,
+    *,
+    training: Training,
+) -> tuple[TrainState, Metrics]:
+    """One step for each row of `order`, as one loop; the metrics have a leading axis of steps."""
+    data = jax.tree.map(jnp.asarray, data)
+
+    def look_up(rows: Int[Array, " batch"]) -> tuple[Batch, Teacher | None]:
+        return take(data, rows), teacher and teacher.take(rows)
+
+    return loop(train_state, key, look_up, order, method, training=training)
+
+
+def loop(
+    train_state: TrainState, key: Key[Array, ""], look_up: Any, order: Any, method: Method, *, training: Training
+) -> tuple[TrainState, Metrics]:
+    """A step for each of the leading axis of `order`. look_up: gives a step's batch and its teacher."""
+    params, _ = training.network.split(train_state.variables)
+    small = count_parameters(params) < SMALL
+    transposed = None
+    which = transpose.tall(params)
+    if small and any(which) and jax.default_backend() == "cpu" and transpose.elementwise(training.optimizer):
+        transposed = transpose.Transposed(training.network, which)
+    own = training if transposed is None else training._replace(network=transposed)
+
+    def one(state: TrainState, rows: Any) -> tuple[TrainState, Metrics]:
+        batch, teacher = look_up(rows)
+        return step(state, batch, teacher, key, method, training=own)
+
+    def turned(state: TrainState, variables: PyTree) -> TrainState:
+        assert transposed is not None
+        pair = (params, state.learned)
+        moments = transposed.optimizer_state(training.optimizer, state.optimizer_state, pair)
+        return state._replace(variables=variables, optimizer_state=moments)
+
+    first = train_state
+    if transposed is not None:
+        first = turned(train_state, transposed.transpose(train_state.variables))
+    dense = all(jnp.ndim(leaf) <= 2 for leaf in jax.tree.leaves(params))
+    unroll = (_UNROLL_SMALL if small else _UNROLL) if dense else 1
+    last, metrics = jax.lax.scan(canonical(one), first, order, unroll=unroll)
+    if transposed is not None:
+        last = turned(last, transposed.back(last.variables))
+    return last, metrics

@@ -1,0 +1,148 @@
+"""The loop over the epochs of one training: validation, the best, callbacks, checkpoints, and the first bad number."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kd_jax.errors import NotFiniteError
+from kd_jax.train.callbacks import Callback, Epoch, value_of
+from kd_jax.train.progress import Silent
+from kd_jax.train.resume import Folder, Progress
+from kd_jax.train.sources import Memory, Stream
+
+PyTree = Any
+
+# Seconds from one checkpoint to the next at least, but for the last: where epochs are short, writing takes longer.
+_PAUSE = 10.0
+# Steps of an iterator whose metrics may be on their way: looking at each would wait for each.
+_BEHIND = 32
+
+
+class Plan(NamedTuple):
+    """What happens beside the steps.
+
+    examine: measures of the student's variables after each epoch. best: the measure by which the best are kept, higher:
+    whether more of it is better. as_given: the student in the kind that was given. every: steps of an epoch between
+    two checkpoints; None for those after epochs alone.
+    """
+
+    source: Memory | Stream
+    epochs: int
+    examine: Callable[[PyTree], dict[str, float]] | None
+    best: str | None
+    higher: bool
+    callbacks: Sequence[Callback]
+    as_given: Callable[[PyTree], Any]
+    folder: Folder | None
+    every: int | None
+    bar: Silent
+
+
+def train(progress: Progress, plan: Plan) -> Progress:
+    """All epochs that are left. Raises `NotFiniteError` at the first number that is not finite.
+
+    An interrupt (`KeyboardInterrupt`) leaves a checkpoint of the steps that are done, and is raised again.
+    """
+    saved = -math.inf
+    plan.bar.start(plan.epochs, plan.source.steps, progress.epoch, progress.start)
+    try:
+        while progress.epoch < plan.epochs and not progress.stopped:
+            began = time.perf_counter()
+            progress = _epoch(progress, plan)
+            progress = _after_epoch(progress, plan, time.perf_counter() - began)
+            last = progress.epoch >= plan.epochs or progress.stopped
+            if plan.folder is not None and (last or time.monotonic() - saved >= _PAUSE):
+                plan.folder.save(progress)
+                saved = time.monotonic()
+    finally:
+        plan.bar.close()
+    return progress
+
+
+def _epoch(progress: Progress, plan: Plan) -> Progress:
+    """The steps of one epoch that are left."""
+    seen: list[dict[str, Any]] = [progress.partial] if progress.partial else []
+    waiting: list[Any] = []
+    done = progress.start
+    state, position = progress.state, progress.position
+
+    def now() -> Progress:
+        return progress._replace(state=state, start=done, partial=_joined(seen), position=position)
+
+    def look() -> None:
+        """Brings to the host what is on its way, and raises for what is not finite."""
+        while waiting:
+            first, some = waiting.pop(0)
+            metrics = {name: np.asarray(values) for name, values in some.metrics.items()}
+            _require_finite(metrics, bool(some.finite), progress.epoch, first)
+            seen.append(metrics | {"examples": np.full(some.steps, some.examples, np.int32)})
+            plan.bar.advance(progress.epoch, some.steps, metrics)
+
+    behind = 1 if isinstance(plan.source, Memory) else _BEHIND
+    try:
+        for some in plan.source.epoch(state, progress.epoch, progress.start):
+            waiting.append((done, some))
+            done, state, position = done + some.steps, some.state, some.position
+            due = plan.folder is not None and plan.every is not None and done % plan.every == 0
+            if len(waiting) >= behind or due:
+                look()
+            if due and plan.folder is not None:
+                plan.folder.save(now())
+        look()
+    except KeyboardInterrupt:
+        if plan.folder is not None and done > progress.start:
+            look()
+            plan.folder.save(now())
+        raise
+    return now()
+
+
+def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
+    """Its means and measures, the best until now, and what the callbacks say."""
+    examples = progress.partial["examples"].astype(np.float64)
+    metrics = {
+        name: float(np.sum(values * examples) / np.sum(examples))
+        for name, values in progress.partial.items() if name != "examples"
+    }  # fmt: skip
+    if plan.examine is not None:
+        metrics |= {f"validation_{name}": value for name, value in plan.examine(progress.state.variables).items()}
+    history = {name: [*progress.history.get(name, []), value] for name, value in metrics.items()}
+    history["seconds"] = [*progress.history.get("seconds", []), seconds]
+    number = progress.epoch + 1
+    progress = progress._replace(history=history, epoch=number, start=0, partial={})
+    if plan.best is not None:
+        value = value_of(metrics, plan.best)
+        before = progress.best_value
+        if not math.isnan(value) and (before is None or (value > before if plan.higher else value < before)):
+            # A copy: the next step may take the memory of the state.
+            best = jax.tree.map(lambda leaf: leaf.copy(), progress.state.variables)
+            progress = progress._replace(best=best, best_value=value, best_epoch=progress.epoch - 1)
+    shown = {name: value for name, value in metrics.items() if not name.startswith(("teacher_", "student_"))}
+    plan.bar.epoch(shown)
+    record = Epoch(
+        number, plan.epochs, int(progress.state.step), seconds, shown, lambda: plan.as_given(progress.state.variables)
+    )
+    # All of them are called, whichever says stop.
+    answers = [callback(record) for callback in plan.callbacks]
+    return progress._replace(stopped=any(answer is True for answer in answers))
+
+
+def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: int) -> None:
+    bad = ~np.isfinite(metrics["loss"])
+    where = f"of epoch {epoch + 1}"
+    remedy = "choose a smaller learning rate, or look for inputs or labels that are not what the model expects"
+    if bad.any():
+        raise NotFiniteError(f"the loss is not finite at step {first + int(bad.argmax()) + 1:,} {where}: {remedy}")
+    if not finite:
+        last = first + len(metrics["loss"])
+        raise NotFiniteError(
+            f"a parameter or a moment of the optimiser is not finite after step {last:,} {where}: {remedy}"
+        )
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

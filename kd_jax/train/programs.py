@@ -1,0 +1,109 @@
+"""Compiled programs that are kept: what computes the same is compiled once, however it was written down."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+_MOST = 64
+_SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
+
+_by_value: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
+_by_text: OrderedDict[str, Any] = OrderedDict()
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether any leaf is a tracer: then the caller's own `jit` or `vmap` compiles."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def call(function: Callable[..., Any], *arguments: PyTree, same: Hashable = None) -> Any:
+    """`function(*arguments)`, compiled once; traced arguments just call it. same: as `compiled` has it."""
+    if is_traced(arguments):
+        return function(*arguments)
+    return compiled(function, *arguments, same=same)(*arguments)
+
+
+def compiled(
+    function: Callable[..., Any], *arguments: PyTree, same: Hashable = None, donate: bool = False
+) -> Callable[..., Any]:
+    """`function` compiled for such arguments, arrays or their shapes.
+
+    A function that lowers to the same text as one before is not compiled again: two optimisers with equal numbers, or
+    two equal models, make one program. same: what the function depends on beside its arguments; where it and their
+    shapes are equal to those of a call before, the function is not even traced again.
+    donate: whether the first argument's memory may be used for the result.
+    """
+    leaves, structure = jax.tree.flatten(arguments)
+    leaves = [_as_leaf(leaf) for leaf in leaves]
+    shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves)
+    key = _key(same, structure, shapes, donate)
+    known = _recall(_by_value, key)
+    if known is not None:
+        return known
+    structures: list[Any] = []
+
+    def flat(*leaves: Any) -> list[Any]:
+        out, of_result = jax.tree.flatten(function(*jax.tree.unflatten(structure, leaves)))
+        structures.append(of_result)
+        return out
+
+    first = len(jax.tree.leaves(arguments[0])) if donate else 0
+    lowered = jax.jit(flat, donate_argnums=tuple(range(first)), keep_unused=True).lower(*leaves)
+    of_result = structures[-1]
+    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    program = _recall(_by_text, text)
+    if program is None:
+        program = _keep(_by_text, text, lowered.compile())
+
+    def run(*given: PyTree) -> Any:
+        results = program(*[_as_leaf(leaf) for leaf in jax.tree.leaves(given)])
+        return jax.tree.unflatten(of_result, results)
+
+    return run if key is None else _keep(_by_value, key, run)
+
+
+def forget() -> None:
+    """Lets go of all programs."""
+    _by_value.clear()
+    _by_text.clear()
+
+
+def _as_leaf(leaf: Any) -> Any:
+    """An array, or the shape of one: numbers of Python get JAX's usual types."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return leaf
+    array = np.asarray(leaf)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def _key(same: Hashable, structure: Any, shapes: Any, donate: bool) -> Hashable | None:
+    """None where something cannot be hashed."""
+    if same is None:
+        return None
+    settings = tuple(str(jax.config.values.get(name)) for name in _SETTINGS)
+    key = (same, structure, shapes, donate, settings)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:
+    if key is None or key not in cache:
+        return None
+    cache.move_to_end(key)
+    return cache[key]
+
+
+def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any) -> Any:
+    cache[key] = value
+    while len(cache) > _MOST:
+        cache.popitem(last=False)
+    return value

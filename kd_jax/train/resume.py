@@ -1,0 +1,176 @@
+"""What a training keeps in its folder, so that it can go on after it was stopped: to the same bytes."""
+
+import base64
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kd_jax.data.batch import Batch
+from kd_jax.errors import CheckpointError, ConfigError, MismatchError
+from kd_jax.train.checkpoint import Store, lock, named_arrays, restore_tree
+from kd_jax.train.sources import Position
+from kd_jax.train.step import TrainState
+
+PyTree = Any
+
+_NAME = "training"
+
+
+class Progress(NamedTuple):
+    """How far a training is.
+
+    state: after the last step. epoch: that is trained, from 0. start: steps of it that are done. partial: the metrics
+    of these, `[steps]` each, and `examples`. history: of the epochs before, by name. best: variables, their value and
+    epoch. position: of the iterator.
+    """
+
+    state: TrainState
+    epoch: int = 0
+    start: int = 0
+    partial: dict[str, np.ndarray] = {}  # noqa: RUF012
+    history: dict[str, list[float]] = {}  # noqa: RUF012
+    best: PyTree = None
+    best_value: float | None = None
+    best_epoch: int = -1
+    position: Position | None = None
+    stopped: bool = False
+
+
+class Folder:
+    """The folder of one training."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def save(self, progress: Progress) -> None:
+        """Writes a checkpoint while the training goes on. Raises `CheckpointError`."""
+        arrays = {f"state.{name}": leaf for name, leaf in named_arrays(progress.state).items()}
+        arrays |= {f"partial.{name}": values for name, values in progress.partial.items()}
+        arrays |= {f"history.{name}": np.asarray(values) for name, values in progress.history.items() if values}
+        if progress.best is not None:
+            arrays |= {f"best.{name}": leaf for name, leaf in named_arrays(progress.best).items()}
+        facts = {
+            "epoch": progress.epoch, "start": progress.start, "best_value": progress.best_value,
+            "best_epoch": progress.best_epoch, "position": _as_json(progress.position), "stopped": progress.stopped,
+        }  # fmt: skip
+        self.store.save(_NAME, int(progress.state.step), arrays, facts)
+
+    def newest(self, like: TrainState) -> Progress | None:
+        """The newest good checkpoint; None where none was written. Raises `CheckpointError`, `MismatchError`."""
+        found = self.store.newest(_NAME)
+        if found is None:
+            return None
+
+        def part(name: str) -> dict[str, Any]:
+            start = f"{name}."
+            return {key.removeprefix(start): leaf for key, leaf in found.arrays.items() if key.startswith(start)}
+
+        facts, best = found.facts, part("best")
+        return Progress(
+            state=restore_tree(part("state"), like),
+            epoch=int(facts["epoch"]),
+            start=int(facts["start"]),
+            partial=part("partial"),
+            history={name: [float(value) for value in values] for name, values in part("history").items()},
+            best=restore_tree(best, like.variables) if best else None,
+            best_value=facts["best_value"],
+            best_epoch=int(facts["best_epoch"]),
+            position=_from_json(facts["position"]),
+            stopped=bool(facts["stopped"]),
+        )
+
+
+@contextlib.contextmanager
+def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) -> Iterator[Folder | None]:
+    """The folder for this process alone; None where no folder is asked for.
+
+    Raises `MismatchError` where it has another training, `ConfigError` where it has one and `resume` is not asked for.
+    """
+    if folder is None:
+        if resume:
+            raise ConfigError("resume is asked for without a folder: give checkpoint=DIR, too")
+        yield None
+        return
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be made ({error.strerror}): choose another folder") from None
+    store = Store(path, warn=warn)
+    with lock(path):
+        try:
+            if store.started and not resume:
+                raise ConfigError(
+                    f"{path} already holds a training: go on with resume=True, or choose another folder for checkpoint="
+                )
+            if store.started:
+                _require_same(store, identity)
+            else:
+                store.start(identity)
+            yield Folder(store)
+            store.wait()
+        finally:
+            store.close()
+
+
+def identity(settings: dict[str, Any], data: Any, start: PyTree) -> dict[str, Any]:
+    """What makes a training the same training. data: a `Batch` in memory, by its bytes; an iterator, by its type."""
+    known = _digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    return {
+        "settings": settings, "data": known, "start": None if start is None else _digest(start), "versions": versions,
+        "backend": jax.default_backend(),
+    }  # fmt: skip
+
+
+def _require_same(store: Store, asked: dict[str, Any]) -> None:
+    saved, wanted = _flat(store.identity()), _flat(json.loads(json.dumps(asked)))
+    for name in (*wanted, *saved):
+        if saved.get(name) != wanted.get(name):
+            raise MismatchError(
+                f"{name} is {wanted.get(name)}, and the training in {store.folder} has {saved.get(name)}: go on with "
+                "what it was started with, or choose another folder"
+            )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _digest(tree: PyTree) -> str:
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def _as_json(position: Position | None) -> Any:
+    """An iterator's position as JSON holds it: its state is bytes, or what JSON knows."""
+    if position is None:
+        return None
+    state = position.state
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode(), "drawn": position.drawn}
+    try:
+        return {"value": json.loads(json.dumps(state)), "drawn": position.drawn}
+    except (TypeError, ValueError):
+        return {"drawn": position.drawn}
+
+
+def _from_json(known: Any) -> Position | None:
+    if known is None:
+        return None
+    state = base64.b64decode(known["bytes"]) if "bytes" in known else known.get("value")
+    return Position(state, int(known["drawn"]))

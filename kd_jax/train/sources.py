@@ -1,0 +1,298 @@
+"""Where the steps of an epoch come from: data in memory, as compiled loops, or an iterator of batches."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, epoch_order
+from kd_jax.errors import ConfigError, DataError
+from kd_jax.methods import Method
+from kd_jax.teacher import Teacher
+from kd_jax.train import programs
+from kd_jax.train.convolution import canonical
+from kd_jax.train.fit import scan_steps
+from kd_jax.train.step import Metrics, Training, TrainState, step
+
+PyTree = Any
+
+# About this many times an epoch a loop comes back to tell how far it is.
+_REPORTS_PER_EPOCH = 10
+_AHEAD = 2
+
+
+class Done(NamedTuple):
+    """Some steps. metrics: arrays `[steps]`. finite: whether the state is. examples: of each step.
+
+    position: of the iterator behind these steps.
+    """
+
+    state: TrainState
+    steps: int
+    metrics: Metrics
+    finite: Any
+    examples: int
+    position: "Position | None" = None
+
+
+class Position(NamedTuple):
+    """Where an iterator is. state: what its `set_state` takes, where it has one. drawn: batches since it began."""
+
+    state: Any
+    drawn: int
+
+
+class Memory:
+    """A `Batch` in memory: an epoch is a few compiled loops over its shuffled rows."""
+
+    def __init__(
+        self, data: Batch, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
+        *, batch_size: int, every: int | None,
+    ) -> None:  # fmt: skip
+        self.data, self.teacher = jax.tree.map(jnp.asarray, data), teacher
+        self.key, self.method, self.training, self.batch_size = key, method, training, batch_size
+        self.examples = check_counts(data)
+        self.steps = self.examples // batch_size
+        self.lengths = [
+            length for first in range(0, self.steps, every or self.steps)
+            for length in chunk_lengths(min(every or self.steps, self.steps - first), _REPORTS_PER_EPOCH)
+        ]  # fmt: skip
+
+    def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
+        """The steps of an epoch from `start` on."""
+        examples, batch_size = self.examples, self.batch_size
+
+        def draw(key: Key[Array, ""], number: Int[Array, ""]) -> Int[Array, "steps batch"]:
+            return epoch_order(key, number, examples=examples, batch_size=batch_size)
+
+        order = programs.call(draw, self.key, jnp.int32(number), same=("order", examples, batch_size))
+        done = 0
+        for length in self.lengths:
+            if done >= start:
+                rows = order[done : done + length]
+                program = programs.compiled(
+                    self._chunk, state, self.key, self.data, self.teacher, rows, self.method,
+                    same=("chunk", self.training), donate=True,
+                )  # fmt: skip
+                state, metrics, finite = program(state, self.key, self.data, self.teacher, rows, self.method)
+                yield Done(state, length, metrics, finite, self.batch_size)
+            done += length
+
+    def _chunk(
+        self, state: TrainState, key: Any, data: Batch, teacher: Teacher | None, rows: Any, method: Method
+    ) -> tuple[TrainState, Metrics, Array]:
+        state, metrics = scan_steps(state, key, data, teacher, rows, method, training=self.training)
+        return state, metrics, is_finite(state)
+
+
+class Stream:
+    """An iterable of batches: a step for each, with the next ones on their way to the device.
+
+    steps: of an epoch; None for as many as one pass has. The iterator then begins anew in each epoch.
+    """
+
+    def __init__(
+        self, data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
+        *, steps: int | None, labels_count: bool,
+    ) -> None:  # fmt: skip
+        self.data, self.teacher, self.key, self.method, self.training = data, teacher, key, method, training
+        self.steps = steps
+        self.classes: int | None = None
+        self.labels_count = labels_count
+        self.iterator: Any = None
+        # How many batches the iterator has given since it began.
+        self.drawn = 0
+        self.first: Batch | None = None
+
+    def peek(self) -> Batch:
+        """The first batch, which is trained on, too. Raises `DataError` where there is none."""
+        if self.first is None:
+            self.iterator = iter(self.data)
+            raw = next(self.iterator, None)
+            if raw is None:
+                raise DataError("the iterator of training batches is empty: give at least one batch")
+            self.first = as_batch(raw)
+        return self.first
+
+    def go_to(self, position: Position) -> None:
+        """Sets the iterator where a checkpoint left it; one that cannot is drawn from until there."""
+        if self.iterator is None or self.iterator is not self.data:
+            self.iterator = iter(self.data)
+            self.first = None
+        if position.state is not None and hasattr(self.iterator, "set_state"):
+            self.first = None
+            self.iterator.set_state(position.state)
+        else:
+            for _ in range(position.drawn - (self.first is None and self.iterator is self.data)):
+                if next(self.iterator, None) is None:
+                    break
+            self.first = None
+        self.drawn = position.drawn
+
+    def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
+        """The steps of an epoch from `start` on."""
+        done = start
+        for batch, position in self._prefetched(start):
+            check_values(batch, self.classes if self.labels_count else None)
+            program = programs.compiled(
+                self._step, state, self.key, batch, self.teacher, self.method,
+                same=("step", self.training), donate=True,
+            )  # fmt: skip
+            state, metrics, finite = program(state, self.key, batch, self.teacher, self.method)
+            done += 1
+            yield Done(state, 1, metrics, finite, check_counts(batch), position)
+        if done == 0:
+            raise DataError(
+                f"the iterator of training batches is empty in epoch {number + 1}: give an iterable that begins anew "
+                "each time, or steps= for one that has no end"
+            )
+        if self.steps is not None and done < self.steps:
+            raise DataError(
+                f"the iterator ended after {done} of the {self.steps} steps of epoch {number + 1}: give fewer steps, "
+                "or more batches"
+            )
+
+    def _step(
+        self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method
+    ) -> tuple[TrainState, Metrics, Array]:
+        def one(state: TrainState, batch: Batch, teacher: Teacher | None) -> tuple[TrainState, Metrics]:
+            return step(state, batch, teacher, key, method, training=self.training)
+
+        state, metrics = canonical(one)(state, batch, teacher)
+        return state, jax.tree.map(lambda value: value[None], metrics), jnp.isfinite(metrics["loss"])
+
+    def _batches(self, start: int) -> Iterator[tuple[Batch, Position]]:
+        """The batches of an epoch with the iterator's position behind each."""
+        if self.first is not None:
+            first, self.first = self.first, None
+            self.drawn = 1
+            yield first, Position(_position(self.iterator), self.drawn)
+            start += 1
+        elif self.iterator is None or (self.steps is None and start == 0):
+            self.iterator, self.drawn = iter(self.data), 0
+        fresh = False
+        while self.steps is None or start < self.steps:
+            raw = next(self.iterator, None)
+            if raw is None:
+                if self.steps is None or fresh or iter(self.data) is self.data:
+                    return
+                # One pass is over before the epoch is.
+                self.iterator, self.drawn, fresh = iter(self.data), 0, True
+                continue
+            fresh = False
+            self.drawn += 1
+            yield as_batch(raw), Position(_position(self.iterator), self.drawn)
+            start += 1
+
+    def _prefetched(self, start: int) -> Iterator[tuple[Batch, Any]]:
+        """`_batches`, drawn in a thread, already on the device."""
+        ready: queue.Queue[Any] = queue.Queue(_AHEAD)
+        stop = threading.Event()
+
+        def put(item: Any) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def draw() -> None:
+            try:
+                for batch, position in self._batches(start):
+                    if not put((jax.tree.map(jnp.asarray, batch), position)):
+                        return
+                put(None)
+            except BaseException as error:  # noqa: BLE001
+                put(error)
+
+        thread = threading.Thread(target=draw, name="batches", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+
+def is_finite(tree: PyTree) -> Array:
+    """Whether all floats of a tree are finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.bool_(True)
+
+
+def chunk_lengths(steps: int, reports: int) -> list[int]:
+    """`steps` steps in about `reports` chunks; equal ones where some number of them divides the steps.
+
+    Each distinct length is a program to compile, so there are at most two, and one where that leaves two chunks or more.
+    """
+    equal = max(count for count in range(1, min(2 * reports, steps) + 1) if steps % count == 0)
+    if equal > 1 or steps == 1:
+        return [steps // equal] * equal
+    length = -(-steps // reports)
+    return [length] * (steps // length) + [steps % length] * (steps % length > 0)
+
+
+def make_source(
+    data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
+    *, batch_size: int | None, steps: int | None, epochs: int, every: int | None,
+) -> Memory | Stream:  # fmt: skip
+    """The source of `data`. Raises `ConfigError` where it and the other arguments do not go together."""
+    in_memory = isinstance(data, Batch | tuple | dict) or (isinstance(data, list) and _is_pair(data))
+    if in_memory:
+        if steps is not None:
+            raise ConfigError(f"steps is {steps}, and the data is in memory: give epochs, whose steps follow from it")
+        if batch_size is None:
+            raise ConfigError("batch_size is missing: data in memory needs one, such as batch_size=128")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size!r}: it must be a whole number of at least 1")
+        return Memory(as_batch(data), teacher, key, method, training, batch_size=int(batch_size), every=every)
+    if not hasattr(data, "__iter__"):
+        as_batch(data)
+    if batch_size is not None:
+        raise ConfigError(
+            f"batch_size is {batch_size}, and the data is an iterator, whose batches have their own size: leave it out"
+        )
+    if steps is None and iter(data) is data:
+        raise ConfigError(
+            f"the data is an iterator, which may have no end, and epochs is {epochs}: say with steps= how many batches "
+            "an epoch has, or give an iterable that begins anew each time"
+        )
+    if steps is None and _is_endless(data):
+        raise ConfigError("the data has no end: say with steps= how many batches an epoch has")
+    if teacher is not None and teacher.per_example:
+        raise ConfigError(
+            "a cached teacher is looked up by rows, which the batches of an iterator do not have: give the teacher "
+            "itself, or the data as a kd.Batch in memory"
+        )
+    return Stream(data, teacher, key, method, training, steps=steps, labels_count=bool(method.needs_labels))
+
+
+def _is_pair(data: list[Any]) -> bool:
+    return 2 <= len(data) <= 3 and all(hasattr(part, "shape") for part in data)
+
+
+def _is_endless(data: Any) -> bool:
+    """Whether a `tf.data` pipeline says that it has no end."""
+    cardinality: Callable[[], Any] | None = getattr(data, "cardinality", None)
+    if not callable(cardinality):
+        return False
+    try:
+        return int(cardinality()) == -1
+    except (TypeError, ValueError):
+        return False
+
+
+def _position(iterator: Any) -> Any:
+    """Where an iterator is, where it tells: what its `set_state` takes."""
+    get = getattr(iterator, "get_state", None)
+    return get() if callable(get) else None
