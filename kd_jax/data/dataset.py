@@ -6,19 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Num, Shaped, UInt8
 
+from kd_jax.errors import DataError
+
 Labels = Int32[np.ndarray, " examples"]
 Images = UInt8[np.ndarray, "examples height width channels"]
 
 # In float64 all of them at once could take 24 times the memory that they came in.
 _EXAMPLES_AT_ONCE = 1024
-
-
-class DataError(ValueError):
-    """Data that cannot be used; one sentence that names the value, the bound and the remedy."""
-
-    def __init__(self, sentence: str):
-        # Names in files may hold anything, and a terminal obeys some of it.
-        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in sentence))
 
 
 class Dataset(NamedTuple):

@@ -1,17 +1,22 @@
+"""The contract of a `Network`, for every door."""
+
+import threading
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
 
-from kd_jax.models import network as models
-from kd_jax.models.network import MLP, Network, Output, count_parameters, from_function, from_linen, from_nnx, mlp
+from kd_jax.errors import ConfigError
+from kd_jax.models import MLP, Model, Output, count_parameters, from_function, from_linen, from_nnx, mlp
 
 KEY = jax.random.key(0)
 
 
-def images(count: int = 4, side: int = 6) -> jax.Array:
-    return jax.random.uniform(jax.random.key(1), (count, side, side, 1))
+def images(count: int = 4) -> jax.Array:
+    return jax.random.uniform(jax.random.key(1), (count, 6, 6, 1))
 
 
 class ConvNet(nnx.Module):
@@ -30,148 +35,175 @@ class ConvNet(nnx.Module):
 
 class LinenNet(linen.Module):
     @linen.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = linen.Dense(8)(x.reshape(x.shape[0], -1))
         x = linen.BatchNorm(use_running_average=not train)(x)
         return linen.Dense(3)(linen.Dropout(0.5, deterministic=not train)(x))
 
 
-def linear() -> Network:
-    return from_function(
-        lambda key: jax.random.normal(key, (36, 3)), lambda params, x: x.reshape(x.shape[0], -1) @ params
-    )
+def start(key):
+    return {"w": jax.random.normal(key, (36, 3)), "b": [jnp.zeros(3)]}
 
 
-NETWORKS = {
-    "mlp": lambda: mlp([36, 8, 3], dropout=0.5),
-    "nnx": lambda: from_nnx(lambda rngs: ConvNet(rngs)),
-    "linen": lambda: from_linen(LinenNet(), (6, 6, 1)),
+def noisy(params, state, x, *, train, key):
+    x = x.reshape(x.shape[0], -1)
+    if train:
+        x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0)
+        state = {"mean": 0.9 * state["mean"] + x.mean(axis=0)}
+    return (x - state["mean"][None]) @ params["w"] + params["b"][0][None], state
+
+
+MODELS = {
+    "nnx": lambda: from_nnx(ConvNet),
+    "linen": lambda: from_linen(LinenNet(), images()),
+    "function": lambda: from_function(noisy, init=start, state=STATE),
 }
+STATE = {"mean": jnp.zeros(36)}
+STATEFUL = pytest.mark.parametrize("door", MODELS)
 
 
-@pytest.mark.parametrize(("sizes", "parameters"), [((784, 1200, 1200, 10), 2_395_210), ((784, 20, 20, 10), 16_330)])
-def test_the_references_networks_have_their_sizes(sizes: tuple[int, ...], parameters: int) -> None:
-    params, state = mlp(sizes).init(KEY)
-    assert count_parameters(params) == parameters
-    assert not jax.tree.leaves(state)
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_layers_start_as_pytorch_starts_them() -> None:
-    params, _ = mlp([400, 900, 10]).init(KEY)
-    for layer, bound in ((params["hidden"][0], 400**-0.5), (params["output"], 900**-0.5)):
-        for values in layer.values():
-            assert np.abs(values).max() <= bound
-            assert np.abs(values).max() > 0.8 * bound
-        flat = np.asarray(layer["kernel"]).ravel()
-        assert abs(flat.mean()) < 5 * bound / np.sqrt(3 * flat.size)
-        assert np.std(flat) == pytest.approx(bound / np.sqrt(3), rel=0.02)
+def differ(one, other):
+    return any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
 
 
-def test_an_mlp_is_matrix_products_and_relus() -> None:
-    network = mlp([36, 8, 5, 3])
-    params, state = network.init(KEY)
-    x = images()
-    output, _ = network.apply(params, state, x, train=True, key=KEY)
-    expected = np.asarray(x, np.float64).reshape(4, 36)
-    for i in (0, 1):
-        layer = params["hidden"][i]
-        expected = np.maximum(expected @ np.float64(layer["kernel"]) + np.float64(layer["bias"]), 0)
-        np.testing.assert_allclose(output.features[i], expected, rtol=1e-5, atol=1e-6)
-    expected = expected @ np.float64(params["output"]["kernel"]) + np.float64(params["output"]["bias"])
-    np.testing.assert_allclose(output.logits, expected, rtol=1e-5, atol=1e-6)
+@STATEFUL
+def test_variables_are_split_and_merged_without_loss(door):
+    network = MODELS[door]().network
+    variables = network.init(KEY)
+    params, state = network.split(variables)
+    assert count_parameters(params) == count_parameters(Model(network, variables)) > 0
+    assert jax.tree.leaves(state)
+    same(network.merge(params, state), variables)
+    same(network.init(KEY), variables)
+    assert differ(network.init(jax.random.key(1)), variables)
 
 
-def test_dropout_drops_half_and_doubles_the_rest_in_training_alone() -> None:
-    plain, dropped = mlp([36, 4000, 3]), mlp([36, 4000, 3], dropout=0.5)
-    params, state = plain.init(KEY)
-    full = plain.apply(params, state, images(), train=True, key=KEY)[0].features[0]
-    evaluated = dropped.apply(params, state, images(), train=False, key=KEY)[0].features[0]
-    trained = dropped.apply(params, state, images(), train=True, key=KEY)[0].features[0]
-    np.testing.assert_array_equal(evaluated, full)
-    kept = trained != 0
-    np.testing.assert_allclose(trained[kept], 2 * full[kept], rtol=1e-6)
-    assert np.mean(kept[full > 0]) == pytest.approx(0.5, abs=0.03)
+@STATEFUL
+def test_networks_made_alike_are_equal_and_compile_once(door):
+    networks = [MODELS[door]().network for _ in range(3)]
+    traces = []
+
+    @partial(jax.jit, static_argnums=0)
+    def logits(network, key):
+        traces.append(key)
+        return network.apply(network.init(key), images())[0].logits
+
+    found = [logits(network, KEY) for network in networks]
+    assert len(traces) == 1
+    assert networks[0] == networks[1]
+    assert hash(networks[0]) == hash(networks[2])
+    same(found[0], found[2])
 
 
-@pytest.mark.parametrize(("rate", "width"), [(0.5, 1), (0.25, 2), (0.8125, 4), (0.2, 32), (1e-3, 32), (0.9999, 32)])
-def test_dropout_has_its_rate_in_every_unit_and_units_are_independent(rate: float, width: int) -> None:
-    """Means over keys, of units and of products of two of them, within what a binomial count allows."""
-    units, keys = 70, 4000
-    network = mlp([1, units, 2], dropout=rate)
-    params = {
-        "hidden": {0: {"kernel": jnp.zeros((1, units)), "bias": jnp.ones(units)}},
-        "output": {"kernel": jnp.zeros((units, 2)), "bias": jnp.zeros(2)},
-    }
-    image = jnp.zeros((1, 1, 1, 1))
-    hidden = jax.jit(jax.vmap(lambda key: network.apply(params, {}, image, train=True, key=key)[0].features[0][0]))
-    found = np.asarray(hidden(jax.random.split(KEY, keys)))
-    np.testing.assert_allclose(found[found != 0], 1 / (1 - rate), rtol=1e-6)
-    dropped = np.float64(found == 0)
-    for observed, expected, count in (
-        (dropped.mean(), rate, dropped.size),
-        (dropped.mean(0), rate, keys),
-        ((dropped.T @ dropped / keys)[np.triu_indices(units, 1)], rate**2, keys),
-    ):
-        assert np.max(np.abs(observed - expected)) < 6 * (expected * (1 - expected) / count) ** 0.5 + 3 / count
+@STATEFUL
+def test_the_random_numbers_are_those_of_the_key_and_none_in_evaluation(door):
+    network = MODELS[door]().network
+    variables = network.init(KEY)
 
+    def logits(seed, train):
+        return np.asarray(network.apply(variables, images(), train=train, key=jax.random.key(seed))[0].logits)
 
-def test_random_numbers_are_the_bits_of_words_and_each_is_used_once() -> None:
-    words = [int(word) for word in jax.random.bits(KEY, (3,), jnp.uint32)]
-    for width in (1, 2, 4, 8, 16, 32):
-        in_words = sorted(word >> start & (2**width - 1) for word in words for start in range(0, 32, width))
-        found = models._random_numbers(KEY, 3 * (32 // width), width)
-        assert sorted(found.tolist()) == in_words
-        assert models._random_numbers(KEY, 2 * (32 // width) + 1, width).shape == (2 * (32 // width) + 1,)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_dropout_depends_on_the_key_alone(name: str) -> None:
-    network = NETWORKS[name]()
-    params, state = network.init(KEY)
-
-    def logits(seed: int, train: bool) -> np.ndarray:
-        output, _ = network.apply(params, state, images(), train=train, key=jax.random.key(seed))
-        return np.asarray(output.logits)
-
-    np.testing.assert_array_equal(logits(1, True), logits(1, True))
+    same(logits(1, True), logits(1, True))
     assert (logits(1, True) != logits(2, True)).any()
-    np.testing.assert_array_equal(logits(1, False), logits(2, False))
+    same(logits(1, False), logits(2, False))
+    same(network.apply(variables, images())[0].logits, logits(1, False))
 
 
-@pytest.mark.parametrize("name", ["nnx", "linen"])
-def test_batch_statistics_are_carried_in_training_alone(name: str) -> None:
-    network = NETWORKS[name]()
-    params, state = network.init(KEY)
-    _, trained = network.apply(params, state, images(), train=True, key=KEY)
-    _, evaluated = network.apply(params, state, images(), train=False, key=KEY)
-    assert jax.tree.structure(trained) == jax.tree.structure(state) == jax.tree.structure(evaluated)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(state), strict=True))
-    jax.tree.map(np.testing.assert_array_equal, evaluated, state)
+@STATEFUL
+def test_the_state_moves_in_training_alone(door):
+    network = MODELS[door]().network
+    variables = network.init(KEY)
+    state = network.split(variables)[1]
+    _, trained = network.apply(variables, images(), train=True, key=KEY)
+    _, evaluated = network.apply(variables, images(), key=KEY)
+    assert jax.tree.structure(trained) == jax.tree.structure(state)
+    assert differ(trained, state)
+    same(evaluated, state)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks_are_pure_functions_that_vmap_over_seeds(name: str) -> None:
-    network = NETWORKS[name]()
-    keys = jax.random.split(KEY, 3)
+@STATEFUL
+def test_networks_are_pure_functions_that_scan_and_vmap_over_seeds(door):
+    network = MODELS[door]().network
 
-    def logits(key: jax.Array) -> jax.Array:
-        params, state = network.init(key)
-        return network.apply(params, state, images(), train=True, key=key)[0].logits
+    def train(key):
+        params, state = network.split(network.init(key))
 
-    together = jax.jit(jax.vmap(logits))(keys)
-    for i in range(3):
-        np.testing.assert_allclose(together[i], logits(keys[i]), rtol=1e-5, atol=1e-6)
+        def step(carry, key):
+            def loss(params):
+                output, state = network.apply(network.merge(params, carry[1]), images(), train=True, key=key)
+                return jnp.square(output.logits).mean(), state
+
+            (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(carry[0])
+            return (jax.tree.map(lambda p, g: p - 0.1 * g, carry[0], gradient), state), value
+
+        return jax.lax.scan(step, (params, state), jax.random.split(key, 3))
+
+    keys = jax.random.split(KEY, 2)
+    together = jax.jit(jax.vmap(train))(keys)
+    for seed in range(2):
+        jax.tree.map(
+            lambda one, other, seed=seed: np.testing.assert_allclose(one[seed], other, rtol=1e-4, atol=1e-5),
+            together,
+            jax.jit(train)(keys[seed]),
+        )
 
 
-def test_a_plain_function_is_a_network() -> None:
-    network = linear()
-    params, state = network.init(KEY)
-    output, carried = network.apply(params, state, images(), train=True, key=KEY)
-    assert isinstance(output, Output)
-    assert output.logits.shape == (4, 3)
-    assert carried == state == {}
+@STATEFUL
+def test_a_model_gives_the_logits_of_evaluation(door):
+    model = MODELS[door]()
+    with pytest.raises(ConfigError, match="has no variables yet"):
+        model(images())
+    made = model.init(3)
+    assert made.network is model.network
+    assert model.variables is None
+    expected = model.network.apply(model.network.init(jax.random.key(3)), images())[0].logits
+    np.testing.assert_allclose(made(images()), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(made(np.asarray(images())), expected, rtol=1e-5, atol=1e-6)
+    assert differ(made(images(), train=True, key=KEY), made(images()))
+    assert f"{count_parameters(made)} parameters" in repr(made)
 
 
-def test_a_module_may_name_its_features() -> None:
-    module = MLP([36, 8, 3], rngs=nnx.Rngs(0))
-    assert [feature.shape for feature in module(images()).features] == [(4, 8)]
+@STATEFUL
+def test_threads_do_not_meet(door):
+    model = MODELS[door]().init(KEY)
+    found = [None] * 8
+
+    def work(place):
+        network = MODELS[door]().network
+        found[place] = network.apply(model.variables, images(), train=place % 2 == 1, key=KEY)[0].logits
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for place in range(8):
+        same(found[place], found[place % 2])
+
+
+@STATEFUL
+def test_networks_differ_in_what_they_are_made_of(door):
+    others = {
+        "nnx": from_nnx(lambda rngs: MLP([36, 3], rngs=rngs)),
+        "linen": from_linen(LinenNet(), images(), mutable=()),
+        "function": from_function(noisy, init=start, state={"mean": jnp.ones(36)}),
+    }
+    assert others[door].network != MODELS[door]().network
+    assert MODELS[door]().network != "a network"
+
+
+def test_an_output_is_a_pytree_with_and_without_features():
+    assert jax.tree.map(jnp.shape, Output(jnp.zeros((2, 3)))) == Output((2, 3), {})
+    together = jax.vmap(lambda x: Output(x, {"a": 2 * x}))(jnp.ones((2, 3)))
+    assert together.features["a"].shape == (2, 3)
+
+
+def test_parameters_are_counted():
+    assert count_parameters({"a": np.zeros((2, 3)), "b": [jax.ShapeDtypeStruct((4,), jnp.float32), 1.0]}) == 11
+    with pytest.raises(ConfigError, match=r"model\.init"):
+        count_parameters(mlp([3, 2]))

@@ -1,0 +1,54 @@
+"""Whatever a user calls a model, as a `Model`."""
+
+from typing import Any
+
+import jax
+from flax import linen, nnx
+
+from kd_jax.errors import ConfigError
+from kd_jax.models.network import Model, Network, PyTree
+from kd_jax.models.nnx import from_nnx
+
+
+def as_model(model: Any) -> Model:
+    """`model` as a `Model`: one itself, a `Network`, an NNX module, or a class or function `rngs -> nnx.Module`.
+
+    Raises `ConfigError` for anything else, which needs one of the other doors.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, Network):
+        return Model(model)
+    if isinstance(model, nnx.Module) or (isinstance(model, type) and issubclass(model, nnx.Module)):
+        return from_nnx(model)
+    if isinstance(model, linen.Module) or (isinstance(model, type) and issubclass(model, linen.Module)):
+        name = type(model).__name__ if isinstance(model, linen.Module) else f"{model.__name__}(…)"
+        raise ConfigError(
+            f"{name} is a Linen module, which has no parameters of its own: give kd.from_linen(module, inputs) with "
+            "inputs as it is called with, or kd.from_linen(module, variables=variables)"
+        )
+    if hasattr(model, "state_dict") and hasattr(model, "forward"):
+        raise ConfigError(
+            f"{type(model).__name__} is a PyTorch module: give kd.from_torch(module), which can teach, but not learn"
+        )
+    if callable(model):
+        return from_nnx(model)
+    raise ConfigError(
+        f"a {type(model).__name__} is no model: give an nnx.Module, kd.from_linen(module, inputs) or "
+        "kd.from_function(apply, params)"
+    )
+
+
+def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+    """Paths of all features of a model, with their shapes for these inputs; nothing is computed.
+
+    model: whatever `as_model` takes. inputs: arrays, or `jax.ShapeDtypeStruct`s.
+
+    An output of several arrays has a path for each, `rnn.0`. A submodule that is called several times has its last
+    output; one that is not called has none. Raises `ConfigError`.
+    """
+    model = as_model(model)
+    variables = model.variables
+    if variables is None:
+        variables = jax.eval_shape(model.network.init, jax.random.key(0))
+    return model.network.feature_shapes(variables, inputs)

@@ -1,0 +1,267 @@
+"""The door of Flax NNX: a module that lives, or what constructs one, as a `Model`; and back."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from kd_jax.errors import ConfigError
+from kd_jax.models import recording
+from kd_jax.models.calling import REMEDY, arguments, as_output, check_call, mode, named_parameters
+from kd_jax.models.network import Model, Network, Output, Params, PyTree, State, Variables
+
+# What the key of a step is folded with for streams that are given at the call; those of the module count from 0.
+_AT_CALL = 0x7FFFFFFF
+
+
+def from_nnx(
+    module: nnx.Module | Callable[..., nnx.Module], *, call: Callable[[nnx.Module, PyTree, bool], Any] | None = None
+) -> Model:
+    """A `Model` of an NNX module, or of a class or function `rngs -> module`.
+
+    A module that lives gives its own values, and is never changed. A constructor is called with `nnx.Rngs` of the
+    training's key. Of a module's variables `nnx.Param`s are trained, random streams are seeded from `apply`'s key at
+    every call, and all others are carried, but what is sown (`nnx.Intermediate`).
+
+    call: `call(module, inputs, train)` where the module is not called as `module(inputs)`, with `train=`,
+        `training=`, `deterministic=`, `use_running_average=` and `rngs=` by name where its signature has them.
+
+    Raises `ConfigError`.
+    """
+    if isinstance(module, nnx.Module):
+        graph, values, streams = _split(_copy(module))
+        network = NNXNetwork(graph, _shapes(values), _shapes(streams), call)
+        return Model(network, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), values))
+    if not callable(module):
+        raise ConfigError(
+            f"a {type(module).__name__} is no NNX module: give an nnx.Module, or a function rngs -> nnx.Module"
+        )
+    abstract = nnx.eval_shape(lambda: _constructed(module, nnx.Rngs(0)))
+    return Model(NNXNetwork(*_split(abstract), call, module))
+
+
+def to_module(model: Model) -> nnx.Module:
+    """A new NNX module with a model's variables, in evaluation mode. Raises `ConfigError` for another model."""
+    network = model.network
+    if not isinstance(network, NNXNetwork):
+        raise ConfigError(
+            f"a {type(network).__name__} is no NNX module: only a model of kd.from_nnx goes back to one, "
+            "and others have model.variables"
+        )
+    if model.variables is None:
+        raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")
+    module = network.module(model.variables, jax.random.key(0))
+    nnx.Module.eval(module)
+    return module
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NNXNetwork(Network):
+    """A `Network` of an NNX module, split once into its graph and its arrays. Its variables: `params` and `state`.
+
+    shapes, streams: the shapes of the variables and of the random streams.
+    constructor: None where the module lives.
+    """
+
+    graph: Any
+    shapes: PyTree
+    streams: PyTree
+    call: Callable[..., Any] | None = None
+    constructor: Callable[..., nnx.Module] | None = None
+
+    def init(self, key: Any) -> Variables:
+        """What the constructor gives. Raises `ConfigError` where there is none."""
+        if self.constructor is None:
+            raise ConfigError(
+                "this network was made from a module that lives, which has values of its own and no way to fresh ones: "
+                "give a function, kd.from_nnx(lambda rngs: …)"
+            )
+        return _split(_constructed(self.constructor, nnx.Rngs(key)))[1]
+
+    def apply(
+        self,
+        variables: Variables,
+        inputs: PyTree,
+        *,
+        train: bool = False,
+        key: Any = None,
+        features: tuple[str, ...] = (),
+    ) -> tuple[Output, State]:
+        """As of every `Network`. Raises `ConfigError` where training has random streams and no key."""
+        module = self.module(variables, key, train=train)
+        recorded = recording.start(module, features)
+        output = as_output(self._called(module, inputs, train, key), type(module).__name__)
+        output = recording.finish(module, recorded, output)
+        if not train:
+            return output, variables["state"]
+        return output, _same_structure(_split(module)[1]["state"], variables["state"])
+
+    def split(self, variables: Variables) -> tuple[Params, State]:
+        """`params` and `state` of the variables."""
+        if not (isinstance(variables, Mapping) and set(variables) == {"params", "state"}):
+            raise ConfigError("variables of an NNX model are a dict with params and state: take those of kd.from_nnx")
+        return variables["params"], variables["state"]
+
+    def merge(self, params: Params, state: State) -> Variables:
+        """A dict with `params` and `state`."""
+        return {"params": params, "state": state}
+
+    def feature_shapes(self, variables: Variables, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+        """Outputs of all submodules that are called, and whatever the module itself returns by name."""
+
+        def all_features(values: Variables, given: PyTree) -> Mapping[str, Any]:
+            module = self.module(values, jax.random.key(0))
+            recorded = recording.start_all(module)
+            output = as_output(self._called(module, given, False, None), type(module).__name__)
+            return {**output.features, **recording.outputs(recorded)}
+
+        return dict(jax.eval_shape(all_features, variables, inputs))
+
+    def module(self, variables: Variables, key: Any, *, train: bool = False) -> nnx.Module:
+        """The module with these variables, its random streams seeded from `key`."""
+        if key is None and train and jax.tree.leaves(self.streams):
+            raise ConfigError("training draws random numbers: give apply(…, train=True, key=jax.random.key(…))")
+        params, state = self.split(variables)
+        streams = _seeded(self.streams, jax.random.key(0) if key is None else key)
+        return nnx.merge(self.graph, params, streams, state)
+
+    def _called(self, module: nnx.Module, inputs: PyTree, train: bool, key: Any) -> Any:
+        for part in _modules(module).values():
+            # An empty one makes of `sow` and `perturb` what they are outside of `nnx.capture`: nothing.
+            setattr(part, "__captures__", ())  # noqa: B010
+        nnx.Module.train(module) if train else nnx.Module.eval(module)
+        if self.call is not None:
+            return self.call(module, inputs, train)
+        if not recording.is_callable(module):
+            raise ConfigError(f"{type(module).__name__} has no __call__: {REMEDY}")
+        known = named_parameters(type(module).__call__)
+        args, kwargs = arguments(inputs)
+        kwargs |= mode(known, train=train)
+        if "rngs" in known and "rngs" not in kwargs:
+            needed = known["rngs"].default is inspect.Parameter.empty
+            if train and key is None:
+                raise ConfigError("training draws random numbers: give apply(…, train=True, key=jax.random.key(…))")
+            if train or needed:
+                key = jax.random.fold_in(jax.random.key(0) if key is None else key, _AT_CALL)
+                kwargs["rngs"] = nnx.Rngs(jax.random.fold_in(key, 0), dropout=jax.random.fold_in(key, 1))
+        check_call(type(module).__call__, (module, *args), kwargs, type(module).__name__)
+        return module(*args, **kwargs)
+
+    @cached_property
+    def _value(self) -> tuple[Any, ...]:
+        leaves, structure = jax.tree.flatten((self.shapes, self.streams))
+        return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), self.call
+
+    @cached_property
+    def _hash(self) -> int:
+        try:
+            return hash((self.graph, self._value))
+        except TypeError:
+            # A static attribute that has no hash, a list.
+            return hash(self._value)
+
+    @cached_property
+    def _start(self) -> bytes:
+        """Tells constructors apart that make one graph with different values: the program that makes them."""
+        program = jax.make_jaxpr(self.init)(jax.random.key(0))
+        digest = hashlib.sha256(str(program.jaxpr).encode())
+        for constant in program.consts:
+            is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+            digest.update(jax.device_get(jax.random.key_data(constant) if is_key else constant).tobytes())
+        return digest.digest()
+
+    def __hash__(self) -> int:
+        """As of all that is compared."""
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        """Whether graph, shapes, call and the program of the constructor are equal by value."""
+        if self is other:
+            return True
+        if not isinstance(other, NNXNetwork) or hash(self) != hash(other):
+            return False
+        if self._value != other._value or not _equal_graphs(self.graph, other.graph):
+            return False
+        if self.constructor is None or other.constructor is None:
+            return self.constructor is other.constructor
+        return self.constructor is other.constructor or self._start == other._start
+
+
+def _constructed(constructor: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+    name = getattr(constructor, "__name__", type(constructor).__name__)
+    known = named_parameters(constructor)
+    args, kwargs = ((), {"rngs": rngs}) if "rngs" in known else ((rngs,), {})
+    try:
+        inspect.signature(constructor).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} cannot be called with nnx.Rngs alone ({error}): give a function, "
+            f"kd.from_nnx(lambda rngs: {name}(…, rngs=rngs))"
+        ) from None
+    except ValueError:
+        pass
+    module = constructor(*args, **kwargs)
+    if not isinstance(module, nnx.Module):
+        raise ConfigError(
+            f"{name} gives a {type(module).__name__} and no nnx.Module: give a function rngs -> nnx.Module, or use "
+            "kd.from_linen or kd.from_function"
+        )
+    return module
+
+
+def _copy(module: nnx.Module) -> nnx.Module:
+    """A module of the same arrays that may be changed, without what was sown."""
+    graph, state = nnx.split(module)
+    copy = nnx.merge(graph, state)
+    nnx.pop(copy, nnx.Intermediate)
+    return copy
+
+
+def _split(module: nnx.Module) -> tuple[Any, Variables, PyTree]:
+    """The graph in evaluation mode, the variables, and the random streams."""
+    nnx.Module.eval(module)
+    graph, params, streams, _, state = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    values = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
+    return graph, values, nnx.to_pure_dict(streams)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), tree)
+
+
+def _modules(module: nnx.Module) -> dict[tuple[Any, ...], nnx.Module]:
+    return dict(nnx.iter_modules(module))
+
+
+def _same_structure(found: State, wanted: State) -> State:
+    """What of `found` has its place in `wanted`: a module that leaves an array behind at its call does not carry it."""
+    if not isinstance(wanted, Mapping):
+        return found
+    return {name: _same_structure(found[name], value) for name, value in wanted.items()}
+
+
+def _seeded(streams: PyTree, key: Any) -> PyTree:
+    """Fresh random streams: each key leaf folded from `key` by its position, each counter at 0."""
+    leaves, structure = jax.tree.flatten(streams)
+
+    def fresh(position: int, leaf: jax.ShapeDtypeStruct) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.split(jax.random.fold_in(key, position), leaf.shape)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.unflatten(structure, [fresh(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+def _equal_graphs(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except ValueError:
+        # An array as a static attribute: its comparison is no truth value.
+        return False
