@@ -1,5 +1,6 @@
 """Optimisers as optax's gradient transformations."""
 
+from collections.abc import Callable
 from math import log1p
 from typing import Any
 
@@ -9,10 +10,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 PyTree = Any
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def adam(
-    learning_rate: float | Float[Array, ""], b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    learning_rate: float | Float[Array, ""] | Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
     """Adam: algorithm 1 of Kingma and Ba (2015), https://arxiv.org/abs/1412.6980.
 
@@ -23,7 +25,7 @@ def adam(
     1e-5 at t = 500, which makes all of those steps too short or too long by up to 1e-5. Here both corrections are right
     to 4e-7, at the same speed.
 
-    b1, b2: how much of the moments is kept in a step. eps: keeps the step finite where the gradient has been 0.
+    learning_rate: a number, or a schedule of the steps done, as optax has them. b1, b2: how much of the moments is kept in a step. eps: keeps the step finite where the gradient has been 0.
     Raises `ValueError` unless 0 < b1 < 1 and 0 < b2 < 1.
     """
     for name, decay in (("b1", b1), ("b2", b2)):
@@ -40,10 +42,11 @@ def adam(
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
+        scheduled = learning_rate(state.count) if callable(learning_rate) else learning_rate
         correction1, correction2 = _one_minus_power(b1, count), _one_minus_power(b2, count)
 
         def step(m: Array, v: Array) -> Array:
-            rate, c1, c2 = (jnp.asarray(x, m.dtype) for x in (learning_rate, correction1, correction2))
+            rate, c1, c2 = (jnp.asarray(x, m.dtype) for x in (scheduled, correction1, correction2))
             return -rate * ((m / c1) / (jnp.sqrt(v / c2) + eps))
 
         return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(count, mu, nu)

@@ -101,7 +101,7 @@ def scan_steps(
     """One step for each row of `order`, as one loop; the metrics have a leading axis of steps."""
     data = jax.tree.map(jnp.asarray, data)
 
-    def look_up(rows: Int[Array, " batch"]) -> tuple[Batch, Teacher | None]:
+    def look_up(rows: Int[Array, " batch"], step: Int[Array, ""]) -> tuple[Batch, Teacher | None]:
         return take(data, rows), teacher and teacher.take(rows)
 
     return loop(train_state, key, look_up, order, method, training=training)
@@ -110,7 +110,7 @@ def scan_steps(
 def loop(
     train_state: TrainState, key: Key[Array, ""], look_up: Any, order: Any, method: Method, *, training: Training
 ) -> tuple[TrainState, Metrics]:
-    """A step for each of the leading axis of `order`. look_up: gives a step's batch and its teacher."""
+    """A step for each of the leading axis of `order`. look_up: `(rows, steps done) -> (batch, teacher)` of a step."""
     params, _ = training.network.split(train_state.variables)
     small = count_parameters(params) < SMALL
     transposed = None
@@ -120,7 +120,7 @@ def loop(
     own = training if transposed is None else training._replace(network=transposed)
 
     def one(state: TrainState, rows: Any) -> tuple[TrainState, Metrics]:
-        batch, teacher = look_up(rows)
+        batch, teacher = look_up(rows, state.step)
         return step(state, batch, teacher, key, method, training=own)
 
     def turned(state: TrainState, variables: PyTree) -> TrainState:

@@ -1,0 +1,163 @@
+"""How the experiments train on images: bytes and shifts, with a rate and a method that may be a grid."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from kd_jax.data import shifts
+from kd_jax.data.batch import Batch
+from kd_jax.losses import cross_entropy
+from kd_jax.methods import Method
+from kd_jax.models import Network, Output
+from kd_jax.optimizers import adam
+from kd_jax.teacher import CachedTeacher
+from kd_jax.train import fit
+from kd_jax.train import step as core
+from kd_jax.train.measures import accuracy
+from kd_jax.train.step import Training, TrainState
+
+PyTree = Any
+
+
+class Images(NamedTuple):
+    """What is trained on, all of it on the device.
+
+    images: bytes, scaled to [0, 1] inside the step. labels: in [0, classes).
+    logits: the teacher's, looked up by the same index as the image; None without a teacher. Where the images are
+        shifted, `[views, examples, classes]`, in the order of `shifts.all_views`, and the images are padded.
+    """
+
+    images: UInt8[Array, "examples height width channels"]
+    labels: Int[Array, " examples"]
+    logits: Float[Array, "..."] | None = None
+
+
+class Settings(NamedTuple):
+    """The numbers of a training, as arrays: a grid of them is a `vmap`, without compiling again.
+
+    learning_rate: of the optimiser. method: its numbers are leaves.
+    """
+
+    learning_rate: float | Float[Array, "..."]
+    method: Method
+
+
+class Setup(NamedTuple):
+    """What is compiled into a training.
+
+    optimizer: `optimizer(learning_rate) -> optax.GradientTransformation`; it is given a number or a schedule.
+    dtype: of the scaled images, and so of what is computed with parameters of the same type.
+    schedule: `schedule(steps done) -> factor` of the learning rate; None for a constant one.
+    shift: images are moved by up to so many pixels, anew in every step, and the teacher's logits are of that view.
+    shift_share: the probability, above 0, that an image's view is drawn in a step, all views being equally likely, its
+        own place included; the others stay where they are.
+    """
+
+    network: Network
+    optimizer: Callable[..., optax.GradientTransformation] = adam
+    batch_size: int = 32
+    dtype: Any = jnp.float32
+    schedule: Callable[[Float[Array, ""]], Float[Array, ""]] | None = None
+    shift: int = 0
+    shift_share: float = 1.0
+
+
+class Metrics(NamedTuple):
+    """Of the batches of some steps, in training mode, before each update: means over the steps, or one for each.
+
+    loss: the minimised loss. cross_entropy: the hard loss alone, in nats. accuracy: fraction of right answers.
+    """
+
+    loss: Float[Array, "*steps"]
+    cross_entropy: Float[Array, "*steps"]
+    accuracy: Float[Array, "*steps"]
+
+
+def scale(images: UInt8[Array, "*shape"], dtype: Any = jnp.float32) -> Float[Array, "*shape"]:
+    """Bytes as numbers in [0, 1]. Raises `ValueError` for what are no bytes, which may be scaled already."""
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images are of type {images.dtype}: give bytes (uint8), which are divided by 255 here")
+    return images.astype(dtype) / 255
+
+
+def prepare(key: Key[Array, ""], images: UInt8[Array, "*shape"], train: bool) -> Float[Array, "*shape"]:
+    """`scale`, as `kd.predict` and `kd.distill` take it."""
+    return scale(images)
+
+
+def padded(images: Images, shift: int) -> Images:
+    """The images as a training with such a shift takes them."""
+    return images._replace(images=shifts.pad(images.images, shift)) if shift else images
+
+
+def init(key: Key[Array, ""], settings: Settings, data: Images, *, setup: Setup) -> TrainState:
+    """The state before the first step. The network's initial parameters depend on `key` alone, not on the method."""
+    batch, teacher = jax.eval_shape(
+        lambda data: _look_up(data, jnp.zeros(setup.batch_size, jnp.int32), jnp.int32(0), key, setup), data
+    )
+    return core.init(key, _training(settings, setup), settings.method, batch, teacher)
+
+
+def train_step(
+    state: TrainState, key: Key[Array, ""], data: Images, rows: Int[Array, " batch"], settings: Settings, *, setup: Setup
+) -> tuple[TrainState, Metrics]:
+    """One update by the mean loss of the images `rows`. `key` is the training's; the step derives its own from it."""
+    batch, teacher = _look_up(data, rows, state.step, key, setup)
+    state, metrics = core.step(state, batch, teacher, key, settings.method, training=_training(settings, setup))
+    return state, Metrics(*(metrics[name] for name in Metrics._fields))
+
+
+def scan_steps(
+    state: TrainState, key: Key[Array, ""], data: Images, order: Int[Array, "steps batch"], settings: Settings,
+    *, setup: Setup,
+) -> tuple[TrainState, Metrics]:  # fmt: skip
+    """One step for each row of `order`, as one compiled loop; the metrics have a leading axis of steps."""
+    state, metrics = fit.loop(
+        state, key, lambda rows, step: _look_up(data, rows, step, key, setup), order, settings.method,
+        training=_training(settings, setup),
+    )  # fmt: skip
+    return state, Metrics(*(metrics[name] for name in Metrics._fields))
+
+
+def _training(settings: Settings, setup: Setup) -> Training:
+    rate: Any = settings.learning_rate
+    if setup.schedule is not None:
+        factor, whole = setup.schedule, jnp.asarray(settings.learning_rate)
+
+        def rate(count: Int[Array, ""]) -> Float[Array, ""]:
+            return whole * jnp.asarray(factor(count.astype(jnp.float32)), whole.dtype)
+
+    return Training(setup.network, setup.optimizer(rate), measures=_MEASURES)
+
+
+def _look_up(
+    data: Images, rows: Int[Array, " batch"], step: Int[Array, ""], key: Key[Array, ""], setup: Setup
+) -> tuple[Batch, CachedTeacher | None]:
+    """The scaled images of a step, their labels, and what the teacher says of them."""
+    labels = data.labels[rows]
+    if not setup.shift:
+        logits = None if data.logits is None else data.logits[rows]
+        pixels = scale(data.images[rows], setup.dtype)
+    else:
+        view_key = jax.random.fold_in(jax.random.fold_in(key, _VIEW), step)
+        chosen = shifts.draw(view_key, len(rows), setup.shift)
+        if setup.shift_share < 1:
+            moves_key = jax.random.fold_in(jax.random.fold_in(key, _MOVES), step)
+            chosen = shifts.some(moves_key, chosen, setup.shift, setup.shift_share)
+        logits = None if data.logits is None else data.logits[chosen, rows]
+        pixels = scale(shifts.views(data.images, rows, chosen, shift=setup.shift), setup.dtype)
+    return Batch(pixels, labels), None if logits is None else CachedTeacher(Output(logits))
+
+
+def _cross_entropy(student: Output, batch: Batch, taught: tuple[Output, ...]) -> Float[Array, " batch"]:
+    return cross_entropy(student.logits, batch.labels)
+
+
+_MEASURES = (("cross_entropy", _cross_entropy), ("accuracy", accuracy))
+
+# What a key is folded with for the views of a step, and for who is moved; the other numbers are in `train.step`.
+_VIEW, _MOVES = 3, 4
