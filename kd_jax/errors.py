@@ -27,3 +27,11 @@ class RunError(RuntimeError):
 
 class NotFiniteError(RunError):
     """A number of a training that is not finite."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read."""
+
+
+class MismatchError(ValueError):
+    """A run that is not the one to be resumed: the sentence names the difference."""

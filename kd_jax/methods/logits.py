@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
-from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, weighted
+from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values
 from kd_jax.models import Output
 
 
@@ -71,10 +71,22 @@ class SoftLoss(Method):
         self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
     ) -> Terms:
         """Two terms, `hard` and `soft`, with their weights; without labels `soft` alone."""
-        soft = weighted(1 - self.alpha, self.soft(student, require_teacher(self, teacher), batch))
-        if batch.labels is None:
-            return {"soft": soft}
-        return {"hard": weighted(self.alpha, hard_loss(self, student, batch)), "soft": soft}
+        taught = require_teacher(self, teacher)
+        alpha = jnp.asarray(self.alpha, jnp.promote_types(student.logits.dtype, jnp.float32))
+        # What has the weight 0 must not matter, whatever it is: it is replaced by what certainly is finite. A `where`
+        # around the product would do, too, but for rounding, which also knows which of both comes first.
+        ours = jax.lax.stop_gradient(student.logits)
+        hard = {}
+        if batch.labels is not None:
+            labels, answers = jnp.asarray(batch.labels), jnp.argmax(ours, axis=-1)
+            if jnp.issubdtype(labels.dtype, jnp.floating):
+                instead = jax.nn.one_hot(answers, ours.shape[-1], dtype=labels.dtype)
+            else:
+                labels, instead = labels.astype(jnp.int32), answers.astype(jnp.int32)
+            known = batch._replace(labels=jnp.where(alpha == 0, instead, labels))
+            hard = {"hard": alpha * hard_loss(self, student, known)}
+        safe = taught._replace(logits=jnp.where(alpha == 1, ours.astype(taught.logits.dtype), taught.logits))
+        return {**hard, "soft": (1 - alpha) * self.soft(student, safe, batch)}
 
 
 @dataclass(frozen=True)
