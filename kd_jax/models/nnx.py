@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -230,7 +230,10 @@ class NNXNetwork(Network):
 def _constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
     name = getattr(constructor, "__name__", type(constructor).__name__)
     # The signature of a class of NNX says nothing: that of its metaclass hides it.
-    function, first = (constructor.__init__, (None,)) if isinstance(constructor, type) else (constructor, ())
+    function: Any = constructor
+    first: tuple[None, ...] = ()
+    if isinstance(constructor, type):
+        function, first = cast(Any, constructor).__init__, (None,)
     args, kwargs = ((), {"rngs": rngs}) if "rngs" in named_parameters(function) else ((rngs,), {})
     try:
         inspect.signature(function).bind(*first, *args, **kwargs)
