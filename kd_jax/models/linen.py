@@ -258,26 +258,33 @@ def _recorded(changed: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[st
     return found
 
 
-def _carried(changed: Mapping[str, Any], state: State) -> State:
+def _carried(changed: Mapping[str, Any], state: State, name: str = "the state") -> State:
     """The state after a step: what changed in place of what was, in the same structure.
 
     What is sown makes a tuple longer at each call: it stays as it was.
     """
     carried = dict(state)
-    for name, old in state.items():
-        if name not in changed:
-            continue
-        new = changed[name]
+    # At the top are collections, among them that of the features.
+    added = {} if name == "the state" else {key: value for key, value in changed.items() if key not in state}
+    kept = all(map(_is_sown, added.values()))
+    for key, old in state.items():
+        new = changed.get(key, old)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            carried[name] = _carried(new, old)
+            carried[key] = _carried(new, old, key)
         elif _structure(old) == _structure(new):
-            carried[name] = new
-        elif not (isinstance(old, tuple) and isinstance(new, tuple)):
-            raise ConfigError(
-                f"the module changes the structure of {name} as it is called, and what is carried must keep it: "
-                " leave its collection out of mutable=(…)"
-            )
+            carried[key] = new
+        else:
+            kept = kept and isinstance(old, tuple) and isinstance(new, tuple)
+    if not kept:
+        raise ConfigError(
+            f"the module changes the structure of {name} as it is called, and what is carried must keep it: leave its "
+            "collection out of mutable=(…)"
+        )
     return carried
+
+
+def _is_sown(value: Any) -> bool:
+    return all(map(_is_sown, value.values())) if isinstance(value, Mapping) else isinstance(value, tuple)
 
 
 def _structure(tree: PyTree) -> Any:

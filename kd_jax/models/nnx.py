@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from kd_jax.errors import ConfigError
 from kd_jax.models import recording
-from kd_jax.models.calling import REMEDY, arguments, as_output, check_call, mode, named_parameters
+from kd_jax.models.calling import REMEDY, arguments, as_output, check_call, mode, named_parameters, unknown_feature
 from kd_jax.models.network import Model, Network, Output, Params, PyTree, State, Variables
 
 # What the key of a step is folded with for streams that are given at the call; those of the module count from 0.
@@ -22,7 +22,7 @@ _AT_CALL = 0x7FFFFFFF
 
 
 def from_nnx(
-    module: nnx.Module | Callable[..., nnx.Module], *, call: Callable[[nnx.Module, PyTree, bool], Any] | None = None
+    module: nnx.Module | Callable[..., Any], *, call: Callable[[nnx.Module, PyTree, bool], Any] | None = None
 ) -> Model:
     """A `Model` of an NNX module, or of a class or function `rngs -> module`.
 
@@ -43,8 +43,16 @@ def from_nnx(
         raise ConfigError(
             f"a {type(module).__name__} is no NNX module: give an nnx.Module, or a function rngs -> nnx.Module"
         )
-    abstract = nnx.eval_shape(lambda: _constructed(module, nnx.Rngs(0)))
-    return Model(NNXNetwork(*_split(abstract), call, module))
+    # A graph is no array that a traced function could return.
+    graphs: list[Any] = []
+
+    def parts() -> tuple[Variables, PyTree]:
+        graph, values, streams = _split(_constructed(module, nnx.Rngs(0)))
+        graphs.append(graph)
+        return values, streams
+
+    shapes, streams = jax.eval_shape(parts)
+    return Model(NNXNetwork(graphs[0], shapes, streams, call, module))
 
 
 def to_module(model: Model) -> nnx.Module:
@@ -97,8 +105,13 @@ class NNXNetwork(Network):
         """As of every `Network`. Raises `ConfigError` where training has random streams and no key."""
         module = self.module(variables, key, train=train)
         recorded = recording.start(module, features)
-        output = as_output(self._called(module, inputs, train, key), type(module).__name__)
-        output = recording.finish(module, recorded, output)
+        try:
+            result = self._called(module, inputs, train, key)
+        except (TypeError, ValueError) as error:
+            if features and not isinstance(error, ConfigError):
+                self._check_features(variables, inputs, features)
+            raise
+        output = recording.finish(module, recorded, as_output(result, type(module).__name__))
         if not train:
             return output, variables["state"]
         return output, _same_structure(_split(module)[1]["state"], variables["state"])
@@ -116,13 +129,33 @@ class NNXNetwork(Network):
     def feature_shapes(self, variables: Variables, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
         """Outputs of all submodules that are called, and whatever the module itself returns by name."""
 
-        def all_features(values: Variables, given: PyTree) -> Mapping[str, Any]:
-            module = self.module(values, jax.random.key(0))
-            recorded = recording.start_all(module)
-            output = as_output(self._called(module, given, False, None), type(module).__name__)
-            return {**output.features, **recording.outputs(recorded)}
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, inputs))
+        names = tuple(recording.submodules(self.module(variables, None)))
 
-        return dict(jax.eval_shape(all_features, variables, inputs))
+        def recorded(paths: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+            def all_features(values: Variables, given: PyTree) -> Mapping[str, Any]:
+                module = self.module(values, None)
+                found = recording.record(module, paths)
+                output = as_output(self._called(module, given, False, None), type(module).__name__)
+                return {**output.features, **recording.outputs(found)}
+
+            try:
+                return dict(jax.eval_shape(all_features, *shapes))
+            except (TypeError, ValueError):
+                # Some, such as the cell of a recurrent layer, are called where nothing can be recorded.
+                if not paths:
+                    raise
+                half = len(paths) // 2
+                return {**recorded(paths[:half]), **recorded(paths[half:])} if half else {}
+
+        return {**recorded(()), **recorded(names)}
+
+    def _check_features(self, variables: Variables, inputs: PyTree, features: tuple[str, ...]) -> None:
+        """Raises `ConfigError` for a feature that cannot be recorded, and whatever the model itself raises."""
+        names = self.feature_shapes(variables, inputs)
+        for path in features:
+            if path not in names:
+                raise unknown_feature(path, names)
 
     def module(self, variables: Variables, key: Any, *, train: bool = False) -> nnx.Module:
         """The module with these variables, its random streams seeded from `key`."""
@@ -194,12 +227,16 @@ class NNXNetwork(Network):
         return self.constructor is other.constructor or self._start == other._start
 
 
-def _constructed(constructor: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+def _constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
     name = getattr(constructor, "__name__", type(constructor).__name__)
-    known = named_parameters(constructor)
-    args, kwargs = ((), {"rngs": rngs}) if "rngs" in known else ((rngs,), {})
+    # The signature of a class of NNX says nothing: that of its metaclass hides it.
+    function: Any = constructor
+    first: tuple[None, ...] = ()
+    if isinstance(constructor, type):
+        function, first = cast(Any, constructor).__init__, (None,)
+    args, kwargs = ((), {"rngs": rngs}) if "rngs" in named_parameters(function) else ((rngs,), {})
     try:
-        inspect.signature(constructor).bind(*args, **kwargs)
+        inspect.signature(function).bind(*first, *args, **kwargs)
     except TypeError as error:
         raise ConfigError(
             f"{name} cannot be called with nnx.Rngs alone ({error}): give a function, "
@@ -213,13 +250,18 @@ def _constructed(constructor: Callable[..., nnx.Module], rngs: nnx.Rngs) -> nnx.
             f"{name} gives a {type(module).__name__} and no nnx.Module: give a function rngs -> nnx.Module, or use "
             "kd.from_linen or kd.from_function"
         )
+    for part in _modules(module).values():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, jax.core.Tracer):
+                # A plain array of a module is data, but not for NNX while it is traced.
+                setattr(part, name, nnx.data(value))
     return module
 
 
 def _copy(module: nnx.Module) -> nnx.Module:
     """A module of the same arrays that may be changed, without what was sown."""
     graph, state = nnx.split(module)
-    copy = nnx.merge(graph, state)
+    copy: nnx.Module = nnx.merge(graph, state)
     nnx.pop(copy, nnx.Intermediate)
     return copy
 
@@ -227,7 +269,8 @@ def _copy(module: nnx.Module) -> nnx.Module:
 def _split(module: nnx.Module) -> tuple[Any, Variables, PyTree]:
     """The graph in evaluation mode, the variables, and the random streams."""
     nnx.Module.eval(module)
-    graph, params, streams, _, state = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    graph, *parts = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    params, streams, _, state = parts
     values = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
     return graph, values, nnx.to_pure_dict(streams)
 

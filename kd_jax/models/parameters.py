@@ -1,60 +1,144 @@
-"""The parameters that an experiment leaves (`parameters/*.safetensors`), read back."""
+"""Parameters and state of any model in a safetensors file, by their paths; and back."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
 from jaxtyping import Shaped
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import check_shape, listed, shown, tensors
-from kd_jax.models.network import Network, Params, State
+from kd_jax.models.calling import path_name
+from kd_jax.models.doors import as_model
+from kd_jax.models.network import Model, Network, Params, PyTree, State, Variables
+from kd_jax.models.nnx import to_module
 
 _LONGEST_NAME = 200
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
+tensor_name = path_name
 
-def load(path: str | Path, network: Network | None = None) -> tuple[Params, State]:
-    """Parameters and state of the network in the safetensors file `path`, as `Network.init` makes them.
+
+def save(model: Any, path: str | Path) -> None:
+    """Writes the parameters and the state of a model as the file `path`, which must end in `.safetensors`.
+
+    Arrays have their paths as names (`hidden.0.kernel`), and keep their type and shape. Raises `DataError`, also where
+    the file cannot be written, and `ConfigError` where the model has no variables.
+    """
+    model, path = _with_variables(model), Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise DataError(f"a model cannot be written to {path}: name a file that ends in .safetensors")
+    arrays = {name: _on_host(leaf, name) for name, leaf in _named(model.network.split(model.variables))}
+    try:
+        content = safetensors.numpy.save(arrays)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"the model has an array that no safetensors file holds ({error}): convert it") from None
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error}): name a file in a folder that exists, with "
+            f"{len(content)} bytes left"
+        ) from None
+
+
+def restore(model: Any, path: str | Path) -> Any:
+    """The model with the values of a file that `save` wrote.
+
+    A new `nnx.Module` for an NNX module or a constructor, and a `Model` for a `Model` or `Network`. What is given says
+    what must be there; its own values are not looked at. Raises `DataError` where
+    the file and the model do not fit each other.
+    """
+    given = as_model(model)
+    variables = _filled(tensors.read(path), given.network, _shapes(given.network, given.variables), path)
+    restored = Model(given.network, variables)
+    return restored if isinstance(model, Model | Network) else to_module(restored)
+
+
+def load(path: str | Path, network: Network | Model | None = None) -> tuple[Params, State]:
+    """Parameters and state of the network in the safetensors file `path`, as `Network.split` gives them.
 
     network: the one that they are for. Without it every array is taken for a parameter, and the nesting from the
         names (`hidden.0.kernel`): enough for an `MLP` and whatever else has no state, no lists but of NNX, and no
         dots in its names.
 
-    Raises `DataError`, also where the file and the network do not fit each other.
+    Raises `DataError`, also for values that are not finite, and where the file and the network do not fit each other.
     """
     arrays = tensors.read(path)
     for name, array in arrays.items():
         if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             raise DataError(f"{shown(name)} of {path} has NaN or infinite values: every value must be finite")
-    if network is not None:
-        return _fill(arrays, network, path)
-    return _nest(arrays, path), {}
+    if network is None:
+        return _nest(arrays, path), {}
+    model = as_model(network)
+    variables = _filled(arrays, model.network, _shapes(model.network, model.variables), path)
+    return model.network.split(variables)
 
 
-def tensor_name(path: tuple[Any, ...]) -> str:
-    """`hidden.0.kernel` for a leaf of the parameters or of the state."""
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+def _with_variables(model: Any) -> Model:
+    if isinstance(model, Network) or not isinstance(model, Model | nnx.Module):
+        raise ConfigError(
+            f"a {type(model).__name__} has no values to save: give an nnx.Module, or a kd.Model with its variables"
+        )
+    model = as_model(model)
+    if model.variables is None:
+        raise ConfigError("this model has no variables to save: make them with model.init(key), or train it")
+    return model
 
 
-def _fill(arrays: Arrays, network: Network, path: str | Path) -> tuple[Params, State]:
+def _named(parts: tuple[Params, State]) -> list[tuple[str, Any]]:
+    """Every array with its name. Raises `DataError` where two have one name."""
+    leaves = jax.tree.leaves_with_path(parts)
+    named = [(path_name(path[1:]) or "params", leaf) for path, leaf in leaves]
+    if len({name for name, _ in named}) < len(named):
+        twice = next(name for name, _ in named if [other for other, _ in named].count(name) > 1)
+        raise DataError(f"two arrays of the model have the name {twice}: rename one of its parts, without a dot")
+    return named
+
+
+def _on_host(leaf: Any, name: str) -> Shaped[np.ndarray, "..."]:
+    if jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
+        raise DataError(f"{name} is a random key, which no safetensors file holds: keep it as nnx.RngKey")
+    return np.array(jax.device_get(leaf), order="C")
+
+
+def _shapes(network: Network, variables: Variables) -> Variables:
+    if variables is None:
+        return jax.eval_shape(network.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), variables)
+
+
+def _filled(arrays: Arrays, network: Network, shapes: Variables, path: str | Path) -> Variables:
     """The arrays in the places that they have in the network."""
-    leaves, structure = jax.tree.flatten_with_path(jax.eval_shape(network.init, jax.random.key(0)))
-    names = [tensor_name(place[1:]) for place, _ in leaves]
-    if set(names) != set(arrays):
+    parts = network.split(shapes)
+    named = dict(_named(parts))
+    if set(named) != set(arrays):
+        missing, more = sorted(named.keys() - arrays.keys()), sorted(arrays.keys() - named.keys())
+        lacks = [f"lacks {listed(missing)}"] if missing else []
         raise DataError(
-            f"{path} has {listed(arrays) or 'nothing'}, and the network has {listed(names)}: "
+            f"{path} {' and '.join([*lacks, *([f'has {listed(more)} too many'] if more else [])])}: "
             "give the network that was trained"
         )
-    found = [_fitted(arrays[name], leaf, f"{name} of {path}") for name, (_, leaf) in zip(names, leaves, strict=True)]
-    return jax.tree.unflatten(structure, found)
+    found = [_fitted(arrays[name], leaf, f"{name} of {path}") for name, leaf in named.items()]
+    return network.merge(*jax.tree.unflatten(_structure(parts), found))
+
+
+def _structure(tree: PyTree) -> Any:
+    return jax.tree.structure(tree)
 
 
 def _fitted(array: Shaped[np.ndarray, "..."], leaf: jax.ShapeDtypeStruct, what: str) -> Shaped[jax.Array, "..."]:
-    # Scalars are written with an axis.
+    # Earlier files have scalars with an axis.
     array = array.reshape(()) if leaf.shape == () and array.shape == (1,) else array
     check_shape(array.shape, leaf.shape, what)
     if array.dtype != leaf.dtype:

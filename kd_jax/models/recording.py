@@ -35,9 +35,10 @@ def start(module: nnx.Module, features: Iterable[str]) -> dict[str, Recorded]:
     return wanted
 
 
-def start_all(module: nnx.Module) -> Recorded:
-    """Lets all submodules keep their outputs."""
-    return {path: _record(part) for path, part in submodules(module).items()}
+def record(module: nnx.Module, paths: Iterable[str]) -> Recorded:
+    """Lets the submodules at these paths of `submodules` keep their outputs."""
+    known = submodules(module)
+    return {path: _record(known[path]) for path in paths}
 
 
 def finish(module: nnx.Module, wanted: Mapping[str, Recorded], output: Output) -> Output:

@@ -14,8 +14,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax import DataError, mlp
-from kd_jax.models import torch_weights
+from kd_jax.errors import DataError
+from kd_jax.models import Model, mlp, torch_weights
 
 try:
     import torch
@@ -30,8 +30,11 @@ KEY = jax.random.key(0)
 
 
 def _logits(params, images):
-    network = mlp(torch_weights.layer_sizes(params))
-    return np.asarray(network.apply(params, {}, jnp.asarray(images), train=False, key=KEY)[0].logits)
+    return np.asarray(Model(mlp(torch_weights.layer_sizes(params)).network, {"params": params, "state": {}})(images))
+
+
+def _params(sizes, key=KEY, **named):
+    return mlp(sizes, **named).init(key).variables["params"]
 
 
 def _images(count=64):
@@ -39,7 +42,7 @@ def _images(count=64):
 
 
 def _student():
-    return torch_weights.to_state_dict(mlp(SIZES["Student"]).init(KEY)[0])
+    return torch_weights.to_state_dict(_params(SIZES["Student"]))
 
 
 @needs_torch
@@ -57,7 +60,7 @@ def test_a_pytorch_model_gives_the_same_logits_here(kind, suffix, tmp_path):
         save_file(source, path) if suffix == ".safetensors" else torch.save(source, path)
         source = path
     params = torch_weights.from_state_dict(source)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, mlp(SIZES[kind]).init(KEY)[0])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, _params(SIZES[kind]))
     with torch.no_grad():
         expected = model(torch.tensor(_images())).numpy()
     np.testing.assert_allclose(_logits(params, _images()), expected, rtol=0, atol=1e-5)
@@ -70,7 +73,7 @@ def test_a_model_from_here_gives_the_same_logits_in_pytorch(kind, tmp_path):
 
     from benchmarks import torch_reference
 
-    params, _ = mlp(SIZES[kind], dropout=0.5).init(KEY)
+    params = _params(SIZES[kind], dropout=0.5)
     torch_weights.save(params, tmp_path / "weights.safetensors", NAMES)
     model = getattr(torch_reference, kind)().eval()
     model.load_state_dict(load_file(tmp_path / "weights.safetensors"))
@@ -82,7 +85,7 @@ def test_a_model_from_here_gives_the_same_logits_in_pytorch(kind, tmp_path):
 @settings(deadline=None, max_examples=15)
 @given(sizes=st.lists(st.integers(1, 7), min_size=2, max_size=14), seed=st.integers(0, 99))
 def test_there_and_back_changes_no_bit(sizes, seed, tmp_path_factory):
-    params, _ = mlp(sizes).init(jax.random.key(seed))
+    params = _params(sizes, jax.random.key(seed))
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     torch_weights.save(params, path)
     for source in (torch_weights.to_state_dict(params), path, str(path)):
@@ -94,13 +97,13 @@ def test_there_and_back_changes_no_bit(sizes, seed, tmp_path_factory):
 
 @pytest.mark.parametrize("names", [("net.0", "net.2", "net.4"), ("zeta", "alpha", "beta"), ("a.in", "a.mid", "b")])
 def test_layers_of_a_mapping_are_in_its_order_whatever_their_names(names):
-    params, _ = mlp((5, 4, 4, 3)).init(KEY)
+    params = _params((5, 4, 4, 3))
     back = torch_weights.from_state_dict(torch_weights.to_state_dict(params, names))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 def test_a_file_of_layers_without_numbers_needs_their_names(tmp_path):
-    params, _ = mlp((5, 4, 4, 3)).init(KEY)
+    params = _params((5, 4, 4, 3))
     names, path = ["first", "between", "last"], tmp_path / "weights.safetensors"
     torch_weights.save(params, path, names)
     with pytest.raises(DataError, match="names="):
@@ -172,11 +175,11 @@ def test_names_that_do_not_fit(names, says):
 @pytest.mark.parametrize("names", [["fc1"], ["a", "a", "b"]])
 def test_as_many_names_as_layers_are_needed_to_write(names):
     with pytest.raises(DataError, match="cannot be given to 3 layers"):
-        torch_weights.to_state_dict(mlp((4, 3, 3, 2)).init(KEY)[0], names)
+        torch_weights.to_state_dict(_params((4, 3, 3, 2)), names)
 
 
 def test_files_that_are_not_there_or_cannot_be_written(tmp_path):
-    params = mlp((4, 2)).init(KEY)[0]
+    params = _params((4, 2))
     with pytest.raises(DataError, match="No such file"):
         torch_weights.from_state_dict(tmp_path / "none.safetensors")
     with pytest.raises(DataError, match=r"ends in \.safetensors, \.pt, \.pth"):

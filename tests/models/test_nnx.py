@@ -1,0 +1,436 @@
+"""Modules of Flax NNX as users write them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kd_jax.errors import ConfigError
+from kd_jax.models import Output, as_model, count_parameters, from_function, from_nnx, mlp, to_module
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (4, 6))
+
+
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def values(module):
+    return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
+
+
+class Normed(nnx.Module):
+    """Batch statistics and dropout, with modes of its own."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int = 5):
+        self.first = nnx.Linear(6, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(width, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(self.norm(self.first(x))))
+
+
+def dropped(model, **named):
+    """Whether training differs from evaluation and from another key, and the state."""
+    variables = model.init(KEY).variables if model.variables is None else model.variables
+
+    def logits(train, seed):
+        return np.asarray(
+            model.network.apply(variables, named.get("x", X), train=train, key=jax.random.key(seed))[0].logits
+        )
+
+    assert (logits(True, 1) != logits(True, 2)).any()
+    same(logits(True, 1), logits(True, 1))
+    same(logits(False, 1), logits(False, 2))
+    return logits(False, 1)
+
+
+def test_a_living_module_gives_its_values_and_is_not_changed():
+    module = Normed(nnx.Rngs(0))
+    module.norm.mean[...] = jnp.arange(5.0)
+    module.eval()
+    expected, before, graph = module(X), values(module), nnx.graphdef(module)
+    model = from_nnx(module)
+    np.testing.assert_allclose(model(X), expected, rtol=1e-6)
+    same(model.variables["state"]["norm"]["mean"], jnp.arange(5.0))
+    model.network.apply(model.variables, X, train=True, key=KEY)
+    jax.tree.map(lambda leaf: leaf.delete(), model.variables)  # as a donating program does
+    same(values(module), before)
+    assert nnx.graphdef(module) == graph
+
+
+def test_a_living_module_has_no_fresh_start():
+    model = from_nnx(Normed(nnx.Rngs(0)))
+    with pytest.raises(ConfigError, match=r"kd\.from_nnx\(lambda rngs"):
+        model.init(KEY)
+
+
+def test_networks_of_living_modules_of_one_class_are_equal_whatever_their_values_and_mode():
+    one, other = Normed(nnx.Rngs(0)), Normed(nnx.Rngs(1))
+    other.eval()
+    assert from_nnx(one).network == from_nnx(other).network
+    assert hash(from_nnx(one).network) == hash(from_nnx(other).network)
+    assert from_nnx(one).network != from_nnx(Normed(nnx.Rngs(0), width=4)).network
+
+
+def test_constructors_of_one_graph_that_start_differently_are_not_equal():
+    def scaled(factor):
+        def construct(rngs):
+            module = nnx.Linear(6, 3, rngs=rngs)
+            module.kernel[...] = factor * module.kernel[...]
+            return module
+
+        return from_nnx(construct)
+
+    assert scaled(2.0).network == scaled(2.0).network
+    assert scaled(2.0).network != scaled(3.0).network
+
+
+def test_the_way_back_is_a_new_module_in_evaluation_mode():
+    class Named(nnx.Module):
+        def __init__(self, rngs):
+            init = nnx.with_metadata(nnx.initializers.lecun_normal(), out_sharding=("data", None))
+            self.inner = nnx.Linear(6, 3, kernel_init=init, rngs=rngs)
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.inner(x))
+
+    with nnx.use_eager_sharding(False):
+        module = Named(nnx.Rngs(0))
+        fresh = to_module(from_nnx(Named).init(KEY))
+    model = from_nnx(module)
+    assert fresh.inner.kernel.get_metadata() == module.inner.kernel.get_metadata()
+    back = to_module(model)
+    assert type(back) is Named
+    assert back is not module
+    assert back.inner.kernel.get_metadata() == module.inner.kernel.get_metadata()
+    assert back.inner.kernel.get_metadata("out_sharding") == ("data", None)
+    same(values(back), values(module))
+    np.testing.assert_allclose(back(X), model(X), rtol=1e-6)
+    back.inner.bias[...] = jnp.ones(3)
+    same(values(to_module(model)), values(module))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (from_function(lambda params, x: x @ params, jnp.ones((6, 3))), r"FunctionNetwork is no NNX module"),
+        (mlp([6, 3]), "no variables yet"),
+    ],
+)
+def test_what_has_no_way_back_says_so(model, says):
+    with pytest.raises(ConfigError, match=says):
+        to_module(model)
+
+
+def test_shared_parameters_stay_shared():
+    class Tied(nnx.Module):
+        def __init__(self, rngs):
+            self.encoder = nnx.Linear(6, 6, rngs=rngs)
+            self.decoder = self.encoder
+
+        def __call__(self, x):
+            return self.decoder(self.encoder(x))
+
+    model = from_nnx(Tied).init(KEY)
+    assert count_parameters(model) == 42
+    back = to_module(model)
+    assert back.encoder is back.decoder
+    gradient = jax.grad(lambda p: model.network.apply({"params": p, "state": {}}, X)[0].logits.sum())
+    shared = model.variables["params"]["decoder"]  # the first of both names
+    kernel, bias = shared["kernel"], shared["bias"]
+    hidden = X @ kernel + bias[None]
+    expected = hidden.T @ jnp.ones((4, 6)) + X.T @ (jnp.ones((4, 6)) @ kernel.T)
+    found = gradient(model.variables["params"])
+    np.testing.assert_allclose(found["decoder"]["kernel"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_sown_is_not_carried_and_neither_is_what_a_call_leaves_behind():
+    class Sowing(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(6, 3, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.perturb("moved", self.inner(x))
+            self.sow(nnx.Intermediate, "hidden", x)
+            self.last = nnx.Intermediate(x)
+            return x
+
+    class Plain(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(6, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    sowing, plain = from_nnx(Sowing), from_nnx(Plain)
+    variables = sowing.init(KEY).variables
+    same(variables, plain.init(KEY).variables)
+    output, state = sowing.network.apply(variables, X, train=True, key=KEY)
+    same(output.logits, plain.network.apply(variables, X, train=True, key=KEY)[0].logits)
+    assert state == {}
+
+
+def test_a_module_that_has_sown_before_gives_no_state():
+    module = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+    module.seen = nnx.Intermediate((X,))
+    assert from_nnx(module).variables["state"] == {}
+    assert module.seen.get_value()[0] is X
+
+
+def test_every_kind_of_variable():
+    class Counter(nnx.Variable):
+        pass
+
+    class Every(nnx.Module):
+        def __init__(self, rngs):
+            self.lora = nnx.LoRA(6, 2, 3, rngs=rngs)
+            self.cache = nnx.Cache(jnp.zeros(3))
+            self.calls = Counter(jnp.array(0))
+            self.table = jnp.arange(3.0)
+
+        def __call__(self, x):
+            self.calls[...] += 1
+            x = self.lora(x) + self.table[None]
+            self.cache[...] = x[0]
+            return x
+
+    model = from_nnx(Every).init(KEY)
+    assert {name: leaf.shape for name, leaf in model.variables["params"]["lora"].items()} == {
+        "lora_a": (6, 2),
+        "lora_b": (2, 3),
+    }
+    assert set(model.variables["state"]) == {"cache", "calls", "table"}
+    assert from_nnx(Every(nnx.Rngs(0))).network.graph == model.network.graph
+    output, state = model.network.apply(model.variables, X, train=True, key=KEY)
+    assert int(state["calls"]) == 1
+    np.testing.assert_allclose(state["cache"], output.logits[0])
+    same(model.network.apply(model.variables, X)[1], model.variables["state"])
+
+
+class TakesRngs(nnx.Module):
+    def __init__(self, rngs):
+        self.inner, self.dropout = nnx.Linear(6, 3, rngs=rngs), nnx.Dropout(0.5)
+
+    def __call__(self, x, *, rngs):
+        return self.dropout(self.inner(x), rngs=rngs)
+
+
+class MayTakeRngs(TakesRngs):
+    def __call__(self, x, rngs=None):
+        x = self.inner(x)
+        if rngs is None:
+            return x
+        return x + jax.random.normal(rngs.noise(), x.shape) + jax.random.normal(rngs.dropout(), x.shape)
+
+
+class TakesTrain(TakesRngs):
+    def __init__(self, rngs):
+        self.inner, self.dropout = nnx.Linear(6, 3, rngs=rngs), nnx.Dropout(0.5, deterministic=None, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        return self.dropout(self.inner(x), deterministic=not train)
+
+
+class TakesTraining(TakesTrain):
+    def __call__(self, x, training=False):
+        return self.dropout(self.inner(x), deterministic=not training)
+
+
+class TakesDeterministic(TakesTrain):
+    def __call__(self, x, deterministic: bool):
+        return self.dropout(self.inner(x), deterministic=deterministic)
+
+
+class HasTrain(TakesTrain):
+    """An attribute hides the method."""
+
+    def __init__(self, rngs):
+        self.inner, self.dropout = nnx.Linear(6, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.train = True
+
+    def __call__(self, x):
+        return self.dropout(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    "kind", [TakesRngs, MayTakeRngs, TakesTrain, TakesTraining, TakesDeterministic, HasTrain, Normed]
+)
+def test_modes_and_random_streams_are_given_as_the_signature_has_them(kind):
+    model = from_nnx(kind)
+    if kind is not Normed:
+        variables = model.init(KEY).variables["params"]["inner"]
+        np.testing.assert_allclose(dropped(model), X @ variables["kernel"] + variables["bias"][None], rtol=1e-5)
+    else:
+        dropped(model)
+
+
+@pytest.mark.parametrize("kind", [TakesRngs, Normed])
+def test_training_with_random_streams_needs_a_key(kind):
+    model = from_nnx(kind).init(KEY)
+    with pytest.raises(ConfigError, match=r"key=jax\.random\.key"):
+        model.network.apply(model.variables, X, train=True)
+
+
+def test_a_module_without_random_streams_trains_without_a_key():
+    model = mlp([6, 3]).init(KEY)
+    same(
+        model.network.apply(model.variables, X, train=True)[0].logits, model.network.apply(model.variables, X)[0].logits
+    )
+
+
+def test_batch_norm_alone_by_use_running_average():
+    class Takes(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(6, use_running_average=None, rngs=rngs)
+
+        def __call__(self, x, *, use_running_average):
+            return self.norm(x, use_running_average=use_running_average)
+
+    model = from_nnx(Takes).init(KEY)
+    output, state = model.network.apply(model.variables, X, train=True)
+    np.testing.assert_allclose(output.logits.mean(axis=0), np.zeros(6), atol=1e-6)
+    np.testing.assert_allclose(state["norm"]["mean"], 0.01 * X.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(model(X), X / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+
+def test_inputs_are_an_array_a_tuple_or_a_dict():
+    class Two(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(6, 3, rngs=rngs)
+
+        def __call__(self, tokens, mask=None):
+            return self.inner(tokens if mask is None else jnp.where(mask[:, None], tokens, 0))
+
+    model, mask = from_nnx(Two).init(KEY), jnp.array([True, False, True, False])
+    expected = model(jnp.where(mask[:, None], X, 0))
+    same(model((X, mask)), expected)
+    same(model({"mask": mask, "tokens": X}), expected)
+    assert (model(X) != expected).any()
+    with pytest.raises(ConfigError, match=r"Two cannot be called with these inputs .*call=lambda"):
+        model({"words": X})
+
+
+def test_call_says_how_a_module_is_called():
+    class Encoder(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(6, 3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def encode(self, x, *, noisy):
+            return {"hidden": x}, self.dropout(self.inner(x), deterministic=not noisy)
+
+    def call(module, inputs, train):
+        return module.encode(inputs, noisy=train)[1]
+
+    model = from_nnx(Encoder, call=call)
+    assert dropped(model).shape == (4, 3)
+    assert model.network == from_nnx(Encoder, call=call).network
+    assert model.network != from_nnx(Encoder, call=lambda module, inputs, train: call(module, inputs, train)).network
+    with pytest.raises(ConfigError, match=r"Encoder has no __call__.*call=lambda"):
+        from_nnx(Encoder).init(KEY)(X)
+
+
+def test_outputs_are_passed_through():
+    class Says(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(6, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return Output(self.inner(x), {"doubled": 2 * x})
+
+    model = from_nnx(Says).init(KEY)
+    output, _ = model.network.apply(model.variables, X)
+    same(output.features, {"doubled": 2 * X})
+    assert model(X).shape == (4, 3)
+
+
+def test_static_attributes_without_a_hash():
+    class Odd(nnx.Module):
+        def __init__(self, rngs, scale):
+            self.inner = nnx.Linear(6, 3, rngs=rngs)
+            self.options = nnx.static({"sizes": [1, 2]})
+            self.scale = nnx.static(scale)
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    one = from_nnx(lambda rngs: Odd(rngs, 1.0))
+    assert one.network == from_nnx(lambda rngs: Odd(rngs, 1.0)).network
+    assert one.network != from_nnx(lambda rngs: Odd(rngs, 2.0)).network
+    assert one.init(KEY)(X).shape == (4, 3)
+
+
+def test_layers_that_are_scanned_and_recomputed():
+    class Deep(nnx.Module):
+        def __init__(self, rngs):
+            @nnx.split_rngs(splits=3)
+            @nnx.vmap(in_axes=(0,), out_axes=0)
+            def make(rngs):
+                return nnx.Linear(6, 6, rngs=rngs)
+
+            self.layers = make(rngs)
+            self.head = nnx.Linear(6, 3, rngs=rngs)
+
+        def __call__(self, x):
+            @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+            def forward(layer, x):
+                return nnx.relu(layer(x))
+
+            return nnx.remat(lambda head, x: head(x))(self.head, forward(self.layers, x))
+
+    model = from_nnx(Deep).init(KEY)
+    params = model.variables["params"]
+    expected = X
+    for layer in range(3):
+        kernel, bias = params["layers"]["kernel"][layer], params["layers"]["bias"][layer]
+        expected = jnp.maximum(expected @ kernel + bias[None], 0)
+    expected = expected @ params["head"]["kernel"] + params["head"]["bias"][None]
+    np.testing.assert_allclose(model(X), expected, rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda p: model.network.apply({"params": p, "state": {}}, X)[0].logits.sum())(params)
+    np.testing.assert_allclose(gradient["head"]["bias"], np.full(3, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda rngs: X, "gives a ArrayImpl and no nnx.Module"),
+        (nnx.Linear, r"Linear cannot be called with nnx.Rngs alone .*lambda rngs: Linear\(…, rngs=rngs\)"),
+        (lambda: Normed(nnx.Rngs(0)), "cannot be called with nnx.Rngs alone"),
+    ],
+)
+def test_what_is_no_module_is_refused(given, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        from_nnx(given)
+    assert "\n" not in str(error.value)
+
+
+def test_constructors_take_their_streams_by_name_or_by_place():
+    class Keyword(nnx.Module):
+        def __init__(self, *, rngs, width=3):
+            self.inner = nnx.Linear(6, width, rngs=rngs)
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    same(from_nnx(Keyword).init(0).variables, from_nnx(lambda streams: Keyword(rngs=streams)).init(0).variables)
+
+
+def test_variables_of_another_model_are_refused():
+    model = mlp([6, 3])
+    with pytest.raises(ConfigError, match="a dict with params and state"):
+        model.network.apply({"kernel": X}, X)
+
+
+def test_a_network_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mlp([6, 3]).network.call = len
+    assert as_model(mlp([6, 3]).network).variables is None
