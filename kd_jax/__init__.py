@@ -29,3 +29,37 @@ from kd_jax.train.fit import fit
 from kd_jax.train.step import TrainState
 
 __version__ = "0.2.0"
+
+__all__ = [
+    "KD",
+    "MLP",
+    "Batch",
+    "CrossEntropy",
+    "FitNet",
+    "LabelSmoothing",
+    "Method",
+    "Model",
+    "Network",
+    "Output",
+    "Parts",
+    "Result",
+    "Teacher",
+    "TrainState",
+    "batches",
+    "cached",
+    "callbacks",
+    "distill",
+    "evaluate",
+    "feature_names",
+    "fit",
+    "from_file",
+    "from_function",
+    "from_linen",
+    "from_nnx",
+    "from_top_k",
+    "load_logits",
+    "losses",
+    "mlp",
+    "predict",
+    "several",
+]

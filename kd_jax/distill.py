@@ -125,9 +125,11 @@ def distill(
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
+        several = [callbacks] if callable(callbacks) else list(callbacks)
         plan = Plan(
-            source, epochs, examine, best, higher, [callbacks] if callable(callbacks) else list(callbacks),
-            lambda variables: _as_given(student, Model(model.network, _copied(variables))), folder, checkpoint_steps, bar,
+            source, epochs, examine, best, higher, several,
+            lambda variables: _as_given(student, Model(model.network, _copied(variables))),
+            folder, checkpoint_steps, bar,
         )  # fmt: skip
         after = train(begun, plan)
     _warn_of_outputs(after.history)
@@ -245,8 +247,8 @@ def _warn_of_outputs(history: dict[str, list[float]]) -> None:
     for who in ("student", "teacher"):
         if min(history.get(f"{who}_normalised", [0.0])) == 1:
             _warn(
-                f"the {who}'s outputs look like probabilities (every row sums to 1 and none is negative), and the losses "
-                "take logits: give the logits, or the logarithms of the probabilities"
+                f"the {who}'s outputs look like probabilities (every row sums to 1 and none is negative), and the "
+                "losses take logits: give the logits, or the logarithms of the probabilities"
             )
     right, sure = history.get("teacher_accuracy", [1.0])[0], history.get("teacher_confidence", [0.0])[0]
     if sure - right > 0.3:
@@ -268,5 +270,3 @@ def _warn_of_change(student: Any, model: Model) -> None:
             "the student module was changed while it was trained: the training works on a copy and knows nothing of "
             "the change, so change the module before, or the result"
         )
-
-

@@ -48,9 +48,7 @@ class Evaluation(NamedTuple):
     kl_to_teacher: Float[Array, ""] | None
 
 
-def predict(
-    model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any = None
-) -> Float[Array, "examples ..."]:
+def predict(model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any = None) -> Float[Array, "examples ..."]:
     """Logits of all inputs in evaluation mode, `batch_size` at a time.
 
     model: an `nnx.Module`, or a `Model` with its variables. prepare: as of the training, called with `train=False`.
@@ -58,9 +56,7 @@ def predict(
     """
     known = _with_variables(model)
     inputs = as_batch((getattr(inputs, "inputs", inputs), None)).inputs
-    return outputs_in_batches(
-        known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare
-    ).logits
+    return outputs_in_batches(known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare).logits
 
 
 def evaluate(
@@ -90,9 +86,7 @@ def evaluate(
         parts = data
     logits, labels, weights, taught = [], [], [], []
     for part in map(as_batch, parts):
-        output = outputs_in_batches(
-            known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare
-        )
+        output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)
         logits.append(np.asarray(output.logits, np.float32))
         labels.append(None if part.labels is None else np.asarray(part.labels))
         weights.append(None if part.weights is None else np.asarray(part.weights, np.float32))
@@ -148,7 +142,8 @@ def measured(
     measures: Mapping[str, Callable[..., Any]] | None = None,
 ) -> dict[str, Num[Any, ""]]:
     """The measures of `evaluate` from logits `[..., classes]`. Raises `ShapeError` where the parts do not fit."""
-    labels, weights, found = batch.labels, batch.weights, {}
+    labels, weights = batch.labels, batch.weights
+    found: dict[str, Any] = {}
     classes, places = logits.shape[-1], logits.shape[:-1]
     if taught is not None and taught.shape != logits.shape:
         raise ShapeError(
@@ -210,7 +205,9 @@ def _by_labels(
             "ece": np.float32(calibration_error(jnp.asarray(flat), jnp.asarray(true), weights=jnp.asarray(share))),
         }
     if labels.shape != shape:
-        raise ShapeError(f"the labels have the shape {labels.shape} and the outputs {shape}: float labels need the same")
+        raise ShapeError(
+            f"the labels have the shape {labels.shape} and the outputs {shape}: float labels need the same"
+        )
     soft = labels.reshape(-1, shape[-1])[kept].astype(np.float32)
     if shape[-1] > 1 and len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3):
         return {"nll": np.float32(_average(np.asarray(_hard(flat, soft)), share))}

@@ -25,7 +25,8 @@ def adam(
     1e-5 at t = 500, which makes all of those steps too short or too long by up to 1e-5. Here both corrections are right
     to 4e-7, at the same speed.
 
-    learning_rate: a number, or a schedule of the steps done, as optax has them. b1, b2: how much of the moments is kept in a step. eps: keeps the step finite where the gradient has been 0.
+    learning_rate: a number, or a schedule of the steps done, as optax has them. b1, b2: how much of the moments is kept
+    in a step. eps: keeps the step finite where the gradient has been 0.
     Raises `ValueError` unless 0 < b1 < 1 and 0 < b2 < 1.
     """
     for name, decay in (("b1", b1), ("b2", b2)):

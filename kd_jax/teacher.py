@@ -115,9 +115,7 @@ class CachedTeacher(Teacher):
         return (self.output,)
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["classes_of", "probabilities"], meta_fields=["classes", "rest"]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["classes_of", "probabilities"], meta_fields=["classes", "rest"])
 @dataclass(frozen=True)
 class TopKTeacher(Teacher):
     """The k largest probabilities of every training example, and their classes, both `[examples, ..., k]`.
@@ -261,9 +259,7 @@ def from_file(path: str | Path, *, classes: int | None = None) -> CachedTeacher:
     return CachedTeacher(Output(jnp.asarray(floats(logits, f"the array logits of {path}"))))
 
 
-def from_top_k(
-    classes_of: Any, probabilities: Any, *, classes: int, rest: str = "uniform"
-) -> TopKTeacher:
+def from_top_k(classes_of: Any, probabilities: Any, *, classes: int, rest: str = "uniform") -> TopKTeacher:
     """A teacher known by its k largest probabilities for each training example, both `[examples, ..., k]`.
 
     classes_of: which classes they are of. classes: how many there are. rest: where the mass that is left goes,
@@ -277,7 +273,7 @@ def from_top_k(
             f"the classes have the shape {which.shape} and the probabilities {known.shape}: both must be "
             "[examples, k], whole numbers and floats"
         )
-    if which.size and not (0 <= which.min() and which.max() < classes):
+    if which.size and not (which.min() >= 0 and which.max() < classes):
         raise DataError(f"a class is {which.max() if which.min() >= 0 else which.min()}: it must be 0 to {classes - 1}")
     mass = known.sum(-1)
     if not np.isfinite(known).all() or (known < 0).any() or (mass > 1 + 1e-3).any() or (mass <= 0).any():

@@ -103,7 +103,13 @@ def init(key: Key[Array, ""], settings: Settings, data: Images, *, setup: Setup)
 
 
 def train_step(
-    state: TrainState, key: Key[Array, ""], data: Images, rows: Int[Array, " batch"], settings: Settings, *, setup: Setup
+    state: TrainState,
+    key: Key[Array, ""],
+    data: Images,
+    rows: Int[Array, " batch"],
+    settings: Settings,
+    *,
+    setup: Setup,
 ) -> tuple[TrainState, Metrics]:
     """One update by the mean loss of the images `rows`. `key` is the training's; the step derives its own from it."""
     batch, teacher = _look_up(data, rows, state.step, key, setup)

@@ -1,4 +1,4 @@
-"""`Method`: what a student is trained to minimise. Methods are PyTrees: their numbers are leaves, their names static."""
+"""`Method`: what a student is trained to minimise, as a PyTree: its numbers are leaves, its names static."""
 
 import dataclasses
 import inspect
@@ -106,7 +106,7 @@ def _flatten(method: Any) -> tuple[list[tuple[Any, Any]], tuple[tuple[str, ...],
 
 
 def _unflatten(cls: type, static: Any, leaves: Any) -> Any:
-    method = object.__new__(cls)
+    method: Any = object.__new__(cls)
     for name, value in (*zip(static[0], leaves, strict=True), *static[1]):
         object.__setattr__(method, name, value)
     return method
@@ -215,7 +215,7 @@ class Scaled(Method):
 
 @dataclass(frozen=True)
 class LossFunction(Method):
-    """A method from a plain function `(student_logits, teacher_logits, labels) -> values`, or of the first two alone."""
+    """A method from a function `(student_logits, teacher_logits, labels) -> values`, or of the first two alone."""
 
     function: Callable[..., Any]
 
@@ -224,9 +224,7 @@ class LossFunction(Method):
         """Whether the function takes them."""
         return _arguments(self.function) > 2
 
-    def loss(
-        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
-    ) -> Terms:
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """What the function gives, as one term."""
         given = (student.logits, None if teacher is None else teacher.logits, batch.labels)
         values = self.function(*given[: _arguments(self.function)])

@@ -47,9 +47,7 @@ class FitNet(Method):
         kernel = jax.random.uniform(key, (ours, theirs), jnp.float32, -bound, bound)
         return Parts({"kernel": kernel, "bias": jnp.zeros(theirs, jnp.float32)})
 
-    def loss(
-        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
-    ) -> Terms:
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `fitnet`: the mean over everything but the examples."""
         hint = student.features[self.hint].astype(jnp.float32)
         target = require_teacher(self, teacher).features[self.teacher_features[0]].astype(jnp.float32)

@@ -23,9 +23,7 @@ class CrossEntropy(Method):
     needs_labels: ClassVar[bool] = True
     compares_logits: ClassVar[bool] = False
 
-    def loss(
-        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
-    ) -> Terms:
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `hard`."""
         return {"hard": hard_loss(self, student, batch)}
 
@@ -42,9 +40,7 @@ class LabelSmoothing(Method):
     needs_labels: ClassVar[bool] = True
     compares_logits: ClassVar[bool] = False
 
-    def loss(
-        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
-    ) -> Terms:
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `hard`."""
         labels = require_labels(self, batch)
         return {"hard": losses.label_smoothing(student.logits, labels, smoothing=self.smoothing)}
@@ -67,9 +63,7 @@ class SoftLoss(Method):
         """The soft loss, `[batch]` or `[batch, positions]`."""
         raise MethodError(f"{type(self).__name__} has no soft loss: define soft(student, teacher, batch)")
 
-    def loss(
-        self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
-    ) -> Terms:
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` and `soft`, with their weights; without labels `soft` alone."""
         taught = require_teacher(self, teacher)
         alpha = jnp.asarray(self.alpha, jnp.promote_types(student.logits.dtype, jnp.float32))
@@ -143,5 +137,3 @@ def require_teacher(method: Method, teacher: Output | None) -> Output:
 def is_zero(number: Scalar) -> bool:
     """Whether a number is known to be 0 everywhere; False for what is traced."""
     return not isinstance(number, jax.core.Tracer) and not np.any(np.asarray(number))
-
-

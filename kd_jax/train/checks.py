@@ -120,7 +120,6 @@ def first_batch(data: Batch, teacher: Teacher | None, batch_size: int) -> tuple[
     )  # fmt: skip
 
 
-
 def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any) -> Any:
     """The shapes of a result; what a model raises is told in one sentence, with what it was given."""
     try:

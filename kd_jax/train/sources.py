@@ -209,7 +209,7 @@ class Stream:
                     if not put((jax.tree.map(jnp.asarray, batch), position)):
                         return
                 put(None)
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 put(error)
 
         thread = threading.Thread(target=draw, name="batches", daemon=True)
@@ -233,7 +233,7 @@ def is_finite(tree: PyTree) -> Array:
 def chunk_lengths(steps: int, reports: int) -> list[int]:
     """`steps` steps in about `reports` chunks; equal ones where some number of them divides the steps.
 
-    Each distinct length is a program to compile, so there are at most two, and one where that leaves two chunks or more.
+    Each distinct length is a program to compile: there are at most two, and one where that leaves two chunks or more.
     """
     equal = max(count for count in range(1, min(2 * reports, steps) + 1) if steps % count == 0)
     if equal > 1 or steps == 1:

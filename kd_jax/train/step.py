@@ -106,7 +106,9 @@ def step(
         fitted = fit_labels(batch, student.logits)
         student, taught = _masked(student, fitted), tuple(_masked(one, fitted) for one in taught)
         labelled = _masked_labels(fitted, student)
-        terms, carried = _terms(method, Parts(learned, train_state.carried), student, taught, labelled, train_state.step)
+        terms, carried = _terms(
+            method, Parts(learned, train_state.carried), student, taught, labelled, train_state.step
+        )
         loss = weighted_sum(terms, labelled.weights)
         known = {name: weighted_mean(values, labelled.weights) for name, values in terms.items()}
         seen = jax.lax.stop_gradient(student)

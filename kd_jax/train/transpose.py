@@ -21,11 +21,12 @@ PyTree = Any
 _TALL = 8
 
 # Primitives that do the same with every number wherever it stands.
-_ELEMENTWISE = frozenset(
-    "abs add add_any and broadcast_in_dim cbrt ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 floor "
-    "ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round rsqrt "
-    "select_n sign sin sqrt square stop_gradient sub tanh xor".split()
-)
+_ELEMENTWISE = frozenset({
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "cbrt", "ceil", "clamp", "convert_element_type", "copy",
+    "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log",
+    "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "rem", "round",
+    "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tanh", "xor",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,19 @@ class Transposed(Network):
     def turned(self, params: PyTree) -> PyTree:
         """Parameters with the chosen arrays transposed; twice they are what they were."""
         leaves, structure = jax.tree.flatten(params)
-        return structure.unflatten([leaf.T if w else leaf for leaf, w in zip(leaves, self.which, strict=True)])
+        turned = [leaf.T if which else leaf for leaf, which in zip(leaves, self.which, strict=True)]
+        return jax.tree.unflatten(structure, turned)
 
     def optimizer_state(self, optimizer: optax.GradientTransformation, state: PyTree, params: PyTree) -> PyTree:
         """The same for what `optimizer` keeps for each of the pair of parameters and learned parts."""
         params, learned = params
         flags = jax.tree.unflatten(jax.tree.structure(params), self.which), jax.tree.map(lambda _: False, learned)
-        return optax.tree_utils.tree_map_params(
-            optimizer, lambda leaf, which: leaf.T if which else leaf, state, flags
-        )
+        return optax.tree_utils.tree_map_params(optimizer, lambda leaf, which: leaf.T if which else leaf, state, flags)
 
 
 def tall(params: PyTree) -> tuple[bool, ...]:
     """Which leaves are kernels that are better transposed."""
-    return tuple(
-        jnp.ndim(leaf) == 2 and leaf.shape[0] >= _TALL * leaf.shape[1] for leaf in jax.tree.leaves(params)
-    )
+    return tuple(jnp.ndim(leaf) == 2 and leaf.shape[0] >= _TALL * leaf.shape[1] for leaf in jax.tree.leaves(params))
 
 
 def elementwise(optimizer: optax.GradientTransformation) -> bool:
