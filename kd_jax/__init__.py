@@ -1,33 +1,100 @@
 """Knowledge distillation in JAX that you can trust: see README.md.
 
-The names below are the public interface for use from Python; `python -m kd_jax.run` is the one from the shell.
+The names below are the public interface for use from Python; `python -m kd_jax.run` is the one from the shell. Each is
+imported when it is first asked for, so that `import kd_jax` itself takes no time.
 """
 
-import itertools
-import signal
+import importlib
 import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler and any(
-    before == "-m" and name.startswith("kd_jax.") for before, name in itertools.pairwise(sys.orig_argv)
-):
-    # Importing JAX takes seconds; Ctrl-C ends the command meanwhile, and without a traceback. `command` takes over.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from kd_jax.version import __version__ as __version__
 
-from kd_jax.data.dataset import DataError, Dataset, load, make_dataset
-from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.experiments.notebook.config import Config, ConfigError, make_config
-from kd_jax.methods.logits import CROSS_ENTROPY, KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED, KDWeights, Method
-from kd_jax.models import parameters
-from kd_jax.models.network import MLP, Network, Output, from_function, from_linen, from_nnx, mlp
-from kd_jax.stats import Comparison, paired_comparison, summarise
-from kd_jax.teacher import load_logits
-from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe, TrainState, fit
+if TYPE_CHECKING:
+    from kd_jax import data as data
+    from kd_jax import losses as losses
+    from kd_jax import methods as methods
+    from kd_jax import models as models
+    from kd_jax import optimizers as optimizers
+    from kd_jax import stats as stats
+    from kd_jax import teacher as teacher
+    from kd_jax import train as train
+    from kd_jax.data.dataset import Dataset as Dataset
+    from kd_jax.data.dataset import make_dataset as make_dataset
+    from kd_jax.data.load import load as load
+    from kd_jax.errors import ConfigError as ConfigError
+    from kd_jax.errors import DataError as DataError
+    from kd_jax.evaluate import Evaluation as Evaluation
+    from kd_jax.evaluate import evaluate as evaluate
+    from kd_jax.evaluate import predict as predict
+    from kd_jax.experiments.notebook.config import Config as Config
+    from kd_jax.experiments.notebook.config import make_config as make_config
+    from kd_jax.methods.logits import CROSS_ENTROPY as CROSS_ENTROPY
+    from kd_jax.methods.logits import KD as KD
+    from kd_jax.methods.logits import KD_AS_WRITTEN as KD_AS_WRITTEN
+    from kd_jax.methods.logits import KD_WITHOUT_T_SQUARED as KD_WITHOUT_T_SQUARED
+    from kd_jax.methods.logits import KDWeights as KDWeights
+    from kd_jax.methods.logits import Method as Method
+    from kd_jax.models import parameters as parameters
+    from kd_jax.models.network import MLP as MLP
+    from kd_jax.models.network import Network as Network
+    from kd_jax.models.network import Output as Output
+    from kd_jax.models.network import from_function as from_function
+    from kd_jax.models.network import from_linen as from_linen
+    from kd_jax.models.network import from_nnx as from_nnx
+    from kd_jax.models.network import mlp as mlp
+    from kd_jax.stats import Comparison as Comparison
+    from kd_jax.stats import paired_comparison as paired_comparison
+    from kd_jax.stats import summarise as summarise
+    from kd_jax.teacher import load_logits as load_logits
+    from kd_jax.train.step import Examples as Examples
+    from kd_jax.train.step import Hyperparameters as Hyperparameters
+    from kd_jax.train.step import Metrics as Metrics
+    from kd_jax.train.step import Recipe as Recipe
+    from kd_jax.train.step import TrainState as TrainState
+    from kd_jax.train.step import fit as fit
 
-__version__ = "0.2.0"
+# The same names as above, by their module; those of `_MODULES` are modules themselves.
+_ROOMS = ("data", "losses", "methods", "models", "optimizers", "stats", "teacher", "train")
+_MODULES = {name: f".{name}" for name in _ROOMS} | {"parameters": ".models.parameters"}
+_NAMES = {
+    ".data.dataset": "Dataset make_dataset",
+    ".data.load": "load",
+    ".errors": "ConfigError DataError",
+    ".evaluate": "Evaluation evaluate predict",
+    ".experiments.notebook.config": "Config make_config",
+    ".methods.logits": "CROSS_ENTROPY KD KD_AS_WRITTEN KD_WITHOUT_T_SQUARED KDWeights Method",
+    ".models.network": "MLP Network Output from_function from_linen from_nnx mlp",
+    ".stats": "Comparison paired_comparison summarise",
+    ".teacher": "load_logits",
+    ".train.step": "Examples Hyperparameters Metrics Recipe TrainState fit",
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "CROSS_ENTROPY", "KD", "KD_AS_WRITTEN", "KD_WITHOUT_T_SQUARED", "MLP", "Comparison", "Config", "ConfigError",
-    "DataError", "Dataset", "Evaluation", "Examples", "Hyperparameters", "KDWeights", "Method", "Metrics", "Network",
-    "Output", "Recipe", "TrainState", "evaluate", "fit", "from_function", "from_linen", "from_nnx", "load",
-    "load_logits", "make_config", "make_dataset", "mlp", "paired_comparison", "parameters", "predict", "summarise",
-]  # fmt: skip
+__all__ = sorted({*_MODULES, *_MODULE_OF})
+
+
+class _Package(ModuleType):
+    """A package that imports its names when they are asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MODULES:
+            value: Any = importlib.import_module(_MODULES[name], self.__name__)
+        elif name in _MODULE_OF:
+            value = getattr(importlib.import_module(_MODULE_OF[name], self.__name__), name)
+        else:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self.__dict__[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `kd_jax.evaluate` is the function, and not the module of that name, which Python would put there.
+        if not (isinstance(value, ModuleType) and _MODULE_OF.get(name) == f".{name}"):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*self.__dict__, *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

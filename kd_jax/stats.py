@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
 
 
 class Summary(NamedTuple):
@@ -57,6 +56,8 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str,
         return Comparison(metric, n, 0.0, (0.0, 0.0), 1.0)
     if n < 2 or np.ptp(differences) == 0:
         return Comparison(metric, n, mean, None, None)
+    from scipy import stats as scipy_stats
+
     test = scipy_stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(1 - 0.05 / comparisons)
     return Comparison(metric, n, mean, (float(low), float(high)), min(1.0, comparisons * float(test.pvalue)))
@@ -99,4 +100,6 @@ def half_width(values: ArrayLike) -> float:
     array = np.asarray(values, np.float64)
     if array.size < 2:
         return 0.0
+    from scipy import stats as scipy_stats
+
     return float(scipy_stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))

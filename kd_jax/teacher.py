@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from kd_jax.data import shifts as augment
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.evaluate import predict
 from kd_jax.files import floats, npy, tensors
 from kd_jax.models.network import Network, Output, Params, State

@@ -1,4 +1,4 @@
-"""Where examples come from: a `Dataset` of uint8 images and integer labels, from any of several sources."""
+"""A `Dataset`: uint8 images and integer labels in memory, checked."""
 
 import hashlib
 from typing import NamedTuple
@@ -6,19 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Num, Shaped, UInt8
 
+from kd_jax.errors import DataError
+
 Labels = Int32[np.ndarray, " examples"]
 Images = UInt8[np.ndarray, "examples height width channels"]
 
 # In float64 all of them at once could take 24 times the memory that they came in.
 _EXAMPLES_AT_ONCE = 1024
-
-
-class DataError(ValueError):
-    """Data that cannot be used; one sentence that names the value, the bound and the remedy."""
-
-    def __init__(self, sentence: str):
-        # Names in files may hold anything, and a terminal obeys some of it.
-        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in sentence))
 
 
 class Dataset(NamedTuple):
@@ -64,33 +58,6 @@ def development(dataset: Dataset) -> Dataset:
     return dataset._replace(
         train_images=images[:-held], train_labels=labels[:-held], test_images=images[-held:], test_labels=labels[-held:]
     )
-
-
-def load(source: str) -> Dataset:
-    """The `Dataset` that `source` names: `mnist`, `tfds:NAME`, `idx:DIR` or `npz:FILE`.
-
-    Raises `DataError` where there is no such source or its data cannot be used.
-    """
-    kind, colon, place = source.partition(":")
-    if kind not in ("mnist", "tfds", "idx", "npz") or (kind == "mnist") == bool(colon):
-        raise DataError(f"unknown data set {source!r}: use mnist, tfds:NAME, idx:DIR or npz:FILE")
-    if kind != "mnist" and not place:
-        raise DataError(f"data set {source!r} names nothing after the colon: use tfds:NAME, idx:DIR or npz:FILE")
-    if kind == "mnist":
-        from kd_jax.data.sources import mnist
-
-        return mnist.load()
-    if kind == "tfds":
-        from kd_jax.data.sources import tfds
-
-        return tfds.load(place)
-    if kind == "idx":
-        from kd_jax.data.sources import idx
-
-        return idx.load(place)
-    from kd_jax.data.sources import npz
-
-    return npz.load(place)
 
 
 def make_dataset(

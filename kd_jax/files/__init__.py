@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 
 # A deflated byte stands for at most so many: https://zlib.net/zlib_tech.html
 DEFLATE_RATIO = 1032

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.files import Readable, check_shape, listed, open_regular, read_exactly, refusing, shown, size_of
 from kd_jax.files.zips import open_member, open_zip
 

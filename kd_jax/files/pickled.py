@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.files import shown
 
 _DTYPES: dict[str, np.dtype[Any]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.files import read_exactly, shown
 from kd_jax.files.pickled import Storage, Tensor, interpret
 from kd_jax.files.zips import open_member, open_zip

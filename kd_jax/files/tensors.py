@@ -7,7 +7,7 @@ import numpy as np
 import safetensors
 from jaxtyping import Shaped
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.files import check_shape, listed, open_regular, refusing, shown
 
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")

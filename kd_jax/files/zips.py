@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.files import DEFLATE_RATIO, open_regular, refusing, size_of
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.files import check_shape, listed, shown, tensors
 from kd_jax.models.network import Network, Params, State
 

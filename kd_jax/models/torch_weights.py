@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 
-from kd_jax.data.dataset import DataError
+from kd_jax.errors import DataError
 from kd_jax.files import floats, listed, pt, refusing, shown, tensors
 from kd_jax.models.network import Params
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.experiments.hinton2015.plan import CURVE, PAPER, Found, Plan
+from kd_jax.experiments.hinton2015.plan import CURVE, PAPER, Plan, Results
 from kd_jax.experiments.notebook.plots import new_figure, plain_numbers
 from kd_jax.stats import half_width
 
@@ -16,7 +16,7 @@ _BLACK = "#000000"
 
 
 def write(
-    found: Mapping[str, Found],
+    found: Results,
     plan: Plan,
     lines: Sequence[Any],
     by_width: Mapping[int, Mapping[float | None, list[int]]],
@@ -79,7 +79,7 @@ def _temperature(by_width: Mapping[int, Mapping[float | None, list[int]]]) -> An
     return figure
 
 
-def _bias(found: Mapping[str, Found], names: list[str], plan: Plan) -> Any:
+def _bias(found: Results, names: list[str], plan: Plan) -> Any:
     figure = new_figure(figsize=(5 * len(names), 4.2))
     what = {"no3": f"no {plan.left_out}s", "only78": f"only {' and '.join(map(str, plan.only))}"}
     classes = {"no3": f"{plan.left_out}", "only78": " and ".join(map(str, plan.only))}

@@ -5,54 +5,26 @@ from typing import Any
 
 import jax
 
-from kd_jax.data.dataset import Dataset
-from kd_jax.experiments.notebook.config import Config, option
-from kd_jax.train.checkpoint import MismatchError, Store
+from kd_jax.errors import MismatchError
+from kd_jax.train.checkpoint import Store
 
 # Settings of JAX that choose other random numbers or another precision.
 _ARITHMETIC = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64")
 
 
-def identity(config: Config, dataset: Dataset, environment: Mapping[str, Any], every: int | None) -> dict[str, Any]:
-    """What makes a run the same run, bit for bit: options, data, versions, device and number of cores."""
-    return same(dataset, environment, config=config.as_dict(), checkpoint_steps=every)
+def identity(data: Mapping[str, Any], environment: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What makes a run the same run, bit for bit: data, versions, device, number of cores, and `more`.
 
-
-def same(dataset: Dataset, environment: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """`more`, and of data, versions and device what makes a run the same run."""
+    data: its name and its digest. environment: as `environment.describe` gives it. more: the options, say.
+    """
     # A large product is added up in parts, one for each core.
     exact = ("backend", "cpus", "devices", "matmul_precision", "packages")
     return {
         **more,
-        "data": {"name": dataset.name, "sha256": dataset.digest()},
+        "data": dict(data),
         "environment": {name: environment[name] for name in exact},
         "jax": {name: jax.config.values[name] for name in _ARITHMETIC},
     }
-
-
-def saved_options(store: Store, given: Mapping[str, Any], every: int | None) -> tuple[Config, int | None]:
-    """The configuration and the checkpoint steps of the run in the folder.
-
-    Raises `MismatchError` where options that are given differ, `CheckpointError` where the folder is damaged.
-    """
-    saved = store.identity()
-    try:
-        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved["config"].items()}
-        config = Config(**fields)
-        saved_every = saved["checkpoint_steps"]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise MismatchError(
-            f"{store.folder} has a run of another command or version: go on with the one that started it"
-        ) from None
-    asked = dict(given) | ({} if every is None else {"checkpoint_steps": every})
-    known = config.as_dict() | {"checkpoint_steps": saved_every}
-    for name, value in asked.items():
-        if known[name] != (list(value) if isinstance(value, tuple) else value):
-            raise MismatchError(
-                f"{option(name)} is {_shown(value)}, and the run in {store.folder} has {_shown(known[name])}: "
-                "leave the option out to go on, or choose another folder"
-            )
-    return config, saved_every
 
 
 def require_same(store: Store, asked: Mapping[str, Any]) -> None:
@@ -77,7 +49,7 @@ def require_same(store: Store, asked: Mapping[str, Any]) -> None:
                 "that one, or start another run"
             )
         raise MismatchError(
-            f"{name.rpartition('.')[2]} is {_shown(value)}, and the run in {store.folder} has {_shown(found)}: "
+            f"{name.rpartition('.')[2]} is {shown(value)}, and the run in {store.folder} has {shown(found)}: "
             "go on with what it was started with, or start another run"
         )
 
@@ -89,5 +61,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as the command line takes it."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -33,7 +33,7 @@ def test_without_a_schedule_none_is_compiled() -> None:
 def test_a_recipe_has_the_warmup_of_its_training() -> None:
     config = make_config(epochs=2, batch_size=10, warmup=0.5, teacher_warmup=0.0)
     network = experiment.mlp((4, 3, 2))
-    student = experiment.recipe(network, config.training, 100).schedule
+    student = experiment.make_recipe(network, config.training, 100).schedule
     assert student is not None
     assert float(student(jnp.float32(5))) == pytest.approx(0.5)
-    assert experiment.recipe(network, config.teacher_training, 100).schedule is None
+    assert experiment.make_recipe(network, config.teacher_training, 100).schedule is None
