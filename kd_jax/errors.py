@@ -27,11 +27,15 @@ class DataError(ValueError):
         super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in sentence))
 
 
+class ShapeError(DataError):
+    """Arrays that do not fit each other. Raised while tracing, so under `jit` and `vmap`, too."""
+
+
 class ConfigError(_RemedyError, ValueError):
     """A setting out of its bounds, or one that does not fit the data or the memory."""
 
 
-class MethodError(ValueError):
+class MethodError(ConfigError):
     """A method that lacks what it needs, such as a teacher, labels or features."""
 
 
@@ -56,7 +60,11 @@ class RunError(RuntimeError):
 
 
 class NotFiniteError(RunError):
-    """A number of a training that is not finite.
+    """A number of a training that is not finite."""
+
+
+class SeedsNotFiniteError(NotFiniteError):
+    """The same, of some of several trainings with different seeds.
 
     what: the number, in words. model: what a person calls that which was trained. seeds: in words, too. when: likewise.
     of_teacher: whether it is a teacher. temperature: None where the training has none.

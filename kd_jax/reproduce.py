@@ -92,12 +92,10 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     command.prepare_jax()
     from kd_jax.experiments.hinton2015 import files, report
     from kd_jax.experiments.hinton2015 import rows as hinton_rows
-    from kd_jax.experiments.shell import environment
 
     plan = _plan(settings)
     with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
-        known, data = environment.describe(), {"name": dataset.name, "sha256": dataset.digest()}
-        identity = resume.identity(data, known, config=hinton.as_dict(plan), table=options.table, settings=settings)
+        identity = resume.identity(dataset, config=hinton.as_dict(plan), table=options.table, settings=settings)
         kept = hinton_rows.KeptRows(store.folder, identity)
         rows = _rows(options, store)
         hinton_rows.check(rows, plan, dataset, kept)

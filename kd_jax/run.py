@@ -48,13 +48,11 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     config, every = _resolved(options)
     dataset = load(config.dataset)
     command.prepare_jax()
-    from kd_jax.experiments.notebook import experiment, report
-    from kd_jax.experiments.shell import environment
+    from kd_jax.experiments.notebook import experiment, fits, report
 
-    experiment.check(config, dataset)
+    fits.check(config, dataset)
     with command.opened(options, f"{command.as_name(config.dataset)}-{config.preset}", _PROG) as store:
-        known, data = environment.describe(), {"name": dataset.name, "sha256": dataset.digest()}
-        identity = resume.identity(data, known, config=config.as_dict(), checkpoint_steps=every)
+        identity = resume.identity(dataset, config=config.as_dict(), checkpoint_steps=every)
         if not command.claimed(store, identity, options):
             return
         policy = command.checkpoint_policy(store, interrupt, every)

@@ -29,6 +29,11 @@ class Comparison(NamedTuple):
     ci95: tuple[float, float] | None
     p_value: float | None
 
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the interval; None without one."""
+        return None if self.ci95 is None else (self.ci95[1] - self.ci95[0]) / 2
+
 
 def summarise(values: ArrayLike) -> Summary:
     """The `Summary` of at least one value. Raises `ValueError` for none."""
@@ -69,7 +74,7 @@ def conclude(comparison: Comparison, *, of: int, against: str = "") -> str:
     against: the baseline, where it has to be said.
     """
     n, mean = comparison.n, comparison.mean_difference
-    half = None if comparison.ci95 is None else (comparison.ci95[1] - comparison.ci95[0]) / 2
+    half = comparison.margin
     digits = 1 if half is not None and half < 9.5 else 0
     who = f"Against {against}, distillation" if against else "Distillation"
     changed = f"{who} changed the number of correct images by {_signed(mean, digits)}"

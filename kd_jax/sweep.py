@@ -63,16 +63,14 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     dataset = load(asked.base.dataset)
     split = development(dataset)
     command.prepare_jax()
-    from kd_jax.experiments.shell import environment
     from kd_jax.experiments.sweep import files, plan, report, search
 
     plan.teacher_trials(asked, split)
     plan.student_entries(asked, split)
     grid.first_unused_seed(asked)
     with command.opened(options, f"sweep-{command.as_name(asked.base.dataset)}", _PROG) as store:
-        known, data = environment.describe(), {"name": dataset.name, "sha256": dataset.digest()}
-        config = {"config": asked.base.as_dict(), "checkpoint_steps": None}
-        identity = resume.identity(data, known, **config) | {"grid": _as_json(asked)}
+        config = asked.base.as_dict()
+        identity = resume.identity(dataset, config=config, checkpoint_steps=None) | {"grid": _as_json(asked)}
         if not command.claimed(store, identity, options):
             return
         policy = command.checkpoint_policy(store, interrupt)

@@ -6,8 +6,7 @@ and what bad options are answered with. Everything that is printed or left in a 
 - seconds: `timing` in results.json, the lines on seconds and steps/s of a table, `train_s` of a checkpoint;
 - kd_jax's own version, and digests of what holds it or seconds (`sha256` of run.json, `run` of a checkpoint);
 - of checkpoints whatever Orbax writes beside the arrays, such as dates: the arrays of the newest ones are compared;
-- which older checkpoints there are, since they keep a pause in seconds.
-
+- which older checkpoints there are, since they keep a pause in seconds;
 - of memory, how much is free.
 
 Both compile into one cache: the table says how many programs the second checkout did not find there. Exit code 0 where

@@ -12,14 +12,12 @@ from jaxtyping import Array, Bool, Int, Key
 
 from kd_jax.experiments.shell.progress import StageName
 from kd_jax.models.network import count_parameters
+from kd_jax.train import sizes
 from kd_jax.train import step as train
 from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe, TrainState
 
 # About this many times an epoch a stage tells how far it is; more would cost time, fewer would leave the user waiting.
 _REPORTS_PER_EPOCH = 25
-
-# Parameters of a network from which on a CPU trains its seeds in turn.
-_LARGE = 100_000
 
 
 class Role(enum.IntEnum):
@@ -241,4 +239,4 @@ def _in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _large(states: TrainState, trainings: int) -> bool:
     """Whether trainings are done in turn: on a CPU, and with networks that keep all of its cores busy one at a time."""
-    return jax.default_backend() == "cpu" and count_parameters(states.params) // trainings >= _LARGE
+    return jax.default_backend() == "cpu" and count_parameters(states.params) // trainings >= sizes.SMALL

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from kd_jax import errors
-from kd_jax.errors import CheckpointError, NotFiniteError
+from kd_jax.errors import CheckpointError, SeedsNotFiniteError
 from kd_jax.experiments.shell.progress import Progress
 from kd_jax.experiments.stage import Check, Role, Stage, abstract_states
 from kd_jax.methods.logits import KDWeights
@@ -46,7 +46,7 @@ def train_stage(
 
     tolerant: a number that is not finite does not end the stage, and is in the result.
 
-    Raises `NotFiniteError`, `CheckpointError` where a checkpoint cannot be written,
+    Raises `SeedsNotFiniteError`, `CheckpointError` where a checkpoint cannot be written,
     `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
     """
     done, states, metrics, seconds = _begin(stage, restored)
@@ -97,7 +97,7 @@ def train_stage(
 def require_finite(
     stage: Stage, bad: Bool[np.ndarray, " trainings"], what: str, when: str, *, first: int | None = None
 ) -> None:
-    """Raises `NotFiniteError` unless none is `bad`. first: the training that `when` is about."""
+    """Raises `SeedsNotFiniteError` unless none is `bad`. first: the training that `when` is about."""
     if not bad.any():
         return
     first = int(np.argmax(bad)) if first is None else first
@@ -105,7 +105,7 @@ def require_finite(
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
     its: Any = jax.tree.map(lambda values: float(values[first]), stage.hyperparameters)
     temperature = float(its.weights.temperature) if isinstance(its.weights, KDWeights) else None
-    raise NotFiniteError(
+    raise SeedsNotFiniteError(
         what,
         model=stage.name.title,
         seeds=named,

@@ -94,7 +94,7 @@ def trainings_at_once(
     fit = free // one.total(batch_size)
     if fit < 1:
         raise ConfigError(
-            f"one training needs {one.total(batch_size) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free", remedy
+            f"one training needs {memory.gib(one.total(batch_size))}, and {memory.gib(free)} are free", remedy
         )
     return min(fit, most)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from kd_jax.errors import DamageError, MismatchError
-from kd_jax.files.names import tensor_name
+from kd_jax.files.names import path_name
 
 PyTree = Any
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
@@ -31,13 +31,13 @@ class Checkpoint(NamedTuple):
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
     """The leaves of a tree by their paths, such as `params.hidden.0.kernel`."""
-    return {tensor_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) -> PyTree:
     """The tree whose leaves `named_arrays` named, on the device. Raises `MismatchError` where it is not `like`."""
     paths, structure = jax.tree.flatten_with_path(like)
-    expected = {tensor_name(path): (leaf.shape, leaf.dtype) for path, leaf in paths}
+    expected = {path_name(path): (leaf.shape, leaf.dtype) for path, leaf in paths}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if found != expected:
         name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))

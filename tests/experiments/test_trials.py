@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import ConfigError
-from kd_jax.experiments import stage as stages
 from kd_jax.experiments import trials
 from kd_jax.experiments.shell.progress import Silent
 from kd_jax.experiments.stage import Role
 from kd_jax.experiments.trials import Trials, blocks
 from kd_jax.methods.logits import KD, KDWeights
 from kd_jax.models.network import Output, Params, mlp
-from kd_jax.train import memory
+from kd_jax.train import memory, sizes
 from kd_jax.train import step as train
 from kd_jax.train.checkpoint import CheckpointPolicy, Store
 from kd_jax.train.step import Examples, Hyperparameters, Recipe
@@ -81,7 +80,7 @@ def test_trials_are_what_each_training_is_alone(
 def test_large_networks_train_in_turn_and_find_the_same(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Trials("students", RECIPE, SETTINGS, (3, 4), Role.STUDENT, 1)
     together = trials.train_trials(one, examples, Silent(), CheckpointPolicy(), most=100)
-    monkeypatch.setattr(stages, "_LARGE", 1)
+    monkeypatch.setattr(sizes, "SMALL", 1)
     jax.clear_caches()
     in_turn = trials.train_trials(one, examples, Silent(), CheckpointPolicy(), most=100)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), in_turn.params, together.params)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.experiments.hinton2015.plan import CURVE, PAPER, Plan, Results
-from kd_jax.experiments.notebook.plots import new_figure, plain_numbers
+from kd_jax.experiments.notebook.plots import new_figure, plain_numbers, save_figures
 from kd_jax.stats import half_width
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -26,16 +26,11 @@ def write(
 
     lines: of `hinton_report`'s table. by_width: errors of every seed by units and temperature, None for those alone.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     drawn = {"rows.png": _rows(lines)} if lines else {}
     drawn |= {"temperature.png": _temperature(by_width)} if by_width else {}
     moved = [name for name in ("no3", "only78") if name in found]
     drawn |= {"bias.png": _bias(found, moved, plan)} if moved else {}
-    for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=130)
-    return list(drawn)
+    return save_figures(drawn, folder)
 
 
 def _rows(lines: Sequence[Any]) -> Any:

@@ -9,27 +9,26 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kd_jax.data.dataset import Dataset
-from kd_jax.errors import NotFiniteError, RunError
+from kd_jax.errors import RunError, SeedsNotFiniteError
 from kd_jax.evaluate import evaluate, predict
 from kd_jax.experiments.hinton2015 import bias
 from kd_jax.experiments.hinton2015.plan import CURVE, Plan, RowResult, RowTrials
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.notebook.experiment import TITLES
 from kd_jax.experiments.shell.progress import Progress
 from kd_jax.experiments.shell.text import plain
 from kd_jax.experiments.stage import Role
-from kd_jax.experiments.trials import Trials, train_trials, trainings_at_once
+from kd_jax.experiments.trials import Trials, train_trials
 from kd_jax.methods.logits import CROSS_ENTROPY, KD, KDWeights
 from kd_jax.models.network import Network, Output, count_parameters, mlp
 from kd_jax.teacher import outputs
-from kd_jax.train import memory
 from kd_jax.train.checkpoint import CheckpointPolicy
 from kd_jax.train.step import Examples, Hyperparameters
 
 
 def network(row: RowTrials, plan: Plan, dataset: Dataset) -> Network:
     """The network that is trained."""
-    sizes = experiment.layer_sizes(row.hidden, dataset)
+    sizes = recipes.layer_sizes(row.hidden, dataset)
     if row.of_teacher:
         return mlp(sizes, dropout=plan.teacher_dropout, input_dropout=plan.teacher_input_dropout)
     return mlp(sizes)
@@ -48,7 +47,7 @@ def make_trials(row: RowTrials, plan: Plan, dataset: Dataset, own: Network) -> T
         seeds, role, norm = plan.all_seeds[:1], Role.TEACHER, plan.teacher_max_norm
     method = KD if row.temperatures else CROSS_ENTROPY
     count = len(transfer_set(row, dataset))
-    recipe = experiment.make_recipe(own, row.training, count, method, max_norm=norm)
+    recipe = recipes.make_recipe(own, row.training, count, method, max_norm=norm)
     weights: list[Any] = [KDWeights(plan.alpha, temperature) for temperature in row.temperatures] or [()]
     settings = [Hyperparameters(row.training.learning_rate, own) for own in weights]
     return Trials(row.name, recipe, settings, seeds, role, row.training.epochs, TITLES["teacher"] * row.of_teacher)
@@ -56,12 +55,9 @@ def make_trials(row: RowTrials, plan: Plan, dataset: Dataset, own: Network) -> T
 
 def at_once(row: RowTrials, dataset: Dataset, own: Network) -> int:
     """How many trainings fit into memory side by side. Raises `ConfigError` where not even one does."""
-    layers, tests = experiment.layer_sizes(row.hidden, dataset), len(dataset.test_labels)
-    count = len(transfer_set(row, dataset))
-    one = memory.needed(own, layers, examples=count, test_examples=tests)
-    taught = experiment.teacher_bytes(count, dataset.classes, row.training.shift) if row.temperatures else 0
+    count, taught = len(transfer_set(row, dataset)), bool(row.temperatures)
     remedy = "stop other programs, or use a machine with more memory"
-    return trainings_at_once(one, row.training.batch_size, beside=taught, remedy=remedy)
+    return fits.at_once(own, row.hidden, row.training, dataset, examples=count, taught=taught, remedy=remedy)
 
 
 class Taught(NamedTuple):
@@ -111,8 +107,8 @@ def train_row(
     if row.temperatures and taught is not None:
         seen = seen._replace(teacher=Output(jnp.asarray(taught.train[..., rows, :])))
     try:
-        trained = train_trials(trials, experiment.padded(seen, row.training.shift), progress, policy, most=most)
-    except NotFiniteError as error:
+        trained = train_trials(trials, recipes.padded(seen, row.training.shift), progress, policy, most=most)
+    except SeedsNotFiniteError as error:
         # A row is known by its name, and the recipe's rates are no options here.
         who = "the teacher" if row.of_teacher else row.name
         at = "" if error.temperature is None else f" at T = {error.temperature:g}"

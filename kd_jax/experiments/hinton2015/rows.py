@@ -14,24 +14,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save
 
 from kd_jax.data import shifts as augment
 from kd_jax.data.dataset import Dataset
-from kd_jax.errors import ConfigError, DataError, OutputError
+from kd_jax.errors import DataError, OutputError
 from kd_jax.experiments import stage as stages
 from kd_jax.experiments.hinton2015 import plan as hinton
 from kd_jax.experiments.hinton2015 import row_trials
 from kd_jax.experiments.hinton2015.plan import Plan, RowResult, RowTrials
 from kd_jax.experiments.hinton2015.row_trials import Taught
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.shell.folder import not_written, write_whole
+from kd_jax.experiments.shell.parameters import safetensors
 from kd_jax.experiments.shell.progress import Progress, Silent, StageName
 from kd_jax.experiments.shell.text import json_text
-from kd_jax.files.names import tensor_name
 from kd_jax.models import parameters
-from kd_jax.train import memory
 from kd_jax.train.checkpoint import CheckpointPolicy, Store
 from kd_jax.train.step import Examples
 
@@ -60,10 +57,8 @@ class KeptRows:
 
     def write_teacher(self, params: Any, state: Any) -> None:
         """Keeps the parameters `[1, 1, ...]`. Raises `OutputError`."""
-        leaves = jax.tree.leaves_with_path((params, state))
-        named = {tensor_name(path[1:]): np.array(leaf[0, 0], order="C") for path, leaf in leaves}
         description = {"model": "teacher", "seed": self.identity["config"]["seed"]}
-        _write(self.teacher, save(named, metadata={"kd_jax": json.dumps(description)}))
+        _write(self.teacher, safetensors(params, state, (0, 0), description))
 
     @property
     def kept(self) -> bool:
@@ -126,17 +121,11 @@ def check(rows: tuple[str, ...], plan: Plan, dataset: Dataset, kept: KeptRows) -
 
     Raises `ConfigError` where their parameters, kept until all of them are measured, or one training do not fit.
     """
-    room = memory.host()
     for trials in _missing(rows, plan, dataset, kept):
-        row_trials.at_once(trials, dataset, row_trials.network(trials, plan, dataset))
-        layers = experiment.layer_sizes(trials.hidden, dataset)
-        # In blocks, and put together.
-        size = 2 * 4 * hinton.trainings(trials, plan) * sum((a + 1) * b for a, b in itertools.pairwise(layers))
-        if room is not None and size > room:
-            raise ConfigError(
-                f"--seeds is {plan.seeds}: the parameters of {trials.name} need {size / 2**30:.1f} GiB, and "
-                f"{room / 2**30:.1f} GiB are free: choose fewer seeds"
-            )
+        network = row_trials.network(trials, plan, dataset)
+        row_trials.at_once(trials, dataset, network)
+        count = hinton.trainings(trials, plan)
+        fits.check_kept(network, count, trials.name, seeds=plan.seeds, remedy="choose fewer seeds")
 
 
 def asked(store: Store) -> list[str]:
@@ -182,7 +171,7 @@ def _estimate(missing: list[RowTrials], plan: Plan, dataset: Dataset, progress: 
 
 def _work(trials: RowTrials, plan: Plan, dataset: Dataset) -> float:
     """How much trials have to do, in a unit of its own."""
-    weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(trials.hidden, dataset)))
+    weights = sum(a * b for a, b in itertools.pairwise(recipes.layer_sizes(trials.hidden, dataset)))
     steps = trials.training.epochs * (len(row_trials.transfer_set(trials, dataset)) // trials.training.batch_size)
     # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
     return float(hinton.trainings(trials, plan) * steps * (weights + 50_000) * (trials.training.batch_size + 32))
@@ -190,7 +179,7 @@ def _work(trials: RowTrials, plan: Plan, dataset: Dataset) -> float:
 
 def _asking(shift: int, plan: Plan, dataset: Dataset) -> float:
     """The same of asking the teacher for all views: a third of a training step's products, of each image once."""
-    weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(plan.teacher_hidden, dataset)))
+    weights = sum(a * b for a, b in itertools.pairwise(recipes.layer_sizes(plan.teacher_hidden, dataset)))
     return augment.view_count(shift) * len(dataset.train_labels) * (weights + 50_000) / 3
 
 

@@ -4,31 +4,29 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
-from kd_jax import errors, optimizers, stats, teacher
-from kd_jax.data import shifts as augment
+from kd_jax import errors, stats, teacher
 from kd_jax.data.dataset import Dataset
-from kd_jax.errors import CheckpointError, ConfigError
+from kd_jax.errors import CheckpointError
 from kd_jax.evaluate import Evaluation, evaluate, predict
 from kd_jax.experiments import stage as stages
 from kd_jax.experiments import stage_loop
-from kd_jax.experiments.notebook.config import METHODS, Config, Training
+from kd_jax.experiments.notebook import fits, recipes
+from kd_jax.experiments.notebook.config import METHODS, Config
 from kd_jax.experiments.shell.progress import Progress, StageName
 from kd_jax.experiments.stage import Role, Stage
 from kd_jax.experiments.stage_loop import StageHistory
-from kd_jax.methods.logits import CROSS_ENTROPY, KDWeights, Method
-from kd_jax.models.network import Network, Output, count_parameters, mlp
-from kd_jax.train import memory
+from kd_jax.methods.logits import KDWeights
+from kd_jax.models.network import count_parameters
 from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
-from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe
+from kd_jax.train.step import Examples, Hyperparameters, Metrics
 
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
 """What a person calls the three kinds of model, in the order of their training."""
@@ -86,77 +84,6 @@ def models(result: Result) -> dict[str, TrainedModels]:
     return {name: getattr(result, name) for name in TITLES}
 
 
-def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
-    """The teacher's and the student's `Network`."""
-    sizes = layer_sizes(config.teacher_hidden, dataset)
-    teaching = _network(sizes, config.teacher_dropout, config.teacher_input_dropout)
-    return teaching, _network(layer_sizes(config.student_hidden, dataset))
-
-
-def layer_sizes(hidden: tuple[int, ...], dataset: Dataset) -> tuple[int, ...]:
-    """Hidden sizes with the number of pixels before and the number of classes after them."""
-    return (int(np.prod(dataset.image_shape)), *hidden, dataset.classes)
-
-
-def make_recipe(
-    network: Network, training: Training, examples: int, method: Method = CROSS_ENTROPY, *, max_norm: float = 0.0
-) -> Recipe:
-    """What is compiled for a training on so many examples."""
-    return Recipe(
-        network,
-        method,
-        optimizer(max_norm),
-        training.batch_size,
-        schedule=schedule(training.schedule, training.epochs * (examples // training.batch_size), training.warmup),
-        shift=training.shift,
-        shift_share=training.shift_share,
-    )
-
-
-# Equal functions must be the same function, or JAX would compile a program for each.
-@cache
-def _network(sizes: tuple[int, ...], dropout: float = 0.0, input_dropout: float = 0.0) -> Network:
-    """The fully connected network of such layers."""
-    return mlp(sizes, dropout=dropout, input_dropout=input_dropout)
-
-
-@cache
-def schedule(name: str, steps: int, warmup: float = 0.0) -> Callable[[Any], Any] | None:
-    """The learning rate's factor after so many of all steps; None where it is always 1.
-
-    warmup: the share of the steps in which it rises in a line from 0 to 1; a cosine falls from 1 to 0 in the others.
-    """
-    rising = min(round(warmup * steps), max(0, steps - 1))
-    falling = optax.cosine_decay_schedule(1.0, steps - rising) if name == "cosine" else optax.constant_schedule(1.0)
-    if rising:
-        return optax.join_schedules([optax.linear_schedule(0.0, 1.0, rising), falling], [rising])
-    return falling if name == "cosine" else None
-
-
-@cache
-def optimizer(max_norm: float) -> Callable[..., optax.GradientTransformation]:
-    """Adam, with a bound on every unit's squared norm where that is not 0."""
-    if not max_norm:
-        return optimizers.adam
-    return lambda rate: optax.chain(optimizers.adam(rate), optimizers.max_norm(max_norm))
-
-
-def padded(examples: Examples, shift: int) -> Examples:
-    """The examples as a training with such a shift takes them."""
-    return examples._replace(images=augment.pad(examples.images, shift)) if shift else examples
-
-
-def abstract_outputs(examples: int, classes: int, shift: int) -> Output:
-    """The shapes of what `teacher.outputs` will give."""
-    shape = (augment.view_count(shift), examples, classes) if shift else (examples, classes)
-    return Output(jax.ShapeDtypeStruct(shape, jnp.float32))  # type: ignore[arg-type]
-
-
-def teacher_bytes(examples: int, classes: int, shift: int) -> int:
-    """What `teacher.outputs` will take."""
-    return sum(4 * leaf.size for leaf in jax.tree.leaves(abstract_outputs(examples, classes, shift)))
-
-
 def run_experiment(
     config: Config,
     dataset: Dataset,
@@ -168,11 +95,14 @@ def run_experiment(
     The test images are read once, after the last epoch of each stage. Raises `ConfigError` where `config` does not fit
     `dataset`, `RunError` where a run fails, and what `train_stage` and `Store.newest` raise.
     """
-    check(config, dataset)
+    fits.check(config, dataset)
     restored = _restored(policy.store)
     started = time.perf_counter()
     examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    seen = {"teacher": padded(examples, config.teacher_training.shift), "student": padded(examples, config.shift)}
+    seen = {
+        "teacher": recipes.padded(examples, config.teacher_training.shift),
+        "student": recipes.padded(examples, config.shift),
+    }
     prepared = _prepare(config, dataset, seen, policy)
     compile_s = time.perf_counter() - started
     epoch_s = {name: stages.time_an_epoch(prepared[name], images) for name, images in seen.items()}
@@ -220,15 +150,17 @@ def _prepare(
     config: Config, dataset: Dataset, seen: Mapping[str, Examples], policy: CheckpointPolicy
 ) -> dict[str, Stage]:
     """The three stages, compiled at once: XLA lets go of Python's lock while it compiles."""
-    teacher_network, student_network = networks(config, dataset)
+    teacher_network, student_network = recipes.networks(config, dataset)
     seeds = tuple(range(config.seed, config.seed + config.seeds))
     count = len(dataset.train_labels)
-    recipes = {
-        "teacher": make_recipe(teacher_network, config.teacher_training, count, max_norm=config.teacher_max_norm),
-        "student": make_recipe(student_network, config.training, count),
-        "distilled": make_recipe(student_network, config.training, count, METHODS[config.method]),
+    of_each = {
+        "teacher": recipes.make_recipe(
+            teacher_network, config.teacher_training, count, max_norm=config.teacher_max_norm
+        ),
+        "student": recipes.make_recipe(student_network, config.training, count),
+        "distilled": recipes.make_recipe(student_network, config.training, count, METHODS[config.method]),
     }
-    outputs = abstract_outputs(count, dataset.classes, config.shift)
+    outputs = recipes.abstract_outputs(count, dataset.classes, config.shift)
     images = {**seen, "distilled": seen["student"]._replace(teacher=outputs)}
 
     def prepare(name: str) -> Stage:
@@ -241,7 +173,7 @@ def _prepare(
         return stages.prepare(
             StageName(name, TITLES[name]),
             Role.TEACHER if name == "teacher" else Role.STUDENT,
-            recipes[name],
+            of_each[name],
             hyperparameters,
             own,
             images[name],
@@ -249,7 +181,7 @@ def _prepare(
             every=policy.every,
         )
 
-    return at_once(prepare, recipes)
+    return at_once(prepare, of_each)
 
 
 def at_once(prepare: Callable[[str], Stage], names: Iterable[str]) -> dict[str, Stage]:
@@ -261,61 +193,6 @@ def at_once(prepare: Callable[[str], Stage], names: Iterable[str]) -> dict[str, 
     finally:
         # An interrupt does not wait for what is being compiled.
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def check(config: Config, dataset: Dataset) -> None:
-    """Raises `ConfigError` where `config` does not fit `dataset`, or the networks do not fit into memory."""
-    config.check_against(len(dataset.train_labels))
-    _check_shifts(config, dataset)
-    free = memory.available()
-    if free is None:
-        return
-    taught = teacher_bytes(len(dataset.train_labels), dataset.classes, config.shift)
-    if config.shift and taught > free:
-        raise ConfigError(
-            f"--shift is {config.shift}: the teacher's outputs for all {augment.view_count(config.shift)} views need "
-            f"{_gib(taught)}, and {_gib(free)} are free: choose a smaller one, or 0"
-        )
-    for role, room, sizes, training, network, seeds in zip(
-        ("teacher", "student"),
-        (free, free - taught),
-        (config.teacher_hidden, config.student_hidden),
-        (config.teacher_training, config.training),
-        networks(config, dataset),
-        (1, config.seeds),
-        strict=True,
-    ):
-        layers, examples, tests = layer_sizes(sizes, dataset), len(dataset.train_labels), len(dataset.test_labels)
-        one = memory.needed(network, layers, examples=examples, test_examples=tests)
-        needs, batch = f"that needs {{}}, and {_gib(max(0, room))} are free:", training.batch_size
-        if one.fixed > room:
-            shown = " ".join(map(str, sizes))
-            raise ConfigError(f"--{role}-hidden is {shown}: {needs.format(_gib(one.fixed))} choose smaller sizes")
-        if one.total(batch) > room:
-            most = (room - one.fixed) // one.per_image
-            own = role == "teacher" and config.teacher_batch_size is not None
-            raise ConfigError(
-                f"--{'teacher-' * own}batch-size is {batch}: {needs.format(_gib(one.total(batch)))} "
-                f"it must be at most {most:,}"
-            )
-        if seeds * one.total(batch) > room:
-            most = room // one.total(batch)
-            raise ConfigError(
-                f"--seeds is {seeds}: {needs.format(_gib(seeds * one.total(batch)))} it must be at most {most:,}"
-            )
-
-
-def _check_shifts(config: Config, dataset: Dataset) -> None:
-    smallest = min(dataset.image_shape[:2])
-    for name, shift in (("--shift", config.shift), ("--teacher-shift", config.teacher_training.shift)):
-        if shift >= smallest:
-            raise ConfigError(
-                f"{name} is {shift}: it must be below the {smallest} pixels of the images' shorter side, or 0"
-            )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
 
 
 def _examined(

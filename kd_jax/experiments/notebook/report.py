@@ -1,23 +1,22 @@
 """What is left of an experiment: the table, results.json, the parameters and the plots."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save
 from tabulate import tabulate
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook import plots
 from kd_jax.experiments.notebook.config import Config, Training
-from kd_jax.experiments.notebook.experiment import TITLES, Result, TrainedModels, layer_sizes, models
+from kd_jax.experiments.notebook.experiment import TITLES, Result, TrainedModels, models
+from kd_jax.experiments.notebook.recipes import layer_sizes
 from kd_jax.experiments.shell import environment
 from kd_jax.experiments.shell.folder import RESULTS, TABLE, not_written, write_whole
+from kd_jax.experiments.shell.parameters import safetensors
 from kd_jax.experiments.shell.text import counted, json_text, listed, plain, spread
-from kd_jax.files.names import tensor_name
 from kd_jax.stats import conclude
 from kd_jax.version import __version__
 
@@ -193,13 +192,10 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
     """One safetensors file for each trained model; kernels are `[inputs, outputs]`."""
     (folder / "parameters").mkdir(exist_ok=True)
     for name, trained in models(result).items():
-        leaves = jax.tree.leaves_with_path(jax.tree.map(np.asarray, (trained.params, trained.state)))
-        named = {tensor_name(path[1:]): leaf for path, leaf in leaves}
-        for i, seed in enumerate(trained.seeds):
-            tensors = {key: np.array(leaf[i], order="C") for key, leaf in named.items()}
+        params, state = jax.tree.map(np.asarray, (trained.params, trained.state))
+        for place, seed in enumerate(trained.seeds):
             description = {"model": name, "seed": seed, "version": __version__}
-            # One entry: safetensors writes several in an order that changes from process to process.
-            content = save(tensors, metadata={"kd_jax": json.dumps(description)})
+            content = safetensors(params, state, (place,), description)
             (folder / "parameters" / f"{name}-seed{seed}.safetensors").write_bytes(content)
     return ["parameters/*.safetensors"]
 

@@ -1,28 +1,40 @@
 """Whether a run that is asked for is the one in its folder."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from kd_jax.errors import MismatchError
+from kd_jax.experiments.shell import environment
 from kd_jax.train.checkpoint import Store
 
 # Settings of JAX that choose other random numbers or another precision.
 _ARITHMETIC = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64")
 
 
-def identity(data: Mapping[str, Any], environment: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What makes a run the same run, bit for bit: data, versions, device, number of cores, and `more`.
+class Data(Protocol):
+    """What a run is trained on."""
 
-    data: its name and its digest. environment: as `environment.describe` gives it. more: the options, say.
+    @property
+    def name(self) -> str:
+        """The source it came from."""
+
+    def digest(self) -> str:
+        """Equal for equal data alone."""
+
+
+def identity(data: Data, **more: Any) -> dict[str, Any]:
+    """What makes a run the same run, bit for bit: data, versions, device, number of cores, and `more`, such as options.
+
+    Another device or number of cores adds up large products in other parts.
     """
-    # A large product is added up in parts, one for each core.
+    known = environment.describe()
     exact = ("backend", "cpus", "devices", "matmul_precision", "packages")
     return {
         **more,
-        "data": dict(data),
-        "environment": {name: environment[name] for name in exact},
+        "data": {"name": data.name, "sha256": data.digest()},
+        "environment": {name: known[name] for name in exact},
         "jax": {name: jax.config.values[name] for name in _ARITHMETIC},
     }
 

@@ -13,7 +13,7 @@ _IN_OPTIONS = {
 
 def in_options(error: Exception) -> str:
     """The sentence of an error."""
-    if isinstance(error, errors.NotFiniteError):
+    if isinstance(error, errors.SeedsNotFiniteError):
         return error.sentence(f"--{'teacher-' * error.of_teacher}learning-rate", "--temperature")
     if isinstance(error, errors.CheckpointError | errors.ConfigError) and error.remedy in _IN_OPTIONS:
         return f"{error.problem}: {_IN_OPTIONS[error.remedy]}"

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kd_jax.data.dataset import Dataset
-from kd_jax.errors import ConfigError
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.notebook.config import METHODS, Config
 from kd_jax.experiments.notebook.experiment import TITLES
 from kd_jax.experiments.stage import Role
@@ -25,10 +24,9 @@ from kd_jax.experiments.sweep.grid import (  # fmt: skip
     seeds_of_the_test,
     teacher_of,
 )
-from kd_jax.experiments.trials import Trials, blocks, trainings_at_once
+from kd_jax.experiments.trials import Trials, blocks
 from kd_jax.methods.logits import CROSS_ENTROPY, LABEL_SMOOTHING, KDWeights, SmoothingWeights
 from kd_jax.models.network import Network, count_parameters
-from kd_jax.train import memory
 from kd_jax.train.step import Hyperparameters
 
 
@@ -51,26 +49,22 @@ def student_entries(grid: Grid, dataset: Dataset) -> list[PlanEntry]:
     for setting in baselines(grid) + distilled(grid):
         by_program.setdefault(program_of(setting, grid), []).append(setting)
     entries: list[PlanEntry] = []
-    room = memory.host()
     for number, settings in enumerate(by_program.values()):
         kind, config, _ = settings[0]
-        experiment.check(_one_seed(config), dataset)
-        network = experiment.networks(config, dataset)[1]
-        # In blocks, and put together.
-        kept = 2 * 4 * len(settings) * config.seeds * parameters(network)
-        if room is not None and kept > room:
-            raise ConfigError(
-                f"--seeds is {config.seeds}: the parameters of {len(settings) * config.seeds:,} students, kept until "
-                f"all of them are measured, need {kept / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free: choose "
-                "fewer seeds or settings"
-            )
+        fits.check(_one_seed(config), dataset)
+        network = recipes.networks(config, dataset)[1]
+        students = len(settings) * config.seeds
+        whose, remedy = f"{students:,} students, kept until all of them are measured,", "choose fewer seeds or settings"
+        fits.check_kept(network, students, whose, seeds=config.seeds, remedy=remedy)
         method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
-        recipe = experiment.make_recipe(network, config.training, len(dataset.train_labels), method)
+        recipe = recipes.make_recipe(network, config.training, len(dataset.train_labels), method)
         name, given = f"{kind.replace(' ', '-')}-{number}", [_hyperparameters(setting) for setting in settings]
         title = TITLES["distilled"] if kind == DISTILLED else ""
         trials = Trials(name, recipe, given, tuple(seeds(grid)), Role.STUDENT, config.epochs, title)
         teacher = teacher_of(settings[0], grid) if kind == DISTILLED else None
-        entries.append(PlanEntry(settings, trials, network, _at_once(network, config, dataset), teacher))
+        count = len(dataset.train_labels)
+        most = fits.at_once(network, config.student_hidden, config.training, dataset, examples=count)
+        entries.append(PlanEntry(settings, trials, network, most, teacher))
     return entries
 
 
@@ -94,10 +88,10 @@ def teacher_trials(grid: Grid, dataset: Dataset) -> dict[Config, Trials]:
     """The teachers to train. Raises as `student_entries` does."""
     trials = {}
     for number, config in enumerate(dict.fromkeys(teacher_of(setting, grid) for setting in distilled(grid))):
-        experiment.check(_one_seed(config), dataset)
+        fits.check(_one_seed(config), dataset)
         training = config.teacher_training
-        recipe = experiment.make_recipe(
-            experiment.networks(config, dataset)[0],
+        recipe = recipes.make_recipe(
+            recipes.networks(config, dataset)[0],
             training,
             len(dataset.train_labels),
             max_norm=config.teacher_max_norm,
@@ -168,13 +162,6 @@ def _hyperparameters(setting: Setting) -> Hyperparameters:
 def _one_seed(config: Config) -> Config:
     """For checks: a sweep splits its seeds so that they fit."""
     return dataclasses.replace(config, seeds=1)
-
-
-def _at_once(network: Network, config: Config, dataset: Dataset) -> int:
-    layers, examples = experiment.layer_sizes(config.student_hidden, dataset), len(dataset.train_labels)
-    one = memory.needed(network, layers, examples=examples, test_examples=len(dataset.test_labels))
-    taught = experiment.teacher_bytes(examples, dataset.classes, config.shift)
-    return trainings_at_once(one, config.batch_size, beside=taught)
 
 
 def parameters(network: Network) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax import stats
 from kd_jax.experiments.notebook.config import Config
-from kd_jax.experiments.notebook.plots import new_figure
+from kd_jax.experiments.notebook.plots import new_figure, save_figures
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep.grid import ALONE, SMOOTHED, Setting
 from kd_jax.experiments.sweep.search import Gain, SweepResult, rank
@@ -56,9 +56,7 @@ def write(found: SweepResult, folder: Path) -> list[str]:
             drawn[f"{axes[0].replace('_', '-')}{own}.png"] = _curves(one, axes)
     if widths:
         drawn[f"{_WIDTH.replace('_', '-')}.png"] = _curves(found, [_WIDTH, *_axes(_of(found, widths[0]))])
-    for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=130)
-    return list(drawn)
+    return save_figures(drawn, folder)
 
 
 def remove_older(folder: Path) -> None:
@@ -274,7 +272,7 @@ def _gains(panel: Any, gains: dict[float, list[Gain]], colour: str) -> None:
     """On the student alone, where that did not diverge."""
     known = {x: g.comparison for x, several in gains.items() for g in several if g.baseline.kind == ALONE}
     means = [one.mean_difference for one in known.values()]
-    halves = [0.0 if one.ci95 is None else (one.ci95[1] - one.ci95[0]) / 2 for one in known.values()]
+    halves = [one.margin or 0.0 for one in known.values()]
     panel.errorbar(list(known), means, yerr=halves, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.3)
 
 

@@ -289,11 +289,8 @@ def _measures(measured: Evaluation) -> list[str]:
 
 
 def _gain(gain: Gain) -> str:
-    comparison = gain.comparison
-    if comparison.ci95 is None:
-        return f"{comparison.mean_difference:+.1f}".replace("-", "−")
-    half = (comparison.ci95[1] - comparison.ci95[0]) / 2
-    return f"{comparison.mean_difference:+.1f} ± {half:.1f}".replace("-", "−")
+    margin = "" if gain.comparison.margin is None else f" ± {gain.comparison.margin:.1f}"
+    return f"{gain.comparison.mean_difference:+.1f}{margin}".replace("-", "−")
 
 
 def _values(values: tuple[Any, ...]) -> str:

@@ -15,7 +15,7 @@ from kd_jax import stats, teacher
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import RunError
 from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import recipes
 from kd_jax.experiments.notebook.config import Config
 from kd_jax.experiments.shell.progress import Progress
 from kd_jax.experiments.sweep import plan
@@ -230,7 +230,7 @@ class _Teacher:
     """A trained teacher, whose outputs are computed once for each shift that is asked for."""
 
     def __init__(self, trials: Trials, examples: Examples, progress: Progress, policy: CheckpointPolicy) -> None:
-        padded = experiment.padded(examples, trials.recipe.shift)
+        padded = recipes.padded(examples, trials.recipe.shift)
         self.trained = train_trials(trials, padded, progress, policy, most=1)
         self.network = trials.recipe.network
         self.parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), (self.trained.params, self.trained.state))
@@ -268,7 +268,7 @@ def _teachers_in_turn(known: list[Config], entry: PlanEntry) -> tuple[int, int]:
 
 def _given(examples: Examples, entry: PlanEntry, own: _Teacher | None) -> Examples:
     shift = entry.trials.recipe.shift
-    given = experiment.padded(examples, shift)
+    given = recipes.padded(examples, shift)
     return given._replace(teacher=own.outputs(examples, shift)) if own else given
 
 

@@ -19,7 +19,7 @@ from kd_jax.experiments.hinton2015 import plots as hinton_plots
 from kd_jax.experiments.hinton2015 import report as hinton_report
 from kd_jax.experiments.hinton2015 import rows as hinton_rows
 from kd_jax.experiments.hinton2015.plan import Plan, Width
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import recipes
 from kd_jax.experiments.notebook.config import Training
 from kd_jax.experiments.shell import progress
 from kd_jax.experiments.shell.progress import Silent, StageName
@@ -449,7 +449,7 @@ def test_logits_of_all_views_have_their_room(small_dataset: Dataset, monkeypatch
     fits = {}
     for name in ("distilled-8", "distilled-shifted"):
         own = row_trials.network(parts[name], TINY, small_dataset)
-        layers = experiment.layer_sizes(parts[name].hidden, small_dataset)
+        layers = recipes.layer_sizes(parts[name].hidden, small_dataset)
         one = memory.needed(own, layers, examples=240, test_examples=len(small_dataset.test_labels))
         fits[name] = row_trials.at_once(parts[name], small_dataset, own), one.total(8)
     logits = 240 * 3 * 4

@@ -19,7 +19,7 @@ from kd_jax import run
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import ConfigError
 from kd_jax.experiments import stage_loop
-from kd_jax.experiments.notebook import experiment, options
+from kd_jax.experiments.notebook import experiment, fits, options, recipes
 from kd_jax.experiments.notebook.config import PRESETS, make_config
 from kd_jax.experiments.shell import folder, progress
 from kd_jax.experiments.shell.folder import RESULTS
@@ -281,12 +281,12 @@ def test_the_number_that_would_fit_is_the_largest_that_does(
     large = {"batch_size": 240, "seeds": 1000}[option]
     name = option.replace("_", "-")
     with pytest.raises(ConfigError, match=f"--{name} is {large}: that needs .* it must be at most [0-9]+$") as caught:
-        experiment.check(make_config(**{**small, option: large}), small_dataset)
+        fits.check(make_config(**{**small, option: large}), small_dataset)
     most = int(str(caught.value).rpartition(" ")[2])
     assert 1 < most < large
-    experiment.check(make_config(**{**small, option: most}), small_dataset)
+    fits.check(make_config(**{**small, option: most}), small_dataset)
     with pytest.raises(ConfigError):
-        experiment.check(make_config(**{**small, option: most + 1}), small_dataset)
+        fits.check(make_config(**{**small, option: most + 1}), small_dataset)
 
 
 def test_views_that_do_not_fit_are_refused(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,9 +298,9 @@ def test_views_that_do_not_fit_are_refused(small_dataset: Dataset, monkeypatch: 
     ]:
         monkeypatch.setattr(memory, "available", lambda free=free: free)
         with pytest.raises(ConfigError, match=says):
-            experiment.check(config, small_dataset)
+            fits.check(config, small_dataset)
     monkeypatch.setattr(memory, "available", lambda: 100_000)
-    experiment.check(config, small_dataset)
+    fits.check(config, small_dataset)
 
 
 def test_importing_needs_neither_tensorflow_nor_its_data_sets() -> None:
@@ -326,7 +326,7 @@ def test_nothing_is_traced_twice(small_dataset: Dataset, monkeypatch: pytest.Mon
 
     teacher, student = mlp([36, 16, 3]), mlp([36, 4, 3])
     networks = (counted("teacher", teacher), counted("student", student))
-    monkeypatch.setattr(experiment, "networks", lambda config, dataset: networks)
+    monkeypatch.setattr(recipes, "networks", lambda config, dataset: networks)
     config = make_config(epochs=3, batch_size=8, seeds=2, learning_rate=0.01)
     experiment.run_experiment(config, small_dataset, progress.Silent())
     # Students: alone and distilled. The teacher's evaluation: on the test and on the training images.
