@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
 
 
 class Summary(NamedTuple):
@@ -29,6 +28,11 @@ class Comparison(NamedTuple):
     mean_difference: float
     ci95: tuple[float, float] | None
     p_value: float | None
+
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the interval; None without one."""
+        return None if self.ci95 is None else (self.ci95[1] - self.ci95[0]) / 2
 
 
 def summarise(values: ArrayLike) -> Summary:
@@ -57,6 +61,8 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str,
         return Comparison(metric, n, 0.0, (0.0, 0.0), 1.0)
     if n < 2 or np.ptp(differences) == 0:
         return Comparison(metric, n, mean, None, None)
+    from scipy import stats as scipy_stats
+
     test = scipy_stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(1 - 0.05 / comparisons)
     return Comparison(metric, n, mean, (float(low), float(high)), min(1.0, comparisons * float(test.pvalue)))
@@ -68,7 +74,7 @@ def conclude(comparison: Comparison, *, of: int, against: str = "") -> str:
     against: the baseline, where it has to be said.
     """
     n, mean = comparison.n, comparison.mean_difference
-    half = None if comparison.ci95 is None else (comparison.ci95[1] - comparison.ci95[0]) / 2
+    half = comparison.margin
     digits = 1 if half is not None and half < 9.5 else 0
     who = f"Against {against}, distillation" if against else "Distillation"
     changed = f"{who} changed the number of correct images by {_signed(mean, digits)}"
@@ -99,4 +105,6 @@ def half_width(values: ArrayLike) -> float:
     array = np.asarray(values, np.float64)
     if array.size < 2:
         return 0.0
+    from scipy import stats as scipy_stats
+
     return float(scipy_stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))

@@ -1,4 +1,4 @@
-"""Where examples come from: a `Dataset` of uint8 images and integer labels, from any of several sources."""
+"""A `Dataset`: uint8 images and integer labels in memory, checked."""
 
 import hashlib
 from typing import NamedTuple
@@ -58,33 +58,6 @@ def development(dataset: Dataset) -> Dataset:
     return dataset._replace(
         train_images=images[:-held], train_labels=labels[:-held], test_images=images[-held:], test_labels=labels[-held:]
     )
-
-
-def load(source: str) -> Dataset:
-    """The `Dataset` that `source` names: `mnist`, `tfds:NAME`, `idx:DIR` or `npz:FILE`.
-
-    Raises `DataError` where there is no such source or its data cannot be used.
-    """
-    kind, colon, place = source.partition(":")
-    if kind not in ("mnist", "tfds", "idx", "npz") or (kind == "mnist") == bool(colon):
-        raise DataError(f"unknown data set {source!r}: use mnist, tfds:NAME, idx:DIR or npz:FILE")
-    if kind != "mnist" and not place:
-        raise DataError(f"data set {source!r} names nothing after the colon: use tfds:NAME, idx:DIR or npz:FILE")
-    if kind == "mnist":
-        from kd_jax.data.sources import mnist
-
-        return mnist.load()
-    if kind == "tfds":
-        from kd_jax.data.sources import tfds
-
-        return tfds.load(place)
-    if kind == "idx":
-        from kd_jax.data.sources import idx
-
-        return idx.load(place)
-    from kd_jax.data.sources import npz
-
-    return npz.load(place)
 
 
 def make_dataset(

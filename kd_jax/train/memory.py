@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from kd_jax.data.shifts import view_count
 from kd_jax.models.network import Network, count_parameters
 
 # Parameters, Adam's two means, gradient and update, as XLA keeps them in a loop, in float32; measured on a CPU.
@@ -49,6 +50,22 @@ def left_to_the_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
         return max(0, limit - used + int(facts["inactive_file"]))
     except (OSError, ValueError, KeyError):
         return limit
+
+
+def gib(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def kept_parameters(network: Network, trainings: int) -> int:
+    """Bytes of the parameters of so many trainings, in the blocks that they train in and put together."""
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    return 2 * 4 * trainings * count_parameters(params)
+
+
+def teacher_outputs(examples: int, classes: int, shift: int) -> int:
+    """Bytes of a teacher's logits of every view of so many images."""
+    return 4 * view_count(shift) * examples * classes
 
 
 class Needed(NamedTuple):

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_jax.data.dataset import DataError, Dataset, load, make_dataset
+from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.data.load import load
 from kd_jax.data.sources import idx, mnist
+from kd_jax.errors import DataError
 
 # Of the four raw idx files as published, header and all.
 RAW_SHA256 = {

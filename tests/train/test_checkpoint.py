@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.errors import CheckpointError, MismatchError
 from kd_jax.train import checkpoint
-from kd_jax.train.checkpoint import CheckpointError, MismatchError, Store, named_arrays, restore_tree
+from kd_jax.train.checkpoint import Store
+from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.step import TrainState
 
 ARRAYS = {
@@ -177,7 +179,8 @@ def test_a_folder_that_takes_no_more_leaves_the_last_checkpoint_intact(tmp_path:
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from kd_jax.train.checkpoint import CheckpointError, Store
+from kd_jax.errors import CheckpointError
+from kd_jax.train.checkpoint import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(Path(sys.argv[1]))
 store.start({})
@@ -196,7 +199,7 @@ store.close()
     )
     assert found.stdout.count("\n") == 1
     assert "000000002 cannot be written (" in found.stdout
-    assert "--resume" in found.stdout
+    assert "go on from the checkpoint before" in found.stdout
     last = Store(tmp_path).newest("teacher")
     assert last is not None
     assert last.step == 1
@@ -213,12 +216,12 @@ def test_a_folder_that_vanished_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_remedy_is_to_go_on_only_where_there_is_a_checkpoint(tmp_path: Path) -> None:
-    for step, remedy in [(1, "run it again"), (2, "go on with --resume from the checkpoint before")]:
+    for step, remedy in [(1, "run it again"), (2, "go on from the checkpoint before")]:
         store = store_with(tmp_path / str(step), *range(1, step))
         place(tmp_path / str(step), step).parent.mkdir(parents=True, exist_ok=True)
         # In the way of what tests whether there is room.
         (place(tmp_path / str(step), step).parent / ".partial-room").mkdir()
-        store._remove_unfinished = lambda phase: None  # type: ignore[method-assign]
+        store._remove_unfinished = lambda stage: None  # type: ignore[method-assign]
         store.save("teacher", step, ARRAYS, {})
         with pytest.raises(CheckpointError, match=f"cannot be written .* and {remedy}$"):
             store.wait()
@@ -278,19 +281,19 @@ def test_a_folder_without_its_description_takes_no_checkpoint(tmp_path: Path) ->
     assert not tmp_path.exists()
 
 
-@pytest.mark.parametrize(("phase", "step"), [("teacher", 2), ("student", 1)])
-def test_a_checkpoint_in_another_place_is_damaged(tmp_path: Path, phase: str, step: int) -> None:
+@pytest.mark.parametrize(("stage", "step"), [("teacher", 2), ("student", 1)])
+def test_a_checkpoint_in_another_place_is_damaged(tmp_path: Path, stage: str, step: int) -> None:
     store_with(tmp_path, 1)
-    shutil.copytree(place(tmp_path, 1), tmp_path / "checkpoints" / phase / f"{step:09d}")
+    shutil.copytree(place(tmp_path, 1), tmp_path / "checkpoints" / stage / f"{step:09d}")
     warnings: list[str] = []
     store = Store(tmp_path, warn=warnings.append)
-    if phase == "teacher":
-        found = store.newest(phase)
+    if stage == "teacher":
+        found = store.newest(stage)
         assert found is not None
         assert found.step == 1
     else:
         with pytest.raises(CheckpointError):
-            store.newest(phase)
+            store.newest(stage)
     assert "another run, phase or step" in warnings[0]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from kd_jax.data.dataset import DataError, Dataset, make_dataset
+from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.errors import DataError
 from kd_jax.files import DEFLATE_RATIO, Readable, open_regular, read_exactly, refusing, size_of
 
 _UNSIGNED_BYTE = 0x08

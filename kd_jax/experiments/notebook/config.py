@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kd_jax.errors import ConfigError
+from kd_jax.experiments.shell.options import option
 from kd_jax.methods.logits import KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED
 
 METHODS = {"kd": KD, "kd-without-t2": KD_WITHOUT_T_SQUARED, "kd-as-written": KD_AS_WRITTEN}
@@ -55,10 +57,6 @@ whose own images are not shifted, where distillation gains most.
 
 LARGEST_SHIFT = 8
 """Pixels."""
-
-
-class ConfigError(ValueError):
-    """An option out of its bounds; one sentence that names the value, the bound and the remedy."""
 
 
 class Training(NamedTuple):
@@ -173,11 +171,6 @@ def make_config(preset: str = "notebook", **given: Any) -> Config:
     """The `Config` of a preset, with what is given instead of the preset's own values. Raises `ConfigError`."""
     _one_of("preset", preset, PRESETS)
     return dataclasses.replace(Config(), preset=preset, **{**PRESETS[preset], **given})
-
-
-def option(name: str) -> str:
-    """The command-line option of a field of `Config`."""
-    return "--" + name.replace("_", "-")
 
 
 def _is_count(value: object) -> bool:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook.config import Training
-from kd_jax.experiments.notebook.report import as_text, plain, runs_json, training_line
+from kd_jax.experiments.notebook.report import runs_json, training_line
+from kd_jax.experiments.shell.text import json_text, plain
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text() | st.sampled_from(["[\n  1,\n  2\n]", "[1,  2]", "a ] b [\\n"])
@@ -23,13 +24,13 @@ contents = st.recursive(
 
 @given(contents, st.sampled_from([None, 0, 1, 2]))
 def test_text_says_all_of_its_content(content: Any, indent: int | None) -> None:
-    assert json.loads(as_text(content, indent)) == content
+    assert json.loads(json_text(content, indent)) == content
 
 
 def test_a_list_of_numbers_is_one_line() -> None:
     content = {"curve": [[0.25, -3e-20], [1, 2]], "names": ["a", "b"]}
     lines = ["{", ' "curve": [', "  [0.25, -3e-20],", "  [1, 2]", " ],", ' "names": [', '  "a",', '  "b"', " ]", "}"]
-    assert as_text(content, indent=1).splitlines() == lines
+    assert json_text(content, indent=1).splitlines() == lines
 
 
 @given(st.floats(width=32))

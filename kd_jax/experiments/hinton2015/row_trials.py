@@ -1,4 +1,4 @@
-"""One part of `hinton`'s plan: its network, its transfer set, how it is trained, and what it finds on the test set."""
+"""Trials of a row: their network, their transfer set, how they are trained, and what they find on the test set."""
 
 import time
 from typing import Any, NamedTuple
@@ -9,55 +9,55 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kd_jax.data.dataset import Dataset
+from kd_jax.errors import RunError, SeedsNotFiniteError
 from kd_jax.evaluate import evaluate, predict
-from kd_jax.experiments import trials as group
 from kd_jax.experiments.hinton2015 import bias
-from kd_jax.experiments.hinton2015.plan import CURVE, Found, Part, Plan
-from kd_jax.experiments.notebook import experiment
-from kd_jax.experiments.notebook.report import plain
-from kd_jax.experiments.stage import Keeping, NotFiniteError, Progress, RunError
+from kd_jax.experiments.hinton2015.plan import CURVE, Plan, RowResult, RowTrials
+from kd_jax.experiments.notebook import fits, recipes
+from kd_jax.experiments.notebook.experiment import TITLES
+from kd_jax.experiments.shell.progress import Progress
+from kd_jax.experiments.shell.text import plain
+from kd_jax.experiments.stage import Role
+from kd_jax.experiments.trials import Trials, train_trials
 from kd_jax.methods.logits import CROSS_ENTROPY, KD, KDWeights
 from kd_jax.models.network import Network, Output, count_parameters, mlp
 from kd_jax.teacher import outputs
-from kd_jax.train import memory
+from kd_jax.train.checkpoint import CheckpointPolicy
 from kd_jax.train.step import Examples, Hyperparameters
 
 
-def network(part: Part, plan: Plan, dataset: Dataset) -> Network:
-    """A part's network."""
-    sizes = experiment.layer_sizes(part.hidden, dataset)
-    if part.name == "teacher":
+def network(row: RowTrials, plan: Plan, dataset: Dataset) -> Network:
+    """The network that is trained."""
+    sizes = recipes.layer_sizes(row.hidden, dataset)
+    if row.of_teacher:
         return mlp(sizes, dropout=plan.teacher_dropout, input_dropout=plan.teacher_input_dropout)
     return mlp(sizes)
 
 
-def transfer_set(part: Part, dataset: Dataset) -> Int[np.ndarray, " rows"]:
-    """The training images that a part sees, by their rows."""
+def transfer_set(row: RowTrials, dataset: Dataset) -> Int[np.ndarray, " rows"]:
+    """The training images that are seen, by their rows."""
     labels = dataset.train_labels
-    return np.flatnonzero(np.isin(labels, part.kept)) if part.kept is not None else np.arange(len(labels))
+    return np.flatnonzero(np.isin(labels, row.kept)) if row.kept is not None else np.arange(len(labels))
 
 
-def make_group(part: Part, plan: Plan, dataset: Dataset, own: Network) -> group.Group:
-    """What is trained for a part. own: its `network`."""
-    seeds, role, norm = plan.all_seeds, experiment.STUDENT, 0.0
-    if part.name == "teacher":
-        seeds, role, norm = plan.all_seeds[:1], experiment.TEACHER, plan.teacher_max_norm
-    method = KD if part.temperatures else CROSS_ENTROPY
-    count = len(transfer_set(part, dataset))
-    recipe = experiment.recipe(own, part.training, count, method, max_norm=norm)
-    weights: list[Any] = [KDWeights(plan.alpha, temperature) for temperature in part.temperatures] or [()]
-    settings = [Hyperparameters(part.training.learning_rate, own) for own in weights]
-    return group.Group(part.name, recipe, settings, seeds, role, part.training.epochs)
+def make_trials(row: RowTrials, plan: Plan, dataset: Dataset, own: Network) -> Trials:
+    """What is trained. own: its `network`."""
+    seeds, role, norm = plan.all_seeds, Role.STUDENT, 0.0
+    if row.of_teacher:
+        seeds, role, norm = plan.all_seeds[:1], Role.TEACHER, plan.teacher_max_norm
+    method = KD if row.temperatures else CROSS_ENTROPY
+    count = len(transfer_set(row, dataset))
+    recipe = recipes.make_recipe(own, row.training, count, method, max_norm=norm)
+    weights: list[Any] = [KDWeights(plan.alpha, temperature) for temperature in row.temperatures] or [()]
+    settings = [Hyperparameters(row.training.learning_rate, own) for own in weights]
+    return Trials(row.name, recipe, settings, seeds, role, row.training.epochs, TITLES["teacher"] * row.of_teacher)
 
 
-def at_once(part: Part, dataset: Dataset, own: Network) -> int:
-    """How many trainings of a part fit into memory side by side. Raises `ConfigError` where not even one does."""
-    layers, tests = experiment.layer_sizes(part.hidden, dataset), len(dataset.test_labels)
-    count = len(transfer_set(part, dataset))
-    one = memory.needed(own, layers, examples=count, test_examples=tests)
-    taught = experiment.teacher_bytes(count, dataset.classes, part.training.shift) if part.temperatures else 0
+def at_once(row: RowTrials, dataset: Dataset, own: Network) -> int:
+    """How many trainings fit into memory side by side. Raises `ConfigError` where not even one does."""
+    count, taught = len(transfer_set(row, dataset)), bool(row.temperatures)
     remedy = "stop other programs, or use a machine with more memory"
-    return group.trainings_at_once(one, part.training.batch_size, beside=taught, remedy=remedy)
+    return fits.at_once(own, row.hidden, row.training, dataset, examples=count, taught=taught, remedy=remedy)
 
 
 class Taught(NamedTuple):
@@ -90,45 +90,45 @@ def ask(params: Any, state: Any, dataset: Dataset, own: Network, *, averaged: in
     return Taught(said(dataset.train_images, averaged), test, by_mean)
 
 
-def train(
-    part: Part, plan: Plan, dataset: Dataset, taught: Taught | None, progress: Progress, keeping: Keeping
-) -> tuple[Found, Any]:
-    """Trains a part and reads the test set, once; also returns the parameters and states `[settings, seeds, ...]`.
+def train_row(
+    row: RowTrials, plan: Plan, dataset: Dataset, taught: Taught | None, progress: Progress, policy: CheckpointPolicy
+) -> tuple[RowResult, Any]:
+    """Trains all of them and reads the test set, once; also returns the parameters and states `[settings, seeds, ...]`.
 
-    taught: what the teacher says, of the views that the part asks for; None for the teacher itself. Raises what
-    `group.run` does.
+    taught: what the teacher says, of the views that are asked for; None for the teacher itself. Raises what
+    `train_trials` does.
     """
     started = time.perf_counter()
-    own = network(part, plan, dataset)
-    asked, rows = make_group(part, plan, dataset, own), transfer_set(part, dataset)
+    own = network(row, plan, dataset)
+    trials, rows = make_trials(row, plan, dataset, own), transfer_set(row, dataset)
     # Before anything of it is in memory, as when it was checked.
-    most = at_once(part, dataset, own)
+    most = at_once(row, dataset, own)
     seen = Examples(jnp.asarray(dataset.train_images[rows]), jnp.asarray(dataset.train_labels[rows]))
-    if part.temperatures and taught is not None:
+    if row.temperatures and taught is not None:
         seen = seen._replace(teacher=Output(jnp.asarray(taught.train[..., rows, :])))
     try:
-        trained = group.run(asked, experiment.given(seen, part.training.shift), progress, keeping, most=most)
-    except NotFiniteError as error:
-        # A part is known by its name, and the recipe's rates are no options here.
-        who = "the teacher" if part.name == "teacher" else part.name
+        trained = train_trials(trials, recipes.padded(seen, row.training.shift), progress, policy, most=most)
+    except SeedsNotFiniteError as error:
+        # A row is known by its name, and the recipe's rates are no options here.
+        who = "the teacher" if row.of_teacher else row.name
         at = "" if error.temperature is None else f" at T = {error.temperature:g}"
         raise RunError(
             f"{error.what} of {who} with {error.seeds} is not finite {error.when}{at}: choose another --seed"
         ) from None
     images = [jnp.asarray(dataset.test_images)]
-    images += [jnp.asarray(dataset.train_images)] * bool(part.moved)
+    images += [jnp.asarray(dataset.train_images)] * bool(row.moved)
     runs = []
-    for setting, temperature in enumerate(part.temperatures or (None,)):
-        for place, seed in enumerate(asked.seeds):
+    for setting, temperature in enumerate(row.temperatures or (None,)):
+        for place, seed in enumerate(trials.seeds):
             params, state = jax.tree.map(lambda leaf, i=(setting, place): leaf[i], (trained.params, trained.state))
             logits = [predict(params, state, each, network=own) for each in images]
-            run: Found = {"seed": seed} | ({} if temperature is None else {"temperature": temperature})
+            run: RowResult = {"seed": seed} | ({} if temperature is None else {"temperature": temperature})
             run |= measures(np.asarray(logits[0]), dataset.test_labels, None if taught is None else taught.test)
-            if part.moved:
-                run["moved"] = moved(np.asarray(logits[0]), np.asarray(logits[1]), dataset, part.moved)
+            if row.moved:
+                run["moved"] = moved(np.asarray(logits[0]), np.asarray(logits[1]), dataset, row.moved)
             runs.append(run)
     one = jax.tree.map(lambda leaf: leaf[0, 0], trained.params)
-    found = {"name": part.name, "parameters": count_parameters(one), "examples": len(rows), "runs": runs}
+    found = {"name": row.name, "parameters": count_parameters(one), "examples": len(rows), "runs": runs}
     if taught is not None and taught.averaged is not None:
         found["taught_by"] = measures(taught.averaged, dataset.test_labels, None)
     found["timing"] = {"train_s": trained.train_s, "total_s": time.perf_counter() - started}
@@ -139,7 +139,7 @@ def measures(
     logits: Float[np.ndarray, "examples classes"],
     labels: Int[np.ndarray, " examples"],
     teacher: Float[np.ndarray, "examples classes"] | None,
-) -> Found:
+) -> RowResult:
     """Of one network: errors, in all and of each class, and the other measures of `Evaluation`. Raises `RunError`."""
     evaluation = evaluate(jnp.asarray(logits), jnp.asarray(labels), None if teacher is None else jnp.asarray(teacher))
     found = {name: plain(value) for name, value in evaluation._asdict().items() if value is not None}
@@ -153,7 +153,7 @@ def moved(
     train: Float[np.ndarray, "examples classes"],
     dataset: Dataset,
     classes: tuple[int, ...],
-) -> Found:
+) -> RowResult:
     """Test errors with the biases of `classes` moved, by one offset, so that errors are fewest on a set of images.
 
     test: those of the test set itself, as in the paper. training: all training images, also those of classes that the
@@ -161,7 +161,7 @@ def moved(
     """
     on_test = bias.errors(test, dataset.test_labels, classes)
     on_train = bias.errors(train, dataset.train_labels, classes)
-    found: Found = {}
+    found: RowResult = {}
     for name, chosen_on in (("test", on_test), ("training", on_train)):
         offset = bias.best(chosen_on)
         shifted = test.astype(np.float64)
