@@ -90,7 +90,9 @@ _NAMES = {
     ".evaluate": "evaluate predict",
     ".experiments.notebook.config": "Config make_config",
     ".methods": "KD CrossEntropy FitNet KDWithoutTSquared LabelSmoothing Method Parts",
-    ".models": "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module",
+    ".models": (
+        "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"
+    ),
     ".stats": "Comparison paired_comparison summarise",
     ".teacher": "Teacher cached from_file from_top_k load_logits several",
     ".train.fit": "fit",

@@ -1,4 +1,4 @@
-"""One stage of an experiment: several trainings of one recipe side by side, compiled, and cut into chunks of steps."""
+"""One stage of an experiment: several trainings of one setup side by side, compiled, and cut into chunks of steps."""
 
 import enum
 import time
@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
+from kd_jax.data.batch import epoch_order
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments.images import Images, Metrics, Settings, Setup
 from kd_jax.experiments.shell.progress import StageName
-from kd_jax.models.network import count_parameters
+from kd_jax.models import count_parameters
 from kd_jax.train import sizes
-from kd_jax.train import step as train
-from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe, TrainState
+from kd_jax.train.step import TrainState
 
 # About this many times an epoch a stage tells how far it is; more would cost time, fewer would leave the user waiting.
 _REPORTS_PER_EPOCH = 25
@@ -49,13 +51,13 @@ class Check(NamedTuple):
 class Stage(NamedTuple):
     """What is trained, compiled: for each of the seeds (and its key) one training, or as many with other settings.
 
-    hyperparameters: every leaf `[trainings]`, all those of the first seed first.
+    settings: every leaf `[trainings]`, all those of the first seed first.
     """
 
     name: StageName
     role: Role
-    recipe: Recipe
-    hyperparameters: Hyperparameters
+    setup: Setup
+    settings: Settings
     seeds: tuple[int, ...]
     keys: Key[Array, " seeds"]
     chunks: tuple[Chunk, ...]
@@ -67,8 +69,8 @@ class Stage(NamedTuple):
     @property
     def seed_of_each(self) -> tuple[int, ...]:
         """The seed of every training."""
-        settings = len(jax.tree.leaves(self.hyperparameters)[0]) // len(self.seeds)
-        return tuple(seed for seed in self.seeds for _ in range(settings))
+        each = len(jax.tree.leaves(self.settings)[0]) // len(self.seeds)
+        return tuple(seed for seed in self.seeds for _ in range(each))
 
     @property
     def steps(self) -> int:
@@ -84,42 +86,42 @@ class Stage(NamedTuple):
 def prepare(
     name: StageName,
     role: Role,
-    recipe: Recipe,
-    hyperparameters: Hyperparameters,
+    setup: Setup,
+    settings: Settings,
     seeds: tuple[int, ...],
-    examples: Examples,
+    data: Images,
     *,
     epochs: int,
     every: int | None = None,
 ) -> Stage:
-    """Compiles a stage. hyperparameters: every leaf `[trainings]`, as `Stage` has them. every: see `plan_chunks`."""
+    """Compiles a stage. settings: every leaf `[trainings]`, as `Stage` has them. every: see `plan_chunks`."""
     started = time.perf_counter()
     keys = _keys(seeds, role)
-    count, batch_size = len(examples.labels), recipe.batch_size
-    init = _init.lower(keys, hyperparameters, recipe=recipe).compile()
+    count, batch_size = len(data.labels), setup.batch_size
+    init = _init.lower(keys, settings, setup=setup).compile()
     order = _order.lower(keys, jnp.int32(0), examples=count, batch_size=batch_size).compile()
-    states = abstract_states(recipe, keys, hyperparameters)
+    states = abstract_states(setup, keys, settings)
     orders = jax.ShapeDtypeStruct((len(seeds), count // batch_size, batch_size), jnp.int32)
     chunks = plan_chunks(count // batch_size, epochs, every)
     programs = {
         steps: _train_chunk.lower(
-            states, keys, examples, orders, jnp.int32(0), hyperparameters, recipe=recipe, steps=steps
+            states, keys, data, orders, jnp.int32(0), settings, setup=setup, steps=steps
         ).compile()
         for steps in sorted({chunk.length for chunk in chunks})
     }
     seconds = time.perf_counter() - started
-    return Stage(name, role, recipe, hyperparameters, seeds, keys, chunks, init, order, programs, seconds)
+    return Stage(name, role, setup, settings, seeds, keys, chunks, init, order, programs, seconds)
 
 
-def with_others(stage: Stage, name: StageName, seeds: tuple[int, ...], hyperparameters: Hyperparameters) -> Stage:
-    """The same programs for other seeds and hyperparameters, as many of them."""
+def with_others(stage: Stage, name: StageName, seeds: tuple[int, ...], settings: Settings) -> Stage:
+    """The same programs for other seeds and settings, as many of them."""
     keys = _keys(seeds, stage.role)
-    return stage._replace(name=name, seeds=seeds, keys=keys, hyperparameters=hyperparameters)
+    return stage._replace(name=name, seeds=seeds, keys=keys, settings=settings)
 
 
-def abstract_states(recipe: Recipe, keys: Key[Array, " seeds"], hyperparameters: Hyperparameters) -> TrainState:
+def abstract_states(setup: Setup, keys: Key[Array, " seeds"], settings: Settings) -> TrainState:
     """Shapes and types of the states of all trainings."""
-    return jax.eval_shape(partial(_init, recipe=recipe), keys, hyperparameters)
+    return jax.eval_shape(partial(_init, setup=setup), keys, settings)
 
 
 def plan_chunks(steps: int, epochs: int, every: int | None = None) -> tuple[Chunk, ...]:
@@ -147,15 +149,13 @@ def chunk_lengths(steps: int, reports: int = _REPORTS_PER_EPOCH) -> list[int]:
     return [length] * (steps // length) + [steps % length] * (steps % length > 0)
 
 
-def time_an_epoch(stage: Stage, examples: Examples) -> float:
+def time_an_epoch(stage: Stage, data: Images) -> float:
     """Seconds that an epoch would take, from a chunk of it that is thrown away."""
-    states, order = stage.init(stage.keys, stage.hyperparameters), stage.order(stage.keys, jnp.int32(0))
+    states, order = stage.init(stage.keys, stage.settings), stage.order(stage.keys, jnp.int32(0))
     length = max(stage.programs)
     jax.block_until_ready((states, order))
     started = time.perf_counter()
-    jax.block_until_ready(
-        stage.programs[length](states, stage.keys, examples, order, jnp.int32(0), stage.hyperparameters)
-    )
+    jax.block_until_ready(stage.programs[length](states, stage.keys, data, order, jnp.int32(0), stage.settings))
     return (time.perf_counter() - started) * stage.steps / length
 
 
@@ -163,38 +163,38 @@ def _keys(seeds: tuple[int, ...], role: Role) -> Key[Array, " seeds"]:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), int(role)))(jnp.asarray(seeds))
 
 
-@partial(jax.jit, static_argnames="recipe")
-def _init(keys: Key[Array, " seeds"], hyperparameters: Hyperparameters, *, recipe: Recipe) -> TrainState:
-    settings = len(jax.tree.leaves(hyperparameters)[0]) // len(keys)
-    return jax.vmap(lambda key, own: train.init(key, own, recipe=recipe))(jnp.repeat(keys, settings), hyperparameters)
+@partial(jax.jit, static_argnames="setup")
+def _init(keys: Key[Array, " seeds"], settings: Settings, *, setup: Setup) -> TrainState:
+    each = len(jax.tree.leaves(settings)[0]) // len(keys)
+    return jax.vmap(lambda key, own: of_images.init(key, own, setup=setup))(jnp.repeat(keys, each), settings)
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
 def _order(
     keys: Key[Array, " seeds"], epoch: Int[Array, ""], *, examples: int, batch_size: int
 ) -> Int[Array, "seeds steps batch"]:
-    return jax.vmap(lambda key: train.epoch_order(key, epoch, examples=examples, batch_size=batch_size))(keys)
+    return jax.vmap(lambda key: epoch_order(key, epoch, examples=examples, batch_size=batch_size))(keys)
 
 
-@partial(jax.jit, static_argnames=("recipe", "steps"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("setup", "steps"), donate_argnums=0)
 def _train_chunk(
     states: TrainState,
     keys: Key[Array, " seeds"],
-    examples: Examples,
+    data: Images,
     order: Int[Array, "seeds all_steps batch"],
     start: Int[Array, ""],
-    hyperparameters: Hyperparameters,
+    settings: Settings,
     *,
-    recipe: Recipe,
+    setup: Setup,
     steps: int,
 ) -> tuple[TrainState, Metrics, Check]:
     """`steps` steps of an epoch from `start` on, of all trainings together: settings side by side within each seed."""
     rows = jax.lax.dynamic_slice_in_dim(order, start, steps, axis=1)
 
     def one_training(
-        state: TrainState, key: Key[Array, ""], rows: Array, own: Hyperparameters
+        state: TrainState, key: Key[Array, ""], rows: Array, own: Settings
     ) -> tuple[TrainState, Metrics, Check]:
-        state, metrics = train.scan_steps(state, key, examples, rows, own, recipe=recipe)
+        state, metrics = of_images.scan_steps(state, key, data, rows, own, setup=setup)
         bad = ~jnp.isfinite(metrics.loss)
         first_bad = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
         metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
@@ -204,15 +204,15 @@ def _train_chunk(
     # Trainings of one seed see the same batches: their images are gathered once, and meet all their first layers in
     # one product.
     seeds = len(keys)
-    settings = len(states.step) // seeds
-    states, own = jax.tree.map(lambda leaf: leaf.reshape(seeds, settings, *leaf.shape[1:]), (states, hyperparameters))
+    each = len(states.step) // seeds
+    states, own = jax.tree.map(lambda leaf: leaf.reshape(seeds, each, *leaf.shape[1:]), (states, settings))
 
-    def one_key(states: TrainState, key: Key[Array, ""], rows: Array, own: Hyperparameters) -> Any:
+    def one_key(states: TrainState, key: Key[Array, ""], rows: Array, own: Settings) -> Any:
         return side_by_side(lambda state, given: one_training(state, key, rows, given))(states, own)
 
-    side_by_side = _in_turn if _large(states, seeds * settings) else _together
+    side_by_side = _in_turn if _large(setup, states, seeds * each) else _together
     trained = side_by_side(one_key)(states, keys, rows, own)
-    return jax.tree.map(lambda leaf: leaf.reshape(seeds * settings, *leaf.shape[2:]), trained)
+    return jax.tree.map(lambda leaf: leaf.reshape(seeds * each, *leaf.shape[2:]), trained)
 
 
 def _together(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -237,6 +237,7 @@ def _in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
     return mapped
 
 
-def _large(states: TrainState, trainings: int) -> bool:
+def _large(setup: Setup, states: TrainState, trainings: int) -> bool:
     """Whether trainings are done in turn: on a CPU, and with networks that keep all of its cores busy one at a time."""
-    return jax.default_backend() == "cpu" and count_parameters(states.params) // trainings >= sizes.SMALL
+    params, _ = setup.network.split(states.variables)
+    return jax.default_backend() == "cpu" and count_parameters(params) // trainings >= sizes.SMALL

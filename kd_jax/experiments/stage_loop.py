@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float
 
 from kd_jax import errors
 from kd_jax.errors import CheckpointError, SeedsNotFiniteError
+from kd_jax.experiments.images import Images, Metrics
 from kd_jax.experiments.shell.progress import Progress
 from kd_jax.experiments.stage import Check, Role, Stage, abstract_states
-from kd_jax.methods.logits import KDWeights
 from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
-from kd_jax.train.step import Examples, Metrics, TrainState
+from kd_jax.train.step import TrainState
 
 
 class StageHistory(NamedTuple):
@@ -35,7 +35,7 @@ class StageHistory(NamedTuple):
 
 def train_stage(
     stage: Stage,
-    examples: Examples,
+    data: Images,
     progress: Progress,
     policy: CheckpointPolicy,
     restored: Checkpoint | None = None,
@@ -69,7 +69,7 @@ def train_stage(
                     # the other.
                     upcoming = other_thread.submit(_done, stage.order, stage.keys, jnp.int32(chunk.epoch + 1))
                 states, means, check = stage.programs[chunk.length](
-                    states, stage.keys, examples, order, jnp.int32(chunk.start), stage.hyperparameters
+                    states, stage.keys, data, order, jnp.int32(chunk.start), stage.settings
                 )
                 means = jax.tree.map(np.asarray, means)
                 if not tolerant:
@@ -103,8 +103,8 @@ def require_finite(
     first = int(np.argmax(bad)) if first is None else first
     seeds = list(dict.fromkeys(str(s) for s, wrong in zip(stage.seed_of_each, bad, strict=True) if wrong))
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
-    its: Any = jax.tree.map(lambda values: float(values[first]), stage.hyperparameters)
-    temperature = float(its.weights.temperature) if isinstance(its.weights, KDWeights) else None
+    its: Any = jax.tree.map(lambda values: float(values[first]), stage.settings)
+    temperature = getattr(its.method, "temperature", None)
     raise SeedsNotFiniteError(
         what,
         model=stage.name.title,
@@ -135,7 +135,7 @@ def _stacked(metrics: list[Metrics]) -> Metrics:
 def _begin(stage: Stage, restored: Checkpoint | None) -> tuple[int, TrainState, list[Metrics], float]:
     """Steps done, states, the metrics of every chunk until now, seconds until now. Raises `CheckpointError`."""
     if restored is None:
-        return 0, stage.init(stage.keys, stage.hyperparameters), [], 0.0
+        return 0, stage.init(stage.keys, stage.settings), [], 0.0
     ends = [chunk.epoch * stage.steps + chunk.start + chunk.length for chunk in stage.chunks]
     if restored.step not in ends:
         raise CheckpointError(
@@ -143,7 +143,7 @@ def _begin(stage: Stage, restored: Checkpoint | None) -> tuple[int, TrainState, 
             "where this version writes none",
             errors.SAME_VERSION,
         )
-    like = abstract_states(stage.recipe, stage.keys, stage.hyperparameters)
+    like = abstract_states(stage.setup, stage.keys, stage.settings)
     arrays = dict(restored.arrays)
     history: Any = [arrays.pop(f"history.{name}") for name in Metrics._fields]
     reports = [Metrics(*chunk) for chunk in zip(*(np.moveaxis(values, -1, 0) for values in history), strict=True)]

@@ -1,4 +1,4 @@
-"""Many trainings of one recipe: settings × seeds, in blocks that fit into memory, each a stage with its checkpoints."""
+"""Many trainings of one setup: settings × seeds, in blocks that fit into memory, each a stage with its checkpoints."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from jaxtyping import Float
 
 from kd_jax import errors
 from kd_jax.errors import ConfigError
+from kd_jax.experiments.images import Images, Metrics, Settings, Setup
 from kd_jax.experiments.shell.progress import Progress, StageName
 from kd_jax.experiments.stage import Role, Stage, prepare, with_others
 from kd_jax.experiments.stage_loop import train_stage
 from kd_jax.train import memory
 from kd_jax.train.checkpoint import CheckpointPolicy, Store
-from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe
 
 # More trainings at once save nothing on a CPU (`benchmarks.seeds`), and a checkpoint should not be far.
 _MOST_ON_A_CPU = 100
@@ -24,16 +24,16 @@ _MOST = 4096
 
 
 class Trials(NamedTuple):
-    """Trainings that differ in seed and hyperparameters alone.
+    """Trainings that differ in seed and settings alone.
 
-    name: of its stages, which have a number, too. settings: one `Hyperparameters` of plain numbers each. seeds: each
+    name: of its stages, which have a number, too. settings: one `Settings` of plain numbers each. seeds: each
     setting is trained with all. role: folded into every seed's key. title: what a person calls the model, where that is
     not the name.
     """
 
     name: str
-    recipe: Recipe
-    settings: Sequence[Hyperparameters]
+    setup: Setup
+    settings: Sequence[Settings]
     seeds: tuple[int, ...]
     role: Role
     epochs: int
@@ -50,8 +50,7 @@ class TrainedTrials(NamedTuple):
     metrics: arrays `[settings, seeds, reports]`. report_epochs: when each report was, in epochs.
     """
 
-    params: Any
-    state: Any
+    variables: Any
     metrics: Metrics
     report_epochs: Float[np.ndarray, " reports"]
     train_s: float
@@ -101,7 +100,7 @@ def trainings_at_once(
 
 def train_trials(
     trials: Trials,
-    examples: Examples,
+    data: Images,
     progress: Progress,
     policy: CheckpointPolicy,
     *,
@@ -121,24 +120,24 @@ def train_trials(
     for number, block in enumerate(blocks(len(trials.settings), len(trials.seeds), most)):
         seeds = tuple(trials.seeds[i] for i in block.seeds)
         chosen = [trials.settings[i] for i in block.settings] * len(seeds)
-        values: Hyperparameters = jax.tree.map(lambda *each: jnp.asarray(each, jnp.float32), *chosen)
+        values: Settings = jax.tree.map(lambda *each: jnp.asarray(each, jnp.float32), *chosen)
         name = trials.stage_name(number)
         if stage is None:
             stage = prepare(
-                name, trials.role, trials.recipe, values, seeds, examples, epochs=trials.epochs, every=policy.every
+                name, trials.role, trials.setup, values, seeds, data, epochs=trials.epochs, every=policy.every
             )
         else:
             stage = with_others(stage, name, seeds, values)
         restored = policy.store.newest(name.folder) if policy.store else None
-        history = train_stage(stage, examples, progress, policy, restored, tolerant=tolerant)
+        history = train_stage(stage, data, progress, policy, restored, tolerant=tolerant)
         report_epochs, seconds = history.report_epochs, seconds + history.train_s
         shape = (len(seeds), len(block.settings))
         parts[block] = jax.tree.map(
             lambda leaf, shape=shape: np.moveaxis(np.asarray(leaf).reshape(*shape, *leaf.shape[1:]), 0, 1),
-            (history.states.params, history.states.state, history.metrics),
+            (history.states.variables, history.metrics),
         )
-    params, state, metrics = _assembled(parts, len(trials.settings), len(trials.seeds))
-    return TrainedTrials(params, state, metrics, report_epochs, seconds)
+    variables, metrics = _assembled(parts, len(trials.settings), len(trials.seeds))
+    return TrainedTrials(variables, metrics, report_epochs, seconds)
 
 
 def _most_at_first(store: Store, name: str, most: int) -> int:

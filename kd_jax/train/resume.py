@@ -14,7 +14,8 @@ import numpy as np
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
-from kd_jax.train.checkpoint import Store, lock, named_arrays, restore_tree
+from kd_jax.train.checkpoint import Store, lock
+from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.sources import Position
 from kd_jax.train.step import TrainState
 

@@ -10,28 +10,28 @@ from jaxtyping import Float, Int
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import RunError, SeedsNotFiniteError
-from kd_jax.evaluate import evaluate, predict
+from kd_jax.evaluate import evaluate_logits
+from kd_jax.experiments import images as of_images
 from kd_jax.experiments.hinton2015 import bias
 from kd_jax.experiments.hinton2015.plan import CURVE, Plan, RowResult, RowTrials
+from kd_jax.experiments.images import Images, Settings
 from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.notebook.experiment import TITLES
 from kd_jax.experiments.shell.progress import Progress
 from kd_jax.experiments.shell.text import plain
 from kd_jax.experiments.stage import Role
 from kd_jax.experiments.trials import Trials, train_trials
-from kd_jax.methods.logits import CROSS_ENTROPY, KD, KDWeights
-from kd_jax.models.network import Network, Output, count_parameters, mlp
-from kd_jax.teacher import outputs
+from kd_jax.methods import KD, CrossEntropy, Method
+from kd_jax.models import Network, count_parameters, mlp
 from kd_jax.train.checkpoint import CheckpointPolicy
-from kd_jax.train.step import Examples, Hyperparameters
 
 
 def network(row: RowTrials, plan: Plan, dataset: Dataset) -> Network:
     """The network that is trained."""
     sizes = recipes.layer_sizes(row.hidden, dataset)
     if row.of_teacher:
-        return mlp(sizes, dropout=plan.teacher_dropout, input_dropout=plan.teacher_input_dropout)
-    return mlp(sizes)
+        return mlp(sizes, dropout=plan.teacher_dropout, input_dropout=plan.teacher_input_dropout).network
+    return mlp(sizes).network
 
 
 def transfer_set(row: RowTrials, dataset: Dataset) -> Int[np.ndarray, " rows"]:
@@ -45,12 +45,10 @@ def make_trials(row: RowTrials, plan: Plan, dataset: Dataset, own: Network) -> T
     seeds, role, norm = plan.all_seeds, Role.STUDENT, 0.0
     if row.of_teacher:
         seeds, role, norm = plan.all_seeds[:1], Role.TEACHER, plan.teacher_max_norm
-    method = KD if row.temperatures else CROSS_ENTROPY
-    count = len(transfer_set(row, dataset))
-    recipe = recipes.make_recipe(own, row.training, count, method, max_norm=norm)
-    weights: list[Any] = [KDWeights(plan.alpha, temperature) for temperature in row.temperatures] or [()]
-    settings = [Hyperparameters(row.training.learning_rate, own) for own in weights]
-    return Trials(row.name, recipe, settings, seeds, role, row.training.epochs, TITLES["teacher"] * row.of_teacher)
+    setup = recipes.make_setup(own, row.training, len(transfer_set(row, dataset)), max_norm=norm)
+    methods: list[Method] = [KD(plan.alpha, temperature) for temperature in row.temperatures]
+    settings = [Settings(row.training.learning_rate, method) for method in methods or [CrossEntropy()]]
+    return Trials(row.name, setup, settings, seeds, role, row.training.epochs, TITLES["teacher"] * row.of_teacher)
 
 
 def at_once(row: RowTrials, dataset: Dataset, own: Network) -> int:
@@ -72,7 +70,7 @@ class Taught(NamedTuple):
     averaged: Float[np.ndarray, "tests classes"] | None = None
 
 
-def ask(params: Any, state: Any, dataset: Dataset, own: Network, *, averaged: int = 0, shift: int = 0) -> Taught:
+def ask(variables: Any, dataset: Dataset, own: Network, *, averaged: int = 0, shift: int = 0) -> Taught:
     """What a teacher says in evaluation mode.
 
     averaged: the largest shift of those over which soft targets are averaged. shift: the largest of those for each of
@@ -81,19 +79,19 @@ def ask(params: Any, state: Any, dataset: Dataset, own: Network, *, averaged: in
     assert not (averaged and shift)
 
     def said(images: np.ndarray, shift: int) -> Float[np.ndarray, "examples classes"]:
-        return np.asarray(predict(params, state, jnp.asarray(images), network=own, shift=shift))
+        return np.asarray(of_images.predict(variables, jnp.asarray(images), network=own, shift=shift))
 
     test, by_mean = said(dataset.test_images, 0), said(dataset.test_images, averaged) if averaged else None
     if shift:
         images = jnp.asarray(dataset.train_images)
-        return Taught(np.asarray(outputs(params, state, images, network=own, shift=shift).logits), test, by_mean)
+        return Taught(np.asarray(of_images.teacher_logits(variables, images, network=own, shift=shift)), test, by_mean)
     return Taught(said(dataset.train_images, averaged), test, by_mean)
 
 
 def train_row(
     row: RowTrials, plan: Plan, dataset: Dataset, taught: Taught | None, progress: Progress, policy: CheckpointPolicy
 ) -> tuple[RowResult, Any]:
-    """Trains all of them and reads the test set, once; also returns the parameters and states `[settings, seeds, ...]`.
+    """Trains all of them and reads the test set, once; also returns the variables `[settings, seeds, ...]`.
 
     taught: what the teacher says, of the views that are asked for; None for the teacher itself. Raises what
     `train_trials` does.
@@ -103,11 +101,11 @@ def train_row(
     trials, rows = make_trials(row, plan, dataset, own), transfer_set(row, dataset)
     # Before anything of it is in memory, as when it was checked.
     most = at_once(row, dataset, own)
-    seen = Examples(jnp.asarray(dataset.train_images[rows]), jnp.asarray(dataset.train_labels[rows]))
+    seen = Images(jnp.asarray(dataset.train_images[rows]), jnp.asarray(dataset.train_labels[rows]))
     if row.temperatures and taught is not None:
-        seen = seen._replace(teacher=Output(jnp.asarray(taught.train[..., rows, :])))
+        seen = seen._replace(logits=jnp.asarray(taught.train[..., rows, :]))
     try:
-        trained = train_trials(trials, recipes.padded(seen, row.training.shift), progress, policy, most=most)
+        trained = train_trials(trials, of_images.padded(seen, row.training.shift), progress, policy, most=most)
     except SeedsNotFiniteError as error:
         # A row is known by its name, and the recipe's rates are no options here.
         who = "the teacher" if row.of_teacher else row.name
@@ -120,19 +118,19 @@ def train_row(
     runs = []
     for setting, temperature in enumerate(row.temperatures or (None,)):
         for place, seed in enumerate(trials.seeds):
-            params, state = jax.tree.map(lambda leaf, i=(setting, place): leaf[i], (trained.params, trained.state))
-            logits = [predict(params, state, each, network=own) for each in images]
+            variables = jax.tree.map(lambda leaf, i=(setting, place): leaf[i], trained.variables)
+            logits = [of_images.predict(variables, each, network=own) for each in images]
             run: RowResult = {"seed": seed} | ({} if temperature is None else {"temperature": temperature})
             run |= measures(np.asarray(logits[0]), dataset.test_labels, None if taught is None else taught.test)
             if row.moved:
                 run["moved"] = moved(np.asarray(logits[0]), np.asarray(logits[1]), dataset, row.moved)
             runs.append(run)
-    one = jax.tree.map(lambda leaf: leaf[0, 0], trained.params)
+    one = own.split(jax.tree.map(lambda leaf: leaf[0, 0], trained.variables))[0]
     found = {"name": row.name, "parameters": count_parameters(one), "examples": len(rows), "runs": runs}
     if taught is not None and taught.averaged is not None:
         found["taught_by"] = measures(taught.averaged, dataset.test_labels, None)
     found["timing"] = {"train_s": trained.train_s, "total_s": time.perf_counter() - started}
-    return found, (trained.params, trained.state)
+    return found, trained.variables
 
 
 def measures(
@@ -141,7 +139,8 @@ def measures(
     teacher: Float[np.ndarray, "examples classes"] | None,
 ) -> RowResult:
     """Of one network: errors, in all and of each class, and the other measures of `Evaluation`. Raises `RunError`."""
-    evaluation = evaluate(jnp.asarray(logits), jnp.asarray(labels), None if teacher is None else jnp.asarray(teacher))
+    taught = None if teacher is None else jnp.asarray(teacher)
+    evaluation = evaluate_logits(jnp.asarray(logits), jnp.asarray(labels), taught)
     found = {name: plain(value) for name, value in evaluation._asdict().items() if value is not None}
     if not all(np.isfinite(value) for value in found.values()):
         raise RunError("a measure of the test images is not finite: choose another --seed")

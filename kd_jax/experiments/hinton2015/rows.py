@@ -23,6 +23,7 @@ from kd_jax.experiments.hinton2015 import plan as hinton
 from kd_jax.experiments.hinton2015 import row_trials
 from kd_jax.experiments.hinton2015.plan import Plan, RowResult, RowTrials
 from kd_jax.experiments.hinton2015.row_trials import Taught
+from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.shell.folder import not_written, write_whole
 from kd_jax.experiments.shell.parameters import safetensors
@@ -30,7 +31,6 @@ from kd_jax.experiments.shell.progress import Progress, Silent, StageName
 from kd_jax.experiments.shell.text import json_text
 from kd_jax.models import parameters
 from kd_jax.train.checkpoint import CheckpointPolicy, Store
-from kd_jax.train.step import Examples
 
 _ROWS = "rows"
 
@@ -55,10 +55,10 @@ class KeptRows:
         content = {"sha256": self._digest(trials, found), "found": found}
         _write(self._path(trials.name), json_text(content, indent=None))
 
-    def write_teacher(self, params: Any, state: Any) -> None:
-        """Keeps the parameters `[1, 1, ...]`. Raises `OutputError`."""
+    def write_teacher(self, variables: Any) -> None:
+        """Keeps the variables `[1, 1, ...]`. Raises `OutputError`."""
         description = {"model": "teacher", "seed": self.identity["config"]["seed"]}
-        _write(self.teacher, safetensors(params, state, (0, 0), description))
+        _write(self.teacher, safetensors(variables, (0, 0), description))
 
     @property
     def kept(self) -> bool:
@@ -100,7 +100,7 @@ def run_rows(
             continue
         if trials.of_teacher:
             given, trained = row_trials.train_row(trials, plan, dataset, None, progress, policy)
-            kept.write_teacher(*trained)
+            kept.write_teacher(trained)
             kept.write(trials, given)
             # Its checkpoints stay, as a sign that the folder holds something to go on with.
             continue
@@ -145,10 +145,10 @@ def _missing(rows: tuple[str, ...], plan: Plan, dataset: Dataset, kept: KeptRows
 def _ask_teacher(trials: RowTrials, plan: Plan, dataset: Dataset, kept: KeptRows, averaged: int, shift: int) -> Taught:
     own = row_trials.network(trials, plan, dataset)
     try:
-        params, state = parameters.load(kept.teacher, own)
+        variables = own.merge(*parameters.load(kept.teacher, own))
     except DataError as error:
         raise OutputError(f"{error}: start again with --overwrite") from None
-    return row_trials.ask(params, state, dataset, own, averaged=averaged, shift=shift)
+    return row_trials.ask(variables, dataset, own, averaged=averaged, shift=shift)
 
 
 def _estimate(missing: list[RowTrials], plan: Plan, dataset: Dataset, progress: Progress) -> None:
@@ -157,10 +157,10 @@ def _estimate(missing: list[RowTrials], plan: Plan, dataset: Dataset, progress: 
     trials = hinton.all_trials(plan, dataset.classes)[f"alone-{units}"]
     own = row_trials.network(trials, plan, dataset)
     planned = row_trials.make_trials(trials, plan, dataset, own)
-    seen = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    seen = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     seeds = planned.seeds[: row_trials.at_once(trials, dataset, own)]
     given: Any = jax.tree.map(lambda value: jnp.full(len(seeds), value, jnp.float32), planned.settings[0])
-    trial = stages.prepare(StageName("trial", "trial"), planned.role, planned.recipe, given, seeds, seen, epochs=1)
+    trial = stages.prepare(StageName("trial", "trial"), planned.role, planned.setup, given, seeds, seen, epochs=1)
     epoch_s = stages.time_an_epoch(trial, seen)
     one = _work(trials, plan, dataset) / trials.training.epochs * len(seeds) / len(planned.seeds)
     asking = {(trials.averaged, trials.training.shift) for trials in missing if trials.temperatures}

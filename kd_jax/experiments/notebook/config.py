@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell.options import option
-from kd_jax.methods.logits import KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED
 
-METHODS = {"kd": KD, "kd-without-t2": KD_WITHOUT_T_SQUARED, "kd-as-written": KD_AS_WRITTEN}
 SCHEDULES = ("constant", "cosine")
 
 PRESETS: dict[str, dict[str, Any]] = {

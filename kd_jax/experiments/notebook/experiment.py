@@ -12,21 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kd_jax import errors, stats, teacher
+from kd_jax import errors, stats
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import CheckpointError
-from kd_jax.evaluate import Evaluation, evaluate, predict
+from kd_jax.evaluate import Evaluation, evaluate_logits
+from kd_jax.experiments import images as of_images
 from kd_jax.experiments import stage as stages
 from kd_jax.experiments import stage_loop
+from kd_jax.experiments.images import Images, Metrics, Settings
 from kd_jax.experiments.notebook import fits, recipes
-from kd_jax.experiments.notebook.config import METHODS, Config
+from kd_jax.experiments.notebook.config import Config
+from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell.progress import Progress, StageName
 from kd_jax.experiments.stage import Role, Stage
 from kd_jax.experiments.stage_loop import StageHistory
-from kd_jax.methods.logits import KDWeights
-from kd_jax.models.network import count_parameters
+from kd_jax.methods import CrossEntropy, Method
+from kd_jax.models import count_parameters
 from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
-from kd_jax.train.step import Examples, Hyperparameters, Metrics
 
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
 """What a person calls the three kinds of model, in the order of their training."""
@@ -53,8 +55,7 @@ class TrainedModels(NamedTuple):
 
     seeds: tuple[int, ...]
     parameters: int
-    params: Any
-    state: Any
+    variables: Any
     evaluations: Evaluation
     answers: Int[np.ndarray, "seeds examples"]
     history: Metrics
@@ -98,10 +99,10 @@ def run_experiment(
     fits.check(config, dataset)
     restored = _restored(policy.store)
     started = time.perf_counter()
-    examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    data = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     seen = {
-        "teacher": recipes.padded(examples, config.teacher_training.shift),
-        "student": recipes.padded(examples, config.shift),
+        "teacher": of_images.padded(data, config.teacher_training.shift),
+        "student": of_images.padded(data, config.shift),
     }
     prepared = _prepare(config, dataset, seen, policy)
     compile_s = time.perf_counter() - started
@@ -110,18 +111,18 @@ def run_experiment(
     left = {n: 1 - (restored[n].step / (s.epochs * s.steps) if n in restored else 0) for n, s in prepared.items()}
     progress.compiled(compile_s, sum(s.epochs * epoch_s[name] * left[name] for name, s in prepared.items()))
 
-    def train(name: str, examples: Examples, **more: Any) -> TrainedModels:
-        history = stage_loop.train_stage(prepared[name], examples, progress, policy, restored.get(name))
+    def train(name: str, data: Images, **more: Any) -> TrainedModels:
+        history = stage_loop.train_stage(prepared[name], data, progress, policy, restored.get(name))
         return _examined(prepared[name], history, dataset, **more)
 
     taught_by = train("teacher", seen.pop("teacher"))
-    teacher_params, teacher_state = jax.tree.map(lambda leaf: leaf[0], (taught_by.params, taught_by.state))
-    ask_teacher = partial(teacher.outputs, teacher_params, teacher_state, network=prepared["teacher"].recipe.network)
-    test_logits = ask_teacher(jnp.asarray(dataset.test_images)).logits
+    variables = jax.tree.map(lambda leaf: leaf[0], taught_by.variables)
+    ask_teacher = partial(of_images.teacher_logits, variables, network=prepared["teacher"].setup.network)
+    test_logits = ask_teacher(jnp.asarray(dataset.test_images))
     student = train("student", seen["student"], teacher_logits=test_logits)
     predicting = time.perf_counter()
-    outputs = jax.block_until_ready(ask_teacher(examples.images, shift=config.shift))
-    taught = seen.pop("student")._replace(teacher=outputs)
+    logits = jax.block_until_ready(ask_teacher(data.images, shift=config.shift))
+    taught = seen.pop("student")._replace(logits=logits)
     teacher_outputs_s = time.perf_counter() - predicting
     distilled = train("distilled", taught, teacher_logits=test_logits)
 
@@ -147,21 +148,21 @@ def _restored(store: Store | None) -> dict[str, Checkpoint]:
 
 
 def _prepare(
-    config: Config, dataset: Dataset, seen: Mapping[str, Examples], policy: CheckpointPolicy
+    config: Config, dataset: Dataset, seen: Mapping[str, Images], policy: CheckpointPolicy
 ) -> dict[str, Stage]:
     """The three stages, compiled at once: XLA lets go of Python's lock while it compiles."""
     teacher_network, student_network = recipes.networks(config, dataset)
     seeds = tuple(range(config.seed, config.seed + config.seeds))
     count = len(dataset.train_labels)
     of_each = {
-        "teacher": recipes.make_recipe(
+        "teacher": recipes.make_setup(
             teacher_network, config.teacher_training, count, max_norm=config.teacher_max_norm
         ),
-        "student": recipes.make_recipe(student_network, config.training, count),
-        "distilled": recipes.make_recipe(student_network, config.training, count, METHODS[config.method]),
+        "student": recipes.make_setup(student_network, config.training, count),
+        "distilled": recipes.make_setup(student_network, config.training, count),
     }
-    outputs = recipes.abstract_outputs(count, dataset.classes, config.shift)
-    images = {**seen, "distilled": seen["student"]._replace(teacher=outputs)}
+    logits = recipes.abstract_logits(count, dataset.classes, config.shift)
+    images = {**seen, "distilled": seen["student"]._replace(logits=logits)}
 
     def prepare(name: str) -> Stage:
         own, training = (seeds[:1], config.teacher_training) if name == "teacher" else (seeds, config.training)
@@ -169,12 +170,12 @@ def _prepare(
             jnp.full(len(own), value, jnp.float32)
             for value in (training.learning_rate, config.alpha, config.temperature)
         )
-        hyperparameters = Hyperparameters(rate, KDWeights(alpha, temperature) if name == "distilled" else ())
+        method: Method = METHODS[config.method](alpha, temperature) if name == "distilled" else CrossEntropy()
         return stages.prepare(
             StageName(name, TITLES[name]),
             Role.TEACHER if name == "teacher" else Role.STUDENT,
             of_each[name],
-            hyperparameters,
+            Settings(rate, method),
             own,
             images[name],
             epochs=training.epochs,
@@ -204,11 +205,11 @@ def _examined(
 ) -> TrainedModels:
     """Reads the test set, once."""
     states = history.states
-    logits = jax.vmap(partial(predict, network=stage.recipe.network), in_axes=(0, 0, None))(
-        states.params, states.state, jnp.asarray(dataset.test_images)
+    logits = jax.vmap(partial(of_images.predict, network=stage.setup.network), in_axes=(0, None))(
+        states.variables, jnp.asarray(dataset.test_images)
     )
     labels = jnp.asarray(dataset.test_labels)
-    evaluations = jax.vmap(evaluate, in_axes=(0, None, None))(logits, labels, teacher_logits)
+    evaluations = jax.vmap(evaluate_logits, in_axes=(0, None, None))(logits, labels, teacher_logits)
     steps = stage.epochs * stage.steps
     for measure in jax.tree.leaves(evaluations):
         bad = ~np.isfinite(np.asarray(measure))
@@ -216,12 +217,16 @@ def _examined(
     total = steps * len(stage.seeds)
     return TrainedModels(
         seeds=stage.seeds,
-        parameters=count_parameters(jax.tree.map(lambda leaf: leaf[0], states.params)),
-        params=states.params,
-        state=states.state,
+        parameters=count_parameters(_one(stage, states.variables)),
+        variables=states.variables,
         evaluations=jax.tree.map(np.asarray, evaluations),
         answers=np.asarray(jnp.argmax(logits, axis=-1)),
         history=history.metrics,
         epochs=history.report_epochs,
         timing=StageTiming(stage.compile_s, history.train_s, total, total / history.train_s),
     )
+
+
+def _one(stage: Stage, variables: Any) -> Any:
+    """The parameters of the first seed."""
+    return stage.setup.network.split(jax.tree.map(lambda leaf: leaf[0], variables))[0]

@@ -7,7 +7,7 @@ from kd_jax.errors import ConfigError
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.recipes import layer_sizes, networks
 from kd_jax.experiments.trials import trainings_at_once
-from kd_jax.models.network import Network
+from kd_jax.models import Network
 from kd_jax.train import memory
 from kd_jax.train.memory import gib, teacher_outputs
 

@@ -192,10 +192,10 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
     """One safetensors file for each trained model; kernels are `[inputs, outputs]`."""
     (folder / "parameters").mkdir(exist_ok=True)
     for name, trained in models(result).items():
-        params, state = jax.tree.map(np.asarray, (trained.params, trained.state))
+        variables = jax.tree.map(np.asarray, trained.variables)
         for place, seed in enumerate(trained.seeds):
             description = {"model": name, "seed": seed, "version": __version__}
-            content = safetensors(params, state, (place,), description)
+            content = safetensors(variables, (place,), description)
             (folder / "parameters" / f"{name}-seed{seed}.safetensors").write_bytes(content)
     return ["parameters/*.safetensors"]
 

@@ -11,12 +11,13 @@ from safetensors.numpy import save
 from kd_jax.files.names import path_name
 
 
-def safetensors(params: Any, state: Any, place: tuple[int, ...], description: Mapping[str, Any]) -> bytes:
+def safetensors(variables: Any, place: tuple[int, ...], description: Mapping[str, Any]) -> bytes:
     """The content of the file; kernels are `[inputs, outputs]`.
 
-    place: of the model along the leading axes of every array. description: what is kept beside the arrays.
+    variables: parameters and state of an NNX network. place: of the model along the leading axes of every array.
+    description: what is kept beside the arrays.
     """
-    leaves = jax.tree.leaves_with_path((params, state))
+    leaves = jax.tree.leaves_with_path(variables)
     arrays = {path_name(path[1:]): np.array(leaf[place], order="C") for path, leaf in leaves}
     # One entry: safetensors writes several in an order that changes from process to process.
     return save(arrays, metadata={"kd_jax": json.dumps(description)})

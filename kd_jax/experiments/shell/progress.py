@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from tqdm import tqdm
 
-from kd_jax.train.step import Metrics
+from kd_jax.experiments.images import Metrics
 
 
 class StageName(NamedTuple):

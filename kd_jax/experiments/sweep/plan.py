@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from kd_jax.data.dataset import Dataset
+from kd_jax.experiments.images import Settings
 from kd_jax.experiments.notebook import fits, recipes
-from kd_jax.experiments.notebook.config import METHODS, Config
+from kd_jax.experiments.notebook.config import Config
 from kd_jax.experiments.notebook.experiment import TITLES
+from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.stage import Role
 from kd_jax.experiments.sweep.grid import (  # fmt: skip
     ALONE,
@@ -25,9 +27,8 @@ from kd_jax.experiments.sweep.grid import (  # fmt: skip
     teacher_of,
 )
 from kd_jax.experiments.trials import Trials, blocks
-from kd_jax.methods.logits import CROSS_ENTROPY, LABEL_SMOOTHING, KDWeights, SmoothingWeights
-from kd_jax.models.network import Network, count_parameters
-from kd_jax.train.step import Hyperparameters
+from kd_jax.methods import CrossEntropy, LabelSmoothing, Method
+from kd_jax.models import Network, count_parameters
 
 
 class PlanEntry(NamedTuple):
@@ -56,11 +57,10 @@ def student_entries(grid: Grid, dataset: Dataset) -> list[PlanEntry]:
         students = len(settings) * config.seeds
         whose, remedy = f"{students:,} students, kept until all of them are measured,", "choose fewer seeds or settings"
         fits.check_kept(network, students, whose, seeds=config.seeds, remedy=remedy)
-        method = {ALONE: CROSS_ENTROPY, SMOOTHED: LABEL_SMOOTHING, DISTILLED: METHODS[config.method]}[kind]
-        recipe = recipes.make_recipe(network, config.training, len(dataset.train_labels), method)
-        name, given = f"{kind.replace(' ', '-')}-{number}", [_hyperparameters(setting) for setting in settings]
+        setup = recipes.make_setup(network, config.training, len(dataset.train_labels))
+        name, given = f"{kind.replace(' ', '-')}-{number}", [_settings(setting) for setting in settings]
         title = TITLES["distilled"] if kind == DISTILLED else ""
-        trials = Trials(name, recipe, given, tuple(seeds(grid)), Role.STUDENT, config.epochs, title)
+        trials = Trials(name, setup, given, tuple(seeds(grid)), Role.STUDENT, config.epochs, title)
         teacher = teacher_of(settings[0], grid) if kind == DISTILLED else None
         count = len(dataset.train_labels)
         most = fits.at_once(network, config.student_hidden, config.training, dataset, examples=count)
@@ -74,7 +74,7 @@ def entries_of_the_test(entries: Sequence[PlanEntry], settings: Sequence[Setting
     for entry in entries:
         tested = [setting for setting in entry.settings if setting in settings]
         if tested:
-            given = [_hyperparameters(setting) for setting in tested]
+            given = [_settings(setting) for setting in tested]
             trials = _in_the_test(entry.trials)._replace(settings=given, seeds=tuple(seeds_of_the_test(grid)))
             again.append(entry._replace(settings=tested, trials=trials))
     return again
@@ -90,16 +90,16 @@ def teacher_trials(grid: Grid, dataset: Dataset) -> dict[Config, Trials]:
     for number, config in enumerate(dict.fromkeys(teacher_of(setting, grid) for setting in distilled(grid))):
         fits.check(_one_seed(config), dataset)
         training = config.teacher_training
-        recipe = recipes.make_recipe(
+        setup = recipes.make_setup(
             recipes.networks(config, dataset)[0],
             training,
             len(dataset.train_labels),
             max_norm=config.teacher_max_norm,
         )
-        settings = [Hyperparameters(training.learning_rate)]
+        settings = [Settings(training.learning_rate, CrossEntropy())]
         title = TITLES["teacher"]
         trials[config] = Trials(
-            f"teacher-{number}", recipe, settings, (config.seed,), Role.TEACHER, training.epochs, title
+            f"teacher-{number}", setup, settings, (config.seed,), Role.TEACHER, training.epochs, title
         )
     return trials
 
@@ -146,17 +146,17 @@ def _cost(trials: Trials, most: int, dataset: Dataset) -> tuple[float, float]:
     """Of a step of a block, and of all trials."""
     parts = blocks(len(trials.settings), len(trials.seeds), most)
     each = _cost_of_a_step(trials) * len(parts[0].settings) * len(parts[0].seeds)
-    return each, each * len(parts) * trials.epochs * (len(dataset.train_labels) // trials.recipe.batch_size)
+    return each, each * len(parts) * trials.epochs * (len(dataset.train_labels) // trials.setup.batch_size)
 
 
-def _hyperparameters(setting: Setting) -> Hyperparameters:
+def _settings(setting: Setting) -> Settings:
     config = setting.config
-    weights: Any = ()
+    method: Method = CrossEntropy()
     if setting.kind == DISTILLED:
-        weights = KDWeights(config.alpha, config.temperature)
+        method = METHODS[config.method](config.alpha, config.temperature)
     elif setting.kind == SMOOTHED:
-        weights = SmoothingWeights(setting.smoothing)
-    return Hyperparameters(config.learning_rate, weights)
+        method = LabelSmoothing(setting.smoothing)
+    return Settings(config.learning_rate, method)
 
 
 def _one_seed(config: Config) -> Config:
@@ -166,10 +166,10 @@ def _one_seed(config: Config) -> Config:
 
 def parameters(network: Network) -> int:
     """How many a network has."""
-    return count_parameters(jax.eval_shape(network.init, jax.random.key(0))[0])
+    return count_parameters(network.split(jax.eval_shape(network.init, jax.random.key(0)))[0])
 
 
 def _cost_of_a_step(trials: Trials) -> float:
     """Multiplications and parameters moved, roughly."""
-    size = parameters(trials.recipe.network)
-    return float(size * (trials.recipe.batch_size + 16) + 20_000 * trials.recipe.batch_size)
+    size = parameters(trials.setup.network)
+    return float(size * (trials.setup.batch_size + 16) + 20_000 * trials.setup.batch_size)

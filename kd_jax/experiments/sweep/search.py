@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kd_jax import stats, teacher
+from kd_jax import stats
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import RunError
-from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.experiments.notebook import recipes
+from kd_jax.evaluate import Evaluation, evaluate_logits
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook.config import Config
 from kd_jax.experiments.shell.progress import Progress
 from kd_jax.experiments.sweep import plan
@@ -32,9 +33,8 @@ from kd_jax.experiments.sweep.grid import (
 )
 from kd_jax.experiments.sweep.plan import PlanEntry
 from kd_jax.experiments.trials import Trials, blocks, train_trials
-from kd_jax.models.network import Network
+from kd_jax.models import Network
 from kd_jax.train.checkpoint import CheckpointPolicy
-from kd_jax.train.step import Examples
 
 
 class Gain(NamedTuple):
@@ -125,14 +125,14 @@ class _Training:
     """
 
     def __init__(self, grid: Grid, split: Dataset, progress: Progress, policy: CheckpointPolicy) -> None:
-        self.examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
+        self.data = Images(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
         self.progress, self.policy = progress, policy
         self.taught: dict[Config, _Teacher] = {}
         self.measured: dict[Config, Evaluation] = {}
         failures = []
         for config, trials in plan.teacher_trials(grid, split).items():
             try:
-                taught = _Teacher(trials, self.examples, progress, policy)
+                taught = _Teacher(trials, self.data, progress, policy)
                 self.measured[config] = _of_teacher(taught.logits(split.test_images), split)
                 self.taught[config] = taught
             except RunError as error:
@@ -143,7 +143,7 @@ class _Training:
         self.train_s = sum(one.trained.train_s for one in self.taught.values())
 
     def train(self, entries: Sequence[PlanEntry], then: Callable[[Setting, Network, Any], None]) -> None:
-        """Tells `then` of every setting its network and its parameters `[seeds, ...]`, entry by entry.
+        """Tells `then` of every setting its network and its variables `[seeds, ...]`, entry by entry.
 
         Settings whose teacher diverged are passed over.
         """
@@ -158,18 +158,18 @@ class _Training:
             for other in self.taught.values():
                 if other is not own:
                     other.forget_outputs()
-            given = _given(self.examples, entry, own)
+            given = _given(self.data, entry, own)
             result = train_trials(entry.trials, given, self.progress, self.policy, most=entry.most, tolerant=True)
             self.train_s += result.train_s
             for i, setting in enumerate(entry.settings):
-                then(setting, entry.network, jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state)))
+                then(setting, entry.network, jax.tree.map(lambda leaf, i=i: leaf[i], result.variables))
             # Before those of the next entry are there.
             del given, result
 
     def _pass_over(self, trials: Trials, most: int) -> None:
         """Tells that nothing of the trials is left to do: for the time that is left, not for the speed."""
         number = len(blocks(len(trials.settings), len(trials.seeds), most))
-        steps = number * (len(self.examples.labels) // trials.recipe.batch_size)
+        steps = number * (len(self.data.labels) // trials.setup.batch_size)
         self.progress.start(trials.stage_name(0), epochs=trials.epochs, steps=steps, done=trials.epochs * steps)
 
 
@@ -185,8 +185,8 @@ def _compared(
     own = {setting: entry.teacher or first for entry in entries for setting in entry.settings}
     measured: dict[Setting, Evaluation] = {}
 
-    def measure(setting: Setting, network: Network, parameters: Any) -> None:
-        measured[setting] = _measured(parameters, network, split, logits[own[setting]])
+    def measure(setting: Setting, network: Network, variables: Any) -> None:
+        measured[setting] = _measured(variables, network, split, logits[own[setting]])
 
     training.train(entries, measure)
     ordered = [*baselines(grid), *distilled(grid)]
@@ -202,15 +202,15 @@ def _tested(
     """Measures on the test set, after the last epoch: of every setting, with its own of `teachers`, and of these."""
     trained: dict[Setting, tuple[Network, Any]] = {}
 
-    def keep(setting: Setting, network: Network, parameters: Any) -> None:
-        trained[setting] = network, parameters
+    def keep(setting: Setting, network: Network, variables: Any) -> None:
+        trained[setting] = network, variables
 
     training.train(entries, keep)
     logits = {one: training.taught[one].logits(dataset.test_images) for one in dict.fromkeys(teachers.values())}
     tested = {}
     for setting, own in teachers.items():
-        network, parameters = trained[setting]
-        tested[setting] = _measured(parameters, network, dataset, logits[own])
+        network, variables = trained[setting]
+        tested[setting] = _measured(variables, network, dataset, logits[own])
     return tested, {config: _of_teacher(own, dataset) for config, own in logits.items()}
 
 
@@ -229,18 +229,17 @@ def _keep_the_choice(policy: CheckpointPolicy, entries: Sequence[PlanEntry], gri
 class _Teacher:
     """A trained teacher, whose outputs are computed once for each shift that is asked for."""
 
-    def __init__(self, trials: Trials, examples: Examples, progress: Progress, policy: CheckpointPolicy) -> None:
-        padded = recipes.padded(examples, trials.recipe.shift)
+    def __init__(self, trials: Trials, data: Images, progress: Progress, policy: CheckpointPolicy) -> None:
+        padded = of_images.padded(data, trials.setup.shift)
         self.trained = train_trials(trials, padded, progress, policy, most=1)
-        self.network = trials.recipe.network
-        self.parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), (self.trained.params, self.trained.state))
+        self.network = trials.setup.network
+        self.variables = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), self.trained.variables)
         self._outputs: tuple[int, Any] | None = None
 
-    def outputs(self, examples: Examples, shift: int) -> Any:
+    def outputs(self, data: Images, shift: int) -> Float[Array, "..."]:
         if self._outputs is None or self._outputs[0] != shift:
             self._outputs = None
-            params, state = self.parameters
-            found = teacher.outputs(params, state, examples.images, network=self.network, shift=shift)
+            found = of_images.teacher_logits(self.variables, data.images, network=self.network, shift=shift)
             self._outputs = (shift, found)
         return self._outputs[1]
 
@@ -248,12 +247,12 @@ class _Teacher:
         self._outputs = None
 
     def logits(self, images: Any) -> Float[Array, "examples classes"]:
-        return predict(*self.parameters, jnp.asarray(images), network=self.network)
+        return of_images.predict(self.variables, jnp.asarray(images), network=self.network)
 
 
 def _of_teacher(logits: Float[Array, "examples classes"], dataset: Dataset) -> Evaluation:
     """What a teacher's logits of the test part are worth. Raises `RunError` for what would not be written."""
-    measured: Evaluation = jax.tree.map(np.asarray, evaluate(logits, jnp.asarray(dataset.test_labels)))
+    measured: Evaluation = jax.tree.map(np.asarray, evaluate_logits(logits, jnp.asarray(dataset.test_labels)))
     if not _is_finite(measured):
         raise RunError(
             "a measure of the teacher is not finite after the last step: choose a smaller --teacher-learning-rate"
@@ -263,21 +262,21 @@ def _of_teacher(logits: Float[Array, "examples classes"], dataset: Dataset) -> E
 
 def _teachers_in_turn(known: list[Config], entry: PlanEntry) -> tuple[int, int]:
     """A key that puts those with the same teacher and the same views together, so that few outputs are kept at once."""
-    return known.index(entry.teacher) + 1 if entry.teacher else 0, entry.trials.recipe.shift
+    return known.index(entry.teacher) + 1 if entry.teacher else 0, entry.trials.setup.shift
 
 
-def _given(examples: Examples, entry: PlanEntry, own: _Teacher | None) -> Examples:
-    shift = entry.trials.recipe.shift
-    given = recipes.padded(examples, shift)
-    return given._replace(teacher=own.outputs(examples, shift)) if own else given
+def _given(data: Images, entry: PlanEntry, own: _Teacher | None) -> Images:
+    shift = entry.trials.setup.shift
+    given = of_images.padded(data, shift)
+    return given._replace(logits=own.outputs(data, shift)) if own else given
 
 
 def _measured(
-    parameters: Any, network: Network, dataset: Dataset, teacher_logits: Float[Array, "examples classes"]
+    variables: Any, network: Network, dataset: Dataset, teacher_logits: Float[Array, "examples classes"]
 ) -> Evaluation:
     """Measures of every seed on the test part of `dataset`."""
     images, labels = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
-    found = _evaluate_each(parameters, images, labels, teacher_logits, network=network)
+    found = _evaluate_each(variables, images, labels, teacher_logits, network=network)
     return jax.tree.map(np.asarray, found)
 
 
@@ -287,12 +286,12 @@ def _is_finite(measured: Evaluation) -> bool:
 
 @partial(jax.jit, static_argnames="network")
 def _evaluate_each(
-    parameters: Any, images: Array, labels: Int[Array, " examples"], teacher_logits: Array, *, network: Network
+    variables: Any, images: Array, labels: Int[Array, " examples"], teacher_logits: Array, *, network: Network
 ) -> Evaluation:
     def one(own: Any) -> Evaluation:
-        return evaluate(predict(*own, images, network=network), labels, teacher_logits)
+        return evaluate_logits(of_images.predict(own, images, network=network), labels, teacher_logits)
 
-    return jax.lax.map(one, parameters)
+    return jax.lax.map(one, variables)
 
 
 def _gains(grid: Grid, students: dict[Setting, Evaluation]) -> tuple[dict[Setting, list[Gain]], int]:
