@@ -10,7 +10,18 @@ from jax.scipy.stats import norm
 from jaxtyping import Array
 
 from kd_jax.errors import ShapeError
-from kd_jax.losses.maps import Features, Scalar, Values, as_features, as_pair, as_same, average_pool, both, per_channel
+from kd_jax.losses.maps import (
+    Features,
+    Scalar,
+    Values,
+    as_features,
+    as_pair,
+    as_same,
+    average_pool,
+    both,
+    per_channel,
+    wide,
+)
 from kd_jax.losses.vectors import smooth_l1
 
 
@@ -91,7 +102,7 @@ def ofd_margin(mean: Features, deviation: Features) -> Array:
     Where sigma is 0: the smaller of mu and 0.
     """
     mean = jnp.asarray(mean)
-    mean = mean.astype(jnp.promote_types(mean.dtype, jnp.float32))
+    mean = mean.astype(wide(mean))
     deviation = jnp.abs(jnp.asarray(deviation, mean.dtype))
     ratio = mean / jnp.where(deviation == 0, 1, deviation)
     expected = mean - deviation * jnp.exp(norm.logpdf(ratio) - norm.logcdf(-ratio))

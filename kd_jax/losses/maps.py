@@ -23,6 +23,11 @@ Scalar = int | float | np.number | Float[Array, ""]
 Pool = Callable[[Features, Sequence[int]], Array]
 
 
+def wide(*arrays: Array) -> type:
+    """The type to compute in: float64 if one of the arrays has it, else float32."""
+    return jnp.float64 if any(array.dtype == jnp.float64 for array in arrays) else jnp.float32
+
+
 def as_features(features: Features, name: str = "features") -> Array:
     """Features as float32 or better: narrow floats are widened before anything is computed."""
     features = jnp.asarray(features)
@@ -32,7 +37,7 @@ def as_features(features: Features, name: str = "features") -> Array:
         raise ShapeError(
             f"{name} have the shape {list(features.shape)} and need [batch, *space, channels], none of them 0"
         )
-    return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    return features.astype(wide(features))
 
 
 def as_pair(student: Features, teacher: Features) -> tuple[Array, Array]:
@@ -40,7 +45,7 @@ def as_pair(student: Features, teacher: Features) -> tuple[Array, Array]:
     student, teacher = as_features(student, "student features"), as_features(teacher, "teacher features")
     if student.shape[0] != teacher.shape[0]:
         raise ShapeError(f"{both(student, teacher)} are of different batches: give both the same examples")
-    dtype = jnp.promote_types(student.dtype, teacher.dtype)
+    dtype = wide(student, teacher)
     return student.astype(dtype), teacher.astype(dtype)
 
 

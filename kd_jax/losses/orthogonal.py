@@ -5,6 +5,7 @@ from jax.scipy.linalg import expm
 from jaxtyping import Array, Float
 
 from kd_jax.errors import ShapeError
+from kd_jax.losses.maps import wide
 
 
 def orthogonal_exponential(parameters: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
@@ -29,7 +30,7 @@ def orthogonal_cayley(parameters: Float[Array, "inputs outputs"]) -> Float[Array
 def _skew(parameters: Array) -> Array:
     if parameters.ndim != 2:
         raise ShapeError(f"a projector's parameters {list(parameters.shape)} need [inputs, outputs]: reshape them")
-    parameters = parameters.astype(jnp.promote_types(parameters.dtype, jnp.float32))
+    parameters = parameters.astype(wide(parameters))
     tall = parameters if parameters.shape[0] >= parameters.shape[1] else parameters.T
     lower = jnp.tril(jnp.pad(tall, ((0, 0), (0, tall.shape[0] - tall.shape[1]))), -1)
     return lower - lower.T

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from kd_jax.errors import ShapeError
 from kd_jax.losses.maps import Features, Scalar, Values, as_flat, both
-from kd_jax.losses.vectors import Weights, as_weights, dot, for_each, power, root, scaled, smooth_l1, unit
+from kd_jax.losses.vectors import Weights, as_weights, dot, for_each, largest, power, root, scaled, smooth_l1, unit
 
 
 def sp(student: Features, teacher: Features, *, weights: Features | None = None) -> Values:
@@ -57,7 +57,7 @@ def rkd_angle(student: Features, teacher: Features, *, weights: Features | None 
     student, teacher, weighting = _present(student, teacher, weights)
 
     def at_vertex(vertices: tuple[Array, Array]) -> Array:
-        cosines = [_cosines(features - x) for features, x in zip((student, teacher), vertices, strict=True)]
+        cosines = [_cosines(features - x[None]) for features, x in zip((student, teacher), vertices, strict=True)]
         return weighting.mean(weighting.mean(smooth_l1(cosines[0] - cosines[1])))
 
     elements = student.shape[0] * max(student.shape[0], student.shape[1], teacher.shape[1])
@@ -178,8 +178,13 @@ def _rows(features: Array, roots: Array) -> Array:
 
 def _distances(features: Array, weighting: Weights) -> Array:
     """Distances of the examples, divided by the mean of the positive ones."""
-    features = scaled(features)
-    squared = for_each(lambda x: jnp.sum(jnp.square(features - x[None]), axis=-1), features, elements=features.size)
+    size = largest(features)
+
+    def to_all(x: Array) -> Array:
+        # Scaled after the difference: equal examples are at the distance 0 exactly, however this is compiled.
+        return jnp.sum(jnp.square((features - x[None]) / size), axis=-1)
+
+    squared = for_each(to_all, features, elements=features.size)
     distances = root(squared)
     pairs = jnp.where(squared > 0, weighting.relative[:, None] * weighting.relative[None], 0)
     total, sum_ = jnp.sum(pairs), jnp.sum(pairs * distances)

@@ -28,12 +28,17 @@ def unit(vectors: Array, axis: int | tuple[int, ...] = -1) -> Array:
 
 
 def scaled(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
-    """Values divided by the largest size among them, for what is blind to a common factor: squares stay in range.
+    """Values divided by the largest size among them, for what is blind to a common factor: squares stay in range."""
+    return values / largest(values, axis)
 
-    The factor counts as a constant, so the gradient is right only where the result is indeed blind to it.
+
+def largest(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+    """The largest size among the values, or 1 if all are 0; with their axes.
+
+    It counts as a constant, so a gradient is right only of what does not depend on it, as a factor that cancels.
     """
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(values), axis=axis, keepdims=True))
-    return values / jnp.where(largest == 0, 1, largest)
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(values), axis=axis, keepdims=True))
+    return jnp.where(size == 0, 1, size)
 
 
 def root(squared: Array) -> Array:
