@@ -111,7 +111,8 @@ def floats(name: str, batch: int = 4, seed: int = 0) -> list[jax.Array]:
 def assert_close(found: Any, expected: Any, *, rtol: float) -> None:
     """To `rtol` of the largest element: one whose terms cancel has no accuracy of its own."""
     expected = np.asarray(expected, dtype=np.float64)
-    scale = float(np.abs(expected).max()) or 1.0
+    scale = float(np.abs(expected).max())
+    scale = scale if scale > 1e-20 else 1.0
     np.testing.assert_allclose(np.float64(found), expected, rtol=0, atol=rtol * scale)
 
 

@@ -100,7 +100,7 @@ def test_cc_weighs_its_pairs_by_both() -> None:
     of_pairs = weights[:-1] * weights[1:]
     with jax.enable_x64(True):
         values = relations.cc(jnp.asarray(student), jnp.asarray(teacher), weights=jnp.asarray(weights))
-    found = np.sum(weights * values) / weights.sum()
+    found = np.sum(weights * np.asarray(values)) / weights.sum()
     assert found == pytest.approx(np.sum(of_pairs * pairs) / of_pairs.sum(), rel=1e-12)
 
 
