@@ -105,8 +105,14 @@ def ofd_margin(mean: Features, deviation: Features) -> Array:
     mean = mean.astype(wide(mean))
     deviation = jnp.abs(jnp.asarray(deviation, mean.dtype))
     ratio = mean / jnp.where(deviation == 0, 1, deviation)
-    expected = mean - deviation * jnp.exp(norm.logpdf(ratio) - norm.logcdf(-ratio))
-    return jnp.where(deviation == 0, jnp.minimum(mean, 0), jnp.minimum(expected, 0))
+    near, far = jnp.minimum(ratio, 2), jnp.maximum(ratio, 2)
+    direct = near - jnp.exp(norm.logpdf(near) - norm.logcdf(-near))
+    # Far from 0 that difference cancels; the continued fraction of Mills' ratio gives it as it is.
+    fraction = far
+    for k in range(40, 1, -1):
+        fraction = far + k / fraction
+    expected = deviation * jnp.where(ratio < 2, direct, -1 / fraction)
+    return jnp.where(deviation == 0, jnp.minimum(mean, 0), expected)
 
 
 def simkd(student: Features, teacher: Features) -> Values:

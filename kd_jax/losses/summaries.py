@@ -216,11 +216,12 @@ def _flow(first: Features, last: Features, pool: Pool) -> Array:
 def _gaussians(features: Array, grid: int, epsilon: Scalar) -> tuple[Array, Array]:
     """Means and deviations of the cells of a map: `[batch, cells, channels]` each."""
     space = features.shape[1:-1]
-    smallest = int(np.prod([min(cell.stop - cell.start for cell in cells(size, grid)) for size in space]))
-    if grid < 1 or smallest < 2:
+    counts = [min(cell.stop - cell.start for cell in cells(size, grid)) if grid > 0 else 0 for size in space]
+    smallest = int(np.prod(counts))
+    if smallest < 2:
         raise ShapeError(
-            f"a grid of {grid} over features {list(features.shape)} leaves cells of {smallest} position, which have no "
-            "deviation: choose a smaller grid of at least 1, or a larger map"
+            f"a grid of {grid} over features {list(features.shape)} leaves cells of {smallest} positions, and "
+            "deviations need 2: choose a smaller grid of at least 1, or a larger map"
         )
     blocks = [features]
     for axis, size in enumerate(space, start=1):

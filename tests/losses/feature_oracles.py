@@ -144,13 +144,16 @@ def ofd(s: np.ndarray, t: np.ndarray, margin: np.ndarray) -> np.ndarray:
 def negative_mean(mean: float, deviation: float) -> float:
     """E[x | x < 0] of a Gaussian, by quadrature."""
     with mp.workdps(40):
+        top = mp.npdf(min(mean, 0), mean, deviation)
 
         def density(x: Any) -> Any:
-            return mp.npdf(x, mean, deviation)
+            # Of a size near 1: the quadrature's error is absolute.
+            return mp.npdf(x, mean, deviation) / top
 
         # Where the tail of a distant mean decays.
         scale = min(deviation, deviation**2 / max(mean, deviation))
-        ends = [-mp.inf, min(mean, 0) - 12 * deviation, min(mean, 0) - deviation, -scale, 0]
+        ends = [-mp.inf, min(mean, 0) - 12 * deviation, min(mean, 0) - deviation]
+        ends += [-3 * k * scale for k in range(20)]
         below = mp.quad(density, sorted(set(ends)))
         return float(mp.quad(lambda x: x * density(x), sorted(set(ends))) / below)
 
