@@ -11,7 +11,7 @@ from kd_jax.losses.maps import Features, Scalar, Values, as_features, as_pair, a
 from kd_jax.losses.vectors import as_weights, dot
 
 
-def similarities(features: Features, *, weights: Features | None = None) -> Array:
+def semckd_similarities(features: Features, *, weights: Features | None = None) -> Array:
     r"""The batch's inner products $F F^T$, `[batch, batch]`: what SemCKD embeds, row by row, as queries and keys.
 
     Couples the batch: give the global one. Its size is that of the embeddings' inputs, so batches must keep it; an
@@ -27,7 +27,7 @@ def similarities(features: Features, *, weights: Features | None = None) -> Arra
 def semckd_attention(queries: Features, keys: Features, *, temperature: Scalar = 1.0) -> Array:
     r"""SemCKD's weights of pairs of layers: softmax over the teacher's layers of $q_i \cdot k_j / T$.
 
-    queries: `[batch, student layers, dim]` of the student's `similarities`. keys: `[batch, teacher layers, dim]`.
+    queries: `[batch, student layers, dim]`, made of the student's `semckd_similarities`. keys: the same of the teacher's.
     Returns `[batch, student layers, teacher layers]`; each row adds up to 1. Raises ShapeError.
     """
     queries, keys = as_pair(queries, keys)
@@ -49,7 +49,7 @@ def semckd(
 
     Over S layers of the student and all layers of the teacher. Chen et al. (2021), https://arxiv.org/abs/2012.03236,
     whose code divides by S as here. The attention is from similarities within the batch (see
-    `similarities`), so values depend on the global batch. Usual weight: 400 on CIFAR-100.
+    `semckd_similarities`), so values depend on the global batch. Usual weight: 400 on CIFAR-100.
 
     student: `student[i][j]`, the student's layer i projected to the teacher's layer j, after `match_space`.
     teacher: `teacher[i][j]`, layer j as `match_space` left it beside layer i. attention: `semckd_attention`,
@@ -76,7 +76,7 @@ def semckd(
     return value / len(student)
 
 
-def fuse(lower: Features, upper: Features, gates: Features) -> Array:
+def reviewkd_fuse(lower: Features, upper: Features, gates: Features) -> Array:
     r"""ReviewKD's attention based fusion: $g_0 x + g_1 y$, y being `upper` resized to x's space by nearest positions.
 
     Chen et al. (2021), https://arxiv.org/abs/2104.09044. The convolutions before and after are learned.

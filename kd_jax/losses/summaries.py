@@ -176,7 +176,7 @@ def reviewkd(student: Features, teacher: Features, *, levels: Sequence[int] = (4
     that is smaller than the map. Chen et al. (2021), https://arxiv.org/abs/2104.09044. Public code looks
     at the height alone; here an axis that is no larger than a level stays, and a level that changes none is left out.
 
-    student: what the fusion made of the student's stages (`fuse`). teacher. Both of one shape
+    student: what the fusion made of the student's stages (`reviewkd_fuse`). teacher. Both of one shape
     `[batch, *space, channels]`, else ShapeError.
     """
     student, teacher = as_same(student, teacher, "the fusion must give the teacher's shape")

@@ -69,11 +69,13 @@ def test_attention_is_a_softmax_over_the_teachers_layers() -> None:
 def test_similarities_are_inner_products_of_those_present() -> None:
     features = np.random.default_rng(2).normal(size=(3, 2, 2)).astype(np.float32)
     flat = features.reshape(3, -1)
-    assert_close(cross_layer.similarities(jnp.asarray(features)), flat @ flat.T, rtol=1e-6)
+    assert_close(cross_layer.semckd_similarities(jnp.asarray(features)), flat @ flat.T, rtol=1e-6)
     features[1] = np.nan
     expected = flat @ flat.T
     expected[1], expected[:, 1] = 0, 0
-    assert_close(cross_layer.similarities(jnp.asarray(features), weights=jnp.asarray([1, 0, 5])), expected, rtol=1e-6)
+    assert_close(
+        cross_layer.semckd_similarities(jnp.asarray(features), weights=jnp.asarray([1, 0, 5])), expected, rtol=1e-6
+    )
 
 
 def test_fusion() -> None:
@@ -85,7 +87,7 @@ def test_fusion() -> None:
         large = np.array([[y[i // 2, 0] for _ in range(3)] for i in range(4)])
         return g[..., :1] * x + g[..., 1:] * large
 
-    assert_is_oracle(cross_layer.fuse, oracle, lower, upper, gates)
+    assert_is_oracle(cross_layer.reviewkd_fuse, oracle, lower, upper, gates)
 
 
 def test_shapes_are_checked() -> None:
@@ -107,6 +109,6 @@ def test_shapes_are_checked() -> None:
     with pytest.raises(
         ValueError, match=r"gates \[2, 4, 1\] do not fit features \[2, 4, 3\]: give two for each position"
     ):
-        cross_layer.fuse(jnp.ones((2, 4, 3)), jnp.ones((2, 2, 3)), jnp.ones((2, 4, 1)))
+        cross_layer.reviewkd_fuse(jnp.ones((2, 4, 3)), jnp.ones((2, 2, 3)), jnp.ones((2, 4, 1)))
     with pytest.raises(ValueError, match="give both stages the same channels"):
-        cross_layer.fuse(jnp.ones((2, 4, 3)), jnp.ones((2, 2, 2)), jnp.ones((2, 4, 2)))
+        cross_layer.reviewkd_fuse(jnp.ones((2, 4, 3)), jnp.ones((2, 2, 2)), jnp.ones((2, 4, 2)))
