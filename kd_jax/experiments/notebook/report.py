@@ -10,6 +10,7 @@ from tabulate import tabulate
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook import plots
+from kd_jax.experiments.notebook.conclusion import conclude
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.experiment import TITLES, Result, TrainedModels, models
 from kd_jax.experiments.notebook.recipes import given_teacher, layer_sizes
@@ -17,7 +18,6 @@ from kd_jax.experiments.shell import environment
 from kd_jax.experiments.shell.folder import RESULTS, TABLE, not_written, write_whole
 from kd_jax.experiments.shell.parameters import safetensors
 from kd_jax.experiments.shell.text import counted, json_text, listed, plain, spread
-from kd_jax.stats import conclude
 from kd_jax.version import __version__
 
 
