@@ -19,8 +19,8 @@ class Comparison(NamedTuple):
 
     n: number of pairs. mean_difference: in the unit of the metric. ci95: two-sided 95 % interval of the mean
     difference, by Student's t. p_value: two-sided, of the paired t-test. Both are None where the differences cannot
-    tell: fewer than two pairs, or the same difference, other than 0, in each. Where several comparisons were made,
-    both are corrected for their number.
+    tell: fewer than two pairs, the same difference in each, up to rounding, or one that is no number. Where several
+    comparisons were made, both are corrected for their number.
     """
 
     metric: str
@@ -57,9 +57,9 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str,
         raise ValueError(f"{before.size} and {after.size} values cannot be paired: give one of each for every seed")
     differences = after - before
     mean, n = float(differences.mean()), differences.size
-    if not differences.any() and n > 1:
-        return Comparison(metric, n, 0.0, (0.0, 0.0), 1.0)
-    if n < 2 or np.ptp(differences) == 0:
+    # What is the same up to rounding has no spread to be judged by, and neither has what is no number.
+    rounding = 8 * np.finfo(np.float64).eps * max(np.abs(before).max(), np.abs(after).max())
+    if n < 2 or not np.isfinite(differences).all() or np.ptp(differences) <= rounding:
         return Comparison(metric, n, mean, None, None)
     from scipy import stats as scipy_stats
 
