@@ -27,7 +27,7 @@ def semckd_similarities(features: Features, *, weights: Features | None = None) 
 def semckd_attention(queries: Features, keys: Features, *, temperature: Scalar = 1.0) -> Array:
     r"""SemCKD's weights of pairs of layers: softmax over the teacher's layers of $q_i \cdot k_j / T$.
 
-    queries: `[batch, student layers, dim]`, made of the student's `semckd_similarities`. keys: the same of the teacher's.
+    queries: `[batch, student layers, dim]`, of the student's `semckd_similarities`. keys: the same of the teacher's.
     Returns `[batch, student layers, teacher layers]`; each row adds up to 1. Raises ShapeError.
     """
     queries, keys = as_pair(queries, keys)
