@@ -6,82 +6,70 @@ Each loss returns one value for each example of the batches that it is given.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import mpmath as mp
 import numpy as np
-
-Long = np.longdouble
-PI = Long("3.14159265358979323846264338327950288")
-
-
-def long(*arrays: Any) -> list[np.ndarray]:
-    return [np.asarray(array, dtype=Long) for array in arrays]
-
-
-def numeric_gradient(
-    function: Callable[..., Any], arrays: list[np.ndarray], which: int, step: float = 2e-4
-) -> np.ndarray:
-    """The gradient of a number by one of the arrays: five points an element, with an error of step^4."""
-    arrays = [np.array(array, dtype=Long) for array in arrays]
-    array = arrays[which]
-    gradient = np.zeros(array.shape, dtype=Long)
-    h = Long(step)
-    for index in np.ndindex(array.shape):
-        middle, total = array[index], Long(0)
-        for offset, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
-            array[index] = middle + offset * h
-            total += factor * Long(function(*arrays))
-        array[index] = middle
-        gradient[index] = total / (12 * h)
-    return gradient
-
-
-def length(vector: np.ndarray) -> Any:
-    return np.sqrt(sum(x * x for x in vector.ravel()))
-
-
-def direction(vector: np.ndarray) -> np.ndarray:
-    size = length(vector)
-    return vector / size if size > 0 else np.zeros_like(vector)
-
-
-def positions(space: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    return itertools.product(*map(range, space))
-
-
-def cell(index: tuple[int, ...], counts: tuple[int, ...], sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The positions that touch the real interval [i n / m, (i + 1) n / m) on every axis."""
-    return [
-        p
-        for p in positions(sizes)
-        if all((x + 1) * m > i * n and x * m < (i + 1) * n for x, i, m, n in zip(p, index, counts, sizes, strict=True))
-    ]
-
-
-def pool(image: np.ndarray, counts: tuple[int, ...], reduce: Callable[..., Any] = np.mean) -> np.ndarray:
-    out = np.zeros((*counts, image.shape[-1]), dtype=image.dtype)
-    for index in positions(counts):
-        here = cell(index, counts, image.shape[:-1])
-        for c in range(image.shape[-1]):
-            out[(*index, c)] = reduce([image[(*p, c)] for p in here])
-    return out
-
-
-def matched(a: np.ndarray, b: np.ndarray, reduce: Callable[..., Any] = np.mean) -> tuple[np.ndarray, np.ndarray]:
-    counts = tuple(min(n, m) for n, m in zip(a.shape[:-1], b.shape[:-1], strict=True))
-    return pool(a, counts, reduce), pool(b, counts, reduce)
-
-
-def by_example(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    """A loss of batches from one of single examples."""
-
-    def batched(*batches: np.ndarray, **numbers: Any) -> np.ndarray:
-        return np.array([function(*examples, **numbers) for examples in zip(*batches, strict=True)], dtype=Long)
-
-    return batched
-
+from losses.layer_oracles import (
+    attention_maps as attention_maps,
+)
+from losses.layer_oracles import (
+    cosine as cosine,
+)
+from losses.layer_oracles import (
+    hidden_states as hidden_states,
+)
+from losses.layer_oracles import (
+    minilm as minilm,
+)
+from losses.layer_oracles import (
+    semckd as semckd,
+)
+from losses.oracle_tools import (
+    PI as PI,
+)
+from losses.oracle_tools import (
+    Long as Long,
+)
+from losses.oracle_tools import (
+    by_example as by_example,
+)
+from losses.oracle_tools import (
+    cell as cell,
+)
+from losses.oracle_tools import (
+    direction as direction,
+)
+from losses.oracle_tools import (
+    dot as dot,
+)
+from losses.oracle_tools import (
+    huber as huber,
+)
+from losses.oracle_tools import (
+    length as length,
+)
+from losses.oracle_tools import (
+    long as long,
+)
+from losses.oracle_tools import (
+    matched as matched,
+)
+from losses.oracle_tools import (
+    numeric_gradient as numeric_gradient,
+)
+from losses.oracle_tools import (
+    pool as pool,
+)
+from losses.oracle_tools import (
+    positions as positions,
+)
+from losses.oracle_tools import (
+    softmax as softmax,
+)
+from losses.oracle_tools import (
+    vectors as vectors,
+)
 
 # Element by element.
 
@@ -167,10 +155,6 @@ def vkd(s: np.ndarray, t: np.ndarray, epsilon: float = 1e-5) -> Any:
         for a, b in zip(s[p], t[p], strict=True):
             total += huber(a - (b - mean) / np.sqrt(variance + Long(epsilon)))
     return total / s.size
-
-
-def huber(x: Any) -> Any:
-    return x * x / 2 if abs(x) <= 1 else abs(x) - Long(0.5)
 
 
 # Summaries of an example's map.
@@ -267,14 +251,6 @@ def reviewkd(s: np.ndarray, t: np.ndarray, levels: tuple[int, ...] = (4, 2, 1)) 
 # Relations of a batch. Values by the first index; their mean is the loss.
 
 
-def vectors(batch: np.ndarray) -> list[np.ndarray]:
-    return [example.ravel() for example in batch]
-
-
-def dot(a: np.ndarray, b: np.ndarray) -> Any:
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def sp(s: np.ndarray, t: np.ndarray) -> np.ndarray:
     rows = []
     for batch in (vectors(s), vectors(t)):
@@ -369,62 +345,3 @@ def crd(
 
 def crd_row(old: np.ndarray, new: np.ndarray, momentum: float) -> np.ndarray:
     return direction(Long(momentum) * old + (1 - Long(momentum)) * direction(new))
-
-
-# Layers and transformers.
-
-
-def semckd(pairs: list[list[tuple[np.ndarray, np.ndarray]]], attention: np.ndarray) -> np.ndarray:
-    values = []
-    for b in range(len(attention)):
-        terms = [
-            attention[b, i, j] * np.mean((s[b] - t[b]) ** 2)
-            for i, row in enumerate(pairs)
-            for j, (s, t) in enumerate(row)
-        ]
-        values.append(sum(terms) / len(pairs))
-    return np.array(values)
-
-
-def softmax(scores: list[Any]) -> list[Any]:
-    powers = [np.exp(x - max(scores)) for x in scores]
-    return [x / sum(powers) for x in powers]
-
-
-@by_example
-def hidden_states(s: np.ndarray, t: np.ndarray) -> Any:
-    return [np.mean((s[p] - t[p]) ** 2) for p in range(len(s))]
-
-
-@by_example
-def cosine(s: np.ndarray, t: np.ndarray) -> Any:
-    return [1 - dot(s[p], t[p]) / (length(s[p]) * length(t[p])) for p in range(len(s))]
-
-
-@by_example
-def attention_maps(s: np.ndarray, t: np.ndarray, keys: np.ndarray) -> Any:
-    valid = [k for k in range(s.shape[2]) if keys[k]]
-    rows = []
-    for q in range(s.shape[1]):
-        squares = [(s[h, q, k] - t[h, q, k]) ** 2 for h in range(len(s)) for k in valid]
-        rows.append(sum(squares) / len(squares) if squares else Long(0))
-    return rows
-
-
-def minilm(s: np.ndarray, t: np.ndarray, keys: Any, heads: int) -> np.ndarray:
-    """`s` and `t`: queries and keys of a batch, `[2, batch, positions, width]`; `keys`: which positions count."""
-
-    def relation(queries: np.ndarray, others: np.ndarray, head: int, query: int, valid: list[int]) -> list[Any]:
-        d = queries.shape[-1] // heads
-        part = slice(head * d, (head + 1) * d)
-        return softmax([dot(queries[query, part], others[k, part]) / np.sqrt(Long(d)) for k in valid])
-
-    out = np.zeros(s.shape[1:3], dtype=Long)
-    for b, q in np.ndindex(out.shape):
-        valid = [k for k in range(out.shape[1]) if keys[b][k]]
-        if q in valid:
-            for head in range(heads):
-                p = relation(t[0, b], t[1, b], head, q, valid)
-                r = relation(s[0, b], s[1, b], head, q, valid)
-                out[b, q] += sum(x * (np.log(x) - np.log(y)) for x, y in zip(p, r, strict=True)) / heads
-    return out
