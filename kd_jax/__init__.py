@@ -43,13 +43,24 @@ if TYPE_CHECKING:
     from kd_jax.evaluate import predict as predict
     from kd_jax.experiments.notebook.config import Config as Config
     from kd_jax.experiments.notebook.config import make_config as make_config
+    from kd_jax.methods import AT as AT
+    from kd_jax.methods import CC as CC
     from kd_jax.methods import KD as KD
+    from kd_jax.methods import NST as NST
+    from kd_jax.methods import PKT as PKT
+    from kd_jax.methods import RKD as RKD
+    from kd_jax.methods import SP as SP
+    from kd_jax.methods import SRD as SRD
+    from kd_jax.methods import VID as VID
+    from kd_jax.methods import Cosine as Cosine
     from kd_jax.methods import CrossEntropy as CrossEntropy
     from kd_jax.methods import FitNet as FitNet
+    from kd_jax.methods import HiddenStates as HiddenStates
     from kd_jax.methods import KDWithoutTSquared as KDWithoutTSquared
     from kd_jax.methods import LabelSmoothing as LabelSmoothing
     from kd_jax.methods import Method as Method
     from kd_jax.methods import Parts as Parts
+    from kd_jax.methods import static as static
     from kd_jax.models import MLP as MLP
     from kd_jax.models import Model as Model
     from kd_jax.models import Network as Network
@@ -95,7 +106,10 @@ _NAMES = {
     ".errors": "CheckpointError ConfigError DataError MethodError MismatchError NotFiniteError RunError ShapeError",
     ".evaluate": "evaluate predict",
     ".experiments.notebook.config": "Config make_config",
-    ".methods": "KD CrossEntropy FitNet KDWithoutTSquared LabelSmoothing Method Parts",
+    ".methods": (
+        "AT CC KD NST PKT RKD SP SRD VID Cosine CrossEntropy FitNet HiddenStates KDWithoutTSquared LabelSmoothing "
+        "Method Parts static"
+    ),
     ".models": (
         "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"
     ),

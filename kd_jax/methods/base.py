@@ -31,11 +31,17 @@ class Parts(NamedTuple):
     carried: PyTree = ()
 
 
+def static(default: Any) -> Any:
+    """A field that is a number and yet no leaf, as shapes depend on it: `width: int = kd.static(128)`."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
 class Method:
     """The base of every method: subclass it as a frozen dataclass, and write `loss`.
 
     Fields that are numbers or arrays are leaves, so that a grid of them is a `vmap` and compiles once; texts, truth
-    values, functions and tuples of these are static. Methods add up, `kd.KD() + 100 * kd.FitNet("hint", "guided")`.
+    values, functions and tuples of these are static, and numbers that `static` marks. Methods add up,
+    `kd.KD() + 100 * kd.FitNet("hint", "guided")`.
 
     needs_teacher, needs_labels: what a training is asked for before anything is compiled.
     compares_logits: whether student and teacher must have logits of the same shape.
@@ -98,8 +104,12 @@ def _is_array(value: Any) -> bool:
 
 
 def _flatten(method: Any) -> tuple[list[tuple[Any, Any]], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
-    names = [field.name for field in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else []
-    static = tuple((name, getattr(method, name)) for name in names if _is_static(getattr(method, name)))
+    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    names = [field.name for field in fields]
+    static = tuple(
+        (field.name, getattr(method, field.name)) for field in fields
+        if field.metadata.get("static") or _is_static(getattr(method, field.name))
+    )  # fmt: skip
     known = dict(static)
     leaves = [(jax.tree_util.GetAttrKey(name), getattr(method, name)) for name in names if name not in known]
     return leaves, (tuple(name for name in names if name not in known), static)

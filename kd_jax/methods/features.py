@@ -1,18 +1,33 @@
-"""Methods that compare features: FitNet."""
+"""Methods that compare features through a learned projector: FitNet, hidden states, VID, CC, SRD."""
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
-from kd_jax.methods.base import Method, Parts, Terms
+from kd_jax.methods.base import Method, Parts, Terms, Values, static
 from kd_jax.methods.logits import require_teacher
+from kd_jax.methods.relations import FeatureMethod, example_weights
 from kd_jax.models import Output
+
+
+def projector(key: Key[Array, ""], inputs: int, outputs: int) -> dict[str, Float[Array, "..."]]:
+    """A linear map of the last axis: kernel uniform in ±1/√inputs, bias 0, in float32."""
+    bound = 1 / math.sqrt(inputs)
+    kernel = jax.random.uniform(key, (inputs, outputs), jnp.float32, -bound, bound)
+    return {"kernel": kernel, "bias": jnp.zeros(outputs, jnp.float32)}
+
+
+def project(parts: Any, features: Any) -> Float[Array, "..."]:
+    """`features @ kernel + bias`, in float32."""
+    found = features.astype(jnp.float32) @ parts["kernel"]
+    return found + parts["bias"].reshape((1,) * (found.ndim - 1) + (-1,))
 
 
 @dataclass(frozen=True)
@@ -40,20 +55,107 @@ class FitNet(Method):
         return (self.guided or self.hint,)
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
-        """A kernel `[student's channels, teacher's channels]`, uniform in ±1/√channels, and a bias of 0."""
-        ours = student.features[self.hint].shape[-1]
-        theirs = require_teacher(self, teacher).features[self.teacher_features[0]].shape[-1]
-        bound = 1 / math.sqrt(ours)
-        kernel = jax.random.uniform(key, (ours, theirs), jnp.float32, -bound, bound)
-        return Parts({"kernel": kernel, "bias": jnp.zeros(theirs, jnp.float32)})
+        """The projector."""
+        ours, theirs = student.features[self.hint], require_teacher(self, teacher).features[self.teacher_features[0]]
+        return Parts(projector(key, ours.shape[-1], theirs.shape[-1]))
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `fitnet`: the mean over everything but the examples."""
-        hint = student.features[self.hint].astype(jnp.float32)
-        target = require_teacher(self, teacher).features[self.teacher_features[0]].astype(jnp.float32)
-        projected = _resized(hint, target.shape, self) @ parts.learned["kernel"]
-        projected = projected + parts.learned["bias"].reshape((1,) * (projected.ndim - 1) + (-1,))
-        return {"fitnet": jnp.mean((projected - target) ** 2, axis=tuple(range(1, target.ndim)))}
+        target = require_teacher(self, teacher).features[self.teacher_features[0]]
+        hint = _resized(student.features[self.hint].astype(jnp.float32), target.shape, self)
+        return {"fitnet": losses.fitnet(project(parts.learned, hint), target)}
+
+
+class ProjectedMethod(FeatureMethod):
+    """The base of methods with a linear projector of the student's feature to the teacher's channels."""
+
+    def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
+        """The projector."""
+        ours, theirs = self.pair(student, teacher)
+        return Parts(projector(key, ours.shape[-1], theirs.shape[-1]))
+
+    def projected(self, projected: Any, teacher: Any, batch: Batch) -> Values:
+        """What the projected feature and the teacher's are apart."""
+        raise NotImplementedError
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """One term, by the method's name in small letters."""
+        ours, theirs = self.pair(student, teacher)
+        return {type(self).__name__.lower(): self.projected(project(parts.learned, ours), theirs, batch)}
+
+
+@dataclass(frozen=True)
+class HiddenStates(ProjectedMethod):
+    """Hidden states `[batch, *positions, width]` after a learned projection: TinyBERT, Jiao et al. (2020)."""
+
+    feature: str
+    teacher_feature: str | None = None
+
+    def projected(self, projected: Any, teacher: Any, batch: Batch) -> Values:
+        """`kd.losses.hidden_states`, at each position."""
+        return losses.hidden_states(projected, teacher)
+
+
+@dataclass(frozen=True)
+class SRD(ProjectedMethod):
+    """The simple recipe: Miles and Mikolajczyk (2024), https://arxiv.org/abs/2303.11098, on features `[batch, dim]`.
+
+    It couples the examples of a batch: the whole one, whatever the devices.
+    """
+
+    feature: str
+    teacher_feature: str | None = None
+
+    def projected(self, projected: Any, teacher: Any, batch: Batch) -> Values:
+        """`kd.losses.srd`."""
+        return losses.srd(projected, teacher, weights=example_weights(batch))
+
+
+@dataclass(frozen=True)
+class VID(FeatureMethod):
+    """Variational information distillation: Ahn et al. (2019), https://arxiv.org/abs/1904.05835. Usual weight: 1.
+
+    The mean is a linear map over the channels, and the variance one number a channel; both are learned.
+    """
+
+    feature: str
+    teacher_feature: str | None = None
+
+    def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
+        """The map of the mean, and the variances, which start at 5."""
+        ours, theirs = self.pair(student, teacher)
+        mean = projector(key, ours.shape[-1], theirs.shape[-1])
+        return Parts({"mean": mean, "variance": losses.vid_variance(theirs.shape[-1])})
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """One term, `vid`."""
+        ours, theirs = self.pair(student, teacher)
+        mean = project(parts.learned["mean"], _resized(ours.astype(jnp.float32), theirs.shape, self))
+        return {"vid": losses.vid(mean, theirs, parts.learned["variance"])}
+
+
+@dataclass(frozen=True)
+class CC(FeatureMethod):
+    """Correlation congruence: Peng et al. (2019), https://arxiv.org/abs/1904.01802. Usual weight: 0.02.
+
+    width: of the two learned linear embeddings. It couples neighbours in a batch.
+    """
+
+    feature: str
+    teacher_feature: str | None = None
+    width: int = static(128)
+
+    def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
+        """Both embeddings."""
+        ours, theirs = (math.prod(one.shape[1:]) for one in self.pair(student, teacher))
+        first, second = jax.random.split(key)
+        return Parts({"student": projector(first, ours, self.width), "teacher": projector(second, theirs, self.width)})
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """One term, `cc`."""
+        flat = (one.reshape(one.shape[0], -1) for one in self.pair(student, teacher))
+        ours, theirs = (project(parts.learned[who], one) for who, one in zip(("student", "teacher"), flat, strict=True))
+        return {"cc": losses.cc(ours, theirs, weights=example_weights(batch))}
 
 
 def _resized(maps: Float[Array, "..."], shape: tuple[int, ...], method: Method) -> Float[Array, "..."]:

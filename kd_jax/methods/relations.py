@@ -1,0 +1,148 @@
+"""Methods that compare features as they are: attention maps, and relations between the examples of a batch."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from kd_jax import losses
+from kd_jax.data.batch import Batch
+from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values
+from kd_jax.methods.logits import require_teacher
+from kd_jax.models import Output
+
+
+class FeatureMethod(Method):
+    """The base of methods that compare one feature of the student with one of the teacher.
+
+    feature: path of the student's. teacher_feature: path of the teacher's, the same where it is None.
+    """
+
+    feature: str
+    teacher_feature: str | None
+    compares_logits: ClassVar[bool] = False
+
+    @property
+    def student_features(self) -> tuple[str, ...]:
+        """The feature."""
+        return (self.feature,)
+
+    @property
+    def teacher_features(self) -> tuple[str, ...]:
+        """The teacher's feature."""
+        return (self.teacher_feature or self.feature,)
+
+    def pair(self, student: Output, teacher: Output | None) -> tuple[Any, Any]:
+        """Both features."""
+        taught = require_teacher(self, teacher)
+        return student.features[self.feature], taught.features[self.teacher_features[0]]
+
+    def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
+        """What two features are apart, `[batch]`."""
+        raise NotImplementedError
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """One term, by the method's name in small letters."""
+        return {type(self).__name__.lower(): self.compare(*self.pair(student, teacher), batch)}
+
+
+def example_weights(batch: Batch) -> Any:
+    """One weight for each example, for losses that couple a batch; those of positions are summed. None without."""
+    if batch.weights is None:
+        return None
+    weights = jnp.asarray(batch.weights, jnp.float32)
+    return jnp.sum(weights.reshape(weights.shape[0], -1), axis=-1)
+
+
+@dataclass(frozen=True)
+class AT(FeatureMethod):
+    """Attention transfer: Zagoruyko and Komodakis (2017), https://arxiv.org/abs/1612.03928. Usual weight: 1000.
+
+    feature, teacher_feature: maps `[batch, *space, channels]`, by their paths; the larger is pooled to the smaller.
+    """
+
+    feature: str
+    teacher_feature: str | None = None
+    exponent: Scalar = 2.0
+
+    def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
+        """`kd.losses.at`."""
+        return losses.at(student, teacher, exponent=self.exponent)
+
+
+@dataclass(frozen=True)
+class NST(FeatureMethod):
+    """Neuron selectivity transfer: Huang and Wang (2017), https://arxiv.org/abs/1707.01219. Usual weight: 50."""
+
+    feature: str
+    teacher_feature: str | None = None
+
+    def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
+        """`kd.losses.nst`."""
+        return losses.nst(student, teacher)
+
+
+@dataclass(frozen=True)
+class SP(FeatureMethod):
+    """Similarity preserving: Tung and Mori (2019), https://arxiv.org/abs/1907.09682. Usual weight: 3000.
+
+    It couples the examples of a batch: the whole one, whatever the devices.
+    """
+
+    feature: str
+    teacher_feature: str | None = None
+
+    def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
+        """`kd.losses.sp`."""
+        return losses.sp(student, teacher, weights=example_weights(batch))
+
+
+@dataclass(frozen=True)
+class PKT(FeatureMethod):
+    """Probabilistic knowledge transfer: Passalis and Tefas (2018), https://arxiv.org/abs/1803.10837.
+
+    Usual weight: 30000. It couples the examples of a batch: the whole one, whatever the devices.
+    """
+
+    feature: str
+    teacher_feature: str | None = None
+
+    def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
+        """`kd.losses.pkt`."""
+        return losses.pkt(student, teacher, weights=example_weights(batch))
+
+
+@dataclass(frozen=True)
+class RKD(FeatureMethod):
+    """Relational KD: Park et al. (2019), https://arxiv.org/abs/1904.05068.
+
+    distance, angle: weights of the two terms, `distance` and `angle`. They couple the examples of a batch: the whole
+    one, whatever the devices.
+    """
+
+    feature: str
+    teacher_feature: str | None = None
+    distance: Scalar = 25.0
+    angle: Scalar = 50.0
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """The two terms with their weights."""
+        ours, theirs = self.pair(student, teacher)
+        weights = example_weights(batch)
+        return {
+            "distance": self.distance * losses.rkd_distance(ours, theirs, weights=weights),
+            "angle": self.angle * losses.rkd_angle(ours, theirs, weights=weights),
+        }
+
+
+@dataclass(frozen=True)
+class Cosine(FeatureMethod):
+    """One minus the cosine of hidden states `[batch, *positions, width]` of the same width, at each position."""
+
+    feature: str
+    teacher_feature: str | None = None
+
+    def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
+        """`kd.losses.cosine`."""
+        return losses.cosine(student, teacher)
