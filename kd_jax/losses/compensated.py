@@ -40,12 +40,15 @@ def divide(a: Compensated, b: Float[Array, "..."]) -> Compensated:
     quotient that is summed is rounded to half its digits first, so that `value` has the same bits wherever it is used.
     """
     b_high, b_low = _halves(b)
-    high = _rounded_to_half(a.value / b)
+    quotient = a.value / b
+    high = _rounded_to_half(quotient)
     rest = (a.value - high * b_high) - high * b_low
     low = _rounded_to_half(rest / b)
     low = jnp.where(jnp.isfinite(low), low, 0)
     rest = (rest - low * b_high) - low * b_low
     value = high + low
+    # The largest numbers of a type have no half that it can hold.
+    value = jnp.where(jnp.isfinite(value), value, quotient)
     return _finite(value, (low - (value - high)) + (rest + a.error) / b)
 
 

@@ -222,3 +222,60 @@ def test_a_logit_that_is_no_number_shows_in_the_value(loss: Any, side: int) -> N
     pair = [jnp.zeros((1, 3)), jnp.zeros((1, 3))]
     pair[side] = pair[side].at[0, 1].set(jnp.nan)
     assert np.isnan(loss(*pair, temperature=2.0)[0])
+
+
+@pytest.mark.parametrize("loss", [losses.distillation_kl, losses.kd, losses.kd_as_written])
+def test_forward_and_reverse_mode_agree_where_classes_are_ruled_out(loss: Callable) -> None:
+    student, teacher = jnp.array([[0.0, 1.0, -jnp.inf]]), jnp.array([[1.0, 0.0, -jnp.inf]])
+
+    def of(z: jax.Array, t: jax.Array, temperature: jax.Array) -> jax.Array:
+        return loss(z, t, temperature=temperature)[0]
+
+    given = (student, teacher, jnp.float32(2.0))
+    assert jax.jvp(of, given, jax.tree.map(jnp.zeros_like, given))[1] == 0
+    forward, reverse = jax.jacfwd(of, (0, 1, 2))(*given), jax.jacrev(of, (0, 1, 2))(*given)
+    without = jax.jacrev(of, (0, 1, 2))(student[:, :2], teacher[:, :2], given[2])
+    for a, b, c in zip(forward, reverse, without, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+        np.testing.assert_allclose(a.reshape(-1)[: c.size], c.reshape(-1), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 1e4])
+def test_the_lowest_finite_number_rules_a_class_out(side: str, temperature: float) -> None:
+    lowest = float(np.finfo(np.float32).min)
+    pair = {name: np.random.default_rng(i).normal(0, 3, (2, 6)) for i, name in enumerate(("student", "teacher"))}
+    for name in pair:
+        if side in (name, "both"):
+            pair[name][:, 2] = lowest
+    student, teacher = f32(pair["student"]), f32(pair["teacher"])
+    expected = oracle_kl(np.float64(student) / temperature, np.float64(teacher) / temperature)
+    found = losses.distillation_kl(student, teacher, temperature=temperature)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+    for side_of in (0, 1):
+        gradient = jax.grad(lambda *z: losses.distillation_kl(*z, temperature=temperature).sum(), side_of)(
+            student, teacher
+        )
+        assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("temperature", [1e12, 1e13, 1e20, 1e30, 1e38])
+@pytest.mark.parametrize("ruled_out", [None, -np.inf, np.finfo(np.float32).min])
+def test_any_temperature_has_its_value(temperature: float, ruled_out: float | None) -> None:
+    """T² overflows and the KL underflows; their product is that of logit matching."""
+    student, teacher = (np.random.default_rng(seed).normal(0, 3, (4, 6)) for seed in (0, 1))
+    apart = student - teacher
+    if ruled_out is not None:
+        apart = np.delete(apart, 3, axis=1)
+        student[:, 3] = teacher[:, 3] = ruled_out
+        if np.isfinite(ruled_out) and temperature > 1e30:
+            pytest.skip("at such a temperature the lowest number rules nothing out")
+    centred = apart - apart.mean(-1, keepdims=True)
+    z, t, T = f32(student), f32(teacher), jnp.float32(temperature)
+    found, gradients = jax.value_and_grad(lambda *z: losses.kd(*z, temperature=T).sum(), (0, 1))(z, t)
+    np.testing.assert_allclose(found, (centred**2).mean(-1).sum() / 2, rtol=2e-6)
+    for gradient, sign in zip(gradients, (1, -1), strict=True):
+        gradient = np.array(gradient) if ruled_out is None else np.delete(gradient, 3, axis=1)
+        np.testing.assert_allclose(gradient, sign * centred / centred.shape[-1], rtol=1e-5, atol=1e-6)
+    tangent = jax.jvp(lambda z: losses.kd(z, t, temperature=T), (z,), (jnp.zeros_like(z),))[1]
+    np.testing.assert_array_equal(tangent, 0)

@@ -1,0 +1,49 @@
+"""Softmaxes of compensated numbers, to rounding also where a probability is near 0 or 1."""
+
+from math import log
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kd_jax.losses.compensated import Compensated, difference, exp, subtract
+
+
+def is_top(logits: Array) -> Array:
+    """Whether a class is the first of the largest logits of its row."""
+    top = jnp.argmax(logits, axis=-1, keepdims=True)
+    return top == jax.lax.broadcasted_iota(top.dtype, logits.shape, logits.ndim - 1)
+
+
+def gaps(logits: Array, chosen: Array) -> Compensated:
+    """Logits above that of the chosen class of each row."""
+    return difference(logits, jnp.sum(jnp.where(chosen, logits, 0), axis=-1, keepdims=True))
+
+
+def of_chosen(z: Compensated, chosen: Array) -> Compensated:
+    """The value of the chosen class of each row."""
+    return Compensated(*(jnp.sum(jnp.where(chosen, part, 0), axis=-1, keepdims=True) for part in z))
+
+
+def softmax(z: Compensated) -> tuple[Array, Array]:
+    """Softmax and its logarithm, each to rounding, also where a probability is near 1 and its logarithm near 0."""
+    top = is_top(z.value)
+    below = subtract(z, of_chosen(z, top))
+    odds = exp(below)
+    others = jnp.sum(jnp.where(top, 0, odds), axis=-1, keepdims=True)
+    return odds / (1 + others), below.value - jnp.log1p(others)
+
+
+def largest_exponent(dtype: jnp.dtype) -> float:
+    """Beyond this an exponential could overflow. KL is as large there, and the plain form has lost nothing."""
+    return min(80.0, log(float(jnp.finfo(dtype).max)) - 8)
+
+
+def exp_minus_1_minus_x(x: Array) -> Array:
+    """e^x - 1 - x, to rounding also near 0, where the subtraction would lose it."""
+    small = jnp.abs(x) < 0.5
+    y = jnp.where(small, x, 0)
+    series = jnp.ones_like(x)
+    for k in range(15, 2, -1):
+        series = 1 + y / k * series
+    return jnp.where(small, y * y / 2 * series, jnp.expm1(x) - x)

@@ -1,0 +1,122 @@
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import losses
+from kd_jax.errors import ShapeError
+
+PAIRS: dict[str, Callable[..., jax.Array]] = {
+    "kd": lambda s, t: losses.kd(s, t, temperature=2.0),
+    "distillation_kl": lambda s, t: losses.distillation_kl(s, t, temperature=2.0),
+    "kl_divergence": losses.kl_divergence,
+    "kd_as_written": lambda s, t: losses.kd_as_written(s, t, temperature=2.0),
+}
+LABELS: dict[str, Callable[..., jax.Array]] = {
+    "cross_entropy": losses.cross_entropy,
+    "label_smoothing": lambda z, y: losses.label_smoothing(z, y, smoothing=0.1),
+}
+TYPES = [jnp.float16, jnp.bfloat16, jnp.float32]
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(0, 3, shape), jnp.float32)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 1)), ((4, 3), (4, 6)), ((4, 3), (3,)), ((2, 4, 3), (4, 3))])
+def test_student_and_teacher_do_not_broadcast(name: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    student, teacher = (jnp.zeros(shape) for shape in shapes)
+    for call in (PAIRS[name], jax.jit(PAIRS[name])):
+        with pytest.raises(ShapeError, match="teacher") as error:
+            call(student, teacher)
+        assert str(list(shapes[0])) in str(error.value)
+        assert str(list(shapes[1])) in str(error.value)
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        (np.zeros((4, 1), int), "labels\\[..., 0\\]"),
+        (np.zeros((4, 3), int), "floats"),
+        (np.zeros((3,), int), "reshape"),
+        (np.zeros((1, 4), int), "reshape"),
+        (np.zeros((4,), np.float32), "integers"),
+        (np.zeros((4, 1), np.float32), "reshape"),
+        (np.zeros((4,), bool), "integers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(name: str, labels: np.ndarray, remedy: str) -> None:
+    for call in (LABELS[name], jax.jit(LABELS[name])):
+        with pytest.raises(ShapeError, match=remedy):
+            call(jnp.zeros((4, 3)), jnp.asarray(labels))
+
+
+def test_logits_are_floats_with_classes_and_a_temperature_is_one_number() -> None:
+    with pytest.raises(ShapeError, match="int32"):
+        losses.cross_entropy(jnp.zeros((2, 3), jnp.int32), jnp.zeros(2, jnp.int32))
+    with pytest.raises(ShapeError, match="at least one class"):
+        losses.kl_divergence(jnp.zeros((2, 0)), jnp.zeros((2, 0)))
+    with pytest.raises(ShapeError, match="at least one class"):
+        losses.kl_divergence(jnp.float32(1.0), jnp.float32(1.0))
+
+
+@pytest.mark.parametrize("leading", [(), (5,), (2, 5), (2, 3, 5), (0,), (2, 0)])
+def test_every_loss_takes_any_rank(leading: tuple[int, ...]) -> None:
+    student, teacher = normal(*leading, 7), normal(*leading, 7, seed=1)
+    labels = jnp.asarray(np.random.default_rng(2).integers(0, 7, leading))
+    flat = [array.reshape(-1, 7) for array in (student, teacher)]
+    for loss in PAIRS.values():
+        np.testing.assert_allclose(loss(student, teacher), loss(*flat).reshape(leading), rtol=1e-6)
+    for loss in LABELS.values():
+        np.testing.assert_allclose(loss(student, labels), loss(flat[0], labels.reshape(-1)).reshape(leading), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_narrow_logits_are_computed_in_float32(kind: Any) -> None:
+    student, teacher = normal(5, 7).astype(kind), normal(5, 7, seed=1).astype(kind)
+    wide = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    labels = jnp.arange(5)
+    for loss in PAIRS.values():
+        found = loss(student, teacher)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, loss(*wide))
+        np.testing.assert_array_equal(loss(student, wide[1]), loss(*wide))
+        gradient = jax.grad(lambda z, f=loss: f(z, teacher).sum())(student)
+        assert gradient.dtype == kind
+    for loss in LABELS.values():
+        found = loss(student, labels)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, loss(wide[0], labels))
+
+
+@pytest.mark.parametrize("kind", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint16, jnp.int32, jnp.uint32])
+def test_labels_of_any_whole_type_name_the_same_classes(kind: Any) -> None:
+    logits = normal(3, 300)
+    expected = losses.cross_entropy(logits, jnp.array([0, 5, 100], jnp.int32))
+    np.testing.assert_array_equal(losses.cross_entropy(logits, jnp.array([0, 5, 100], kind)), expected)
+
+
+def test_whole_numbers_are_hyperparameters_too() -> None:
+    student, teacher = normal(5, 7), normal(5, 7, seed=1)
+    expected = losses.kd(student, teacher, temperature=2.0)
+    for two in (2, np.int64(2), jnp.int32(2), np.float64(2), jnp.float16(2)):
+        np.testing.assert_array_equal(losses.kd(student, teacher, temperature=two), expected)
+    hard, soft = normal(5), normal(5, seed=1)
+    for one in (1, np.int64(1), jnp.int32(1), np.float64(1)):
+        np.testing.assert_array_equal(losses.mix(hard, soft, alpha=one), hard)
+    labels = jnp.arange(5)
+    np.testing.assert_array_equal(
+        losses.label_smoothing(student, labels, smoothing=jnp.int32(0)), losses.cross_entropy(student, labels)
+    )
+
+
+def test_a_temperature_of_many_numbers_is_refused() -> None:
+    from kd_jax.losses.checks import number
+
+    with pytest.raises(ShapeError, match="vmap"):
+        number(jnp.ones(3), jnp.zeros((3, 2)))
