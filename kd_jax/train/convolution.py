@@ -7,15 +7,15 @@ program of one function. It changes nothing else in the process, and the functio
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
+
+from kd_jax.train.convolution_forms import convolve
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -24,7 +24,8 @@ Result = TypeVar("Result")
 def canonical(fun: Callable[Arguments, Result], *, platform: str | None = None) -> Callable[Arguments, Result]:
     """`fun` with each convolution in the form for which XLA's CPU compiler has a fast kernel; equal but for rounding.
 
-    It reaches into everything that `fun` calls: jit, scan, while, cond, remat, custom gradients, vmap, shard_map.
+    It reaches into everything that `fun` calls: jit, scan, while, cond, remat, custom gradients, vmap, shard_map (where
+    it moves axes only).
     Gradients are reached that `fun` itself takes, so give it the whole training step: `jax.jit(canonical(step))`. Of
     `vmap`s it had best be outside, as `canonical(jax.vmap(step))`.
 
@@ -83,7 +84,7 @@ class _Rewriter:
 
     def _equation(self, equation: JaxprEqn) -> Iterator[JaxprEqn]:
         if equation.primitive is conv_general_dilated_p and _is_rewritten(equation):
-            yield from _inlined(functools.partial(_convolution, **equation.params), equation)
+            yield from _inlined(functools.partial(convolve, plain=_is_sharded(equation), **equation.params), equation)
             return
         params = {name: self.value(value) for name, value in equation.params.items()}
         same = all(params[name] is value for name, value in equation.params.items())
@@ -100,6 +101,12 @@ def _is_rewritten(equation: JaxprEqn) -> bool:
     return (sharding is None or not any(sharding.spec)) and 3 <= len(equation.params["dimension_numbers"].lhs_spec) <= 5
 
 
+def _is_sharded(equation: JaxprEqn) -> bool:
+    """Whether its arrays have axes of a mesh in their types, as within `shard_map`."""
+    meshes = [atom.aval.sharding.mesh for atom in equation.invars]  # type: ignore[attr-defined]
+    return not all(mesh.empty or mesh.are_all_axes_auto for mesh in meshes)
+
+
 def _inlined(fun: Callable[..., Array], equation: JaxprEqn) -> Iterator[JaxprEqn]:
     """The equations of `fun`, which take the place of `equation`."""
     with equation.ctx.manager:
@@ -113,89 +120,3 @@ def _inlined(fun: Callable[..., Array], equation: JaxprEqn) -> Iterator[JaxprEqn
             source_info=equation.source_info,
             ctx=equation.ctx,
         )
-
-
-def _convolution(
-    lhs: Array,
-    rhs: Array,
-    *,
-    dimension_numbers: lax.ConvDimensionNumbers,
-    feature_group_count: int,
-    batch_group_count: int,
-    **params: Any,
-) -> Array:
-    """`lax.conv_general_dilated` as transpose → canonical convolution → transpose."""
-    lhs_spec, rhs_spec, out_spec = dimension_numbers
-    lhs = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
-    rhs = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
-    if batch_group_count > 1:
-        lhs, feature_group_count = _features_of_groups(lhs, batch_group_count), batch_group_count
-    swapped = feature_group_count == 1 and _is_window_larger(lhs, rhs, **params)
-    if swapped:
-        lhs, rhs, params = _swapped(lhs, rhs, **params)
-    last = lhs.ndim - 1
-    space = range(1, last)
-    numbers = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
-    out = conv_general_dilated_p.bind(
-        lhs, rhs, dimension_numbers=numbers, feature_group_count=feature_group_count, batch_group_count=1, **params
-    )
-    batch, features = (last, 0) if swapped else (0, last)
-    places = dict(zip(out_spec, (batch, features, *space), strict=True))
-    return lax.transpose(out, [places[axis] for axis in range(out.ndim)])
-
-
-def _is_window_larger(
-    lhs: Array,
-    rhs: Array,
-    *,
-    window_strides: Sequence[int],
-    rhs_dilation: Sequence[int],
-    **_: Any,
-) -> bool:
-    """Whether XLA would swap the operands, as its rule has it (`SwapConvOperands` of the algebraic simplifier)."""
-    pairs = []
-    for size, window, stride, dilation in zip(
-        lhs.shape[1:-1], rhs.shape[:-2], window_strides, rhs_dilation, strict=True
-    ):
-        pairs.append((window, window if size == stride == dilation == 1 else size))
-    windows, sizes = zip(*pairs, strict=True)
-    return math.prod(windows) > math.prod(sizes)
-
-
-def _swapped(
-    lhs: Array,
-    rhs: Array,
-    *,
-    padding: Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int],
-    rhs_dilation: Sequence[int],
-    **params: Any,
-) -> tuple[Array, Array, dict[str, Any]]:
-    """The same convolution with inputs as kernel and kernel as inputs, whose output has batch and features swapped.
-
-    The gradient of a strided transposed convolution has a window as large as an image, dilated with zeros: so swapped
-    it multiplies no zeros. XLA swaps those, too, but into an order for which it has no kernel.
-    """
-    space = range(1, lhs.ndim - 1)
-    kernel = lax.transpose(lax.rev(lhs, space), (*space, lhs.ndim - 1, 0))
-    inputs = lax.rev(rhs, [axis - 1 for axis in space])
-    inputs = lax.transpose(inputs, (rhs.ndim - 1, *range(rhs.ndim - 1)))
-    pads = []
-    for (low, high), size, window, dilation, own in zip(
-        padding, lhs.shape[1:-1], rhs.shape[:-2], lhs_dilation, rhs_dilation, strict=True
-    ):
-        more = (size - 1) * dilation - (window - 1) * own
-        pads.append((low + more, high + more))
-    return (
-        inputs,
-        kernel,
-        {"padding": tuple(pads), "lhs_dilation": rhs_dilation, "rhs_dilation": lhs_dilation, **params},
-    )
-
-
-def _features_of_groups(lhs: Array, groups: int) -> Array:
-    """[groups · batch, …, features] as [batch, …, groups · features]: groups of the batch as groups of features."""
-    batch, *space, features = lhs.shape
-    parts = lax.reshape(lhs, (groups, batch // groups, *space, features))
-    moved = lax.transpose(parts, (*range(1, parts.ndim - 1), 0, parts.ndim - 1))
-    return lax.reshape(moved, (batch // groups, *space, groups * features))

@@ -100,6 +100,33 @@ def test_convolutions_and_their_gradients_are_those_of_jax(configuration: Any) -
         )
 
 
+GROUPS = {
+    "depthwise": ((8, 6, 7, 6), (3, 3, 1, 6), 6, 1),
+    "depthwise, strided, two outputs each": ((5, 6, 7, 3), (3, 3, 1, 6), 3, 2),
+    "a few small groups together": ((4, 6, 7, 8), (3, 3, 2, 8), 4, 1),
+    "some small groups together": ((4, 6, 7, 24), (3, 2, 2, 36), 12, 1),
+    "many small groups together, in a loop": ((3, 4, 5, 72), (2, 1, 2, 144), 36, 2),
+    "some large groups": ((2, 6, 7, 10), (3, 3, 5, 40), 2, 1),
+    "many large groups, in a loop": ((2, 4, 5, 18), (2, 2, 2, 180), 9, 1),
+    "one by one": ((2, 4, 5, 12), (1, 1, 4, 9), 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_grouped_convolutions_and_their_gradients_are_those_of_jax(name: str) -> None:
+    lhs, rhs, groups, stride = GROUPS[name]
+    x, kernel = normal(0, lhs), normal(1, rhs)
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(conv(x, kernel, stride=stride, groups=groups)))
+
+    gradients = jax.value_and_grad(loss, argnums=(0, 1))
+    changed = jax.jit(canonical(gradients)).lower(x, kernel).compile()
+    assert_close(changed(x, kernel), jax.jit(gradients)(x, kernel))
+    assert not slow_forms_of(changed)[0]
+    assert "feature_group_count" not in changed.as_text()
+
+
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 1) -> jax.Array:
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
@@ -124,12 +151,13 @@ class NNXNetwork(nnx.Module):
         self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.grouped = nnx.Conv(8, 8, (3, 3), feature_group_count=2, rngs=rngs)
         self.dilated = nnx.Conv(8, 8, (3, 3), kernel_dilation=2, rngs=rngs)
+        self.depthwise = nnx.Conv(8, 8, (3, 3), feature_group_count=8, rngs=rngs)
         self.transposed = nnx.ConvTranspose(8, 4, (3, 3), strides=2, rngs=rngs)
         self.head = nnx.Linear(4, 3, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.relu(self.norm(self.first(x)))
-        x = nnx.relu(self.dilated(nnx.relu(self.grouped(x))))
+        x = nnx.relu(self.depthwise(self.dilated(nnx.relu(self.grouped(x)))))
         return self.head(jnp.mean(self.transposed(x), (1, 2)))
 
 
@@ -283,15 +311,23 @@ def test_collectives_and_manual_axes_are_kept() -> None:
     expected = jax.vmap(lambda x: mean(x[None], kernel), axis_name="data")(x)
     assert_close(mapped(x), expected)
 
+    # Depthwise convolutions have another form where nothing is sharded, which makes arrays of its own.
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
     specs = {"in_specs": (PartitionSpec("data"), PartitionSpec()), "out_specs": PartitionSpec()}
-    shards = jax.shard_map(mean, mesh=mesh, **specs)
-    within = jax.shard_map(canonical(mean), mesh=mesh, **specs)
-    expected = jax.jit(shards)(x, kernel)
-    assert orders(shards, x, kernel) != {FAST_2D}
-    for changed in (canonical(shards), within):
-        assert orders(changed, x, kernel) == {FAST_2D}
-        assert_close(jax.jit(changed)(x, kernel), expected)
+    for groups in (1, 3):
+        kernel = kernel[:, :, : 3 // groups]
+
+        def reduced(x: jax.Array, kernel: jax.Array, groups: int = groups) -> jax.Array:
+            own = jax.grad(lambda kernel: jnp.sum(jnp.sin(conv(x, kernel, groups=groups))))(kernel)
+            return lax.pmean(own, "data")
+
+        shards = jax.shard_map(reduced, mesh=mesh, **specs)
+        within = jax.shard_map(canonical(reduced), mesh=mesh, **specs)
+        expected = jax.jit(shards)(x, kernel)
+        assert orders(shards, x, kernel) != {FAST_2D}
+        for changed in (canonical(shards), within):
+            assert orders(changed, x, kernel) == {FAST_2D}
+            assert_close(jax.jit(changed)(x, kernel), expected)
 
 
 def test_a_precision_and_the_type_of_sums_are_kept() -> None:
