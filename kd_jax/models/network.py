@@ -1,7 +1,7 @@
 """`Network`: a model as pure functions. `Model`: a network and its variables. `Output`: what a network says."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Num
 
 from kd_jax.errors import ConfigError
+from kd_jax.files import as_numpy
 
 PyTree = Any
 Params = PyTree
@@ -87,16 +88,20 @@ class Model:
         key = jax.random.key(int(key)) if isinstance(key, int | np.integer) else key
         return Model(self.network, self.network.init(key))
 
-    def __call__(self, inputs: PyTree, *, train: bool = False, key: Any = None, features: tuple[str, ...] = ()) -> Any:
+    def __call__(
+        self, inputs: PyTree, *, train: bool = False, key: Any = None, features: str | Sequence[str] = ()
+    ) -> Any:
         """Logits of a batch, or an `Output` where features are asked for by their paths. Raises `ConfigError`.
 
-        inputs: an array, or a tuple or dict of what the model is called with. What training changes in the state (the
-            batch statistics, say) is not kept.
+        inputs: an array, list or tensor, or a tuple or dict of what the model is called with. What training changes in
+            the state (the batch statistics, say) is not kept.
         """
         if self.variables is None:
             raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")
-        output = _output(self.network, self.variables, inputs, train, key, tuple(features))
-        return output if features else output.logits
+        inputs = jax.tree.map(_array, inputs, is_leaf=lambda value: isinstance(value, list))
+        paths = (features,) if isinstance(features, str) else tuple(features)
+        output = _output(self.network, self.variables, inputs, train, key, paths)
+        return output if paths else output.logits
 
     def __repr__(self) -> str:
         """The kind of network and its size."""
@@ -114,6 +119,10 @@ def count_parameters(params: Params | Model) -> int:
             raise ConfigError("this model has no variables to count: make them with model.init(key)")
         params = params.network.split(params.variables)[0]
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(params))
+
+
+def _array(value: Any) -> Any:
+    return value if isinstance(value, jax.Array | np.ndarray) else as_numpy(value, "an input")
 
 
 @partial(jax.jit, static_argnums=(0, 3, 5))

@@ -177,7 +177,8 @@ class NNXNetwork(Network):
     def _called(self, module: nnx.Module, inputs: PyTree, train: bool, key: Any) -> Any:
         for part in _modules(module).values():
             # An empty one makes of `sow` and `perturb` what they are outside of `nnx.capture`: nothing.
-            setattr(part, "__captures__", ())  # noqa: B010
+            if not isinstance(part, nnx.bridge.ToNNX):
+                setattr(part, "__captures__", ())  # noqa: B010
         nnx.Module.train(module) if train else nnx.Module.eval(module)
         if self.call is not None:
             return self.call(module, inputs, train)

@@ -35,7 +35,7 @@ def save(model: Any, path: str | Path) -> None:
     model, path = _with_variables(model), Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise DataError(f"a model cannot be written to {path}: name a file that ends in .safetensors")
-    arrays = {name: _on_host(leaf, name) for name, leaf in _named(model.network.split(model.variables))}
+    arrays = {name: _on_host(leaf, name) for name, leaf in named_leaves(model.network.split(model.variables))}
     try:
         content = safetensors.numpy.save(arrays)
     except safetensors.SafetensorError as error:
@@ -60,7 +60,7 @@ def restore(model: Any, path: str | Path) -> Any:
     the file and the model do not fit each other.
     """
     given = as_model(model)
-    variables = _filled(tensors.read(path), given.network, _shapes(given.network, given.variables), path)
+    variables = filled(tensors.read(path), given.network, variable_shapes(given.network, given.variables), path)
     restored = Model(given.network, variables)
     return restored if isinstance(model, Model | Network) else to_module(restored)
 
@@ -81,7 +81,7 @@ def load(path: str | Path, network: Network | Model | None = None) -> tuple[Para
     if network is None:
         return _nest(arrays, path), {}
     model = as_model(network)
-    variables = _filled(arrays, model.network, _shapes(model.network, model.variables), path)
+    variables = filled(arrays, model.network, variable_shapes(model.network, model.variables), path)
     return model.network.split(variables)
 
 
@@ -96,7 +96,7 @@ def _with_variables(model: Any) -> Model:
     return model
 
 
-def _named(parts: tuple[Params, State]) -> list[tuple[str, Any]]:
+def named_leaves(parts: tuple[Params, State]) -> list[tuple[str, Any]]:
     """Every array with its name. Raises `DataError` where two have one name."""
     leaves = jax.tree.leaves_with_path(parts)
     named = [(path_name(path[1:]) or "params", leaf) for path, leaf in leaves]
@@ -112,16 +112,17 @@ def _on_host(leaf: Any, name: str) -> Shaped[np.ndarray, "..."]:
     return np.array(jax.device_get(leaf), order="C")
 
 
-def _shapes(network: Network, variables: Variables) -> Variables:
+def variable_shapes(network: Network, variables: Variables) -> Variables:
+    """Shapes and types of a network's variables, of given ones or of those that it would make."""
     if variables is None:
         return jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), variables)
 
 
-def _filled(arrays: Arrays, network: Network, shapes: Variables, path: str | Path) -> Variables:
+def filled(arrays: Arrays, network: Network, shapes: Variables, path: str | Path) -> Variables:
     """The arrays in the places that they have in the network."""
     parts = network.split(shapes)
-    named = dict(_named(parts))
+    named = dict(named_leaves(parts))
     if set(named) != set(arrays):
         missing, more = sorted(named.keys() - arrays.keys()), sorted(arrays.keys() - named.keys())
         lacks = [f"lacks {listed(missing)}"] if missing else []

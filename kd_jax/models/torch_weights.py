@@ -4,12 +4,12 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from kd_jax.errors import DataError
 from kd_jax.files import as_numpy, floats, listed, pt, shown, tensors
@@ -31,11 +31,8 @@ def from_state_dict(source: Any, names: Sequence[str] | None = None) -> Params:
     Images of several channels are flattened by PyTorch with the channels first, by kd_jax with the channels last: their
     first weights must be reordered. Raises `DataError`.
     """
-    if not isinstance(source, str | Path | Mapping):
-        remedy = "module.state_dict()" if hasattr(source, "state_dict") else "the mapping, or the name of a file of it"
-        raise DataError(f"a {type(source).__name__} is no state_dict: give {remedy}")
-    where = "the state_dict" if isinstance(source, Mapping) else str(source)
-    arrays = _arrays(source, where) if isinstance(source, Mapping) else _read(Path(source))
+    given, where = read_state_dict(source)
+    arrays = {name: floats(array, f"{shown(name)} of {where}") for name, array in given.items()}
     if names is None:
         names = _layer_names(arrays)
         if not isinstance(source, Mapping) and Path(source).suffix == ".safetensors":
@@ -45,6 +42,27 @@ def from_state_dict(source: Any, names: Sequence[str] | None = None) -> Params:
     _check_chain(names, layers, where)
     hidden = {"hidden": dict(enumerate(layers[:-1]))} if len(layers) > 1 else {}
     return {**hidden, "output": layers[-1]}
+
+
+def read_state_dict(source: Any) -> tuple[dict[str, Shaped[np.ndarray, "..."]], str]:
+    """The arrays of a `state_dict`, or of a file of one, as they are, and what to call it. Raises `DataError`."""
+    if not isinstance(source, str | Path | Mapping):
+        remedy = "module.state_dict()" if hasattr(source, "state_dict") else "the mapping, or the name of a file of it"
+        raise DataError(f"a {type(source).__name__} is no state_dict: give {remedy}")
+    where, mapping = "the state_dict", cast(Mapping[str, Any], source)
+    if not isinstance(source, Mapping):
+        where, suffix = str(source), Path(source).suffix
+        readers = {".safetensors": tensors.read, ".pt": pt.read, ".pth": pt.read}
+        if suffix not in readers:
+            raise DataError(f"weights cannot be read from {where}: name a file that ends in {', '.join(readers)}")
+        mapping = readers[suffix](source)
+    for name in mapping:
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise DataError(
+                f"{where} has the name {shown(str(name))}: a layer's is a text of at most {_LONGEST_NAME} characters"
+            )
+    # Copied, for the tensors of a model that trains on change in place.
+    return {name: as_numpy(value, f"{shown(name)} of {where}").copy() for name, value in mapping.items()}, where
 
 
 def to_state_dict(params: Params, names: Sequence[str] | None = None) -> Arrays:
@@ -90,27 +108,6 @@ def layer_sizes(params: Params) -> tuple[int, ...]:
     """What `mlp` wants to know for these parameters: inputs, hidden units, classes."""
     layers = [*dict(sorted(params.get("hidden", {}).items())).values(), params["output"]]
     return (layers[0]["kernel"].shape[0], *(layer["kernel"].shape[1] for layer in layers))
-
-
-def _read(path: Path) -> Arrays:
-    readers = {".safetensors": tensors.read, ".pt": pt.read, ".pth": pt.read}
-    if path.suffix not in readers:
-        raise DataError(f"weights cannot be read from {path}: name a file that ends in {', '.join(readers)}")
-    return _arrays(readers[path.suffix](path), str(path))
-
-
-def _arrays(mapping: Mapping[str, Any], where: str) -> Arrays:
-    for name in mapping:
-        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-            raise DataError(
-                f"{where} has the name {shown(str(name))}: a layer's is a text of at most {_LONGEST_NAME} characters"
-            )
-    return {name: _array(value, f"{shown(name)} of {where}") for name, value in mapping.items()}
-
-
-def _array(value: Any, what: str) -> Float[np.ndarray, "..."]:
-    """`value`, an array or a tensor of PyTorch, in float32, or in float64 where JAX is set to compute in it."""
-    return floats(as_numpy(value, what).copy(), what)
 
 
 def _layer_names(arrays: Arrays) -> list[str]:

@@ -164,6 +164,7 @@ def test_a_model_gives_the_logits_of_evaluation(door):
     expected = model.network.apply(model.network.init(jax.random.key(3)), images())[0].logits
     np.testing.assert_allclose(made(images()), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(made(np.asarray(images())), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(made(images().tolist()), expected, rtol=1e-5, atol=1e-6)
     assert differ(made(images(), train=True, key=KEY), made(images()))
     assert f"{count_parameters(made)} parameters" in repr(made)
 

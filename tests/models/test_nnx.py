@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from kd_jax.errors import ConfigError
 from kd_jax.models import Output, as_model, count_parameters, from_function, from_nnx, mlp, to_module
@@ -317,6 +317,20 @@ def test_inputs_are_an_array_a_tuple_or_a_dict():
     assert (model(X) != expected).any()
     with pytest.raises(ConfigError, match=r"Two cannot be called with these inputs .*call=lambda"):
         model({"words": X})
+
+
+def test_a_linen_module_within_the_bridge_of_nnx():
+    class Bridged(nnx.Module):
+        def __init__(self, rngs):
+            self.linen = nnx.bridge.ToNNX(linen.Dense(3), rngs=rngs).lazy_init(X)
+
+        def __call__(self, x):
+            return self.linen(x)
+
+    model = from_nnx(Bridged(nnx.Rngs(0)))
+    params = model.variables["params"]["linen"]
+    np.testing.assert_allclose(model(X), X @ params["kernel"] + params["bias"][None], rtol=1e-5)
+    assert model(X, features="linen").features["linen"].shape == (4, 3)
 
 
 def test_call_says_how_a_module_is_called():
