@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from kd_jax import stats as stats
     from kd_jax import teacher as teacher
     from kd_jax import train as train
+    from kd_jax.compare import Grid as Grid
+    from kd_jax.compare import compare as compare
+    from kd_jax.compare import grid as grid
+    from kd_jax.comparison import Table as Table
     from kd_jax.data.batch import Batch as Batch
     from kd_jax.data.batch import batches as batches
     from kd_jax.data.dataset import Dataset as Dataset
@@ -82,6 +86,8 @@ _MODULES = {name: f".{name}" for name in _ROOMS} | {
     "torch_weights": ".models.torch_weights",
 }
 _NAMES = {
+    ".compare": "Grid compare grid",
+    ".comparison": "Table",
     ".data.batch": "Batch batches",
     ".data.dataset": "Dataset make_dataset",
     ".data.load": "load",

@@ -15,11 +15,11 @@ from kd_jax.data.batch import Batch, as_key
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import evaluate
 from kd_jax.methods import KD, CrossEntropy, as_method
-from kd_jax.models import Model, Output, as_model, count_parameters, to_module
+from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
 from kd_jax.teacher import Teacher, as_teacher, cached
 from kd_jax.train import measures as of_training
-from kd_jax.train import memory
+from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, is_higher_better
 from kd_jax.train.checks import check, check_batch, check_epochs, first_batch, make_training
 from kd_jax.train.loop import Plan, train
@@ -30,8 +30,6 @@ from kd_jax.train.step import Prepare, TrainState, init
 
 PyTree = Any
 
-# A teacher's logits of all examples are kept where they take at most this share of the free memory.
-_SHARE_FOR_LOGITS = 0.25
 # Of more classes the teacher is not watched in every step.
 _MOST_WATCHED = 1000
 
@@ -150,7 +148,7 @@ def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> None:
     training, method = source.training, source.method
     if isinstance(source, Memory):
         output = check(training, method, source.data, source.teacher, start, batch_size=source.batch_size)
-        source.teacher = _kept(source, output, epochs)
+        source.teacher = kept_teacher(source.teacher, method, source.data, training.prepare, epochs)
         labels, taught = source.data.labels, source.teacher
     else:
         first = source.peek()
@@ -170,19 +168,6 @@ def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> None:
             watched["teacher_accuracy"] = of_training.teacher_accuracy
             watched["teacher_confidence"] = of_training.teacher_confidence
     source.training = training._replace(measures=tuple(watched.items()))
-
-
-def _kept(source: Memory, output: Output, epochs: int) -> Teacher | None:
-    """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit."""
-    teacher = source.teacher
-    same = source.training.prepare is None and not source.method.teacher_features and epochs > 1
-    if teacher is None or teacher.per_example or not same or getattr(teacher, "mean", "") == "losses":
-        return teacher
-    free = memory.available()
-    size = 4 * source.examples * int(np.prod(output.logits.shape[1:]))
-    if free is not None and size > _SHARE_FOR_LOGITS * free:
-        return teacher
-    return cached(teacher, source.data.inputs)
 
 
 def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:

@@ -48,11 +48,14 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     config, every = _resolved(options)
     dataset = load(config.dataset)
     command.prepare_jax()
-    from kd_jax.experiments.notebook import experiment, fits, report
+    from kd_jax.experiments.notebook import experiment, fits, recipes, report
+    from kd_jax.train.resume import digest
 
     fits.check(config, dataset)
     with command.opened(options, f"{command.as_name(config.dataset)}-{config.preset}", _PROG) as store:
-        identity = resume.identity(dataset, config=config.as_dict(), checkpoint_steps=every)
+        given = recipes.given_teacher(config, dataset)
+        own = {} if given is None else {"teacher_sha256": digest(given.variables)}
+        identity = resume.identity(dataset, config=config.as_dict(), checkpoint_steps=every, **own)
         if not command.claimed(store, identity, options):
             return
         policy = command.checkpoint_policy(store, interrupt, every)

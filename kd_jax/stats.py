@@ -19,8 +19,8 @@ class Comparison(NamedTuple):
 
     n: number of pairs. mean_difference: in the unit of the metric. ci95: two-sided 95 % interval of the mean
     difference, by Student's t. p_value: two-sided, of the paired t-test. Both are None where the differences cannot
-    tell: fewer than two pairs, or the same difference, other than 0, in each. Where several comparisons were made,
-    both are corrected for their number.
+    tell: fewer than two pairs, the same difference in each, up to rounding, or one that is no number. Where several
+    comparisons were made, both are corrected for their number.
     """
 
     metric: str
@@ -57,47 +57,15 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str,
         raise ValueError(f"{before.size} and {after.size} values cannot be paired: give one of each for every seed")
     differences = after - before
     mean, n = float(differences.mean()), differences.size
-    if not differences.any() and n > 1:
-        return Comparison(metric, n, 0.0, (0.0, 0.0), 1.0)
-    if n < 2 or np.ptp(differences) == 0:
+    # What is the same up to rounding has no spread to be judged by, and neither has what is no number.
+    rounding = 8 * np.finfo(np.float64).eps * max(np.abs(before).max(), np.abs(after).max())
+    if n < 2 or not np.isfinite(differences).all() or np.ptp(differences) <= rounding:
         return Comparison(metric, n, mean, None, None)
     from scipy import stats as scipy_stats
 
     test = scipy_stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(1 - 0.05 / comparisons)
     return Comparison(metric, n, mean, (float(low), float(high)), min(1.0, comparisons * float(test.pvalue)))
-
-
-def conclude(comparison: Comparison, *, of: int, against: str = "") -> str:
-    """One sentence on a comparison of correct images, of `of`: what distillation changed, and whether that is real.
-
-    against: the baseline, where it has to be said.
-    """
-    n, mean = comparison.n, comparison.mean_difference
-    half = comparison.margin
-    digits = 1 if half is not None and half < 9.5 else 0
-    who = f"Against {against}, distillation" if against else "Distillation"
-    changed = f"{who} changed the number of correct images by {_signed(mean, digits)}"
-    if n == 1:
-        return f"{changed} of {of:,} with 1 seed: one run cannot tell a gain from noise, so use --seeds 5 or more."
-    if comparison.ci95 is None:
-        return f"{changed} of {of:,} with each of {n} seeds: too few or too alike to give an interval."
-    low, high = comparison.ci95
-    verdict = "no evidence of a gain"
-    if low > 0:
-        verdict = f"a gain (p = {_p(comparison.p_value)})"
-    elif high < 0:
-        verdict = f"a loss (p = {_p(comparison.p_value)})"
-    return f"{changed} ± {half:.{digits}f} of {of:,} (95 % interval, {n} seeds): {verdict}."
-
-
-def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
-
-
-def _p(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2g}"
 
 
 def half_width(values: ArrayLike) -> float:

@@ -19,6 +19,7 @@ from kd_jax.optimizers import adam
 from kd_jax.teacher import CachedTeacher
 from kd_jax.train import fit
 from kd_jax.train import step as core
+from kd_jax.train.convolution import canonical
 from kd_jax.train.measures import accuracy
 from kd_jax.train.step import Training, TrainState
 
@@ -132,6 +133,18 @@ def predict(
     wide = shifts.pad(images, shift)
     total = jax.lax.fori_loop(1, count, lambda number, total: total + view(number), view(jnp.int32(0)))
     return total / count
+
+
+@partial(jax.jit, static_argnames="network")
+def predict_each(
+    variables: PyTree, images: UInt8[Array, "examples height width channels"], *, network: Network
+) -> Float[Array, "networks examples classes"]:
+    """Logits of several networks, whose variables have a leading axis."""
+
+    def each(variables: PyTree, images: UInt8[Array, "..."]) -> Float[Array, "..."]:
+        return jax.vmap(partial(predict, network=network), in_axes=(0, None))(variables, images)
+
+    return canonical(each)(variables, images)
 
 
 def teacher_logits(

@@ -123,10 +123,10 @@ def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) ->
 
 def identity(settings: dict[str, Any], data: Any, start: PyTree) -> dict[str, Any]:
     """What makes a training the same training. data: a `Batch` in memory, by its bytes; an iterator, by its type."""
-    known = _digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
+    known = digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
-        "settings": settings, "data": known, "start": None if start is None else _digest(start), "versions": versions,
+        "settings": settings, "data": known, "start": None if start is None else digest(start), "versions": versions,
         "backend": jax.default_backend(),
     }  # fmt: skip
 
@@ -148,7 +148,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _digest(tree: PyTree) -> str:
+def digest(tree: PyTree) -> str:
+    """SHA-256 of every array of a tree with its path, shape and type."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
         array = np.asarray(leaf)

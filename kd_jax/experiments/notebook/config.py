@@ -75,7 +75,8 @@ class Config:
     """One experiment: a teacher, students alone, distilled students. The defaults are the reference notebook's.
 
     Sizes are hidden layers only: the images and classes of the data set give the first and the last. What is None of
-    the teacher's training is as the students'. A max-norm of 0 is none.
+    the teacher's training is as the students'. A max-norm of 0 is none. student, teacher: networks of one's own, in
+    place of fully connected ones, as `own.load` takes them.
     """
 
     dataset: str = "mnist"
@@ -104,6 +105,8 @@ class Config:
     student_hidden: tuple[int, ...] = (20, 20)
     seeds: int = 5
     seed: int = 42
+    student: str | None = None
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` where a value is out of its bounds."""
@@ -142,7 +145,8 @@ class Config:
         """The fields by name, all resolved, as JSON holds them."""
         resolved = dataclasses.asdict(self)
         resolved |= {f"teacher_{name}": value for name, value in self.teacher_training._asdict().items()}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in resolved.items()}
+        given = {name: v for name, v in resolved.items() if v is not None}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
 
     def check_against(self, train_examples: int) -> None:
         """Raises `ConfigError` where the configuration does not fit a training set of that many examples."""

@@ -27,7 +27,7 @@ from kd_jax.experiments.shell.progress import Progress, StageName
 from kd_jax.experiments.stage import Role, Stage
 from kd_jax.experiments.stage_loop import StageHistory
 from kd_jax.methods import CrossEntropy, Method
-from kd_jax.models import count_parameters
+from kd_jax.models import Model, count_parameters
 from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
 
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
@@ -50,7 +50,8 @@ class TrainedModels(NamedTuple):
     """One kind of model after its stage; every array has a leading axis of seeds.
 
     parameters: the number of them in one model. history: `Metrics` of arrays `[seeds, reports]`, and `epochs` when
-    each report was, in epochs. answers: classes of the test images, `[seeds, test examples]`.
+    each report was, in epochs; None of a teacher that was given and not trained. answers: classes of the test images,
+    `[seeds, test examples]`.
     """
 
     seeds: tuple[int, ...]
@@ -58,7 +59,7 @@ class TrainedModels(NamedTuple):
     variables: Any
     evaluations: Evaluation
     answers: Int[np.ndarray, "seeds examples"]
-    history: Metrics
+    history: Metrics | None
     epochs: Float[np.ndarray, " reports"]
     timing: StageTiming
 
@@ -97,13 +98,12 @@ def run_experiment(
     `dataset`, `RunError` where a run fails, and what `train_stage` and `Store.newest` raise.
     """
     fits.check(config, dataset)
-    restored = _restored(policy.store)
+    trained = [name for name in TITLES if name != "teacher" or recipes.given_teacher(config, dataset) is None]
+    restored = _restored(policy.store, trained)
     started = time.perf_counter()
     data = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    seen = {
-        "teacher": of_images.padded(data, config.teacher_training.shift),
-        "student": of_images.padded(data, config.shift),
-    }
+    shifts = {"teacher": config.teacher_training.shift, "student": config.shift}
+    seen = {name: of_images.padded(data, shift) for name, shift in shifts.items() if name in trained}
     prepared = _prepare(config, dataset, seen, policy)
     compile_s = time.perf_counter() - started
     epoch_s = {name: stages.time_an_epoch(prepared[name], images) for name, images in seen.items()}
@@ -115,9 +115,10 @@ def run_experiment(
         history = stage_loop.train_stage(prepared[name], data, progress, policy, restored.get(name))
         return _examined(prepared[name], history, dataset, **more)
 
-    taught_by = train("teacher", seen.pop("teacher"))
+    given = recipes.given_teacher(config, dataset)
+    taught_by = train("teacher", seen.pop("teacher")) if given is None else _given(given, config, dataset)
     variables = jax.tree.map(lambda leaf: leaf[0], taught_by.variables)
-    ask_teacher = partial(of_images.teacher_logits, variables, network=prepared["teacher"].setup.network)
+    ask_teacher = partial(of_images.teacher_logits, variables, network=recipes.networks(config, dataset)[0])
     test_logits = ask_teacher(jnp.asarray(dataset.test_images))
     student = train("student", seen["student"], teacher_logits=test_logits)
     predicting = time.perf_counter()
@@ -133,11 +134,11 @@ def run_experiment(
     return Result(config, taught_by, student, distilled, comparison, compile_s, teacher_outputs_s, total_s)
 
 
-def _restored(store: Store | None) -> dict[str, Checkpoint]:
+def _restored(store: Store | None, trained: list[str]) -> dict[str, Checkpoint]:
     """The newest good checkpoint of every stage that has one. Raises `CheckpointError`."""
     if store is None:
         return {}
-    newest = {name: store.newest(name) for name in TITLES}
+    newest = {name: store.newest(name) for name in trained}
     for before, name in itertools.pairwise(newest):
         if newest[name] and not newest[before]:
             raise CheckpointError(
@@ -182,7 +183,7 @@ def _prepare(
             every=policy.every,
         )
 
-    return at_once(prepare, of_each)
+    return at_once(prepare, [name for name in of_each if name in images])
 
 
 def at_once(prepare: Callable[[str], Stage], names: Iterable[str]) -> dict[str, Stage]:
@@ -205,9 +206,7 @@ def _examined(
 ) -> TrainedModels:
     """Reads the test set, once."""
     states = history.states
-    logits = jax.vmap(partial(of_images.predict, network=stage.setup.network), in_axes=(0, None))(
-        states.variables, jnp.asarray(dataset.test_images)
-    )
+    logits = of_images.predict_each(states.variables, jnp.asarray(dataset.test_images), network=stage.setup.network)
     labels = jnp.asarray(dataset.test_labels)
     evaluations = jax.vmap(evaluate_logits, in_axes=(0, None, None))(logits, labels, teacher_logits)
     steps = stage.epochs * stage.steps
@@ -224,6 +223,23 @@ def _examined(
         history=history.metrics,
         epochs=history.report_epochs,
         timing=StageTiming(stage.compile_s, history.train_s, total, total / history.train_s),
+    )
+
+
+def _given(model: Model, config: Config, dataset: Dataset) -> TrainedModels:
+    """A teacher that is not trained. Reads the test set, once."""
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model.variables)
+    labels = jnp.asarray(dataset.test_labels)
+    logits = of_images.predict_each(variables, jnp.asarray(dataset.test_images), network=model.network)
+    return TrainedModels(
+        seeds=(config.seed,),
+        parameters=count_parameters(model),
+        variables=variables,
+        evaluations=jax.tree.map(np.asarray, jax.vmap(evaluate_logits, in_axes=(0, None))(logits, labels)),
+        answers=np.asarray(jnp.argmax(logits, axis=-1)),
+        history=None,
+        epochs=np.zeros(0),
+        timing=StageTiming(0.0, 0.0, 0, 0.0),
     )
 
 

@@ -5,7 +5,7 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.data.shifts import view_count
 from kd_jax.errors import ConfigError
 from kd_jax.experiments.notebook.config import Config, Training
-from kd_jax.experiments.notebook.recipes import layer_sizes, networks
+from kd_jax.experiments.notebook.recipes import given_teacher, layer_sizes, networks, places
 from kd_jax.experiments.trials import trainings_at_once
 from kd_jax.models import Network
 from kd_jax.train import memory
@@ -16,6 +16,7 @@ def check(config: Config, dataset: Dataset) -> None:
     """Raises `ConfigError` where `config` does not fit `dataset`, or the networks do not fit into memory."""
     config.check_against(len(dataset.train_labels))
     _check_shifts(config, dataset)
+    checked = places(config, dataset)
     free = memory.available()
     if free is None:
         return
@@ -25,21 +26,24 @@ def check(config: Config, dataset: Dataset) -> None:
             f"--shift is {config.shift}: the teacher's outputs for all {view_count(config.shift)} views need "
             f"{gib(taught)}, and {gib(free)} are free: choose a smaller one, or 0"
         )
-    for role, room, sizes, training, network, seeds in zip(
+    for role, room, layers, training, network, seeds in zip(
         ("teacher", "student"),
         (free, free - taught),
-        (config.teacher_hidden, config.student_hidden),
+        checked,
         (config.teacher_training, config.training),
         networks(config, dataset),
         (1, config.seeds),
         strict=True,
     ):
-        layers, examples, tests = layer_sizes(sizes, dataset), len(dataset.train_labels), len(dataset.test_labels)
+        examples, tests = len(dataset.train_labels), len(dataset.test_labels)
+        if role == "teacher" and given_teacher(config, dataset) is not None:
+            continue
         one = memory.needed(network, layers, examples=examples, test_examples=tests)
         needs, batch = f"that needs {{}}, and {gib(max(0, room))} are free:", training.batch_size
         if one.fixed > room:
-            shown = " ".join(map(str, sizes))
-            raise ConfigError(f"--{role}-hidden is {shown}: {needs.format(gib(one.fixed))} choose smaller sizes")
+            own = getattr(config, role)
+            shown = f"--{role} is {own}" if own else f"--{role}-hidden is {' '.join(map(str, layers[1:-1]))}"
+            raise ConfigError(f"{shown}: {needs.format(gib(one.fixed))} choose smaller sizes")
         if one.total(batch) > room:
             most = (room - one.fixed) // one.per_image
             own = role == "teacher" and config.teacher_batch_size is not None

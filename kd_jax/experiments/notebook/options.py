@@ -15,6 +15,9 @@ _DATASET_HELP = (
     "mnist (packaged, no download), tfds:NAME (any TFDS image classification data set), idx:DIR (idx files, gzipped "
     "or not) or npz:FILE (x_train, y_train, x_test, y_test)"
 )
+_OWN_HELP = (
+    "package.module:Net or file.py:Net, a class or function of rngs, or file.py:load, a function without arguments"
+)
 _METHOD_HELP = (
     "kd-without-t2 is alpha * cross entropy + (1 - alpha) * KL, kd the same with the KL times the temperature squared "
     "as in Hinton et al. (2015), kd-as-written the notebook's loss with its mistake, for checking its numbers"
@@ -43,6 +46,11 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     _add(what, "teacher_input_dropout", number, "X", "rate of the dropout on the teacher's inputs, from 0 to below 1")
     _add(what, "teacher_max_norm", number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
     _add(what, "student_hidden", layers, "N,N", "sizes of the students' hidden layers")
+    if single is None:
+        _add(what, "student", str, "NAME", f"a network of your own in its place: {_OWN_HELP}")
+        _add(
+            what, "teacher", str, "NAME", f"a teacher of your own: {_OWN_HELP}, which has its values and is not trained"
+        )
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
     _add(how, "alpha", number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
@@ -107,9 +115,9 @@ def saved(store: Store, given: Mapping[str, Any], every: int | None) -> tuple[Co
     asked = dict(given) | ({} if every is None else {"checkpoint_steps": every})
     known = config.as_dict() | {"checkpoint_steps": kept_every}
     for name, value in asked.items():
-        if known[name] != (list(value) if isinstance(value, tuple) else value):
+        if known.get(name) != (list(value) if isinstance(value, tuple) else value):
             raise MismatchError(
-                f"{option(name)} is {shown(value)}, and the run in {store.folder} has {shown(known[name])}: "
+                f"{option(name)} is {shown(value)}, and the run in {store.folder} has {shown(known.get(name))}: "
                 "leave the option out to go on, or choose another folder"
             )
     return config, kept_every
@@ -131,7 +139,8 @@ def presets() -> str:
 def _add_option(group: Any, name: str, kind: Any, metavar: str | tuple[str, str], help: str, **more: Any) -> None:
     default = getattr(Config(), name)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    shown = "the students'" if default is None else shown
+    if default is None:
+        shown = "the students'" if name.startswith("teacher_") else "none"
     group.add_argument(
         option(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more
     )

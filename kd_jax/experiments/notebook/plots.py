@@ -54,6 +54,8 @@ def _learning_curves(result: Result) -> Any:
     figure = new_figure(figsize=(10, 4.2))
     axes = figure.subplots(1, 2)
     for name, trained in models(result).items():
+        if trained.history is None:
+            continue
         marker = "o" if len(trained.epochs) == 1 else None
         # The square of a loss that grows may be beyond float32.
         wrong = 100 * (1 - np.asarray(trained.history.accuracy, np.float64))

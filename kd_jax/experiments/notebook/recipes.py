@@ -13,16 +13,49 @@ from jaxtyping import Array, Float
 from kd_jax import optimizers
 from kd_jax.data import shifts
 from kd_jax.data.dataset import Dataset
+from kd_jax.errors import ConfigError
 from kd_jax.experiments.images import Setup
+from kd_jax.experiments.notebook import own
 from kd_jax.experiments.notebook.config import Config, Training
-from kd_jax.models import Network, mlp
+from kd_jax.models import Model, Network, mlp
 
 
 def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
-    """The teacher's and the student's `Network`."""
+    """The teacher's and the student's `Network`. Raises `ConfigError` for a user's own that cannot be made."""
+    taught_by, student = own_models(config, dataset)
     sizes = layer_sizes(config.teacher_hidden, dataset)
-    teaching = mlp(sizes, dropout=config.teacher_dropout, input_dropout=config.teacher_input_dropout).network
-    return teaching, mlp(layer_sizes(config.student_hidden, dataset)).network
+    teaching = taught_by or mlp(sizes, dropout=config.teacher_dropout, input_dropout=config.teacher_input_dropout)
+    return teaching.network, (student or mlp(layer_sizes(config.student_hidden, dataset))).network
+
+
+def own_models(config: Config, dataset: Dataset) -> tuple[Model | None, Model | None]:
+    """The user's own teacher and student; None where they are fully connected networks of `config`'s sizes."""
+    shape = tuple(dataset.image_shape)
+    teacher = own.load(config.teacher, "--teacher", shape) if config.teacher else None
+    student = own.load(config.student, "--student", shape) if config.student else None
+    if student is not None and student.variables is not None:
+        raise ConfigError(
+            f"--student is {config.student!r}, which has values already, and each seed starts anew: name a class or "
+            "a function of rngs"
+        )
+    return teacher, student
+
+
+def given_teacher(config: Config, dataset: Dataset) -> Model | None:
+    """A teacher that has its values, and is not trained."""
+    teacher, _ = own_models(config, dataset)
+    return teacher if teacher is not None and teacher.variables is not None else None
+
+
+def places(config: Config, dataset: Dataset) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many numbers an image makes in each place of the teacher and of the student."""
+    models, hidden = own_models(config, dataset), (config.teacher_hidden, config.student_hidden)
+    shape, classes = tuple(dataset.image_shape), dataset.classes
+    teacher, student = (
+        layer_sizes(sizes, dataset) if model is None else own.units(model, shape, classes)
+        for model, sizes in zip(models, hidden, strict=True)
+    )
+    return teacher, student
 
 
 def layer_sizes(hidden: tuple[int, ...], dataset: Dataset) -> tuple[int, ...]:

@@ -10,14 +10,14 @@ from tabulate import tabulate
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook import plots
+from kd_jax.experiments.notebook.conclusion import conclude
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.experiment import TITLES, Result, TrainedModels, models
-from kd_jax.experiments.notebook.recipes import layer_sizes
+from kd_jax.experiments.notebook.recipes import given_teacher, layer_sizes
 from kd_jax.experiments.shell import environment
 from kd_jax.experiments.shell.folder import RESULTS, TABLE, not_written, write_whole
 from kd_jax.experiments.shell.parameters import safetensors
 from kd_jax.experiments.shell.text import counted, json_text, listed, plain, spread
-from kd_jax.stats import conclude
 from kd_jax.version import __version__
 
 
@@ -37,8 +37,8 @@ def set_up(config: Config, dataset: Dataset) -> dict[str, str]:
     own = config.teacher_training != config.training
     return {
         "data": data_line(dataset),
-        "teacher": f"{_layers(config.teacher_hidden, dataset)}{regularisation(config)}",
-        "students": f"{_layers(config.student_hidden, dataset)}, {seeds}, alone and distilled",
+        "teacher": _teacher_line(config, dataset),
+        "students": f"{config.student or _layers(config.student_hidden, dataset)}, {seeds}, alone and distilled",
         "method": f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}",
         "training": training_line(config.training, dataset),
         **({"teacher's": training_line(config.teacher_training, dataset)} if own else {}),
@@ -65,6 +65,12 @@ def training_line(training: Training, dataset: Dataset) -> str:
         line += f", shifts of up to {counted(training.shift, 'pixel')}"
         line += f" of {100 * training.shift_share:g} % of the images" if training.shift_share < 1 else ""
     return line
+
+
+def _teacher_line(config: Config, dataset: Dataset) -> str:
+    if config.teacher is None:
+        return f"{_layers(config.teacher_hidden, dataset)}{regularisation(config)}"
+    return config.teacher + (", as it is" if given_teacher(config, dataset) is not None else "")
 
 
 def _layers(hidden: tuple[int, ...], dataset: Dataset) -> str:
@@ -108,8 +114,10 @@ def _column(trained: TrainedModels) -> list[str]:
         spread(found.kl_to_teacher, ".3f") if taught else "",
         spread(found.nll, ".3f"),
         spread(found.ece, ".1f", per_cent=True),
-        f"{trained.timing.train_s:.1f}",
-        f"{trained.timing.steps_per_s:,.0f}"
+        f"{trained.timing.train_s:.1f}" if trained.history else "",
+        ""
+        if not trained.history
+        else f"{trained.timing.steps_per_s:,.0f}"
         if trained.timing.steps_per_s >= 10
         else f"{trained.timing.steps_per_s:.2g}",
     ]
@@ -209,5 +217,7 @@ def runs_json(measured: Evaluation) -> list[dict[str, Any]]:
 def _model_json(trained: TrainedModels) -> dict[str, Any]:
     runs = [{"seed": seed} | run for seed, run in zip(trained.seeds, runs_json(trained.evaluations), strict=True)]
     history = {"epoch": plain(trained.epochs)}
+    if trained.history is None:
+        return {"parameters": trained.parameters, "runs": runs, "training": {}}
     history |= {name: plain(values) for name, values in trained.history._asdict().items()}
     return {"parameters": trained.parameters, "runs": runs, "training": history}

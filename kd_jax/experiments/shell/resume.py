@@ -1,7 +1,7 @@
 """Whether a run that is asked for is the one in its folder."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -13,6 +13,7 @@ from kd_jax.train.checkpoint import Store
 _ARITHMETIC = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64")
 
 
+@runtime_checkable
 class Data(Protocol):
     """What a run is trained on."""
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from kd_jax import stats
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook import report
+from kd_jax.experiments.notebook.conclusion import conclude
 from kd_jax.experiments.notebook.config import Config, make_config
 from kd_jax.experiments.shell import environment
 from kd_jax.experiments.shell.options import option
@@ -123,7 +123,7 @@ def conclusions(found: SweepResult) -> list[str]:
     """A sentence for each baseline on the test set."""
     of = found.examples[2]
     return [
-        stats.conclude(gain.comparison, of=of, against=f"the student {grid.label(gain.baseline, found.grid)}")
+        conclude(gain.comparison, of=of, against=f"the student {grid.label(gain.baseline, found.grid)}")
         for gains in found.test_gains.values()
         for gain in gains
     ]

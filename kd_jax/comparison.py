@@ -1,0 +1,218 @@
+"""What a comparison of methods found: a table with paired intervals, its files, and its plots."""
+
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tabulate import tabulate
+
+from kd_jax.errors import OutputError
+from kd_jax.stats import Comparison, paired_comparison, summarise
+
+# Okabe and Ito's colours, which people with any colour vision tell apart.
+_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
+_PER_CENT = ("accuracy", "agreement", "ece")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods over the same seeds, each compared with the first, pair by pair.
+
+    measure: what is compared, and higher: whether more of it is better. values: by method and measure, `[seeds]`.
+    history: by method and metric, `[seeds, epochs]`, of the training batches. chosen: of a grid, the method that was
+    chosen on the development split. parameters: trained numbers of one student. seconds: of each method's trainings.
+    teacher: its own measures on the test data. looked_at: how many comparisons the intervals are corrected for.
+    """
+
+    measure: str
+    higher: bool
+    seeds: tuple[int, ...]
+    values: Mapping[str, Mapping[str, Float[np.ndarray, " seeds"]]]
+    history: Mapping[str, Mapping[str, Float[np.ndarray, "seeds epochs"]]]
+    chosen: Mapping[str, str]
+    parameters: int
+    seconds: Mapping[str, float]
+    teacher: Mapping[str, float]
+    looked_at: int
+
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Every method but the first against the first."""
+        first, *others = self.values
+        before = self.values[first][self.measure]
+        return {
+            name: paired_comparison(
+                before, self.values[name][self.measure], metric=self.measure, comparisons=self.looked_at
+            )
+            for name in others
+        }
+
+    def conclusion(self, name: str) -> str:
+        """In a sentence, what a method changed against the first. Raises `KeyError` for an unknown one."""
+        found, first = self.comparisons[name], next(iter(self.values))
+        change = f"{name} changed {self.measure.replace('_', ' ')} by {self._interval(found)} against {first}"
+        if found.ci95 is None:
+            reason = "one seed has no interval" if found.n < 2 else "the differences are too alike for an interval"
+            return f"{change}: {reason}."
+        change += f" (95 % interval, {found.n} seeds)"
+        low, high = found.ci95 if self.higher else (-found.ci95[1], -found.ci95[0])
+        if low > 0:
+            return f"{change}: a gain."
+        return f"{change}: a loss." if high < 0 else f"{change}: no evidence of a difference."
+
+    def rows(self) -> list[list[str]]:
+        """The cells of the table, its header first."""
+        names = list(next(iter(self.values.values())))
+        # How many are right and wrong is what the accuracy says, too.
+        hidden = ("correct", "errors", self.measure) if "accuracy" in names else (self.measure,)
+        names = [self.measure, *(name for name in names if name not in hidden)]
+        first = next(iter(self.values))
+        rows = [["", *map(self._title, names), f"{self._title(self.measure)} against {first}", "seconds a seed"]]
+        for method, measured in self.values.items():
+            cells = [self._spread(name, measured[name]) for name in names]
+            compared = "" if method == first else self._interval(self.comparisons[method])
+            label = f"{method} ({self.chosen[method]})" if method in self.chosen else method
+            rows.append([label, *cells, compared, f"{self.seconds[method] / len(self.seeds):.2f}"])
+        if self.teacher:
+            cells = [self._one(name, self.teacher[name]) if name in self.teacher else "" for name in names]
+            rows.append(["teacher", *cells, "", ""])
+        return rows
+
+    def __str__(self) -> str:
+        """The table and its conclusions, for a terminal."""
+        return self._text("simple")
+
+    def markdown(self) -> str:
+        """The table and its conclusions as Markdown."""
+        return self._text("pipe")
+
+    def _repr_html_(self) -> str:
+        header, *rows = self.rows()
+        table = tabulate(rows, header, tablefmt="html", disable_numparse=True)
+        said = "".join(f"<p>{html.escape(self.conclusion(name))}</p>" for name in self.comparisons)
+        return f"{table}{said}<p>{html.escape(self._note())}</p>"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON holds it."""
+        return {
+            "measure": self.measure, "higher_is_better": self.higher, "seeds": list(self.seeds),
+            "methods": {
+                method: {
+                    "chosen": self.chosen.get(method), "seconds": self.seconds[method],
+                    "runs": [
+                        {"seed": seed} | {name: float(values[place]) for name, values in measured.items()}
+                        for place, seed in enumerate(self.seeds)
+                    ],
+                    "history": {name: values.tolist() for name, values in self.history[method].items()},
+                }
+                for method, measured in self.values.items()
+            },
+            "comparisons": {name: found._asdict() for name, found in self.comparisons.items()},
+            "conclusions": [self.conclusion(name) for name in self.comparisons],
+            "corrected_for": self.looked_at, "parameters": self.parameters, "teacher": dict(self.teacher),
+        }  # fmt: skip
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes results.json, results.md and the plots into `folder`. Raises `OutputError`."""
+        place = Path(folder).expanduser()
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "results.md").write_text(self.markdown() + "\n", encoding="utf-8")
+            drawn = {"comparison.png": self._draw_pairs(), "learning-curves.png": self._draw_curves()}
+            for name, figure in drawn.items():
+                figure.savefig(place / name, dpi=130)
+            text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+            (place / "results.json").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{place} takes no files ({error.strerror or error}): choose another folder") from None
+        return [place / name for name in ("results.json", "results.md", *drawn)]
+
+    def _text(self, style: str) -> str:
+        header, *rows = self.rows()
+        align = ("left", *("right" for _ in header[1:]))
+        table = tabulate(rows, header, tablefmt=style, colalign=align, disable_numparse=True)
+        said = [self.conclusion(name) for name in self.comparisons]
+        return "\n\n".join([table, *said, self._note()])
+
+    def _note(self) -> str:
+        text = f"± in the table is the standard deviation over {len(self.seeds)} seeds; intervals are of paired "
+        text += "differences"
+        text += f", corrected for {self.looked_at} comparisons" if self.looked_at > 1 else ""
+        return f"{text}. A student has {self.parameters:,} parameters."
+
+    def _title(self, name: str) -> str:
+        return f"{name.replace('_', ' ')} (%)" if name in _PER_CENT else name.replace("_", " ")
+
+    def _form(self, name: str) -> tuple[float, str]:
+        if name in _PER_CENT:
+            return 100, ".2f"
+        return (1, ".0f") if name in ("errors", "correct") else (1, ".4g")
+
+    def _spread(self, name: str, values: Float[np.ndarray, " seeds"]) -> str:
+        factor, form = self._form(name)
+        found = summarise(values * factor)
+        mean = format(found.mean, form)
+        return mean if found.sd is None else f"{mean} ± {format(found.sd, '.2g' if form == '.4g' else form)}"
+
+    def _one(self, name: str, value: float) -> str:
+        factor, form = self._form(name)
+        return format(value * factor, form)
+
+    def _shown(self, value: float, sign: str = "") -> str:
+        factor, form = self._form(self.measure)
+        form = ".1f" if form == ".0f" else form
+        return f"{format(value * factor, sign + form)}{' points' if factor == 100 else ''}"
+
+    def _interval(self, found: Comparison) -> str:
+        text = self._shown(found.mean_difference, "+")
+        return text if found.margin is None else f"{text.removesuffix(' points')} ± {self._shown(found.margin)}"
+
+    def _draw_pairs(self) -> Any:
+        from matplotlib.figure import Figure
+
+        figure = Figure(layout="constrained", figsize=(3 + 1.4 * len(self.values), 4.2))
+        left, right = figure.subplots(1, 2)
+        factor, _ = self._form(self.measure)
+        names = list(self.values)
+        points = np.stack([self.values[name][self.measure] * factor for name in names])
+        for seed in points.T:
+            left.plot(range(len(names)), seed, color="#999999", linewidth=0.8, marker="o", markersize=4)
+        left.plot(range(len(names)), points.mean(axis=1), color="#D55E00", marker="D", linestyle="none", label="mean")
+        left.set_xticks(range(len(names)), names, rotation=20, ha="right")
+        left.set_ylabel(self._title(self.measure))
+        left.set_title("each seed")
+        left.legend()
+        for place, (name, found) in enumerate(self.comparisons.items()):
+            colour = _COLOURS[(place + 1) % len(_COLOURS)]
+            margin = None if found.margin is None else found.margin * factor
+            right.errorbar(place, found.mean_difference * factor, yerr=margin, fmt="o", capsize=5, color=colour)
+            assert name in self.values
+        right.axhline(0, color="black", linewidth=0.8)
+        right.set_xticks(range(len(self.comparisons)), list(self.comparisons), rotation=20, ha="right")
+        right.set_xlim(-0.6, max(0.6, len(self.comparisons) - 0.4))
+        right.set_title(f"difference to {names[0]}, 95 % interval")
+        return figure
+
+    def _draw_curves(self) -> Any:
+        from matplotlib.figure import Figure
+
+        shown = [name for name in ("loss", "accuracy") if all(name in history for history in self.history.values())]
+        figure = Figure(layout="constrained", figsize=(4.8 * len(shown), 4))
+        for panel, metric in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+            for place, (name, history) in enumerate(self.history.items()):
+                values = np.asarray(history[metric], np.float64)
+                epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
+                colour = _COLOURS[place % len(_COLOURS)]
+                panel.plot(epochs, mean, color=colour, label=name, marker="o" if len(epochs) == 1 else None)
+                if len(values) > 1:
+                    sd = values.std(axis=0, ddof=1)
+                    panel.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+            panel.set_xlabel("epoch")
+            panel.set_ylabel(f"{metric} of the training batches")
+            panel.legend()
+        return figure
