@@ -29,8 +29,12 @@ from tqdm import tqdm
 
 import kd_jax
 from benchmarks import torch_reference as reference
-from kd_jax import Examples, Hyperparameters, Output, Recipe
+from kd_jax import Batch, CrossEntropy, KDWithoutTSquared, Method, Network, Output
+from kd_jax.experiments import images as of_images
 from kd_jax.experiments.notebook import recipes
+from kd_jax.experiments.notebook.methods import KDAsWritten
+from kd_jax.optimizers import adam
+from kd_jax.teacher import CachedTeacher
 
 # Row -> what the notebook counted. The correct KL is what the notebook meant: it has no count of its own.
 ROWS = {"teacher": 9812, "student": 9322, "kd-without-t2": None, "kd-as-written": 9332}
@@ -97,39 +101,40 @@ def in_kd_jax(data: kd_jax.Dataset, epochs: int) -> Framework:
     """The same models by `kd_jax.fit`, students of one teacher as a `vmap` over their keys."""
     config = kd_jax.make_config()
     teacher_network, student_network = recipes.networks(config, data)
-    images, labels = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
+    seen = Batch(jnp.asarray(data.train_images), jnp.asarray(data.train_labels))
     test_images, test_labels = jnp.asarray(data.test_images), jnp.asarray(data.test_labels)
-    rate = jnp.float32(reference.LEARNING_RATE)
-    weights = kd_jax.KDWeights(jnp.float32(reference.ALPHA), jnp.float32(reference.TEMPERATURE))
-    methods = {
-        "student": kd_jax.CROSS_ENTROPY,
-        "kd-without-t2": kd_jax.KD_WITHOUT_T_SQUARED,
-        "kd-as-written": kd_jax.KD_AS_WRITTEN,
+    rate, numbers = jnp.float32(reference.LEARNING_RATE), (reference.ALPHA, reference.TEMPERATURE)
+    methods: dict[str, Method] = {
+        "student": CrossEntropy(),
+        "kd-without-t2": KDWithoutTSquared(*map(jnp.float32, numbers)),
+        "kd-as-written": KDAsWritten(*map(jnp.float32, numbers)),
     }
 
-    def fit(key: Any, examples: Examples, hyperparameters: Hyperparameters, *, recipe: Recipe) -> tuple[Any, Any]:
-        state, _ = kd_jax.fit(key, examples, hyperparameters, recipe=recipe, epochs=epochs)
-        logits = kd_jax.predict(state.params, state.state, test_images, network=recipe.network)
+    def fit(
+        key: Any, seen: Batch, method: Method, taught: CachedTeacher | None, *, network: Network
+    ) -> tuple[Any, Any]:
+        state, _ = kd_jax.fit(
+            key, seen, network, method=method, teacher=taught, optimizer=adam(rate), epochs=epochs,
+            batch_size=reference.BATCH_SIZE, prepare=of_images.prepare,
+        )  # fmt: skip
+        logits = of_images.predict(state.variables, test_images, network=network)
         return state, jnp.sum(jnp.argmax(logits, axis=-1) == test_labels)
 
-    fit_one = jax.jit(fit, static_argnames="recipe")
+    fit_one = jax.jit(fit, static_argnames="network")
 
-    @partial(jax.jit, static_argnames="recipe")
-    def fit_many(keys: Any, examples: Examples, hyperparameters: Hyperparameters, *, recipe: Recipe) -> Any:
-        return jax.vmap(lambda key: fit(key, examples, hyperparameters, recipe=recipe)[1])(keys)
+    @partial(jax.jit, static_argnames="network")
+    def fit_many(keys: Any, seen: Batch, method: Method, taught: CachedTeacher | None, *, network: Network) -> Any:
+        return jax.vmap(lambda key: fit(key, seen, method, taught, network=network)[1])(keys)
 
     def teacher(seed: int) -> tuple[int, Logits]:
         key = jax.random.key(_own_seed(seed, "teacher"))
-        state, count = fit_one(key, Examples(images, labels), Hyperparameters(rate), recipe=Recipe(teacher_network))
-        return int(count), np.asarray(kd_jax.predict(state.params, {}, images, network=teacher_network))
+        state, count = fit_one(key, seen, CrossEntropy(), None, network=teacher_network)
+        return int(count), np.asarray(of_images.predict(state.variables, seen.inputs, network=teacher_network))
 
     def students(row: str, seeds: list[int], teacher_logits: Logits) -> list[int]:
         keys = jnp.stack([jax.random.key(_own_seed(seed, "student")) for seed in seeds])
-        alone = row == "student"
-        examples = Examples(images, labels, None if alone else Output(jnp.asarray(teacher_logits)))
-        hyperparameters = Hyperparameters(rate, () if alone else weights)
-        counts = fit_many(keys, examples, hyperparameters, recipe=Recipe(student_network, methods[row]))
-        return [int(count) for count in counts]
+        taught = None if row == "student" else CachedTeacher(Output(jnp.asarray(teacher_logits)))
+        return [int(count) for count in fit_many(keys, seen, methods[row], taught, network=student_network)]
 
     return Framework(teacher, students, chunk=_CHUNK)
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 import kd_jax
-from kd_jax.methods.logits import KD, KDWeights
-from kd_jax.models.network import Output
-from kd_jax.train import step as train
-from kd_jax.train.step import Examples, Hyperparameters, Recipe
+from kd_jax.data.batch import epoch_order
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments.images import Images, Settings, Setup
+from kd_jax.methods import KD
 
 TURNS = 4
 
@@ -30,17 +30,17 @@ def fastest_ms(program: Callable[..., Any], arguments: tuple[Any, ...], steps: i
     return 1000 * min(seconds) / steps
 
 
-def shared_batches(examples: Examples, batch_size: int, seeds: int = 5, settings: int = 20, steps: int = 60) -> None:
+def shared_batches(images: Images, batch_size: int, seeds: int = 5, settings: int = 20, steps: int = 60) -> None:
     """The notebook's student, seeds × settings."""
-    recipe = Recipe(kd_jax.mlp([784, 20, 20, 10]), KD, batch_size=batch_size)
+    setup = Setup(kd_jax.mlp([784, 20, 20, 10]).network, batch_size=batch_size)
     keys = jax.random.split(jax.random.key(1), seeds)
-    own = Hyperparameters(jnp.full(settings, 1e-3), KDWeights(jnp.full(settings, 0.5), jnp.linspace(1, 20, settings)))
-    states = jax.vmap(lambda key: jax.vmap(lambda one: train.init(key, one, recipe=recipe))(own))(keys)
-    count = len(examples.labels)
-    orders = jax.vmap(lambda key: train.epoch_order(key, 0, examples=count, batch_size=batch_size)[:steps])(keys)
+    own = Settings(jnp.full(settings, 1e-3), KD(jnp.full(settings, 0.5), jnp.linspace(1, 20, settings)))
+    states = jax.vmap(lambda key: jax.vmap(lambda one: of_images.init(key, one, setup=setup))(own))(keys)
+    count = len(images.labels)
+    orders = jax.vmap(lambda key: epoch_order(key, 0, examples=count, batch_size=batch_size)[:steps])(keys)
 
     def one(state: Any, key: Any, order: Any, given: Any) -> Any:
-        return train.scan_steps(state, key, examples, order, given, recipe=recipe)
+        return of_images.scan_steps(state, key, images, order, given, setup=setup)
 
     def shared(states: Any) -> Any:
         return jax.vmap(lambda s, k, o: jax.vmap(lambda s, h: one(s, k, o, h))(s, own))(states, keys, orders)
@@ -55,17 +55,17 @@ def shared_batches(examples: Examples, batch_size: int, seeds: int = 5, settings
     print(f"batch {batch_size}, {seeds} seeds x {settings} settings: apart {found[0]:.3f} ms, shared {found[1]:.3f} ms")
 
 
-def in_turn(examples: Examples, units: int, seeds: int = 4, batch_size: int = 128, steps: int = 20) -> None:
+def in_turn(images: Images, units: int, seeds: int = 4, batch_size: int = 128, steps: int = 20) -> None:
     """Students of two layers of `units`."""
-    recipe = Recipe(kd_jax.mlp([784, units, units, 10]), KD, batch_size=batch_size)
-    given = Hyperparameters(jnp.float32(1e-3), KDWeights(jnp.float32(0.1), jnp.float32(20)))
+    setup = Setup(kd_jax.mlp([784, units, units, 10]).network, batch_size=batch_size)
+    given = Settings(jnp.float32(1e-3), KD(jnp.float32(0.1), jnp.float32(20)))
     keys = jax.random.split(jax.random.key(1), seeds)
-    states = jax.vmap(lambda key: train.init(key, given, recipe=recipe))(keys)
-    count = len(examples.labels)
-    orders = jax.vmap(lambda key: train.epoch_order(key, 0, examples=count, batch_size=batch_size)[:steps])(keys)
+    states = jax.vmap(lambda key: of_images.init(key, given, setup=setup))(keys)
+    count = len(images.labels)
+    orders = jax.vmap(lambda key: epoch_order(key, 0, examples=count, batch_size=batch_size)[:steps])(keys)
 
     def one(state: Any, key: Any, order: Any) -> Any:
-        return train.scan_steps(state, key, examples, order, given, recipe=recipe)
+        return of_images.scan_steps(state, key, images, order, given, setup=setup)
 
     ways: list[Callable[..., Any]] = [jax.vmap(one), lambda *all_of: jax.lax.map(lambda each: one(*each), all_of)]
     found = [fastest_ms(jax.jit(way), (states, keys, orders), steps * seeds) for way in ways]
@@ -77,12 +77,12 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     data = kd_jax.load("mnist")
     logits = jax.random.normal(jax.random.key(0), (len(data.train_labels), 10))
-    examples = Examples(jnp.asarray(data.train_images), jnp.asarray(data.train_labels), Output(logits))
+    images = Images(jnp.asarray(data.train_images), jnp.asarray(data.train_labels), logits)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, the fastest of {TURNS} turns")
     for batch_size in (128, 32):
-        shared_batches(examples, batch_size)
+        shared_batches(images, batch_size)
     for units in (800, 300, 30):
-        in_turn(examples, units)
+        in_turn(images, units)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,24 @@ from jaxtyping import Array, Int, Key
 
 import kd_jax
 from benchmarks.measure import Contestant
-from kd_jax import Examples, Hyperparameters, KDWeights, Output, Recipe
+from kd_jax.data.batch import epoch_order
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments.images import Images, Settings, Setup
 from kd_jax.experiments.notebook import recipes
-from kd_jax.train import step as train
+from kd_jax.methods import CrossEntropy, KDWithoutTSquared, Method
 
 
 class Job(NamedTuple):
     """What one of the three rows trains. An untrained teacher's logits cost what a trained one's do."""
 
-    recipe: Recipe
-    hyperparameters: Hyperparameters
-    examples: Examples
+    setup: Setup
+    settings: Settings
+    images: Images
 
     @property
     def per_epoch(self) -> int:
         """Steps in an epoch."""
-        return len(self.examples.labels) // self.recipe.batch_size
+        return len(self.images.labels) // self.setup.batch_size
 
 
 def job(row: str, data: kd_jax.Dataset, batch_size: int = 32) -> Job:
@@ -33,12 +35,13 @@ def job(row: str, data: kd_jax.Dataset, batch_size: int = 32) -> Job:
     config = kd_jax.make_config()
     teacher, student = recipes.networks(config, data)
     distilled = row == "distilled"
-    weights = KDWeights(jnp.float32(config.alpha), jnp.float32(config.temperature)) if distilled else ()
-    method = kd_jax.KD_WITHOUT_T_SQUARED if distilled else kd_jax.CROSS_ENTROPY
-    recipe = Recipe(teacher if row == "teacher" else student, method, batch_size=batch_size)
-    taught = Output(jnp.zeros((len(data.train_labels), data.classes))) if distilled else None
-    examples = Examples(jnp.asarray(data.train_images), jnp.asarray(data.train_labels), taught)
-    return Job(recipe, Hyperparameters(jnp.float32(config.learning_rate), weights), examples)
+    method: Method = CrossEntropy()
+    if distilled:
+        method = KDWithoutTSquared(jnp.float32(config.alpha), jnp.float32(config.temperature))
+    setup = Setup(teacher if row == "teacher" else student, batch_size=batch_size)
+    taught = jnp.zeros((len(data.train_labels), data.classes)) if distilled else None
+    images = Images(jnp.asarray(data.train_images), jnp.asarray(data.train_labels), taught)
+    return Job(setup, Settings(jnp.float32(config.learning_rate), method), images)
 
 
 class Trainer:
@@ -46,11 +49,9 @@ class Trainer:
 
     def __init__(self, job: Job) -> None:
         self.job, self.key, self.epoch = job, jax.random.key(0), 0
-        self.state = train.init(self.key, job.hyperparameters, recipe=job.recipe)
-        self._order = jax.jit(
-            partial(train.epoch_order, examples=len(job.examples.labels), batch_size=job.recipe.batch_size)
-        )
-        self._steps = jax.jit(partial(train.train_steps, recipe=job.recipe), donate_argnums=0)
+        self.state = of_images.init(self.key, job.settings, setup=job.setup)
+        self._order = jax.jit(partial(epoch_order, examples=len(job.images.labels), batch_size=job.setup.batch_size))
+        self._steps = jax.jit(partial(_steps, setup=job.setup), donate_argnums=0)
         self._upcoming, self._other_thread = self.order(), ThreadPoolExecutor(1)
 
     def train_epoch(self) -> float:
@@ -68,8 +69,8 @@ class Trainer:
     def train(self, rows: Int[Array, "steps batch"]) -> float:
         """A step for each of the rows. Returns their mean loss."""
         job = self.job
-        self.state, metrics = self._steps(self.state, self.key, job.examples, rows, job.hyperparameters)
-        return float(metrics.loss)
+        self.state, loss = self._steps(self.state, self.key, job.images, rows, job.settings)
+        return float(loss)
 
 
 class Group:
@@ -78,34 +79,47 @@ class Group:
     def __init__(self, job: Job, students: int) -> None:
         self.job, self.epoch = job, 0
         self.keys = jax.vmap(jax.random.key)(jnp.arange(students))
-        self.states = jax.jit(jax.vmap(lambda key: train.init(key, job.hyperparameters, recipe=job.recipe)))(self.keys)
-        self._go = jax.jit(partial(_group_steps, recipe=job.recipe), donate_argnums=0)
+        self.states = jax.jit(jax.vmap(lambda key: of_images.init(key, job.settings, setup=job.setup)))(self.keys)
+        self._go = jax.jit(partial(_group_steps, setup=job.setup), donate_argnums=0)
 
     def orders(self, steps: int) -> Int[Array, "students steps batch"]:
         """Rows of `steps` steps for each student, as one shuffle gives them."""
-        recipe, examples = self.job.recipe, len(self.job.examples.labels)
-        order = partial(train.epoch_order, epoch=0, examples=examples, batch_size=recipe.batch_size)
+        examples, batch_size = len(self.job.images.labels), self.job.setup.batch_size
+        order = partial(epoch_order, epoch=0, examples=examples, batch_size=batch_size)
         return jax.jit(lambda keys: jax.lax.map(lambda key: order(key)[:steps], keys))(self.keys)
 
     def train(self, rows: Int[Array, "students steps batch"]) -> float:
         """A step of every student for each of its rows. Returns their mean loss."""
         job = self.job
-        self.states, loss = self._go(self.states, self.keys, job.examples, rows, job.hyperparameters)
+        self.states, loss = self._go(self.states, self.keys, job.images, rows, job.settings)
         return float(jnp.mean(loss))
+
+
+def _steps(
+    state: Any,
+    key: Key[Array, ""],
+    images: Images,
+    rows: Int[Array, "steps batch"],
+    settings: Settings,
+    *,
+    setup: Setup,
+) -> tuple[Any, Array]:
+    """The state after a step for each of the rows, and their mean loss; all means are taken, as the experiment does."""
+    state, metrics = of_images.scan_steps(state, key, images, rows, settings, setup=setup)
+    return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics).loss
 
 
 def _group_steps(
     states: Any,
     keys: Key[Array, " students"],
-    examples: Examples,
+    images: Images,
     rows: Int[Array, "students steps batch"],
-    hyperparameters: Hyperparameters,
+    settings: Settings,
     *,
-    recipe: Recipe,
+    setup: Setup,
 ) -> tuple[Any, Array]:
     def one(state: Any, key: Key[Array, ""], own: Int[Array, "steps batch"]) -> tuple[Any, Array]:
-        state, metrics = train.train_steps(state, key, examples, own, hyperparameters, recipe=recipe)
-        return state, metrics.loss
+        return _steps(state, key, images, own, settings, setup=setup)
 
     if len(keys) > 1:
         return jax.vmap(one)(states, keys, rows)
@@ -124,11 +138,11 @@ def contestant(trainer: Trainer, steps: int) -> Contestant:
 
 def evaluation(row: str, data: kd_jax.Dataset) -> Contestant:
     """Counting the right answers of the test set."""
-    network = job(row, data).recipe.network
-    params, state = network.init(jax.random.key(0))
+    network = job(row, data).setup.network
+    variables = network.init(jax.random.key(0))
     images, labels = jnp.asarray(data.test_images), jnp.asarray(data.test_labels)
     count = jax.jit(lambda logits: jnp.sum(jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels))
-    return Contestant(lambda: int(count(kd_jax.predict(params, state, images, network=network))))
+    return Contestant(lambda: int(count(of_images.predict(variables, images, network=network))))
 
 
 def environment() -> dict[str, object]:

@@ -44,7 +44,7 @@ def seeds(setting: Setting) -> list[Table]:
 def why_not(number: int, data: kd_jax.Dataset) -> str | None:
     """Why so many students are not tried: they would not fit into memory."""
     free = memory.available()
-    network = kd_jax_ways.job("distilled", data).recipe.network
+    network = kd_jax_ways.job("distilled", data).setup.network
     sizes = {"examples": len(data.train_labels), "test_examples": len(data.test_labels)}
     needed = number * memory.needed(network, (784, 20, 20, 10), **sizes).total(32)
     if free is None or needed <= free:

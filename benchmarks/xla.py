@@ -16,7 +16,7 @@ import kd_jax
 from benchmarks import kd_jax_ways, processes
 from benchmarks.measure import Figures, Setting, Table, take_turns
 from benchmarks.steps import ROWS, count
-from kd_jax.train import step as train
+from kd_jax.train import fit as loops
 
 
 class Variant(NamedTuple):
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--unroll", type=int, help="steps in each turn of the loop (default: as kd_jax has it)")
     options = parser.parse_args()
     if options.unroll is not None:
-        train._UNROLL = options.unroll
+        loops._UNROLL = loops._UNROLL_SMALL = options.unroll
     jax.config.update("jax_default_matmul_precision", "highest")
     data, found = kd_jax.load("mnist"), {}
     for row in ROWS:

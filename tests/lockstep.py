@@ -6,6 +6,7 @@ Every array is in the order and the shapes of kd_jax: a layer's bias, then its k
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ import torch
 
 import kd_jax
 from benchmarks import torch_reference as reference
-from kd_jax import CROSS_ENTROPY, Examples, Hyperparameters, KDWeights, Network, Output, Recipe
-from kd_jax.train import step as train
+from kd_jax import CrossEntropy, Network, Output
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments.images import Images, Settings, Setup
 
 STEPS = 500
 KEY_SEED, ORDER_SEED = 42, 42
@@ -31,7 +33,7 @@ class Case(NamedTuple):
 
     sizes: tuple[int, ...]
     model: Callable[[], Any]
-    method: Any = CROSS_ENTROPY
+    method: Any = CrossEntropy()
     soft: Any = None
     dropout: float = 0.0
     adam: Any = reference.notebook_adam
@@ -101,7 +103,7 @@ class Data(NamedTuple):
     ours, theirs: the logits of one trained teacher for each image, by kd_jax and by PyTorch, for each type.
     """
 
-    examples: Examples
+    images: Images
     order: Any
     ours: dict[str, Any]
     theirs: dict[str, Any]
@@ -110,28 +112,32 @@ class Data(NamedTuple):
 def load() -> Data:
     """The teacher has seen 3,200 images: its answers are neither flat nor certain."""
     mnist, count = kd_jax.load("mnist"), STEPS * reference.BATCH_SIZE
-    examples = Examples(mnist.train_images[:count], mnist.train_labels[:count])
-    recipe, key = Recipe(kd_jax.mlp(TEACHER_SIZES, dropout=0.5)), jax.random.key(7)
-    state = train.init(key, Hyperparameters(LEARNING_RATE), recipe=recipe)
-    steps = jax.jit(partial(train.train_steps, recipe=recipe))
-    params = steps(state, key, examples, np.arange(3200).reshape(-1, 32), Hyperparameters(LEARNING_RATE))[0].params
-    params = jax.tree.map(np.asarray, params)
+    images = Images(mnist.train_images[:count], mnist.train_labels[:count])
+    network, key, settings = (
+        kd_jax.mlp(TEACHER_SIZES, dropout=0.5).network,
+        jax.random.key(7),
+        _settings(CrossEntropy()),
+    )
+    state = of_images.init(key, settings, setup=Setup(network))
+    steps = jax.jit(partial(of_images.scan_steps, setup=Setup(network)))
+    state, _ = steps(state, key, jax.tree.map(jnp.asarray, images), np.arange(3200).reshape(-1, 32), settings)
+    params = jax.tree.map(np.asarray, network.split(state.variables)[0])
     ours, theirs = {}, {}
     for dtype in ("float32", "float64"):
         with _precision(dtype):
-            pixels = train.scale(jnp.asarray(examples.images), jnp.dtype(dtype))
-            output = recipe.network.apply(_cast(params, dtype), {}, pixels, train=False, key=key)[0]
+            pixels = of_images.scale(jnp.asarray(images.images), jnp.dtype(dtype))
+            output, _ = network.apply(network.merge(_cast(params, dtype), {}), pixels)
             ours[dtype] = np.asarray(output.logits)
         theirs[dtype] = reference.predict(_load(reference.Teacher(), params, dtype), torch.tensor(np.asarray(pixels)))
     order = np.random.default_rng(ORDER_SEED).permutation(count).astype(np.int32).reshape(STEPS, -1)
-    return Data(examples, order, ours, theirs)
+    return Data(images, order, ours, theirs)
 
 
 def in_float64(case: Case, data: Data, rtol: float = 1e-9) -> Deviation:
     """Trains in both frameworks and compares kd_jax with PyTorch after every step: one value for each."""
     with _precision("float64"):
         ours = KdJax(case, data, "float64")
-        theirs = PyTorch(case, data, "float64", ours.initial.params)
+        theirs = PyTorch(case, data, "float64", ours.initial.variables[0])
         state, apart = ours.initial, []
         for number, rows in enumerate(data.order, start=1):
             state, step = ours.step(state, rows)
@@ -145,8 +151,8 @@ def in_float32(case: Case, data: Data) -> Float32:
     """Trains in both frameworks, and in PyTorch in float64 as well, and compares after every step."""
     with _precision("float32"):
         ours = KdJax(case, data, "float32")
-        theirs, truth = (PyTorch(case, data, dtype, ours.initial.params) for dtype in ("float32", "float64"))
-        free, adam, parted, apart, from_truth = ours.initial, _Adam(ours.initial.params), False, [], []
+        theirs, truth = (PyTorch(case, data, dtype, ours.initial.variables[0]) for dtype in ("float32", "float64"))
+        free, adam, parted, apart, from_truth = ours.initial, _Adam(ours.initial.variables[0]), False, [], []
         for number, rows in enumerate(data.order):
             free, went = ours.step(free, rows)
             # Waited for, as PyTorch's step changes in place the memory that is read here.
@@ -181,37 +187,39 @@ class KdJax:
     """kd_jax's own training step, with its default optimiser; its state also tells gradients, masks and units."""
 
     def __init__(self, case: Case, data: Data, dtype: str) -> None:
-        network = kd_jax.mlp(case.sizes, dropout=case.dropout)
-        recipe = Recipe(_observed(network, case), case.method, dtype=jnp.dtype(dtype))
-        recipe = recipe._replace(optimizer=partial(_recording, recipe.optimizer))
-        weights = KDWeights(reference.ALPHA, reference.TEMPERATURE) if case.soft else ()
-        self.key, self.hyperparameters = jax.random.key(KEY_SEED), Hyperparameters(LEARNING_RATE, weights)
-        self.initial = _cast(jax.jit(partial(train.init, recipe=recipe))(self.key, self.hyperparameters), dtype)
+        network = Observed(kd_jax.mlp(case.sizes, dropout=case.dropout).network, case.sizes, case.dropout > 0)
+        setup = Setup(network, dtype=jnp.dtype(dtype))
+        setup = setup._replace(optimizer=partial(_recording, setup.optimizer))
+        self.key, self.settings = jax.random.key(KEY_SEED), _settings(case.method)
+        self.initial = _cast(jax.jit(partial(of_images.init, setup=setup))(self.key, self.settings), dtype)
         # The labels have the type that argmax gives, as nothing is promoted implicitly in the tests.
-        examples = data.examples._replace(labels=data.examples.labels.astype(jax.dtypes.canonicalize_dtype(int)))
+        images = data.images._replace(labels=data.images.labels.astype(jax.dtypes.canonicalize_dtype(int)))
         if case.soft:
-            examples = examples._replace(teacher=Output(data.ours[dtype]))
-        self.examples = jax.tree.map(jnp.asarray, examples)
-        self._step = jax.jit(partial(train.train_step, recipe=recipe))
+            images = images._replace(logits=data.ours[dtype])
+        self.images = jax.tree.map(jnp.asarray, images)
+        self._step = jax.jit(partial(of_images.train_step, setup=setup))
 
     def step(self, state: Any, rows: Any) -> tuple[Any, Step]:
         """The next state, and what the step computed."""
-        state, metrics = self._step(state, self.key, self.examples, rows, self.hyperparameters)
+        state, metrics = self._step(state, self.key, self.images, rows, self.settings)
         gradients, adam = state.optimizer_state
-        trees = ([metrics.loss], gradients[0], adam.mu[0], adam.nu[0], state.params, state.state[1])
+        params, (_, on) = state.variables
+        trees = ([metrics.loss], gradients[0], adam.mu[0], adam.nu[0], params, on)
         return state, Step(*map(jax.tree.leaves, trees))
 
     def masks(self, state: Any) -> Any:
         """Of the step that led to `state`, for PyTorch; None without dropout."""
-        return [torch.tensor(np.asarray(mask)) for mask in state.state[0]] or None
+        _, (masks, _) = state.variables
+        return [torch.tensor(np.asarray(mask)) for mask in masks] or None
 
     def restart(self, state: Any, theirs: "PyTorch", steps: int) -> Any:
         """`state` with PyTorch's parameters and moments after so many steps. Shares memory with PyTorch."""
-        structure = jax.tree.structure(state.params)
+        params, observed = state.variables
+        structure = jax.tree.structure(params)
         params, mu, nu = (jax.tree.unflatten(structure, part) for part in theirs.state())
         adam = optax.ScaleByAdamState(np.int32(steps), (mu, ()), (nu, ()))
         recorded = Recorded(state.optimizer_state.gradients, adam)
-        return state._replace(params=params, optimizer_state=recorded, step=np.int32(steps))
+        return state._replace(variables=(params, observed), optimizer_state=recorded, step=np.int32(steps))
 
 
 class PyTorch:
@@ -222,8 +230,8 @@ class PyTorch:
         self.model = _load(case.model(), params, dtype).train()
         self.teacher_logits = data.theirs[dtype] if case.soft else None
         self.optimizer = case.adam(self.model)
-        self.images = torch.from_numpy(np.asarray(data.examples.images))
-        self.labels = torch.from_numpy(np.asarray(data.examples.labels)).long()
+        self.images = torch.from_numpy(np.asarray(data.images.images))
+        self.labels = torch.from_numpy(np.asarray(data.images.labels)).long()
         self.inputs: list[Any] = []
         for layer in (self.model.fc1, self.model.fc2):
             layer.register_forward_hook(lambda _, __, output: self.inputs.append(output.detach().numpy()))
@@ -270,7 +278,7 @@ class _Adam:
 
     def __init__(self, params: Any) -> None:
         self.params = jax.tree.leaves(params)
-        optimizer = Recipe._field_defaults["optimizer"](LEARNING_RATE)
+        optimizer = Setup._field_defaults["optimizer"](LEARNING_RATE)
         self.state = optimizer.init(self.params)
 
         @jax.jit
@@ -304,28 +312,52 @@ def _recording(optimizer: Any, learning_rate: Any) -> optax.GradientTransformati
     return optax.GradientTransformation(lambda params: Recorded(params, wrapped.init(params)), update)
 
 
-def _observed(network: Network, case: Case) -> Network:
+@dataclass(frozen=True)
+class Observed(Network):
     """`network`, whose state tells the dropout masks of its last step, and which units were above 0.
 
     The masks are the activations of the same network with the same key, where every unit is 1 before dropout.
     """
-    hidden = case.sizes[1:-1]
-    layers = [{"kernel": jnp.zeros(shape), "bias": jnp.ones(shape[1])} for shape in itertools.pairwise(case.sizes)]
-    ones = {"hidden": dict(enumerate(layers[:-1])), "output": layers[-1]}
 
-    def units(params: Any, images: Any, key: Any) -> tuple[Output, tuple[Any, ...]]:
-        output = network.apply(params, {}, images, train=True, key=key)[0]
-        return output, tuple(features > 0 for features in output.features)
+    network: Network
+    sizes: tuple[int, ...]
+    dropout: bool
 
-    def init(key: Any) -> Any:
-        none = tuple(jnp.zeros((reference.BATCH_SIZE, width), bool) for width in hidden)
-        return network.init(key)[0], (none if case.dropout else (), none)
+    def init(self, key: Any) -> Any:
+        """Those of the network, with masks and units of nothing."""
+        none = tuple(jnp.zeros((reference.BATCH_SIZE, width), bool) for width in self.sizes[1:-1])
+        return self.network.split(self.network.init(key))[0], (none if self.dropout else (), none)
 
-    def apply(params: Any, state: Any, images: Any, *, train: bool, key: Any) -> tuple[Output, Any]:
-        output, on = units(params, images, key)
-        return output, (units(ones, images, key)[1] if case.dropout else (), on)
+    def apply(
+        self, variables: Any, inputs: Any, *, train: bool = False, key: Any = None, features: tuple[str, ...] = ()
+    ) -> tuple[Output, Any]:
+        """What the network says."""
+        assert train
+        assert not features
+        output, on = self._units(variables[0], inputs, key)
+        return output, (self._units(self._ones(), inputs, key)[1] if self.dropout else (), on)
 
-    return Network(init, apply)
+    def split(self, variables: Any) -> tuple[Any, Any]:
+        """Both of the pair."""
+        return variables
+
+    def merge(self, params: Any, state: Any) -> Any:
+        """As a pair."""
+        return params, state
+
+    def _units(self, params: Any, inputs: Any, key: Any) -> tuple[Output, tuple[Any, ...]]:
+        names = tuple(f"activations.{layer}" for layer in range(len(self.sizes) - 2))
+        variables = self.network.merge(params, {})
+        output, _ = self.network.apply(variables, inputs, train=True, key=key, features=names)
+        return Output(output.logits), tuple(output.features[name] > 0 for name in names)
+
+    def _ones(self) -> Any:
+        layers = [{"kernel": jnp.zeros(shape), "bias": jnp.ones(shape[1])} for shape in itertools.pairwise(self.sizes)]
+        return {"hidden": dict(enumerate(layers[:-1])), "output": layers[-1]}
+
+
+def _settings(method: Any) -> Settings:
+    return Settings(LEARNING_RATE, method)
 
 
 def _deviation(ours: Step, theirs: Step, measure: Callable[..., float]) -> Deviation:

@@ -20,8 +20,8 @@ import kd_jax
 from benchmarks import end_to_end, kd_jax_ways, keras_ways, limit, processes, report, seeds, steps, throughput
 from benchmarks.measure import Contestant, Setting, Table, quartiles, ratios, take_turns, with_best
 from kd_jax.data.dataset import Dataset
+from kd_jax.experiments import images as of_images
 from kd_jax.train import memory
-from kd_jax.train import step as train
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 needs_keras = pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="Keras is not installed")
@@ -49,11 +49,11 @@ def as_without_tests() -> Iterator[None]:
 @pytest.mark.parametrize(("row", "batch"), [("teacher", 32), ("student", 32), ("student", 256)])
 def test_the_operations_of_the_limit_are_those_that_xla_counts(row: str, batch: int, mnist: Dataset) -> None:
     job = kd_jax_ways.job(row, mnist, batch)
-    state = jax.eval_shape(partial(train.init, recipe=job.recipe), jax.random.key(0), job.hyperparameters)
+    state = jax.eval_shape(partial(of_images.init, setup=job.setup), jax.random.key(0), job.settings)
     rows = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    step = jax.jit(partial(train.train_step, recipe=job.recipe))
-    counted = step.lower(state, jax.random.key(0), job.examples, rows, job.hyperparameters).cost_analysis()["flops"]
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    step = jax.jit(partial(of_images.train_step, setup=job.setup))
+    counted = step.lower(state, jax.random.key(0), job.images, rows, job.settings).cost_analysis()["flops"]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(job.setup.network.split(state.variables)[0]))
     own = limit.operations(steps.SIZES[row], batch)
     # XLA counts one operation for each elementwise result as well: Adam's, the scaling of the images, dropout.
     assert own < counted < own + 30 * parameters + 30 * batch * sum(steps.SIZES[row])
@@ -246,7 +246,7 @@ def test_everybody_counts_the_same_test_images(mnist: Dataset) -> None:
 
 def test_students_that_do_not_fit_are_refused(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = (784, 20, 20, 10)
-    of_one = memory.needed(kd_jax.mlp(layers), layers, examples=3200, test_examples=1000).total(32)
+    of_one = memory.needed(kd_jax.mlp(layers).network, layers, examples=3200, test_examples=1000).total(32)
     # A parameter, its gradient and both of Adam's means are 16 bytes; `test_memory` compares with what XLA allocates.
     parameters = 784 * 20 + 20 + 20 * 20 + 20 + 20 * 10 + 10
     assert 16 * parameters < of_one

@@ -184,7 +184,11 @@ def scan_steps(
     state: TrainState, key: Key[Array, ""], data: Images, order: Int[Array, "steps batch"], settings: Settings,
     *, setup: Setup,
 ) -> tuple[TrainState, Metrics]:  # fmt: skip
-    """One step for each row of `order`, as one compiled loop; the metrics have a leading axis of steps."""
+    """One step for each row of `order`, as one compiled loop; the metrics have a leading axis of steps.
+
+    Raises `ValueError` where the parts of `data` do not fit together, or the setup's `shift_share` is none.
+    """
+    _check(data, setup)
     state, metrics = fit.loop(
         state, key, lambda rows, step: _look_up(data, rows, step, key, setup), order, settings.method,
         training=_training(settings, setup),
@@ -201,6 +205,29 @@ def _training(settings: Settings, setup: Setup) -> Training:
             return whole * jnp.asarray(factor(count.astype(jnp.float32)), whole.dtype)
 
     return Training(setup.network, setup.optimizer(rate), measures=_MEASURES)
+
+
+def _check(data: Images, setup: Setup) -> None:
+    """JAX itself reads the last row in place of one that is missing, and says nothing."""
+    if not 0 < setup.shift_share <= 1:
+        raise ValueError(f"shift_share is {setup.shift_share}: it must be above 0 and at most 1")
+    count = len(data.images)
+    if len(data.labels) != count:
+        raise ValueError(f"there are {count} images and {len(data.labels)} labels: give one label for each image")
+    if data.logits is None:
+        return
+    if setup.shift:
+        expected = (shifts.view_count(setup.shift), count)
+        if data.logits.shape[:2] != expected:
+            raise ValueError(
+                f"the teacher's logits are of the shape {data.logits.shape}: images that are shifted need them of "
+                f"every view, {expected}"
+            )
+    elif len(data.logits) != count:
+        raise ValueError(
+            f"there are {count} images and the teacher's logits of {len(data.logits)}: give its logits of every image, "
+            "in the images' order"
+        )
 
 
 def _look_up(

@@ -15,34 +15,33 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.errors import CheckpointError, RunError
 from kd_jax.experiments import stage as stages
 from kd_jax.experiments import stage_loop
+from kd_jax.experiments.images import Images, Settings, Setup
 from kd_jax.experiments.notebook import experiment
 from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.shell.progress import Silent, StageName
 from kd_jax.experiments.stage import Role, Stage
 from kd_jax.experiments.stage_loop import train_stage
-from kd_jax.methods.logits import KD, KDWeights
-from kd_jax.models.network import Output, mlp
+from kd_jax.methods import KD, CrossEntropy
+from kd_jax.models import mlp
 from kd_jax.train.checkpoint import CheckpointPolicy, Store
-from kd_jax.train.step import Examples, Hyperparameters, Recipe
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def prepared(
     dataset: Dataset, rates: list[float], *, every: int | None = None, dropout: float = 0.0, units: int = 4
-) -> tuple[Stage, Examples]:
-    examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    logits = 4 * jax.nn.one_hot(examples.labels, 3)
-    examples = examples._replace(teacher=Output(logits))
+) -> tuple[Stage, Images]:
+    labels = jnp.asarray(dataset.train_labels)
+    data = Images(jnp.asarray(dataset.train_images), labels, 4 * jax.nn.one_hot(labels, 3))
     many = len(rates)
-    hyperparameters = Hyperparameters(jnp.array(rates), KDWeights(jnp.full(many, 0.5), jnp.full(many, 4.0)))
-    recipe = Recipe(mlp([36, units, 3], dropout=dropout), KD, batch_size=8)
+    settings = Settings(jnp.array(rates), KD(jnp.full(many, 0.5), jnp.full(many, 4.0)))
+    setup = Setup(mlp([36, units, 3], dropout=dropout).network, batch_size=8)
     seeds = tuple(range(10, 10 + many))
     name = StageName("distilled", "distilled student")
-    return stages.prepare(name, Role.STUDENT, recipe, hyperparameters, seeds, examples, epochs=2, every=every), examples
+    return stages.prepare(name, Role.STUDENT, setup, settings, seeds, data, epochs=2, every=every), data
 
 
-def test_every_training_has_its_own_hyperparameters(small_dataset: Dataset) -> None:
+def test_every_training_has_its_own_settings(small_dataset: Dataset) -> None:
     together = train_stage(*prepared(small_dataset, [0.01, 0.001]), Silent(), CheckpointPolicy())
     slow = train_stage(*prepared(small_dataset, [0.01, 0.01]), Silent(), CheckpointPolicy())
     np.testing.assert_array_equal(together.metrics.loss[0], slow.metrics.loss[0])
@@ -72,19 +71,19 @@ def test_what_is_not_finite_is_never_saved(small_dataset: Dataset, tmp_path: Pat
 
 def test_a_parameter_that_is_not_finite_is_found_where_no_loss_shows_it(small_dataset: Dataset) -> None:
     """The only step overflows."""
-    examples = Examples(jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels))
-    recipe = Recipe(
-        mlp([36, 8, 3]), optimizer=lambda rate: optax.chain(optax.sgd(rate), optax.scale(3e38)), batch_size=240
+    data = Images(jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels))
+    setup = Setup(
+        mlp([36, 8, 3]).network,
+        optimizer=lambda rate: optax.chain(optax.sgd(rate), optax.scale(3e38)),
+        batch_size=240,
     )
-    rates = Hyperparameters(jnp.array([1e-38, 1e30]))
-    only = stages.prepare(
-        StageName("student", "student alone"), Role.STUDENT, recipe, rates, (3, 4), examples, epochs=1
-    )
+    rates = Settings(jnp.array([1e-38, 1e30]), CrossEntropy())
+    only = stages.prepare(StageName("student", "student alone"), Role.STUDENT, setup, rates, (3, 4), data, epochs=1)
     with pytest.raises(
         RunError,
         match="a moment of the optimiser of the student alone with seed 4 is not finite after step 1 at",
     ):
-        train_stage(only, examples, Silent(), CheckpointPolicy())
+        train_stage(only, data, Silent(), CheckpointPolicy())
 
 
 def after(chunks: int) -> Callable[[], bool]:

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from kd_jax.experiments import stage as stages
+from kd_jax.experiments.images import Images, Settings, Setup
 from kd_jax.experiments.shell.progress import StageName
 from kd_jax.experiments.stage import Role
-from kd_jax.methods.logits import KD, KDWeights
-from kd_jax.models.network import Output, mlp
+from kd_jax.methods import KD
+from kd_jax.models import mlp
 from kd_jax.train import memory
-from kd_jax.train.step import Examples, Hyperparameters, Recipe
 
 EXAMPLES = 60_000
 
@@ -23,18 +23,19 @@ def test_what_xla_allocates_is_estimated_and_not_by_too_much(
 ) -> None:
     """Buffers of the program that trains, and of the one that shuffles beside it; no image is measured here."""
     images, labels = np.zeros((EXAMPLES, 28, 28, 1), np.uint8), np.zeros(EXAMPLES, np.int32)
-    examples = Examples(jnp.asarray(images), jnp.asarray(labels), Output(jnp.zeros((EXAMPLES, 10))))
+    data = Images(jnp.asarray(images), jnp.asarray(labels), jnp.zeros((EXAMPLES, 10)))
     layers = (784, *hidden, 10)
-    recipe = Recipe(mlp(layers), KD, batch_size=batch_size)
-    each = Hyperparameters(jnp.full(students, 0.01), KDWeights(jnp.full(students, 0.5), jnp.full(students, 4.0)))
+    network = mlp(layers).network
+    setup = Setup(network, batch_size=batch_size)
+    each = Settings(jnp.full(students, 0.01), KD(jnp.full(students, 0.5), jnp.full(students, 4.0)))
     name = StageName("distilled", "distilled student")
-    prepared = stages.prepare(name, Role.STUDENT, recipe, each, tuple(range(students)), examples, epochs=1)
+    prepared = stages.prepare(name, Role.STUDENT, setup, each, tuple(range(students)), data, epochs=1)
     programs = [max(prepared.programs.items())[1], prepared.order]
     found = [program.memory_analysis() for program in programs]  # type: ignore[attr-defined]
     shared = images.nbytes + labels.nbytes + 4 * EXAMPLES * 10
     taken = sum(f.argument_size_in_bytes + f.output_size_in_bytes + f.temp_size_in_bytes for f in found)
     taken -= sum(f.alias_size_in_bytes for f in found) + shared
-    estimated = students * memory.needed(mlp(layers), layers, examples=EXAMPLES, test_examples=0).total(batch_size)
+    estimated = students * memory.needed(network, layers, examples=EXAMPLES, test_examples=0).total(batch_size)
     assert taken <= 1.05 * estimated
     assert estimated <= 1.5 * taken
 

@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from kd_jax.methods import logits as methods
+from kd_jax.experiments.notebook.methods import KDAsWritten
+from kd_jax.methods import KD, KDWithoutTSquared
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'kd-jax[parity]'")
 
@@ -36,12 +37,13 @@ from benchmarks import torch_reference as reference  # noqa: E402
 
 TEACHER = Case(lockstep.TEACHER_SIZES, reference.Teacher, dropout=reference.DROPOUT, adam=reference.tuned_adam)
 STUDENT = Case(lockstep.STUDENT_SIZES, reference.Student)
+NUMBERS = (reference.ALPHA, reference.TEMPERATURE)
 CASES = {
     "teacher": TEACHER,
     "student": STUDENT,
-    "kd": STUDENT._replace(method=methods.KD, soft=reference.kl_with_t_squared),
-    "kd-without-t2": STUDENT._replace(method=methods.KD_WITHOUT_T_SQUARED, soft=reference.kl_without_t_squared),
-    "kd-as-written": STUDENT._replace(method=methods.KD_AS_WRITTEN, soft=reference.as_written),
+    "kd": STUDENT._replace(method=KD(*NUMBERS), soft=reference.kl_with_t_squared),
+    "kd-without-t2": STUDENT._replace(method=KDWithoutTSquared(*NUMBERS), soft=reference.kl_without_t_squared),
+    "kd-as-written": STUDENT._replace(method=KDAsWritten(*NUMBERS), soft=reference.as_written),
 }
 
 # |a - b| <= 1e-9 |b| + this · max |b|, for every element. Measured: 7e-16 for students; for the teacher 8e-13, 5e-13, 0

@@ -9,9 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats as scipy_stats
 
 from kd_jax import reproduce
-from kd_jax.data import shifts as augment
+from kd_jax.data import shifts
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import ConfigError, RunError
+from kd_jax.experiments import images as of_images
 from kd_jax.experiments import stage as stages
 from kd_jax.experiments.hinton2015 import bias, contrasts, row_trials
 from kd_jax.experiments.hinton2015 import plan as hinton
@@ -19,6 +20,7 @@ from kd_jax.experiments.hinton2015 import plots as hinton_plots
 from kd_jax.experiments.hinton2015 import report as hinton_report
 from kd_jax.experiments.hinton2015 import rows as hinton_rows
 from kd_jax.experiments.hinton2015.plan import Plan, Width
+from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook import recipes
 from kd_jax.experiments.notebook.config import Training
 from kd_jax.experiments.shell import progress
@@ -26,7 +28,6 @@ from kd_jax.experiments.shell.progress import Silent, StageName
 from kd_jax.experiments.stage import Stage
 from kd_jax.experiments.trials import Trials
 from kd_jax.models import parameters
-from kd_jax.teacher import outputs
 from kd_jax.train import memory
 from kd_jax.train.checkpoint import CheckpointPolicy, Store
 
@@ -166,9 +167,9 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def watched(asked: Trials, examples: Any, *arguments: Any, **named: Any) -> Any:
-        seen[asked.name] = examples
-        return original(asked, examples, *arguments, **named)
+    def watched(asked: Trials, data: Images, *arguments: Any, **named: Any) -> Any:
+        seen[asked.name] = data
+        return original(asked, data, *arguments, **named)
 
     original = row_trials.train_trials
     monkeypatch.setattr(row_trials, "train_trials", watched)
@@ -181,7 +182,7 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
         assert tuple(np.unique(own.labels)) == kept
         rows = np.isin(small_dataset.train_labels, kept)
         np.testing.assert_array_equal(own.images, small_dataset.train_images[rows])
-        np.testing.assert_array_equal(own.teacher.logits, taught.train[rows])
+        np.testing.assert_array_equal(own.logits, taught.train[rows])
         assert found["examples"] == rows.sum()
         assert [run["seed"] for run in found["runs"]] == [42, 43, 44]
         for run in found["runs"]:
@@ -211,7 +212,7 @@ def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     plan, asked = TINY._replace(seeds=2), {}
     original = row_trials.train_row
 
-    def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
         return original(part, own, dataset, taught, *arguments)
 
@@ -219,12 +220,12 @@ def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     found, files = trained_rows(("distilled", "averaged"), plan, small_dataset, tmp_path)
     assert asked["teacher"] is None
     network = row_trials.network(hinton.all_trials(plan, 3)["teacher"], plan, small_dataset)
-    params, state = parameters.load(files.teacher, network)
+    variables = network.merge(*parameters.load(files.teacher, network))
     for images, one_view, mean in (
         (small_dataset.train_images, asked["distilled-8"].train, asked["averaged"].train),
         (small_dataset.test_images, asked["averaged"].test, asked["averaged"].averaged),
     ):
-        views = np.asarray(outputs(params, state, jnp.asarray(images), network=network, shift=1).logits)
+        views = np.asarray(of_images.teacher_logits(variables, jnp.asarray(images), network=network, shift=1))
         np.testing.assert_allclose(one_view, views[4], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(mean, views.mean(axis=0), rtol=1e-5, atol=1e-5)
     for taught in asked["distilled-8"], asked["averaged"]:
@@ -240,30 +241,31 @@ def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
     plan, asked, seen = TINY._replace(seeds=2), {}, {}
     original, trained = row_trials.train_row, row_trials.train_trials
 
-    def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
         return original(part, own, dataset, taught, *arguments)
 
-    def given(own: Trials, examples: Any, *arguments: Any, **named: Any) -> Any:
-        seen[own.name] = own.recipe, examples
-        return trained(own, examples, *arguments, **named)
+    def given(own: Trials, data: Images, *arguments: Any, **named: Any) -> Any:
+        seen[own.name] = own.setup, data
+        return trained(own, data, *arguments, **named)
 
     monkeypatch.setattr(row_trials, "train_row", watched)
     monkeypatch.setattr(row_trials, "train_trials", given)
     found, files = trained_rows(("distilled", "shifted"), plan, small_dataset, tmp_path)
     assert list(found) == ["teacher", "distilled-8", "alone-shifted", "distilled-shifted"]
     network = row_trials.network(hinton.all_trials(plan, 3)["teacher"], plan, small_dataset)
-    params, state = parameters.load(files.teacher, network)
-    views = np.asarray(outputs(params, state, jnp.asarray(small_dataset.train_images), network=network, shift=1).logits)
+    variables = network.merge(*parameters.load(files.teacher, network))
+    images = jnp.asarray(small_dataset.train_images)
+    views = np.asarray(of_images.teacher_logits(variables, images, network=network, shift=1))
     np.testing.assert_array_equal(asked["distilled-shifted"].train, views)
     np.testing.assert_allclose(asked["distilled-8"].train, views[4], rtol=1e-5, atol=1e-5)
     for name in OWN_PARTS[1:]:
         np.testing.assert_array_equal(asked[name].test, asked["distilled-8"].test)
-        recipe, examples = seen[name]
-        assert recipe.shift == 1
-        np.testing.assert_array_equal(examples.images, augment.pad(jnp.asarray(small_dataset.train_images), 1))
-    assert seen["alone-shifted"][1].teacher is None
-    np.testing.assert_array_equal(seen["distilled-shifted"][1].teacher.logits, views)
+        setup, data = seen[name]
+        assert setup.shift == 1
+        np.testing.assert_array_equal(data.images, shifts.pad(images, 1))
+    assert seen["alone-shifted"][1].logits is None
+    np.testing.assert_array_equal(seen["distilled-shifted"][1].logits, views)
 
 
 def test_the_rule_that_never_sees_the_test_set_does_not(small_dataset: Dataset) -> None:
@@ -294,7 +296,7 @@ def test_a_later_part_that_does_not_fit_is_refused_before_the_first_is_trained(
     """What is not asked for, or done already, need not fit."""
     fits, trained = row_trials.at_once, []
 
-    def of_all_but_the_last(part: hinton.Part, *others: Any) -> int:
+    def of_all_but_the_last(part: hinton.RowTrials, *others: Any) -> int:
         if part.name == PARTS[-1]:
             raise ConfigError("there is no room")
         return fits(part, *others)
@@ -327,7 +329,7 @@ def test_the_time_is_estimated_from_as_many_students_as_fit(
         def compiled(self, compile_s: float, expected_s: float) -> None:
             told.append(expected_s)
 
-    def trial(prepared: Stage, examples: Any) -> float:
+    def trial(prepared: Stage, data: Images) -> float:
         tried.append(prepared.seeds)
         return float(len(prepared.seeds))
 
@@ -487,7 +489,7 @@ def test_finished_rows_are_read_and_not_trained_again(
     trained = []
     original = row_trials.train_row
 
-    def watched(part: hinton.Part, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, *arguments: Any) -> Any:
         trained.append(part.name)
         return original(part, *arguments)
 
@@ -534,7 +536,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
     """Stopped between two parts, and with files damaged meanwhile, it ends with the numbers of a run in one go."""
     original = row_trials.train_row
 
-    def stopping(part: hinton.Part, *arguments: Any) -> Any:
+    def stopping(part: hinton.RowTrials, *arguments: Any) -> Any:
         if part.name == "no3":
             raise KeyboardInterrupt
         return original(part, *arguments)
@@ -551,7 +553,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
         (folder / "parameters" / "teacher-seed42.safetensors").unlink()
     trained = []
 
-    def watched(part: hinton.Part, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, *arguments: Any) -> Any:
         trained.append(part.name)
         return original(part, *arguments)
 
@@ -632,7 +634,7 @@ def test_a_failure_leaves_nothing_or_what_goes_on_with_the_rows_asked_for(
 ) -> None:
     out, original, failing = tmp_path / "out", row_trials.train_row, ["teacher", "distilled-8"]
 
-    def train(part: hinton.Part, *arguments: Any) -> Any:
+    def train(part: hinton.RowTrials, *arguments: Any) -> Any:
         if part.name in failing:
             raise RunError("it failed")
         return original(part, *arguments)

@@ -6,6 +6,7 @@ import pytest
 
 from kd_jax.experiments.notebook import recipes
 from kd_jax.experiments.notebook.config import make_config
+from kd_jax.models import mlp
 
 
 def _oracle(name: str, steps: int, rising: int, step: int) -> float:
@@ -30,10 +31,10 @@ def test_without_a_schedule_none_is_compiled() -> None:
     assert recipes.schedule("constant", 4, 0.1) is None
 
 
-def test_a_recipe_has_the_warmup_of_its_training() -> None:
+def test_a_setup_has_the_warmup_of_its_training() -> None:
     config = make_config(epochs=2, batch_size=10, warmup=0.5, teacher_warmup=0.0)
-    network = recipes.mlp((4, 3, 2))
-    student = recipes.make_recipe(network, config.training, 100).schedule
+    network = mlp((4, 3, 2)).network
+    student = recipes.make_setup(network, config.training, 100).schedule
     assert student is not None
     assert float(student(jnp.float32(5))) == pytest.approx(0.5)
-    assert recipes.make_recipe(network, config.teacher_training, 100).schedule is None
+    assert recipes.make_setup(network, config.teacher_training, 100).schedule is None

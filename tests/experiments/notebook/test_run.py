@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from kd_jax import run
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import ConfigError
 from kd_jax.experiments import stage_loop
+from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook import experiment, fits, options, recipes
 from kd_jax.experiments.notebook.config import PRESETS, make_config
 from kd_jax.experiments.shell import folder, progress
 from kd_jax.experiments.shell.folder import RESULTS
-from kd_jax.models.network import Network, mlp
+from kd_jax.models import Network, Output, mlp
 from kd_jax.train import checkpoint, memory
-from kd_jax.train.step import Examples
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -106,6 +107,35 @@ def test_saved_parameters_give_the_reported_numbers(source: str, tmp_path: Path,
         hidden = np.maximum(pixels @ saved["hidden.0.kernel"] + saved["hidden.0.bias"], 0)
         answers = (hidden @ saved["output.kernel"] + saved["output.bias"]).argmax(-1)
         assert (answers == small_dataset.test_labels).sum() == found["models"][name]["runs"][place]["correct"]
+
+
+def test_students_and_distilled_students_are_pairs(source: str, tmp_path: Path) -> None:
+    """They have the same initial parameters and batches: at alpha 1, where no teacher counts, they are the same."""
+    out = tmp_path / "out"
+    run.main(["--dataset", source, *SMALL, "--seeds", "2", "--alpha", "1", "--out", str(out), "--quiet"])
+    for seed in (42, 43):
+        student, distilled = (
+            load_file(out / "parameters" / f"{name}-seed{seed}.safetensors") for name in ("student", "distilled")
+        )
+        assert {name: array.tobytes() for name, array in student.items()} == {
+            name: array.tobytes() for name, array in distilled.items()
+        }
+
+
+def test_the_teacher_has_its_own_learning_rate(source: str, tmp_path: Path) -> None:
+    """With the option it is the teacher of a run at that rate, and without it that of the students' rate."""
+    rates = {"own": ["--teacher-learning-rate", "0.003"], "of-all": ["--learning-rate", "0.003"], "none": []}
+    found = {}
+    for name, given in rates.items():
+        arguments = ["--dataset", source, *SMALL, *given, "--epochs", "1", "--seeds", "1", "--quiet"]
+        run.main([*arguments, "--out", str(tmp_path / name)])
+        saved = tmp_path / name / "parameters"
+        found[name] = {
+            who: (saved / f"{who}-seed42.safetensors").read_bytes().partition(b"}}")[2]
+            for who in ("teacher", "student")
+        }
+    assert found["own"]["teacher"] == found["of-all"]["teacher"] != found["none"]["teacher"]
+    assert found["own"]["student"] == found["none"]["student"] != found["of-all"]["student"]
 
 
 def test_the_same_seed_gives_the_same_results_file_but_for_the_timings(source: str, tmp_path: Path) -> None:
@@ -313,19 +343,39 @@ def test_importing_needs_neither_tensorflow_nor_its_data_sets() -> None:
     assert found.stdout == "[]\n"
 
 
+@dataclass(frozen=True)
+class Counted(Network):
+    """`network`, which counts how often Python sees it applied."""
+
+    name: str
+    network: Network
+    traces: Counter[str] = field(compare=False)
+
+    def init(self, key: Any) -> Any:
+        """As the network."""
+        return self.network.init(key)
+
+    def apply(
+        self, variables: Any, inputs: Any, *, train: bool = False, key: Any = None, features: tuple[str, ...] = ()
+    ) -> tuple[Output, Any]:
+        """As the network."""
+        self.traces[f"{self.name} in {'training' if train else 'evaluation'}"] += 1
+        return self.network.apply(variables, inputs, train=train, key=key, features=features)
+
+    def split(self, variables: Any) -> tuple[Any, Any]:
+        """As the network."""
+        return self.network.split(variables)
+
+    def merge(self, params: Any, state: Any) -> Any:
+        """As the network."""
+        return self.network.merge(params, state)
+
+
 def test_nothing_is_traced_twice(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python sees each network once for each program that holds it, however many chunks and epochs run."""
     traces: Counter[str] = Counter()
-
-    def counted(name: str, network: Network) -> Network:
-        def apply(*arguments: object, train: bool, key: jax.Array) -> object:
-            traces[f"{name} in {'training' if train else 'evaluation'}"] += 1
-            return network.apply(*arguments, train=train, key=key)
-
-        return Network(network.init, apply)
-
-    teacher, student = mlp([36, 16, 3]), mlp([36, 4, 3])
-    networks = (counted("teacher", teacher), counted("student", student))
+    sizes = {"teacher": [36, 16, 3], "student": [36, 4, 3]}
+    networks = tuple(Counted(name, mlp(own).network, traces) for name, own in sizes.items())
     monkeypatch.setattr(recipes, "networks", lambda config, dataset: networks)
     config = make_config(epochs=3, batch_size=8, seeds=2, learning_rate=0.01)
     experiment.run_experiment(config, small_dataset, progress.Silent())
@@ -345,18 +395,18 @@ def test_students_learn_from_the_outputs_of_the_trained_teacher(
     seen = {}
     original = stage_loop.train_stage
 
-    def watched(prepared: Any, examples: Examples, *arguments: Any, **named: Any) -> Any:
-        seen[prepared.name.folder] = examples.teacher
-        return original(prepared, examples, *arguments, **named)
+    def watched(prepared: Any, data: Images, *arguments: Any, **named: Any) -> Any:
+        seen[prepared.name.folder] = data.logits
+        return original(prepared, data, *arguments, **named)
 
     monkeypatch.setattr(stage_loop, "train_stage", watched)
     config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=2, batch_size=8, seeds=2, learning_rate=0.01)
     result = experiment.run_experiment(config, small_dataset, progress.Silent())
-    params = jax.tree.map(lambda leaf: np.float64(leaf[0]), result.teacher.params)
+    params = jax.tree.map(lambda leaf: np.float64(leaf[0]), result.teacher.variables["params"])
     pixels = small_dataset.train_images.reshape(240, -1) / 255
     hidden = np.maximum(pixels @ params["hidden"][0]["kernel"] + params["hidden"][0]["bias"], 0)
     expected = hidden @ params["output"]["kernel"] + params["output"]["bias"]
-    np.testing.assert_allclose(seen["distilled"].logits, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(seen["distilled"], expected, rtol=1e-4, atol=1e-4)
     assert seen["teacher"] is None
     assert seen["student"] is None
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from kd_jax.experiments.images import Metrics
 from kd_jax.experiments.shell import progress
 from kd_jax.experiments.shell.progress import Bars, Lines, Overall, Silent, StageName, duration
-from kd_jax.train.step import Metrics
 
 
 def chunk(loss: list[float], accuracy: list[float]) -> Metrics:

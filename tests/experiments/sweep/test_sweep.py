@@ -8,25 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import sweeps
 from PIL import Image
 
-from kd_jax import run, stats, sweep, teacher
+from kd_jax import run, stats, sweep
+from kd_jax.data.batch import Batch
 from kd_jax.data.dataset import Dataset, development
 from kd_jax.data.load import load
 from kd_jax.evaluate import predict
+from kd_jax.experiments import images as of_images
 from kd_jax.experiments import trials
+from kd_jax.experiments.images import Images
 from kd_jax.experiments.shell.folder import RESULTS
 from kd_jax.experiments.stage import Role, Stage
 from kd_jax.experiments.sweep import grid, plan, search
 from kd_jax.experiments.sweep import report as sweep_report
 from kd_jax.experiments.trials import TrainedTrials, Trials
-from kd_jax.models.network import mlp
-from kd_jax.train import step as train
+from kd_jax.methods import CrossEntropy
+from kd_jax.models import Model, mlp
+from kd_jax.optimizers import adam
 from kd_jax.train.checkpoint import CheckpointPolicy, Store
+from kd_jax.train.fit import fit
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -159,17 +163,19 @@ def test_the_printed_command_trains_the_chosen_setting_with_other_seeds(
 def test_the_students_that_are_tested_are_trained_anew_with_other_seeds(
     swept: tuple[Path, str], small_dataset: Dataset
 ) -> None:
-    """The student alone, trained here by `train.fit` on the development split's training part."""
+    """The student alone, trained here by `kd.fit` on the development split's training part."""
     found = json.loads((swept[0] / "results.json").read_text())
     (alone,) = (s for s in found["test"]["settings"] if s["setting"]["kind"] == "alone")
     split = development(small_dataset)
-    examples = train.Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
-    recipe = train.Recipe(mlp([36, 4, 3]), batch_size=8)
+    data, network = Batch(split.train_images, split.train_labels), mlp([36, 4, 3]).network
     for one in alone["runs"]:
         key = jax.random.fold_in(jax.random.key(one["seed"]), int(Role.STUDENT))
-        state, _ = train.fit(key, examples, train.Hyperparameters(jnp.float32(0.01)), recipe=recipe, epochs=2)
-        images = jnp.asarray(small_dataset.test_images)
-        answers = predict(state.params, state.state, images, network=recipe.network).argmax(-1)
+        state, _ = fit(
+            key, data, network, method=CrossEntropy(), optimizer=adam(0.01), epochs=2, batch_size=8,
+            prepare=of_images.prepare,
+        )  # fmt: skip
+        model = Model(network, state.variables)
+        answers = predict(model, small_dataset.test_images, prepare=of_images.prepare).argmax(-1)
         assert one["correct"] == (np.asarray(answers) == small_dataset.test_labels).sum()
 
 
@@ -202,11 +208,11 @@ def test_the_development_split_is_the_end_of_the_training_set_and_nothing_is_tra
     np.testing.assert_array_equal(split.test_labels, small_dataset.train_labels[200:])
     original, names = search.train_trials, []
 
-    def watched(one: Trials, examples: train.Examples, *rest: Any, **named: Any) -> TrainedTrials:
+    def watched(one: Trials, data: Images, *rest: Any, **named: Any) -> TrainedTrials:
         names.append(one.name)
-        np.testing.assert_array_equal(examples.images, split.train_images)
-        np.testing.assert_array_equal(examples.labels, split.train_labels)
-        return original(one, examples, *rest, **named)
+        np.testing.assert_array_equal(data.images, split.train_images)
+        np.testing.assert_array_equal(data.labels, split.train_labels)
+        return original(one, data, *rest, **named)
 
     monkeypatch.setattr(search, "train_trials", watched)
     sweep.main(["--dataset", source, *SMALL, "--epochs", "1", "--seeds", "1", "--quiet", "--out", str(tmp_path / "o")])
@@ -235,10 +241,10 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
         sweep.main(["--dataset", source, *SMALL, *LISTED, "--quiet", "--out", out])
     trained: list[str] = []
 
-    def watched(prepared: Stage, examples: Any, progress: Any, policy: Any, restored: Any = None, **named: Any) -> Any:
+    def watched(prepared: Stage, data: Images, progress: Any, policy: Any, restored: Any = None, **named: Any) -> Any:
         if restored is None:
             trained.append(prepared.name.folder)
-        return original(prepared, examples, progress, policy, restored, **named)
+        return original(prepared, data, progress, policy, restored, **named)
 
     monkeypatch.setattr(trials, "train_stage", watched)
     capsys.readouterr()
@@ -330,7 +336,7 @@ def test_a_student_that_diverges_in_the_test_costs_the_others_nothing(
         found = original(one, *rest, **named)
         if not one.name.startswith("test-alone"):
             return found
-        return found._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, found.params))
+        return found._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, found.variables))
 
     monkeypatch.setattr(search, "train_trials", fails)
     sweep.main(["--dataset", source, *SMALL, *LISTED, "--quiet", "--out", str(tmp_path / "out")])
@@ -607,16 +613,16 @@ def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
 ) -> None:
     asked: list[tuple[float, int]] = []
     held: list[Any] = []
-    original = teacher.outputs
+    original = of_images.teacher_logits
 
-    def watched(params: Any, state: Any, images: Any, *, network: Any, shift: int) -> Any:
+    def watched(variables: Any, images: Any, *, network: Any, shift: int) -> Any:
         assert [kept() for kept in held if kept() is not None] == []
-        asked.append((float(jax.tree.leaves(params)[-1].sum()), shift))
-        found = original(params, state, images, network=network, shift=shift)
-        held.append(weakref.ref(found.logits))
+        asked.append((float(jax.tree.leaves(variables)[-1].sum()), shift))
+        found = original(variables, images, network=network, shift=shift)
+        held.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(teacher, "outputs", watched)
+    monkeypatch.setattr(of_images, "teacher_logits", watched)
     arguments = ["--dataset", source, "--epochs", "1", "--seeds", "1", "--quiet", "--label-smoothing"]
     arguments += ["--shift", "0", "1", "--batch-size", "40"]
     arguments += ["--teacher-hidden", "8", "--teacher-epochs", "1", "2", "--student-hidden", "4", "5"]
