@@ -45,6 +45,8 @@ class Method:
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = True
+    # A number of NumPy times a method asks the method.
+    __array_ufunc__ = None
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -161,11 +163,12 @@ class Sum(Method):
         """The terms of all."""
         together: dict[str, Values] = {}
         carried = []
+        total = {"loss": None}
         for method, learned, own in zip(self.methods, parts.learned, parts.carried, strict=True):
             terms, new = terms_of(method, Parts(learned, own), student, teacher, batch, step)
             carried.append(new)
             for name, values in terms.items():
-                together[_free(name, together)] = values
+                together[_free(name, {**total, **together})] = values
         return together, tuple(carried)
 
 
@@ -276,6 +279,8 @@ def terms_of(
     terms, carried = result if isinstance(result, tuple) else (result, parts.carried)
     if not isinstance(terms, Mapping):
         terms = {type(method).__name__.lower(): terms}
+    if not terms:
+        raise MethodError(f"the loss of {type(method).__name__} has no terms: return at least one")
     for name, values in terms.items():
         if not (_is_array(values) and jnp.issubdtype(values.dtype, jnp.floating)):
             kind = values.dtype if _is_array(values) else type(values).__name__

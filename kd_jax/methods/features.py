@@ -48,12 +48,18 @@ class FitNet(Method):
         return Parts({"kernel": kernel, "bias": jnp.zeros(theirs, jnp.float32)})
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
-        """One term, `fitnet`: the mean over everything but the examples."""
+        """One term, `fitnet`: the mean over all but the examples, and the positions where these have weights."""
         hint = student.features[self.hint].astype(jnp.float32)
         target = require_teacher(self, teacher).features[self.teacher_features[0]].astype(jnp.float32)
+        positions = jnp.ndim(batch.weights) if batch.weights is not None else 1
+        if positions > 1 and hint.shape[:-1] == target.shape[:-1] == batch.weights.shape:
+            absent = (batch.weights == 0)[..., None]
+            hint, target = (jnp.where(absent, jnp.zeros_like(maps), maps) for maps in (hint, target))
+        else:
+            positions = 1
         projected = _resized(hint, target.shape, self) @ parts.learned["kernel"]
         projected = projected + parts.learned["bias"].reshape((1,) * (projected.ndim - 1) + (-1,))
-        return {"fitnet": jnp.mean((projected - target) ** 2, axis=tuple(range(1, target.ndim)))}
+        return {"fitnet": jnp.mean((projected - target) ** 2, axis=tuple(range(positions, target.ndim)))}
 
 
 def _resized(maps: Float[Array, "..."], shape: tuple[int, ...], method: Method) -> Float[Array, "..."]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError, ShapeError
@@ -106,7 +106,7 @@ def step(
         fitted = fit_labels(batch, student.logits)
         student, taught = _masked(student, fitted), tuple(_masked(one, fitted) for one in taught)
         labelled = _masked_labels(fitted, student)
-        terms, carried = _terms(
+        terms, carried = all_terms(
             method, Parts(learned, train_state.carried), student, taught, labelled, train_state.step
         )
         loss = weighted_sum(terms, labelled.weights)
@@ -114,11 +114,13 @@ def step(
         seen = jax.lax.stop_gradient(student)
         for name, measure in training.measures:
             known[name] = weighted_mean(measure(seen, labelled, taught), labelled.weights)
-        return loss, (new, carried, {"loss": loss, **known})
+        return loss, (new, carried, {"loss": loss, **known} | {"loss": loss})
 
     trained = (params, train_state.learned)
     gradients, (state, carried, metrics) = jax.grad(mean_loss, has_aux=True)(trained)
-    updates, optimizer_state = training.optimizer.update(gradients, train_state.optimizer_state, trained)
+    # Some, such as `optax.contrib.reduce_on_plateau`, look at the loss.
+    optimizer = optax.with_extra_args_support(training.optimizer)
+    updates, optimizer_state = optimizer.update(gradients, train_state.optimizer_state, trained, value=metrics["loss"])
     params, learned = optax.apply_updates(trained, updates)
     after = TrainState(network.merge(params, state), learned, carried, optimizer_state, train_state.step + 1)
     return after, jax.tree.map(jax.lax.stop_gradient, metrics)
@@ -153,10 +155,12 @@ def weighted_sum(terms: Metrics, weights: Any) -> Float[Array, ""]:
 def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
     """The batch with labels that fit the logits `[..., classes]`. Raises `ShapeError` where they cannot.
 
-    Whole numbers in a column, `[..., 1]`, are taken out of it.
+    Whole numbers in a column, `[..., 1]`, are taken out of it; floats `[...]` are put into one where there is one
+    output.
     """
     labels, weights = batch.labels, batch.weights
-    if weights is not None and jnp.shape(weights) != logits.shape[: jnp.ndim(weights)]:
+    places = logits.shape[:-1]
+    if weights is not None and not (jnp.ndim(weights) >= 1 and jnp.shape(weights) == places[: jnp.ndim(weights)]):
         raise ShapeError(
             f"the weights have the shape {jnp.shape(weights)} and the logits {logits.shape}: give one weight for each "
             "example, or one for each position"
@@ -164,13 +168,14 @@ def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
     if labels is None or not hasattr(labels, "dtype"):
         return batch
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        return batch
-    if labels.shape == (*logits.shape[:-1], 1) and logits.ndim == labels.ndim:
-        return batch._replace(labels=labels[..., 0])
-    if labels.shape != logits.shape[:-1]:
+        single = logits.shape[-1] == 1 and labels.shape == places
+        return batch._replace(labels=jnp.asarray(labels)[..., None]) if single else batch
+    if labels.shape == (*places, 1) and logits.ndim == labels.ndim:
+        return batch._replace(labels=jnp.asarray(labels)[..., 0])
+    if labels.shape != places:
         raise ShapeError(
             f"the labels have the shape {labels.shape} and the logits {logits.shape}: labels of whole numbers must "
-            f"have the shape {logits.shape[:-1]} (one-hot and soft labels must be floats)"
+            f"have the shape {places} (one-hot and soft labels must be floats)"
         )
     return batch
 
@@ -199,6 +204,17 @@ def _outputs(
     return (student, taught), new
 
 
+def is_finite(state: TrainState, network: Network) -> Bool[Array, ""]:
+    """Whether all that is trained is finite, and nothing else is NaN: a mask or a best value may be infinite."""
+
+    def every(tree: PyTree, test: Callable[[Array], Array]) -> list[Array]:
+        return [jnp.all(test(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    params, _ = network.split(state.variables)
+    found = every((params, state.learned), jnp.isfinite) + every(state, lambda leaf: ~jnp.isnan(leaf))
+    return jnp.all(jnp.stack(found)) if found else jnp.bool_(True)
+
+
 def as_dtype(tree: PyTree, dtype: Any) -> PyTree:
     """Floats of a tree in another type."""
     return jax.tree.map(
@@ -206,47 +222,70 @@ def as_dtype(tree: PyTree, dtype: Any) -> PyTree:
     )
 
 
-def _terms(
+def all_terms(
     method: Method, parts: Parts, student: Output, taught: tuple[Output, ...], batch: Batch, step: Int[Array, ""]
 ) -> tuple[Metrics, PyTree]:
-    """The terms of the loss; where there are several teachers, the means of theirs."""
+    """The terms of the loss; where there are several teachers, the means of theirs. Raises `ShapeError`."""
     if len(taught) < 2:
-        return terms_of(method, parts, student, taught[0] if taught else None, batch, step)
+        terms, carried = terms_of(method, parts, student, taught[0] if taught else None, batch, step)
+        _check_shapes(method, terms, (student, *taught))
+        return terms, carried
     if jax.tree.leaves(parts.carried):
         raise ConfigError(
             f"{type(method).__name__} carries values from step to step, which the mean of the losses of {len(taught)} "
             'teachers cannot: use kd.several(teachers, mean="probabilities")'
         )
-    all_terms = [terms_of(method, parts, student, one, batch, step)[0] for one in taught]
-    return {name: sum((t[name] for t in all_terms[1:]), all_terms[0][name]) / len(taught) for name in all_terms[0]}, (
-        parts.carried
-    )
+    each = [terms_of(method, parts, student, one, batch, step)[0] for one in taught]
+    means = {name: sum((terms[name] for terms in each[1:]), each[0][name]) / len(taught) for name in each[0]}
+    _check_shapes(method, means, (student, *taught))
+    return means, parts.carried
+
+
+def _check_shapes(method: Method, terms: Metrics, outputs: tuple[Output, ...]) -> None:
+    """Raises `ShapeError` for values that are of no examples or positions: what was broadcast, `[batch, batch]`."""
+    known = [leaf.shape for output in outputs for leaf in jax.tree.leaves((output.logits, dict(output.features)))]
+    for name, values in terms.items():
+        if values.ndim and not any(values.shape == shape[: values.ndim] for shape in known):
+            raise ShapeError(
+                f"the term {name} of {type(method).__name__} has the shape {values.shape} and the logits {known[0]}: "
+                f"give one value for each example, {known[0][:1]}, or for each position"
+            )
 
 
 def _without_absent(batch: Batch) -> Batch:
-    """Inputs of 0 for examples of the weight 0, so that nothing that stands there (NaN, say) reaches a gradient."""
+    """A copy of a present example in the place of each whose weight is 0: nothing that stands there (NaN, a number out
+    of a vocabulary) reaches a gradient.
+    """
     if batch.weights is None:
         return batch
-    weights = jnp.asarray(batch.weights)
+    return batch._replace(inputs=_with_present(batch.inputs, jnp.asarray(batch.weights)))
+
+
+def _with_present(tree: PyTree, weights: Array) -> PyTree:
+    """The first example with a weight in the place of those without; zeros where none has one."""
     absent = jnp.all((weights == 0).reshape(weights.shape[0], -1), axis=-1)
+    first, none = jnp.argmin(absent), jnp.all(absent)
 
-    def cleared(leaf: Array) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return jnp.where(_broadened(absent, leaf.ndim), jnp.zeros_like(leaf), leaf)
+    def present(leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf)
+        instead = jnp.where(none, jnp.zeros_like(leaf[:1]), leaf[first][None])
+        return jnp.where(_broadened(absent, leaf.ndim), instead, leaf)
 
-    return batch._replace(inputs=jax.tree.map(cleared, batch.inputs))
+    return jax.tree.map(present, tree)
 
 
 def _masked(output: Output, batch: Batch) -> Output:
-    """Logits of 0 where the weight is 0."""
+    """Logits of 0 where the weight is 0, and features of a present example where an example has none."""
     if batch.weights is None:
         return output
     weights, logits = jnp.asarray(batch.weights), output.logits
-    if weights.ndim >= logits.ndim or weights.shape != logits.shape[: weights.ndim]:
-        return output
-    absent = _broadened(weights == 0, logits.ndim)
-    return output._replace(logits=jnp.where(absent, jnp.zeros_like(logits), logits))
+    if weights.ndim < logits.ndim and weights.shape == logits.shape[: weights.ndim]:
+        logits = jnp.where(_broadened(weights == 0, logits.ndim), jnp.zeros_like(logits), logits)
+    whole = {
+        path: _with_present(feature, weights) if feature.ndim and feature.shape[0] == weights.shape[0] else feature
+        for path, feature in output.features.items()
+    }
+    return Output(logits, whole)
 
 
 def _masked_labels(batch: Batch, student: Output) -> Batch:
