@@ -30,7 +30,7 @@ from tqdm import tqdm
 import kd_jax
 from benchmarks import torch_reference as reference
 from kd_jax import Examples, Hyperparameters, Output, Recipe
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import recipes
 
 # Row -> what the notebook counted. The correct KL is what the notebook meant: it has no count of its own.
 ROWS = {"teacher": 9812, "student": 9322, "kd-without-t2": None, "kd-as-written": 9332}
@@ -96,7 +96,7 @@ def in_torch(data: kd_jax.Dataset, epochs: int) -> Framework:
 def in_kd_jax(data: kd_jax.Dataset, epochs: int) -> Framework:
     """The same models by `kd_jax.fit`, students of one teacher as a `vmap` over their keys."""
     config = kd_jax.make_config()
-    teacher_network, student_network = experiment.networks(config, data)
+    teacher_network, student_network = recipes.networks(config, data)
     images, labels = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
     test_images, test_labels = jnp.asarray(data.test_images), jnp.asarray(data.test_labels)
     rate = jnp.float32(reference.LEARNING_RATE)

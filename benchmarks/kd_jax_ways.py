@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 import kd_jax
 from benchmarks.measure import Contestant
 from kd_jax import Examples, Hyperparameters, KDWeights, Output, Recipe
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import recipes
 from kd_jax.train import step as train
 
 
@@ -31,7 +31,7 @@ class Job(NamedTuple):
 def job(row: str, data: kd_jax.Dataset, batch_size: int = 32) -> Job:
     """The row's network, loss and data, with the settings of the notebook."""
     config = kd_jax.make_config()
-    teacher, student = experiment.networks(config, data)
+    teacher, student = recipes.networks(config, data)
     distilled = row == "distilled"
     weights = KDWeights(jnp.float32(config.alpha), jnp.float32(config.temperature)) if distilled else ()
     method = kd_jax.KD_WITHOUT_T_SQUARED if distilled else kd_jax.CROSS_ENTROPY

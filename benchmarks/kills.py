@@ -22,10 +22,11 @@ import numpy as np
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from kd_jax.experiments.notebook import report
+from kd_jax.experiments.shell import environment
+from kd_jax.experiments.shell.folder import RESULTS
 from kd_jax.train import checkpoint
 
-PHASES = ("teacher", "student", "distilled")
+STAGES = ("teacher", "student", "distilled")
 DEFAULT_OPTIONS = ("--epochs", "1", "--seeds", "3", "--checkpoint-steps", "100")
 
 
@@ -60,7 +61,7 @@ def kill_once(folder: Path, options: list[str], *, writing: bool, longest_s: flo
             break
         time.sleep(0.001)
     if process.wait() == -signal.SIGKILL:
-        begun = [phase for phase in PHASES if list(folder.glob(f"checkpoints/{phase}/*"))]
+        begun = [stage for stage in STAGES if list(folder.glob(f"checkpoints/{stage}/*"))]
         place = f"{begun[-1]}" if begun else "before the first checkpoint"
         return f"writing, {place}" if list(folder.glob("checkpoints/*/.partial*")) else place
     if process.returncode:
@@ -69,37 +70,37 @@ def kill_once(folder: Path, options: list[str], *, writing: bool, longest_s: flo
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What two finished runs differ in, timings aside: results.json, parameters, and the last states of every phase."""
+    """What two finished runs differ in, timings aside: results.json, parameters, and the last states of every stage."""
     found = []
-    first, second = (json.loads((folder / report.RESULTS).read_text()) for folder in (a, b))
+    first, second = (json.loads((folder / RESULTS).read_text()) for folder in (a, b))
     for results in (first, second):
         del results["timing"]
     if json.dumps(first) != json.dumps(second):
-        found.append(report.RESULTS)
+        found.append(RESULTS)
     names = [sorted(path.name for path in (folder / "parameters").iterdir()) for folder in (a, b)]
     if names[0] != names[1]:
         found.append("names of parameters")
     found += [
         name for name in names[0] if (a / "parameters" / name).read_bytes() != (b / "parameters" / name).read_bytes()
     ]
-    for phase in PHASES:
-        states = [checkpoint.Store(folder).newest(phase) for folder in (a, b)]
+    for stage in STAGES:
+        states = [checkpoint.Store(folder).newest(stage) for folder in (a, b)]
         assert states[0] is not None
         assert states[1] is not None
         if states[0].step != states[1].step or states[0].arrays.keys() != states[1].arrays.keys():
-            found.append(f"{phase}: step or names")
+            found.append(f"{stage}: step or names")
             continue
         for name, array in states[0].arrays.items():
             other = states[1].arrays[name]
             if array.dtype != other.dtype or array.tobytes() != other.tobytes():
-                found.append(f"{phase}: {name}")
+                found.append(f"{stage}: {name}")
     return found
 
 
 def arrays_in(folder: Path) -> int:
     """Numbers that `differences` compares in a finished run."""
     saved = sum(array.size for path in (folder / "parameters").iterdir() for array in load_file(path).values())
-    states = [checkpoint.Store(folder).newest(phase) for phase in PHASES]
+    states = [checkpoint.Store(folder).newest(stage) for stage in STAGES]
     return saved + sum(int(np.size(array)) for state in states if state for array in state.arrays.values())
 
 
@@ -142,7 +143,7 @@ def main() -> None:
             "runs": runs,
             "numbers compared in each run": arrays_in(whole),
             "differences": differing,
-            "environment": report.environment(),
+            "environment": environment.describe(),
         }
     lines = [f"`python -m benchmarks.kills --kills {given.kills} --seed {given.seed} -- {' '.join(options)}`", ""]
     lines += ["| killed | times |", "|---|---:|", *(f"| {place} | {count} |" for place, count in sorted(kills.items()))]

@@ -1,65 +1,128 @@
-"""Knowledge distillation in JAX that you can trust: see README.md."""
+"""Knowledge distillation in JAX that you can trust: see README.md.
 
-from kd_jax import losses
-from kd_jax.data.batch import Batch, batches
-from kd_jax.distill import Result, distill
-from kd_jax.evaluate import evaluate, predict
-from kd_jax.methods import (
-    KD,
-    CrossEntropy,
-    FitNet,
-    LabelSmoothing,
-    Method,
-    Parts,
-)
-from kd_jax.models import (
-    MLP,
-    Model,
-    Network,
-    Output,
-    feature_names,
-    from_function,
-    from_linen,
-    from_nnx,
-    mlp,
-)
-from kd_jax.teacher import Teacher, cached, from_file, from_top_k, load_logits, several
-from kd_jax.train import callbacks
-from kd_jax.train.fit import fit
-from kd_jax.train.step import TrainState
+The names below are the public interface for use from Python; `python -m kd_jax.run` is the one from the shell. Each is
+imported when it is first asked for, so that `import kd_jax` itself takes no time.
+"""
 
-__version__ = "0.2.0"
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "KD",
-    "MLP",
-    "Batch",
-    "CrossEntropy",
-    "FitNet",
-    "LabelSmoothing",
-    "Method",
-    "Model",
-    "Network",
-    "Output",
-    "Parts",
-    "Result",
-    "Teacher",
-    "TrainState",
-    "batches",
-    "cached",
-    "callbacks",
-    "distill",
-    "evaluate",
-    "feature_names",
-    "fit",
-    "from_file",
-    "from_function",
-    "from_linen",
-    "from_nnx",
-    "from_top_k",
-    "load_logits",
-    "losses",
-    "mlp",
-    "predict",
-    "several",
-]
+from kd_jax.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from kd_jax import data as data
+    from kd_jax import losses as losses
+    from kd_jax import methods as methods
+    from kd_jax import models as models
+    from kd_jax import optimizers as optimizers
+    from kd_jax import stats as stats
+    from kd_jax import teacher as teacher
+    from kd_jax import train as train
+    from kd_jax.data.batch import Batch as Batch
+    from kd_jax.data.batch import batches as batches
+    from kd_jax.data.dataset import Dataset as Dataset
+    from kd_jax.data.dataset import make_dataset as make_dataset
+    from kd_jax.data.load import load as load
+    from kd_jax.distill import Result as Result
+    from kd_jax.distill import distill as distill
+    from kd_jax.errors import CheckpointError as CheckpointError
+    from kd_jax.errors import ConfigError as ConfigError
+    from kd_jax.errors import DataError as DataError
+    from kd_jax.errors import MethodError as MethodError
+    from kd_jax.errors import MismatchError as MismatchError
+    from kd_jax.errors import NotFiniteError as NotFiniteError
+    from kd_jax.errors import RunError as RunError
+    from kd_jax.errors import ShapeError as ShapeError
+    from kd_jax.evaluate import evaluate as evaluate
+    from kd_jax.evaluate import predict as predict
+    from kd_jax.experiments.notebook.config import Config as Config
+    from kd_jax.experiments.notebook.config import make_config as make_config
+    from kd_jax.methods import KD as KD
+    from kd_jax.methods import CrossEntropy as CrossEntropy
+    from kd_jax.methods import FitNet as FitNet
+    from kd_jax.methods import KDWithoutTSquared as KDWithoutTSquared
+    from kd_jax.methods import LabelSmoothing as LabelSmoothing
+    from kd_jax.methods import Method as Method
+    from kd_jax.methods import Parts as Parts
+    from kd_jax.models import MLP as MLP
+    from kd_jax.models import Model as Model
+    from kd_jax.models import Network as Network
+    from kd_jax.models import Output as Output
+    from kd_jax.models import feature_names as feature_names
+    from kd_jax.models import from_function as from_function
+    from kd_jax.models import from_linen as from_linen
+    from kd_jax.models import from_nnx as from_nnx
+    from kd_jax.models import from_torch as from_torch
+    from kd_jax.models import mlp as mlp
+    from kd_jax.models import parameters as parameters
+    from kd_jax.models import restore as restore
+    from kd_jax.models import save as save
+    from kd_jax.models import to_module as to_module
+    from kd_jax.models import torch_weights as torch_weights
+    from kd_jax.stats import Comparison as Comparison
+    from kd_jax.stats import paired_comparison as paired_comparison
+    from kd_jax.stats import summarise as summarise
+    from kd_jax.teacher import Teacher as Teacher
+    from kd_jax.teacher import cached as cached
+    from kd_jax.teacher import from_file as from_file
+    from kd_jax.teacher import from_top_k as from_top_k
+    from kd_jax.teacher import load_logits as load_logits
+    from kd_jax.teacher import several as several
+    from kd_jax.train import callbacks as callbacks
+    from kd_jax.train.fit import fit as fit
+    from kd_jax.train.step import TrainState as TrainState
+
+# The same names as above, by their module; those of `_MODULES` are modules themselves.
+_ROOMS = ("data", "losses", "methods", "models", "optimizers", "stats", "teacher", "train")
+_MODULES = {name: f".{name}" for name in _ROOMS} | {
+    "callbacks": ".train.callbacks",
+    "parameters": ".models.parameters",
+    "torch_weights": ".models.torch_weights",
+}
+_NAMES = {
+    ".data.batch": "Batch batches",
+    ".data.dataset": "Dataset make_dataset",
+    ".data.load": "load",
+    ".distill": "Result distill",
+    ".errors": "CheckpointError ConfigError DataError MethodError MismatchError NotFiniteError RunError ShapeError",
+    ".evaluate": "evaluate predict",
+    ".experiments.notebook.config": "Config make_config",
+    ".methods": "KD CrossEntropy FitNet KDWithoutTSquared LabelSmoothing Method Parts",
+    ".models": (
+        "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"
+    ),
+    ".stats": "Comparison paired_comparison summarise",
+    ".teacher": "Teacher cached from_file from_top_k load_logits several",
+    ".train.fit": "fit",
+    ".train.step": "TrainState",
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted({*_MODULES, *_MODULE_OF})
+
+
+class _Package(ModuleType):
+    """A package that imports its names when they are asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MODULES:
+            value: Any = importlib.import_module(_MODULES[name], self.__name__)
+        elif name in _MODULE_OF:
+            value = getattr(importlib.import_module(_MODULE_OF[name], self.__name__), name)
+        else:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self.__dict__[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `kd_jax.evaluate` is the function, and not the module of that name, which Python would put there.
+        if not (isinstance(value, ModuleType) and _MODULE_OF.get(name) == f".{name}"):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*self.__dict__, *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

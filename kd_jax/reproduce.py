@@ -1,21 +1,25 @@
 """Reproduces published tables, with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST."""
 
+from kd_jax.experiments.shell import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()
+
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kd_jax.data.dataset import Dataset, load
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.load import load
+from kd_jax.errors import ConfigError, MismatchError
 from kd_jax.experiments.hinton2015 import plan as hinton
-from kd_jax.experiments.notebook.config import ConfigError, make_config
+from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.shell import command, resume
 from kd_jax.experiments.shell import options as cli
-from kd_jax.experiments.shell.signals import Interrupt
-from kd_jax.train.checkpoint import MismatchError, Store
+from kd_jax.train.checkpoint import Store
 
 if TYPE_CHECKING:
-    from kd_jax.experiments.hinton2015.rows import Files
-    from kd_jax.experiments.stage import Keeping
+    from kd_jax.experiments.hinton2015.rows import KeptRows
 
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015",)
@@ -31,7 +35,7 @@ _EXAMPLES = """\
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Options in, table out."""
-    command.run(_parser(), arguments, _body)
+    command.run_command(_parser(), arguments, _body)
 
 
 def _parser() -> cli.Parser:
@@ -64,7 +68,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
+def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     if options.rows:
         options.rows = [row for given in options.rows for row in given.split(",") if row]
     if options.table is None and options.rows and options.rows[-1] in _TABLES:
@@ -86,18 +90,27 @@ def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
     settings = _settings(options)
     dataset = load("mnist")
     command.prepare_jax()
+    from kd_jax.experiments.hinton2015 import files, report
     from kd_jax.experiments.hinton2015 import rows as hinton_rows
-    from kd_jax.experiments.notebook import report
 
     plan = _plan(settings)
     with command.opened(options, options.table, f"{_PROG} {options.table}") as store:
-        known = report.environment()
-        identity = resume.same(dataset, known, config=hinton.as_dict(plan), table=options.table, settings=settings)
-        files = hinton_rows.Files(store.folder, identity)
+        identity = resume.identity(dataset, config=hinton.as_dict(plan), table=options.table, settings=settings)
+        kept = hinton_rows.KeptRows(store.folder, identity)
         rows = _rows(options, store)
-        hinton_rows.check(rows, plan, dataset, files)
-        if _claimed(store, identity, options, rows, plan, dataset, files):
-            _train(rows, plan, dataset, options, command.keeping(store, interrupt), files)
+        hinton_rows.check(rows, plan, dataset, kept)
+        if not _claimed(store, identity, options, rows, plan, dataset, kept):
+            return
+        policy = command.checkpoint_policy(store, interrupt)
+
+        def work() -> tuple[str, str]:
+            results = hinton_rows.run_rows(rows, plan, dataset, command.watcher(options), policy, kept)
+            written = files.write(results, plan, dataset, store.folder)
+            return report.text(results, plan, dataset), f"{store.folder}/ has {', '.join(written)}."
+
+        command.carry_out(
+            store, options, lambda: f"{report.header(rows, plan, dataset, store.folder)}\nCompiling.", work
+        )
 
 
 def _table_in(options: argparse.Namespace) -> str | None:
@@ -152,56 +165,26 @@ def _claimed(
     rows: tuple[str, ...],
     plan: hinton.Plan,
     dataset: Dataset,
-    files: "Files",
+    kept: "KeptRows",
 ) -> bool:
     """`command.claimed`, but that rows may be added to a finished run, whose parts stay."""
     from kd_jax.experiments.hinton2015 import rows as hinton_rows
-    from kd_jax.experiments.notebook import report
 
     if options.resume and store.started:
-        if store.finished and not hinton_rows.complete(rows, plan, dataset, files):
+        if store.finished and not hinton_rows.complete(rows, plan, dataset, kept):
             resume.require_same(store, identity)
             return True
-        return command.claimed(store, identity, options, report.RESULTS, report.TABLE)
-    if files.kept and not store.started and not options.overwrite:
+        return command.claimed(store, identity, options)
+    if kept.kept and not store.started and not options.overwrite:
         raise ConfigError(
             f"{store.folder} already holds rows: choose another --out, or add --overwrite to replace them"
         )
-    claimed = command.claimed(store, identity, options, report.RESULTS, report.TABLE)
+    claimed = command.claimed(store, identity, options)
     try:
-        files.discard()
+        kept.discard()
     except OSError as error:
         cli.fail(f"the older rows in {store.folder} cannot be removed ({error.strerror}): choose another --out", code=2)
     return claimed
-
-
-def _train(
-    rows: tuple[str, ...],
-    plan: hinton.Plan,
-    dataset: Dataset,
-    options: argparse.Namespace,
-    keeping: "Keeping",
-    files: "Files",
-) -> None:
-    from kd_jax.experiments.hinton2015 import report as hinton_report
-    from kd_jax.experiments.hinton2015 import rows as hinton_rows
-    from kd_jax.experiments.notebook import report
-    from kd_jax.experiments.shell import progress
-
-    assert keeping.store is not None
-    folder = keeping.store.folder
-    bars = progress.Bars if sys.stdout.isatty() else progress.Lines
-    watcher = progress.Silent() if options.quiet else bars()
-    with command.telling_failures(keeping.store):
-        if not options.quiet:
-            print(f"{hinton_report.header(rows, plan, dataset, folder)}\nCompiling.", flush=True)
-        found = hinton_rows.run(rows, plan, dataset, watcher, keeping, files)
-        written = hinton_report.write(found, plan, dataset, folder)
-        keeping.store.finish()
-    text = f"\n{hinton_report.text(found, plan, dataset)}"
-    if not options.quiet:
-        text += f"\n\n{folder}/ has {', '.join(written)}."
-    command.say(text, folder / report.TABLE)
 
 
 if __name__ == "__main__":

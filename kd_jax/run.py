@@ -1,18 +1,19 @@
 """Trains a teacher, students alone and distilled students; tells what distillation gained, and whether it is real."""
 
-import argparse
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from kd_jax.experiments.shell import signals
 
-from kd_jax.data.dataset import Dataset, load
-from kd_jax.experiments.notebook.config import Config, ConfigError, make_config
+if __name__ == "__main__":
+    signals.end_at_once()
+
+import argparse
+from collections.abc import Sequence
+
+from kd_jax.data.load import load
+from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook import options as config_options
+from kd_jax.experiments.notebook.config import Config, make_config
 from kd_jax.experiments.shell import command, resume
 from kd_jax.experiments.shell import options as cli
-from kd_jax.experiments.shell.signals import Interrupt
-
-if TYPE_CHECKING:
-    from kd_jax.experiments import stage as phase
 
 _PROG = "python -m kd_jax.run"
 _EXAMPLES = """\
@@ -27,13 +28,13 @@ _EXAMPLES = """\
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Options in, table out."""
-    command.run(_parser(), arguments, _body)
+    command.run_command(_parser(), arguments, _body)
 
 
 def _parser() -> cli.Parser:
-    parser = command.parser(_PROG, __doc__, _EXAMPLES, cli.presets())
+    parser = command.parser(_PROG, __doc__, _EXAMPLES, config_options.presets())
     parser.stray = "give an option's name before it, and one value to each (python -m kd_jax.sweep takes lists)"
-    cli.add_config_options(parser)
+    config_options.add_options(parser)
     output = command.add_output_options(parser, "results.json, the table, the plots and the parameters")
     output.add_argument(
         "--checkpoint-steps", type=cli.whole, metavar="N",
@@ -43,47 +44,40 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
+def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     config, every = _resolved(options)
     dataset = load(config.dataset)
     command.prepare_jax()
-    from kd_jax.experiments.notebook import experiment, report
+    from kd_jax.experiments.notebook import experiment, fits, recipes, report
+    from kd_jax.train.resume import digest
 
-    experiment.check(config, dataset)
+    fits.check(config, dataset)
     with command.opened(options, f"{command.as_name(config.dataset)}-{config.preset}", _PROG) as store:
-        identity = resume.identity(config, dataset, report.environment(), every)
-        if command.claimed(store, identity, options, report.RESULTS, report.TABLE):
-            _train(config, dataset, options, command.keeping(store, interrupt, every))
+        given = recipes.given_teacher(config, dataset)
+        own = {} if given is None else {"teacher_sha256": digest(given.variables)}
+        identity = resume.identity(dataset, config=config.as_dict(), checkpoint_steps=every, **own)
+        if not command.claimed(store, identity, options):
+            return
+        policy = command.checkpoint_policy(store, interrupt, every)
+
+        def work() -> tuple[str, str]:
+            watcher = command.watcher(options)
+            result = experiment.run_experiment(config, dataset, watcher, policy)
+            files = report.write(result, dataset, store.folder)
+            explanation = "" if options.quiet else report.explanation(result)
+            text = "\n\n".join(filter(None, (report.table(result), explanation, report.conclusion(result))))
+            return text, f"{result.total_s:.0f} s {command.since(options)}. {store.folder}/ has {', '.join(files)}."
+
+        command.carry_out(store, options, lambda: f"{report.header(config, dataset, store.folder)}\nCompiling.", work)
 
 
 def _resolved(options: argparse.Namespace) -> tuple[Config, int | None]:
     """The configuration and the checkpoint steps; with --resume those of the run in the folder."""
-    given, every = cli.config_options(options), options.checkpoint_steps
+    given, every = config_options.given(options), options.checkpoint_steps
     if every is not None and every < 1:
         raise ConfigError(f"--checkpoint-steps is {every}: it must be at least 1")
     store = command.check_output_options(options)
-    return resume.saved_options(store, given, every) if store else (make_config(**given), every)
-
-
-def _train(config: Config, dataset: Dataset, options: argparse.Namespace, keeping: "phase.Keeping") -> None:
-    from kd_jax.experiments.notebook import experiment, report
-    from kd_jax.experiments.shell import progress
-
-    assert keeping.store is not None
-    folder = keeping.store.folder
-    bars = progress.Bars if sys.stdout.isatty() else progress.Lines
-    watcher = progress.Silent() if options.quiet else bars()
-    with command.telling_failures(keeping.store):
-        if not options.quiet:
-            print(f"{report.header(config, dataset, folder)}\nCompiling.", flush=True)
-        result = experiment.run(config, dataset, watcher, keeping)
-        files = report.write(result, dataset, folder)
-        keeping.store.finish()
-    explanation = "" if options.quiet else report.explanation(result)
-    text = "\n" + "\n\n".join(filter(None, (report.table(result), explanation, report.conclusion(result))))
-    if not options.quiet:
-        text += f"\n\n{result.total_s:.0f} s {command.since(options)}. {folder}/ has {', '.join(files)}."
-    command.say(text, folder / report.TABLE)
+    return config_options.saved(store, given, every) if store else (make_config(**given), every)
 
 
 if __name__ == "__main__":

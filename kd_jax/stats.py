@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
 
 
 class Summary(NamedTuple):
@@ -29,6 +28,11 @@ class Comparison(NamedTuple):
     mean_difference: float
     ci95: tuple[float, float] | None
     p_value: float | None
+
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the interval; None without one."""
+        return None if self.ci95 is None else (self.ci95[1] - self.ci95[0]) / 2
 
 
 def summarise(values: ArrayLike) -> Summary:
@@ -57,41 +61,11 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str,
         return Comparison(metric, n, 0.0, (0.0, 0.0), 1.0)
     if n < 2 or np.ptp(differences) == 0:
         return Comparison(metric, n, mean, None, None)
+    from scipy import stats as scipy_stats
+
     test = scipy_stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(1 - 0.05 / comparisons)
     return Comparison(metric, n, mean, (float(low), float(high)), min(1.0, comparisons * float(test.pvalue)))
-
-
-def conclude(comparison: Comparison, *, of: int, against: str = "") -> str:
-    """One sentence on a comparison of correct images, of `of`: what distillation changed, and whether that is real.
-
-    against: the baseline, where it has to be said.
-    """
-    n, mean = comparison.n, comparison.mean_difference
-    half = None if comparison.ci95 is None else (comparison.ci95[1] - comparison.ci95[0]) / 2
-    digits = 1 if half is not None and half < 9.5 else 0
-    who = f"Against {against}, distillation" if against else "Distillation"
-    changed = f"{who} changed the number of correct images by {_signed(mean, digits)}"
-    if n == 1:
-        return f"{changed} of {of:,} with 1 seed: one run cannot tell a gain from noise, so use --seeds 5 or more."
-    if comparison.ci95 is None:
-        return f"{changed} of {of:,} with each of {n} seeds: too few or too alike to give an interval."
-    low, high = comparison.ci95
-    verdict = "no evidence of a gain"
-    if low > 0:
-        verdict = f"a gain (p = {_p(comparison.p_value)})"
-    elif high < 0:
-        verdict = f"a loss (p = {_p(comparison.p_value)})"
-    return f"{changed} ± {half:.{digits}f} of {of:,} (95 % interval, {n} seeds): {verdict}."
-
-
-def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
-
-
-def _p(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2g}"
 
 
 def half_width(values: ArrayLike) -> float:
@@ -99,4 +73,6 @@ def half_width(values: ArrayLike) -> float:
     array = np.asarray(values, np.float64)
     if array.size < 2:
         return 0.0
+    from scipy import stats as scipy_stats
+
     return float(scipy_stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))

@@ -8,22 +8,27 @@ other seeds for that. A teacher is trained as its students unless a --teacher op
 option is a list, as the preset has it.
 """
 
+from kd_jax.experiments.shell import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()
+
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kd_jax.data.dataset import Dataset, development, load
-from kd_jax.experiments.notebook.config import Config, make_config, option
-from kd_jax.experiments.shell import command, resume
+from kd_jax.data.dataset import development
+from kd_jax.data.load import load
+from kd_jax.errors import MismatchError
+from kd_jax.experiments.notebook import options as config_options
+from kd_jax.experiments.notebook.config import Config, make_config
+from kd_jax.experiments.shell import command, progress, resume
 from kd_jax.experiments.shell import options as cli
-from kd_jax.experiments.shell.signals import Interrupt
+from kd_jax.experiments.shell.options import option
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep.grid import Grid
-from kd_jax.train.checkpoint import MismatchError, Store
-
-if TYPE_CHECKING:
-    from kd_jax.experiments import stage as phase
+from kd_jax.train.checkpoint import Store
 
 _PROG = "python -m kd_jax.sweep"
 _DEFAULT_SMOOTHING = (0.1,)
@@ -38,13 +43,13 @@ _EXAMPLES = """\
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Options in, best settings out."""
-    command.run(_parser(), arguments, _body)
+    command.run_command(_parser(), arguments, _body)
 
 
 def _parser() -> cli.Parser:
-    parser = command.parser(_PROG, __doc__, _EXAMPLES, cli.presets())
+    parser = command.parser(_PROG, __doc__, _EXAMPLES, config_options.presets())
     parser.stray = f"give an option's name before it ({', '.join(map(option, grid.SINGLE))} take one value each)"
-    cli.add_config_options(parser, single=grid.SINGLE)
+    config_options.add_options(parser, single=grid.SINGLE)
     parser.add_argument_group("the second baseline").add_argument(
         "--label-smoothing", type=cli.number, metavar="X", nargs="*", default=argparse.SUPPRESS,
         help="shares of the uniform distribution in the labels; the best counts, no value leaves it out (default: 0.1)",
@@ -53,51 +58,38 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def _body(options: argparse.Namespace, interrupt: Interrupt) -> None:
+def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     asked = _resolved(options)
     dataset = load(asked.base.dataset)
     split = development(dataset)
     command.prepare_jax()
-    from kd_jax.experiments.notebook import report
-    from kd_jax.experiments.sweep import plan as jobs
-    from kd_jax.experiments.sweep import report as sweep_report
+    from kd_jax.experiments.sweep import files, plan, report, search
 
-    jobs.teachers(asked, split)
-    jobs.jobs(asked, split)
+    plan.teacher_trials(asked, split)
+    plan.student_entries(asked, split)
     grid.first_unused_seed(asked)
     with command.opened(options, f"sweep-{command.as_name(asked.base.dataset)}", _PROG) as store:
-        identity = resume.identity(asked.base, dataset, report.environment(), None) | {"grid": _as_json(asked)}
-        if command.claimed(store, identity, options, report.RESULTS, sweep_report.TABLE):
-            _search(asked, dataset, split, options, command.keeping(store, interrupt))
+        config = asked.base.as_dict()
+        identity = resume.identity(dataset, config=config, checkpoint_steps=None) | {"grid": _as_json(asked)}
+        if not command.claimed(store, identity, options):
+            return
+        policy = command.checkpoint_policy(store, interrupt)
 
+        def work() -> tuple[str, str]:
+            watcher: Any = progress.Silent()
+            if not options.quiet:
+                words = plan.words(asked, split)
+                watcher = progress.Overall(*plan.costs(asked, split), words, bar=sys.stdout.isatty())
+            try:
+                result = search.run_sweep(asked, dataset, split, watcher, policy)
+            finally:
+                if isinstance(watcher, progress.Overall):
+                    watcher.close()
+            written = files.write(result, dataset, store.folder)
+            closing = f"{result.total_s:.0f} s {command.since(options)}. {store.folder}/ has {', '.join(written)}."
+            return report.text(result), closing
 
-def _search(
-    asked: Grid, dataset: Dataset, split: Dataset, options: argparse.Namespace, keeping: "phase.Keeping"
-) -> None:
-    from kd_jax.experiments.shell import progress
-    from kd_jax.experiments.sweep import plan as jobs
-    from kd_jax.experiments.sweep import report as sweep_report
-    from kd_jax.experiments.sweep import search
-
-    assert keeping.store is not None
-    folder = keeping.store.folder
-    if options.quiet:
-        watcher: Any = progress.Silent()
-    else:
-        print(sweep_report.header(asked, split, folder), flush=True)
-        watcher = progress.Overall(*jobs.costs(asked, split), bar=sys.stdout.isatty())
-    with command.telling_failures(keeping.store):
-        try:
-            found = search.run(asked, dataset, split, watcher, keeping)
-        finally:
-            if isinstance(watcher, progress.Overall):
-                watcher.close()
-        files = sweep_report.write(found, dataset, folder)
-        keeping.store.finish()
-    text = f"\n{sweep_report.text(found)}"
-    if not options.quiet:
-        text += f"\n\n{found.total_s:.0f} s {command.since(options)}. {folder}/ has {', '.join(files)}."
-    command.say(text, folder / sweep_report.TABLE)
+        command.carry_out(store, options, lambda: report.header(asked, split, store.folder), work)
 
 
 def _resolved(options: argparse.Namespace) -> Grid:

@@ -116,7 +116,11 @@ class _Pickler(_PicklerInPython):
         return thing.value if isinstance(thing, _Persistent) else None
 
     def save(self, thing: Any, save_persistent_id: bool = True) -> None:
-        if isinstance(thing, _Torch):
+        if isinstance(thing, _Torch) and self.proto >= 4:
+            for text in thing.name.split(" "):
+                self.save(text)
+            self.write(pickle.STACK_GLOBAL)
+        elif isinstance(thing, _Torch):
             self.write(b"c" + thing.name.replace(" ", "\n").encode() + b"\n")
         elif isinstance(thing, _Called):
             self.save(thing.function)
@@ -140,10 +144,10 @@ class _Called:
         self.function, self.arguments = function, arguments
 
 
-def torch_pickle(state_dict: dict[str, np.ndarray], *numbers: Any) -> bytes:
+def torch_pickle(state_dict: dict[str, np.ndarray], *numbers: Any, protocol: int = 2) -> bytes:
     """The pickle of a `state_dict` in a PyTorch file; `numbers` for the offset, shape and strides of its tensors."""
     stream = io.BytesIO()
-    pickler = _Pickler(stream, protocol=2)
+    pickler = _Pickler(stream, protocol=protocol)
     described = OrderedDict()
     for place, (name, array) in enumerate(state_dict.items()):
         storage = _Persistent(("storage", _Torch("torch FloatStorage"), str(place), "cpu", array.size))
@@ -186,6 +190,7 @@ def _member(content: bytes) -> bytes:
 
 _FLOATS = npy_bytes(_IMAGES.astype("f4")), npy_bytes(_IMAGES[..., None].astype(">i4", order="F"))
 _PICKLE = torch_pickle(_STATE_DICT)
+_PICKLES = (_PICKLE, torch_pickle(_STATE_DICT, protocol=4))
 
 READERS = {
     "idx": Reader("images", (idx_bytes(_IMAGES),), _idx),
@@ -198,6 +203,6 @@ READERS = {
     "logits-safetensors": Reader("l.safetensors", (safetensors.numpy.save({"logits": _LOGITS}),), _logits),
     "weights-safetensors": Reader("w.safetensors", (_TENSORS,), torch_weights.from_state_dict),
     "weights-pt": Reader("w.pt", (torch_bytes(_PICKLE),), torch_weights.from_state_dict),
-    "weights-pickle": Reader("w.pth", (_PICKLE,), torch_weights.from_state_dict, torch_bytes),
+    "weights-pickle": Reader("w.pth", _PICKLES, torch_weights.from_state_dict, torch_bytes),
     "parameters": Reader("p.safetensors", (_TENSORS,), parameters.load),
 }

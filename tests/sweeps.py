@@ -9,7 +9,7 @@ from kd_jax import sweep
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.sweep import grid, search
 from kd_jax.experiments.sweep.grid import Setting
-from kd_jax.experiments.sweep.search import Found
+from kd_jax.experiments.sweep.search import SweepResult
 
 IMAGES, SEEDS = 100, 4
 
@@ -19,7 +19,7 @@ def measured(errors: np.ndarray) -> Evaluation:
     return Evaluation(IMAGES - errors, errors, 1 - errors / IMAGES, part, part, part, part)
 
 
-def made(diverged: Collection[str] = (), seeds: int = SEEDS, **lists: tuple[Any, ...]) -> Found:
+def made(diverged: Collection[str] = (), seeds: int = SEEDS, **lists: tuple[Any, ...]) -> SweepResult:
     """Of every setting of the lists some errors, students alone the most. diverged: kinds of students without any."""
     asked = sweep._grid(lists | {"seeds": (seeds,)})
     rng = np.random.default_rng(0)
@@ -31,6 +31,6 @@ def made(diverged: Collection[str] = (), seeds: int = SEEDS, **lists: tuple[Any,
     chosen = search._best_of_each_width(students)
     teachers = {asked.base: measured(np.array([3]))}
     sizes = {setting.config.student_hidden: 1 for setting in students}
-    return Found(
+    return SweepResult(
         asked, teachers, students, [], gains, number, chosen, students, [], {}, {}, sizes, (400, IMAGES, 9), 0, 0
     )

@@ -1,18 +1,21 @@
-"""Where examples come from: a `Dataset` of uint8 images and integer labels, from any of several sources."""
+"""A `Dataset`: uint8 images and integer labels in memory, checked."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Num, Shaped, UInt8
 
 from kd_jax.errors import DataError
+from kd_jax.files import as_numpy
 
 Labels = Int32[np.ndarray, " examples"]
 Images = UInt8[np.ndarray, "examples height width channels"]
 
 # In float64 all of them at once could take 24 times the memory that they came in.
 _EXAMPLES_AT_ONCE = 1024
+# Digits of 4 or 5 bits are below it (scikit-learn's reach 16), photographs and scans above.
+_DIM = 32
 
 
 class Dataset(NamedTuple):
@@ -60,54 +63,31 @@ def development(dataset: Dataset) -> Dataset:
     )
 
 
-def load(source: str) -> Dataset:
-    """The `Dataset` that `source` names: `mnist`, `tfds:NAME`, `idx:DIR` or `npz:FILE`.
-
-    Raises `DataError` where there is no such source or its data cannot be used.
-    """
-    kind, colon, place = source.partition(":")
-    if kind not in ("mnist", "tfds", "idx", "npz") or (kind == "mnist") == bool(colon):
-        raise DataError(f"unknown data set {source!r}: use mnist, tfds:NAME, idx:DIR or npz:FILE")
-    if kind != "mnist" and not place:
-        raise DataError(f"data set {source!r} names nothing after the colon: use tfds:NAME, idx:DIR or npz:FILE")
-    if kind == "mnist":
-        from kd_jax.data.sources import mnist
-
-        return mnist.load()
-    if kind == "tfds":
-        from kd_jax.data.sources import tfds
-
-        return tfds.load(place)
-    if kind == "idx":
-        from kd_jax.data.sources import idx
-
-        return idx.load(place)
-    from kd_jax.data.sources import npz
-
-    return npz.load(place)
-
-
 def make_dataset(
     name: str,
-    train_images: Shaped[np.ndarray, "..."],
-    train_labels: Shaped[np.ndarray, "..."],
-    test_images: Shaped[np.ndarray, "..."],
-    test_labels: Shaped[np.ndarray, "..."],
+    train_images: Any,
+    train_labels: Any,
+    test_images: Any,
+    test_labels: Any,
     *,
     classes: int | None = None,
 ) -> Dataset:
-    """A checked `Dataset` from arrays.
+    """A checked `Dataset` from arrays, or lists, tensors and whatever else is read as one.
 
     Images may be `[examples, features]`, `[examples, height, width]` or `[examples, height, width, channels]`, as
-    uint8 or as any numbers that are bytes (0 to 255) or bytes divided by 255; nothing is rounded away. Labels may be
+    any numbers that are bytes (0 to 255) or, where none is above 1, bytes divided by 255; the type does not matter,
+    nothing is rounded away, and images that are all but black as bytes are refused. Labels may be
     `[examples]` or `[examples, 1]`. Without `classes` there are as many as the largest training label tells.
     Raises `DataError`.
     """
     images, labels = {}, {}
-    raw = (np.asarray(train_images), np.asarray(test_images))
-    # For both parts together: a test set of black and white alone must not be scaled otherwise than its training set.
-    unit = all(one.dtype.kind in "fb" and (one.size == 0 or one.max() <= 1) for one in raw)
-    for part, raw_images, raw_labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
+    given = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    raw = {
+        part: (as_numpy(pixels, f"the images of the {part} part"), as_numpy(numbers, f"the labels of the {part} part"))
+        for part, (pixels, numbers) in given.items()
+    }
+    unit = _is_unit([pixels for pixels, _ in raw.values()], name)
+    for part, (raw_images, raw_labels) in raw.items():
         where = f"the {part} part of {name}"
         images[part], labels[part] = _as_bytes(raw_images, where, unit=unit), _as_labels(raw_labels, where)
         if len(images[part]) != len(labels[part]):
@@ -146,6 +126,22 @@ def make_dataset(
     )
 
 
+def _is_unit(parts: list[Shaped[np.ndarray, "..."]], name: str) -> bool:
+    """Whether pixels are from 0 to 1, for both parts together: a test part of black and white alone is as the other.
+
+    Raises `DataError` where they are neither that nor bytes that fill their range.
+    """
+    if any(part.dtype.kind not in "fiub" for part in parts):
+        return False
+    brightest = max((part.max() for part in parts if part.size), default=0)
+    if 1 < brightest < _DIM and all((part == np.floor(part)).all() for part in parts if part.dtype.kind == "f"):
+        raise DataError(
+            f"{name} has pixels of at most {brightest}, which is all but black where 255 is white: give bytes from 0 "
+            f"to 255, numpy.round(images * (255 / {brightest})).astype(numpy.uint8) where {brightest} is white"
+        )
+    return bool(brightest <= 1)
+
+
 def _as_bytes(images: Shaped[np.ndarray, "..."], where: str, *, unit: bool) -> Images:
     if images.ndim not in (2, 3, 4):
         raise DataError(
@@ -157,7 +153,7 @@ def _as_bytes(images: Shaped[np.ndarray, "..."], where: str, *, unit: bool) -> I
             f"{where} has images in an array of shape {images.shape}, which has its {images.shape[1]} channels first: "
             "they must be the last axis, numpy.moveaxis(images, 1, -1)"
         )
-    if images.dtype != np.uint8:
+    if images.dtype != np.uint8 or unit:
         images = _exact_bytes(images, where, unit=unit)
     if images.ndim == 2:
         images = images[:, :, None]

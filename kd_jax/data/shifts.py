@@ -49,6 +49,16 @@ def views(
     return jax.vmap(one)(rows.astype(jnp.int32), chosen)
 
 
+def view(
+    padded: UInt8[Array, "examples h w channels"], number: Int[Array, ""], *, shift: int
+) -> UInt8[Array, "examples height width channels"]:
+    """The view `number` of all images."""
+    examples, height, width, channels = padded.shape
+    none = jnp.zeros_like(number)
+    start = (none, number // (2 * shift + 1), number % (2 * shift + 1), none)
+    return jax.lax.dynamic_slice(padded, start, (examples, height - 2 * shift, width - 2 * shift, channels))
+
+
 def all_views(
     padded: UInt8[Array, "examples h w channels"], *, shift: int
 ) -> Iterator[UInt8[Array, "examples height width channels"]]:

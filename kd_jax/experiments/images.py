@@ -1,6 +1,7 @@
 """How the experiments train on images: bytes and shifts, with a rate and a method that may be a grid."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,12 @@ from kd_jax.data.batch import Batch
 from kd_jax.losses import cross_entropy
 from kd_jax.methods import Method
 from kd_jax.models import Network, Output
+from kd_jax.models.predict import outputs_in_batches
 from kd_jax.optimizers import adam
 from kd_jax.teacher import CachedTeacher
 from kd_jax.train import fit
 from kd_jax.train import step as core
+from kd_jax.train.convolution import canonical
 from kd_jax.train.measures import accuracy
 from kd_jax.train.step import Training, TrainState
 
@@ -94,12 +97,72 @@ def padded(images: Images, shift: int) -> Images:
     return images._replace(images=shifts.pad(images.images, shift)) if shift else images
 
 
-def init(key: Key[Array, ""], settings: Settings, data: Images, *, setup: Setup) -> TrainState:
+@partial(jax.jit, static_argnames=("network", "batch_size", "dtype", "shift"))
+def predict(
+    variables: PyTree,
+    images: UInt8[Array, "examples height width channels"],
+    *,
+    network: Network,
+    batch_size: int = 1000,
+    dtype: Any = jnp.float32,
+    shift: int = 0,
+) -> Float[Array, "examples classes"]:
+    """Logits in evaluation mode (no dropout, carried statistics), `batch_size` images at a time, scaled in `dtype`.
+
+    shift: where it is not 0, the logits are means over the (2 shift + 1)² views of an image that is moved by up to so
+    many pixels, with 0 where there was none (test-time augmentation); `teacher_logits` gives those of every view.
+    Raises `ValueError` where it is negative or would move an image out of sight.
+    """
+    smallest = min(images.shape[1:3], default=0)
+    if shift and not 0 < shift < smallest:
+        raise ValueError(
+            f"shift is {shift}: it must be from 0 to {smallest - 1}, less than the images' {smallest} pixels"
+        )
+    if not shift:
+        output = outputs_in_batches(
+            network, variables, images, batch_size=batch_size, prepare=lambda key, batch, train: scale(batch, dtype)
+        )
+        return output.logits
+    count = shifts.view_count(shift)
+
+    def view(number: Array) -> Float[Array, "examples classes"]:
+        return predict(
+            variables, shifts.view(wide, number, shift=shift), network=network, batch_size=batch_size, dtype=dtype
+        )
+
+    wide = shifts.pad(images, shift)
+    total = jax.lax.fori_loop(1, count, lambda number, total: total + view(number), view(jnp.int32(0)))
+    return total / count
+
+
+@partial(jax.jit, static_argnames="network")
+def predict_each(
+    variables: PyTree, images: UInt8[Array, "examples height width channels"], *, network: Network
+) -> Float[Array, "networks examples classes"]:
+    """Logits of several networks, whose variables have a leading axis."""
+
+    def each(variables: PyTree, images: UInt8[Array, "..."]) -> Float[Array, "..."]:
+        return jax.vmap(partial(predict, network=network), in_axes=(0, None))(variables, images)
+
+    return canonical(each)(variables, images)
+
+
+def teacher_logits(
+    variables: PyTree, images: UInt8[Array, "examples height width channels"], *, network: Network, shift: int = 0
+) -> Float[Array, "..."]:
+    """What the teacher says of every image, or, with a shift, of every view of it: `[views, examples, classes]`.
+
+    `predict` with a shift gives the mean of them instead.
+    """
+    if not shift:
+        return predict(variables, images, network=network)
+    views = shifts.all_views(shifts.pad(images, shift), shift=shift)
+    return jnp.stack([predict(variables, view, network=network) for view in views])
+
+
+def init(key: Key[Array, ""], settings: Settings, *, setup: Setup) -> TrainState:
     """The state before the first step. The network's initial parameters depend on `key` alone, not on the method."""
-    batch, teacher = jax.eval_shape(
-        lambda data: _look_up(data, jnp.zeros(setup.batch_size, jnp.int32), jnp.int32(0), key, setup), data
-    )
-    return core.init(key, _training(settings, setup), settings.method, batch, teacher)
+    return core.init(key, _training(settings, setup), settings.method)
 
 
 def train_step(

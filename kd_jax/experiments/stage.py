@@ -1,81 +1,32 @@
-"""One phase of an experiment: several trainings of one recipe side by side, compiled, in chunks, with checkpoints."""
+"""One stage of an experiment: several trainings of one setup side by side, compiled, and cut into chunks of steps."""
 
-import math
+import enum
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
-from kd_jax.experiments.shell.signals import Interrupt
-from kd_jax.methods.logits import KDWeights
-from kd_jax.models.network import count_parameters
-from kd_jax.train import step as train
-from kd_jax.train.checkpoint import Checkpoint, CheckpointError, Store, named_arrays, restore_tree
-from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe, TrainState
+from kd_jax.data.batch import epoch_order
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments.images import Images, Metrics, Settings, Setup
+from kd_jax.experiments.shell.progress import StageName
+from kd_jax.models import count_parameters
+from kd_jax.train import sizes
+from kd_jax.train.step import TrainState
 
-# About this many times an epoch a phase tells how far it is; more would cost time, fewer would leave the user waiting.
+# About this many times an epoch a stage tells how far it is; more would cost time, fewer would leave the user waiting.
 _REPORTS_PER_EPOCH = 25
 
-# Parameters of a network from which on a CPU trains its seeds in turn.
-_LARGE = 100_000
 
-TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
-"""What a person calls the three kinds of model, in the order of their training."""
+class Role(enum.IntEnum):
+    """Folded into the seed, so that a teacher and a student of the same seed share nothing."""
 
-
-def title(name: str) -> str:
-    """What a person calls the model of a phase; those of a group have a number, or what else tells them apart."""
-    return TITLES.get(name.partition("-")[0], name)
-
-
-class RunError(RuntimeError):
-    """A run that failed; one sentence that says where, and what to change."""
-
-
-class NotFiniteError(RunError):
-    """A number of a training that is not finite: what it is, with which seeds, when it was found, and at which T."""
-
-    def __init__(self, message: str, *, what: str, seeds: str, when: str, temperature: float | None) -> None:
-        super().__init__(message)
-        self.what, self.seeds, self.when, self.temperature = what, seeds, when, temperature
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Who is told how far the experiment is."""
-
-    def compiled(self, seconds: float, estimate: float) -> None:
-        """Every program is compiled; training will take about `estimate` seconds."""
-
-    def start(self, phase: str, *, epochs: int, steps: int, done: int) -> None:
-        """A phase of `epochs` epochs of `steps` steps begins, `done` of all of them from a checkpoint."""
-
-    def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
-        """`steps` more steps of `epoch` (from 0) took `seconds`; `metrics` of them are arrays `[seeds]`."""
-
-    def finish(self) -> None:
-        """The phase ended, well or not."""
-
-
-class Keeping(NamedTuple):
-    """How a phase keeps what it has done.
-
-    store: where checkpoints go; None for none. every: steps of an epoch between two places for one; None for its end
-    alone. interrupt: asked after every chunk whether to save and leave. pause: seconds from one checkpoint to the next
-    at least, but for a phase's first, its last and one before leaving, and none while one is being written: where
-    epochs are short, writing may take longer than training. 0 for a checkpoint at every place.
-    """
-
-    store: Store | None = None
-    every: int | None = None
-    interrupt: Interrupt = Interrupt()
-    pause: float = 0.0
+    TEACHER = 0
+    STUDENT = 1
 
 
 class Chunk(NamedTuple):
@@ -97,15 +48,16 @@ class Check(NamedTuple):
     finite: Bool[Array, "*trainings"]
 
 
-class Phase(NamedTuple):
-    """What a phase runs, compiled: for each of the seeds (and its key) one training, or as many with other settings.
+class Stage(NamedTuple):
+    """What is trained, compiled: for each of the seeds (and its key) one training, or as many with other settings.
 
-    hyperparameters: every leaf `[trainings]`, all those of the first seed first.
+    settings: every leaf `[trainings]`, all those of the first seed first.
     """
 
-    name: str
-    recipe: Recipe
-    hyperparameters: Hyperparameters
+    name: StageName
+    role: Role
+    setup: Setup
+    settings: Settings
     seeds: tuple[int, ...]
     keys: Key[Array, " seeds"]
     chunks: tuple[Chunk, ...]
@@ -115,10 +67,10 @@ class Phase(NamedTuple):
     compile_s: float
 
     @property
-    def trained_seeds(self) -> tuple[int, ...]:
+    def seed_of_each(self) -> tuple[int, ...]:
         """The seed of every training."""
-        settings = len(jax.tree.leaves(self.hyperparameters)[0]) // len(self.seeds)
-        return tuple(seed for seed in self.seeds for _ in range(settings))
+        each = len(jax.tree.leaves(self.settings)[0]) // len(self.seeds)
+        return tuple(seed for seed in self.seeds for _ in range(each))
 
     @property
     def steps(self) -> int:
@@ -127,62 +79,52 @@ class Phase(NamedTuple):
 
     @property
     def epochs(self) -> int:
-        """Epochs of the whole phase."""
+        """Epochs of the whole stage."""
         return self.chunks[-1].epoch + 1
 
 
-class Course(NamedTuple):
-    """A phase after its last step. history: `Metrics` of arrays `[seeds, reports]`, `moments` of each in epochs.
-
-    train_s: seconds, those before an interruption included.
-    """
-
-    states: TrainState
-    history: Metrics
-    moments: Float[np.ndarray, " reports"]
-    train_s: float
-
-
 def prepare(
-    name: str,
-    recipe: Recipe,
-    hyperparameters: Hyperparameters,
+    name: StageName,
+    role: Role,
+    setup: Setup,
+    settings: Settings,
     seeds: tuple[int, ...],
-    role: int,
-    examples: Examples,
+    data: Images,
     *,
     epochs: int,
     every: int | None = None,
-) -> Phase:
-    """Compiles a phase. hyperparameters: every leaf `[trainings]`, as `Phase` has them. role: folded into every key."""
+) -> Stage:
+    """Compiles a stage. settings: every leaf `[trainings]`, as `Stage` has them. every: see `plan_chunks`."""
     started = time.perf_counter()
     keys = _keys(seeds, role)
-    count, batch_size = len(examples.labels), recipe.batch_size
-    init = _init.lower(keys, hyperparameters, recipe=recipe).compile()
+    count, batch_size = len(data.labels), setup.batch_size
+    init = _init.lower(keys, settings, setup=setup).compile()
     order = _order.lower(keys, jnp.int32(0), examples=count, batch_size=batch_size).compile()
-    states = jax.eval_shape(partial(_init, recipe=recipe), keys, hyperparameters)
+    states = abstract_states(setup, keys, settings)
     orders = jax.ShapeDtypeStruct((len(seeds), count // batch_size, batch_size), jnp.int32)
-    chunks = plan(count // batch_size, epochs, every)
+    chunks = plan_chunks(count // batch_size, epochs, every)
     programs = {
         steps: _train_chunk.lower(
-            states, keys, examples, orders, jnp.int32(0), hyperparameters, recipe=recipe, steps=steps
+            states, keys, data, orders, jnp.int32(0), settings, setup=setup, steps=steps
         ).compile()
         for steps in sorted({chunk.length for chunk in chunks})
     }
     seconds = time.perf_counter() - started
-    return Phase(name, recipe, hyperparameters, seeds, keys, chunks, init, order, programs, seconds)
+    return Stage(name, role, setup, settings, seeds, keys, chunks, init, order, programs, seconds)
 
 
-def with_others(phase: Phase, name: str, seeds: tuple[int, ...], role: int, hyperparameters: Hyperparameters) -> Phase:
-    """The same programs for other seeds and hyperparameters, as many of them."""
-    return phase._replace(name=name, seeds=seeds, keys=_keys(seeds, role), hyperparameters=hyperparameters)
+def with_others(stage: Stage, name: StageName, seeds: tuple[int, ...], settings: Settings) -> Stage:
+    """The same programs for other seeds and settings, as many of them."""
+    keys = _keys(seeds, stage.role)
+    return stage._replace(name=name, seeds=seeds, keys=keys, settings=settings)
 
 
-def _keys(seeds: tuple[int, ...], role: int) -> Key[Array, " seeds"]:
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), role))(jnp.asarray(seeds))
+def abstract_states(setup: Setup, keys: Key[Array, " seeds"], settings: Settings) -> TrainState:
+    """Shapes and types of the states of all trainings."""
+    return jax.eval_shape(partial(_init, setup=setup), keys, settings)
 
 
-def plan(steps: int, epochs: int, every: int | None = None) -> tuple[Chunk, ...]:
+def plan_chunks(steps: int, epochs: int, every: int | None = None) -> tuple[Chunk, ...]:
     """The chunks of `epochs` epochs of `steps` steps; checkpoints may follow each and every `every` steps of it."""
     every = min(every or steps, steps)
     of_epoch = []
@@ -207,149 +149,52 @@ def chunk_lengths(steps: int, reports: int = _REPORTS_PER_EPOCH) -> list[int]:
     return [length] * (steps // length) + [steps % length] * (steps % length > 0)
 
 
-def trial(phase: Phase, examples: Examples) -> float:
+def time_an_epoch(stage: Stage, data: Images) -> float:
     """Seconds that an epoch would take, from a chunk of it that is thrown away."""
-    states, order = phase.init(phase.keys, phase.hyperparameters), phase.order(phase.keys, jnp.int32(0))
-    length = max(phase.programs)
+    states, order = stage.init(stage.keys, stage.settings), stage.order(stage.keys, jnp.int32(0))
+    length = max(stage.programs)
     jax.block_until_ready((states, order))
     started = time.perf_counter()
-    jax.block_until_ready(
-        phase.programs[length](states, phase.keys, examples, order, jnp.int32(0), phase.hyperparameters)
-    )
-    return (time.perf_counter() - started) * phase.steps / length
+    jax.block_until_ready(stage.programs[length](states, stage.keys, data, order, jnp.int32(0), stage.settings))
+    return (time.perf_counter() - started) * stage.steps / length
 
 
-def run(
-    phase: Phase,
-    examples: Examples,
-    progress: Progress,
-    keeping: Keeping,
-    restored: Checkpoint | None = None,
-    *,
-    tolerant: bool = False,
-) -> Course:
-    """Every step of the phase after those of `restored`.
-
-    tolerant: a number that is not finite does not end the phase, and is in the result.
-
-    Raises `NotFiniteError`, `CheckpointError` where a checkpoint cannot be written,
-    `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
-    """
-    done, states, history, seconds = _begin(phase, restored)
-    order, upcoming, other_thread = None, None, ThreadPoolExecutor(1)
-    # A short phase has two as well, its first and its last: one may be damaged.
-    last_saved = -math.inf
-    progress.start(phase.name, epochs=phase.epochs, steps=phase.steps, done=done)
-    try:
-        with keeping.interrupt:
-            for chunk in phase.chunks:
-                before = chunk.epoch * phase.steps + chunk.start
-                if before < done:
-                    continue
-                began = time.perf_counter()
-                if order is None or chunk.start == 0:
-                    order = phase.order(phase.keys, jnp.int32(chunk.epoch)) if upcoming is None else upcoming.result()
-                    upcoming = None
-                if upcoming is None and chunk.epoch + 1 < phase.epochs:
-                    # Shuffled while this epoch trains, which seldom keeps all cores busy; JAX itself would do one after
-                    # the other.
-                    upcoming = other_thread.submit(_done, phase.order, phase.keys, jnp.int32(chunk.epoch + 1))
-                states, metrics, check = phase.programs[chunk.length](
-                    states, phase.keys, examples, order, jnp.int32(chunk.start), phase.hyperparameters
-                )
-                metrics = jax.tree.map(np.asarray, metrics)
-                if not tolerant:
-                    _require_finite_steps(phase, check, before, chunk.length)
-                history.append(metrics)
-                lasted = time.perf_counter() - began
-                seconds += lasted
-                stopping = keeping.interrupt.requested
-                due = chunk is phase.chunks[-1] or (chunk.place and _rested(keeping, last_saved))
-                if keeping.store and (due or stopping):
-                    _save(phase, keeping.store, before + chunk.length, states, history, seconds)
-                    last_saved = time.monotonic()
-                if stopping:
-                    raise KeyboardInterrupt
-                progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=metrics, seconds=lasted)
-    finally:
-        other_thread.shutdown(wait=False, cancel_futures=True)
-        progress.finish()
-    if keeping.store:
-        keeping.store.wait()
-    moments = np.asarray([chunk.epoch + (chunk.start + chunk.length) / phase.steps for chunk in phase.chunks])
-    return Course(states, _stacked(history), moments, seconds)
+def _keys(seeds: tuple[int, ...], role: Role) -> Key[Array, " seeds"]:
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), int(role)))(jnp.asarray(seeds))
 
 
-def _rested(keeping: Keeping, last_saved: float) -> bool:
-    """Whether the pause since the last checkpoint is over."""
-    if not keeping.pause:
-        return True
-    writing = keeping.store is not None and keeping.store.writing
-    return not writing and time.monotonic() - last_saved >= keeping.pause
-
-
-def _done(program: Callable[..., Any], *arguments: Any) -> Any:
-    return jax.block_until_ready(program(*arguments))
-
-
-def _stacked(history: list[Metrics]) -> Metrics:
-    return jax.tree.map(lambda *values: np.stack(values, axis=-1), *history)
-
-
-def _begin(phase: Phase, restored: Checkpoint | None) -> tuple[int, TrainState, list[Metrics], float]:
-    """Steps done, states, the metrics of every chunk until now, seconds until now. Raises `CheckpointError`."""
-    if restored is None:
-        return 0, phase.init(phase.keys, phase.hyperparameters), [], 0.0
-    ends = [chunk.epoch * phase.steps + chunk.start + chunk.length for chunk in phase.chunks]
-    if restored.step not in ends:
-        raise CheckpointError(
-            f"the checkpoint of the {title(phase.name)} was written after step {restored.step:,}, "
-            "where this version writes none: go on with the version that wrote it, or start again with --overwrite"
-        )
-    like = jax.eval_shape(partial(_init, recipe=phase.recipe), phase.keys, phase.hyperparameters)
-    arrays = dict(restored.arrays)
-    history: Any = [arrays.pop(f"history.{name}") for name in Metrics._fields]
-    reports = [Metrics(*chunk) for chunk in zip(*(np.moveaxis(values, -1, 0) for values in history), strict=True)]
-    return restored.step, restore_tree(arrays, like), reports, float(restored.facts["train_s"])
-
-
-def _save(phase: Phase, store: Store, step: int, states: TrainState, history: list[Metrics], seconds: float) -> None:
-    past = {f"history.{name}": values for name, values in _stacked(history)._asdict().items()}
-    store.save(phase.name, step, named_arrays(states) | past, {"train_s": seconds})
-
-
-@partial(jax.jit, static_argnames="recipe")
-def _init(keys: Key[Array, " seeds"], hyperparameters: Hyperparameters, *, recipe: Recipe) -> TrainState:
-    settings = len(jax.tree.leaves(hyperparameters)[0]) // len(keys)
-    return jax.vmap(lambda key, own: train.init(key, own, recipe=recipe))(jnp.repeat(keys, settings), hyperparameters)
+@partial(jax.jit, static_argnames="setup")
+def _init(keys: Key[Array, " seeds"], settings: Settings, *, setup: Setup) -> TrainState:
+    each = len(jax.tree.leaves(settings)[0]) // len(keys)
+    return jax.vmap(lambda key, own: of_images.init(key, own, setup=setup))(jnp.repeat(keys, each), settings)
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
 def _order(
     keys: Key[Array, " seeds"], epoch: Int[Array, ""], *, examples: int, batch_size: int
 ) -> Int[Array, "seeds steps batch"]:
-    return jax.vmap(lambda key: train.epoch_order(key, epoch, examples=examples, batch_size=batch_size))(keys)
+    return jax.vmap(lambda key: epoch_order(key, epoch, examples=examples, batch_size=batch_size))(keys)
 
 
-@partial(jax.jit, static_argnames=("recipe", "steps"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("setup", "steps"), donate_argnums=0)
 def _train_chunk(
     states: TrainState,
     keys: Key[Array, " seeds"],
-    examples: Examples,
+    data: Images,
     order: Int[Array, "seeds all_steps batch"],
     start: Int[Array, ""],
-    hyperparameters: Hyperparameters,
+    settings: Settings,
     *,
-    recipe: Recipe,
+    setup: Setup,
     steps: int,
 ) -> tuple[TrainState, Metrics, Check]:
     """`steps` steps of an epoch from `start` on, of all trainings together: settings side by side within each seed."""
     rows = jax.lax.dynamic_slice_in_dim(order, start, steps, axis=1)
 
     def one_training(
-        state: TrainState, key: Key[Array, ""], rows: Array, own: Hyperparameters
+        state: TrainState, key: Key[Array, ""], rows: Array, own: Settings
     ) -> tuple[TrainState, Metrics, Check]:
-        state, metrics = train.scan_steps(state, key, examples, rows, own, recipe=recipe)
+        state, metrics = of_images.scan_steps(state, key, data, rows, own, setup=setup)
         bad = ~jnp.isfinite(metrics.loss)
         first_bad = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
         metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
@@ -359,15 +204,15 @@ def _train_chunk(
     # Trainings of one seed see the same batches: their images are gathered once, and meet all their first layers in
     # one product.
     seeds = len(keys)
-    settings = len(states.step) // seeds
-    states, own = jax.tree.map(lambda leaf: leaf.reshape(seeds, settings, *leaf.shape[1:]), (states, hyperparameters))
+    each = len(states.step) // seeds
+    states, own = jax.tree.map(lambda leaf: leaf.reshape(seeds, each, *leaf.shape[1:]), (states, settings))
 
-    def one_key(states: TrainState, key: Key[Array, ""], rows: Array, own: Hyperparameters) -> Any:
+    def one_key(states: TrainState, key: Key[Array, ""], rows: Array, own: Settings) -> Any:
         return side_by_side(lambda state, given: one_training(state, key, rows, given))(states, own)
 
-    side_by_side = _in_turn if _large(states, seeds * settings) else _together
+    side_by_side = _in_turn if _large(setup, states, seeds * each) else _together
     trained = side_by_side(one_key)(states, keys, rows, own)
-    return jax.tree.map(lambda leaf: leaf.reshape(seeds * settings, *leaf.shape[2:]), trained)
+    return jax.tree.map(lambda leaf: leaf.reshape(seeds * each, *leaf.shape[2:]), trained)
 
 
 def _together(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -392,37 +237,10 @@ def _in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
     return mapped
 
 
-def _large(states: TrainState, trainings: int) -> bool:
+def _large(setup: Setup, states: TrainState, trainings: int) -> bool:
     """Whether trainings are done in turn: on a CPU, and with networks that keep all of its cores busy one at a time."""
-    return jax.default_backend() == "cpu" and count_parameters(states.params) // trainings >= _LARGE
-
-
-def require_finite(
-    phase: Phase, bad: Bool[np.ndarray, " trainings"], what: str, when: str, *, first: int | None = None
-) -> None:
-    """Raises `NotFiniteError` unless none is `bad`. first: the training that `when` is about."""
-    if not bad.any():
-        return
-    first = int(np.argmax(bad)) if first is None else first
-    seeds = list(dict.fromkeys(str(s) for s, wrong in zip(phase.trained_seeds, bad, strict=True) if wrong))
-    named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
-    own = jax.tree.map(lambda values: float(values[first]), phase.hyperparameters)
-    temperature = float(own.weights.temperature) if isinstance(own.weights, KDWeights) else None
-    soft = "" if temperature is None else f" and --temperature {temperature:g}"
-    rate = "--teacher-learning-rate" if phase.name.startswith("teacher") else "--learning-rate"
-    raise NotFiniteError(
-        f"{what} of the {title(phase.name)} with {named} is not finite {when} at {rate} {own.learning_rate:g}{soft}: "
-        f"choose a smaller learning rate{' or another temperature' if soft else ''}",
-        what=what,
-        seeds=named,
-        when=when,
-        temperature=temperature,
-    )
-
-
-def _require_finite_steps(phase: Phase, check: Check, done: int, length: int) -> None:
-    first_bad = np.asarray(check.first_bad)
-    first = int(np.argmin(np.where(first_bad >= 0, first_bad, length)))
-    require_finite(phase, first_bad >= 0, "the loss", f"at step {done + 1 + first_bad[first]:,}", first=first)
-    what = "a parameter or a moment of the optimiser"
-    require_finite(phase, ~np.asarray(check.finite), what, f"after step {done + length:,}")
+    params, _ = setup.network.split(states.variables)
+    if jax.default_backend() == "cpu" and any(leaf.ndim > 3 for leaf in jax.tree.leaves(params)):
+        # Kernels of convolutions: side by side they would be grouped convolutions, which are slow on a CPU.
+        return True
+    return jax.default_backend() == "cpu" and count_parameters(params) // trainings >= sizes.SMALL

@@ -1,4 +1,4 @@
-"""Many trainings of one recipe: settings × seeds, in blocks that fit into memory, each a phase with its checkpoints."""
+"""Many trainings of one setup: settings × seeds, in blocks that fit into memory, each a stage with its checkpoints."""
 
 import math
 from collections.abc import Sequence
@@ -9,48 +9,55 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments.notebook.config import ConfigError
-from kd_jax.experiments.stage import Keeping, Phase, Progress
+from kd_jax import errors
+from kd_jax.errors import ConfigError
+from kd_jax.experiments.images import Images, Metrics, Settings, Setup
+from kd_jax.experiments.shell.progress import Progress, StageName
+from kd_jax.experiments.stage import Role, Stage, prepare, with_others
+from kd_jax.experiments.stage_loop import train_stage
 from kd_jax.train import memory
-from kd_jax.train.checkpoint import Store
-from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe
+from kd_jax.train.checkpoint import CheckpointPolicy, Store
 
 # More trainings at once save nothing on a CPU (`benchmarks.seeds`), and a checkpoint should not be far.
 _MOST_ON_A_CPU = 100
 _MOST = 4096
 
 
-class Group(NamedTuple):
-    """Trainings that differ in seed and hyperparameters alone.
+class Trials(NamedTuple):
+    """Trainings that differ in seed and settings alone.
 
-    name: of its phases. settings: one `Hyperparameters` of plain numbers each. seeds: each setting is trained with all.
-    role: folded into every seed's key.
+    name: of its stages, which have a number, too. settings: one `Settings` of plain numbers each. seeds: each
+    setting is trained with all. role: folded into every seed's key. title: what a person calls the model, where that is
+    not the name.
     """
 
     name: str
-    recipe: Recipe
-    settings: Sequence[Hyperparameters]
+    setup: Setup
+    settings: Sequence[Settings]
     seeds: tuple[int, ...]
-    role: int
+    role: Role
     epochs: int
+    title: str = ""
+
+    def stage_name(self, number: int) -> StageName:
+        """Of the block `number`."""
+        return StageName(self.name, self.title or f"{self.name}-{number}", number)
 
 
-class Trained(NamedTuple):
-    """A group after its last step, on the host; every leaf `[settings, seeds, ...]`.
+class TrainedTrials(NamedTuple):
+    """Trials after their last step, on the host; every leaf `[settings, seeds, ...]`.
 
-    history: `Metrics` of arrays `[settings, seeds, reports]`, and `moments` of the reports, in epochs.
+    metrics: arrays `[settings, seeds, reports]`. report_epochs: when each report was, in epochs.
     """
 
-    params: Any
-    state: Any
-    history: Metrics
-    moments: Float[np.ndarray, " reports"]
+    variables: Any
+    metrics: Metrics
+    report_epochs: Float[np.ndarray, " reports"]
     train_s: float
 
 
 class Block(NamedTuple):
-    """Some seeds and some settings, by their place; the programs of one fit all blocks of a group."""
+    """Some seeds and some settings, by their place; the programs of one fit all blocks of the same trials."""
 
     seeds: tuple[int, ...]
     settings: tuple[int, ...]
@@ -72,7 +79,7 @@ def trainings_at_once(
     batch_size: int,
     *,
     beside: int,
-    remedy: str = "choose a smaller --batch-size or smaller networks",
+    remedy: str = errors.SMALLER,
 ) -> int:
     """How many trainings are kept side by side. Raises `ConfigError`, with the remedy, where not even one fits.
 
@@ -86,62 +93,55 @@ def trainings_at_once(
     fit = free // one.total(batch_size)
     if fit < 1:
         raise ConfigError(
-            f"one training needs {one.total(batch_size) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: {remedy}"
+            f"one training needs {memory.gib(one.total(batch_size))}, and {memory.gib(free)} are free", remedy
         )
     return min(fit, most)
 
 
-def run(
-    group: Group,
-    examples: Examples,
+def train_trials(
+    trials: Trials,
+    data: Images,
     progress: Progress,
-    keeping: Keeping,
+    policy: CheckpointPolicy,
     *,
     most: int,
     tolerant: bool = False,
-) -> Trained:
-    """Trains the group, from the newest checkpoint of each block on. Raises what `phase.run` and `Store.newest` do.
+) -> TrainedTrials:
+    """Trains all of them, from the newest checkpoint of each block on. Raises as `train_stage` and `Store.newest` do.
 
     most: trainings in a block; one that is resumed has the blocks that it had, whatever fits into memory by now.
-    tolerant: as `phase.run` has it.
+    tolerant: as `train_stage` has it.
     """
-    if keeping.store:
-        most = _kept(keeping.store, group.name, most)
+    if policy.store:
+        most = _most_at_first(policy.store, trials.name, most)
     parts: dict[Block, Any] = {}
-    prepared: Phase | None = None
-    moments, seconds = np.zeros(0), 0.0
-    for number, block in enumerate(blocks(len(group.settings), len(group.seeds), most)):
-        seeds = tuple(group.seeds[i] for i in block.seeds)
-        chosen = [group.settings[i] for i in block.settings] * len(seeds)
-        hyperparameters: Hyperparameters = jax.tree.map(lambda *values: jnp.asarray(values, jnp.float32), *chosen)
-        name = f"{group.name}-{number}"
-        if prepared is None:
-            prepared = phase.prepare(
-                name,
-                group.recipe,
-                hyperparameters,
-                seeds,
-                group.role,
-                examples,
-                epochs=group.epochs,
-                every=keeping.every,
+    stage: Stage | None = None
+    report_epochs, seconds = np.zeros(0), 0.0
+    for number, block in enumerate(blocks(len(trials.settings), len(trials.seeds), most)):
+        seeds = tuple(trials.seeds[i] for i in block.seeds)
+        chosen = [trials.settings[i] for i in block.settings] * len(seeds)
+        values: Settings = jax.tree.map(lambda *each: jnp.asarray(each, jnp.float32), *chosen)
+        name = trials.stage_name(number)
+        if stage is None:
+            stage = prepare(
+                name, trials.role, trials.setup, values, seeds, data, epochs=trials.epochs, every=policy.every
             )
         else:
-            prepared = phase.with_others(prepared, name, seeds, group.role, hyperparameters)
-        restored = keeping.store.newest(name) if keeping.store else None
-        course = phase.run(prepared, examples, progress, keeping, restored, tolerant=tolerant)
-        moments, seconds = course.moments, seconds + course.train_s
+            stage = with_others(stage, name, seeds, values)
+        restored = policy.store.newest(name.folder) if policy.store else None
+        history = train_stage(stage, data, progress, policy, restored, tolerant=tolerant)
+        report_epochs, seconds = history.report_epochs, seconds + history.train_s
         shape = (len(seeds), len(block.settings))
         parts[block] = jax.tree.map(
             lambda leaf, shape=shape: np.moveaxis(np.asarray(leaf).reshape(*shape, *leaf.shape[1:]), 0, 1),
-            (course.states.params, course.states.state, course.history),
+            (history.states.variables, history.metrics),
         )
-    params, state, history = _assembled(parts, len(group.settings), len(group.seeds))
-    return Trained(params, state, history, moments, seconds)
+    variables, metrics = _assembled(parts, len(trials.settings), len(trials.seeds))
+    return TrainedTrials(variables, metrics, report_epochs, seconds)
 
 
-def _kept(store: Store, name: str, most: int) -> int:
-    """How many trainings the blocks of a group were to have when it was started."""
+def _most_at_first(store: Store, name: str, most: int) -> int:
+    """How many trainings the blocks were to have when they were started."""
     noted = store.notes.get("at_once", {})
     if name not in noted:
         store.note(at_once=noted | {name: most})

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,23 @@ def check_shape(found: Sequence[int], wanted: Sequence[int] | None, what: str) -
     """Raises `DataError` where an array has another shape than it must have, if that is known."""
     if wanted is not None and tuple(found) != tuple(wanted):
         raise DataError(f"{what} has the shape {_shape(found)}: it must have {_shape(wanted)}")
+
+
+def as_numpy(value: Any, what: str) -> Shaped[np.ndarray, "..."]:
+    """`value` as a NumPy array: a list, a tensor of PyTorch, a data set of h5py, or what else NumPy or DLPack reads.
+
+    Raises `DataError` where it is none.
+    """
+    with refusing(f"{what} cannot be read as an array", "give an array, or lists of equal lengths"):
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            # NumPy lacks PyTorch's bfloat16.
+            narrow = value.is_floating_point() and value.element_size() < 4
+            return np.asarray(value.float() if narrow else value)
+        array = np.asarray(value)
+        if array.dtype == object and hasattr(value, "__dlpack__"):
+            array = np.from_dlpack(value)
+        return array
 
 
 def floats(array: Shaped[np.ndarray, "..."], what: str) -> Float[np.ndarray, "..."]:

@@ -29,7 +29,7 @@ _DICT, _PARAMETER = "collections OrderedDict", "torch._utils _rebuild_parameter"
 _TENSORS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
 _KNOWN = {_DICT, _PARAMETER, *_TENSORS, *_DTYPES}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MOST_AXES, _MOST_NUMBERS = 64, 2**48
 # Some hundred bytes describe a tensor, and an opcode of one byte can cost hundred.
@@ -93,9 +93,11 @@ class _Machine:
             self.stack.append(tuple(self._pop(_TUPLES[opcode])))
         elif opcode in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
+        elif opcode == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
         elif opcode in ("BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
-        elif opcode not in ("PROTO", "STOP"):
+        elif opcode not in ("PROTO", "FRAME", "STOP"):
             self._build(opcode, argument)
 
     def _build(self, opcode: str, argument: Any) -> None:
@@ -115,6 +117,11 @@ class _Machine:
             self._set(self._top(dict), items)
         elif opcode == "GLOBAL":
             self.stack.append(self._known(argument))
+        elif opcode == "STACK_GLOBAL":
+            module, name = self._pop(2)
+            if not (isinstance(module, str) and isinstance(name, str)):
+                raise ValueError("its pickle names a thing by something else than texts")
+            self.stack.append(self._known(f"{module} {name}"))
         elif opcode == "BINPERSID":
             self.stack.append(_storage(*self._pop(1)))
         elif opcode == "REDUCE":

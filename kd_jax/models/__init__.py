@@ -8,8 +8,9 @@ from kd_jax.models.mlp import MLP, mlp
 from kd_jax.models.network import Model, Network, Output, count_parameters
 from kd_jax.models.nnx import from_nnx, to_module
 from kd_jax.models.parameters import restore, save
+from kd_jax.models.torch import from_torch
 
 __all__ = [
     "MLP", "Model", "Network", "Output", "as_model", "as_output", "count_parameters", "feature_names", "from_function",
-    "from_linen", "from_nnx", "mlp", "restore", "save", "to_module",
+    "from_linen", "from_nnx", "from_torch", "mlp", "restore", "save", "to_module",
 ]  # fmt: skip

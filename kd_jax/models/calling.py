@@ -12,6 +12,8 @@ from kd_jax.errors import ConfigError
 from kd_jax.models.network import Output
 
 PyTree = Any
+# `call(module, inputs, train)` of a user, which returns logits or an `Output`.
+Call = Callable[..., Any]
 
 _TRAIN = ("train", "training", "is_training", "is_train")
 _EVALUATE = ("deterministic", "use_running_average", "inference")
@@ -54,6 +56,20 @@ def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapp
         inspect.signature(function).bind(*args, **kwargs)
     except TypeError as error:
         raise ConfigError(f"{what} cannot be called with these inputs ({error}): {REMEDY}") from None
+    except ValueError:
+        return
+
+
+def check_own_call(call: Call | None) -> None:
+    """Raises `ConfigError` where a user's `call` does not take what it is given."""
+    if call is None:
+        return
+    try:
+        inspect.signature(call).bind(None, None, False)
+    except TypeError as error:
+        raise ConfigError(
+            f"call takes other arguments ({error}): it is called as call(module, inputs, train)"
+        ) from None
     except ValueError:
         return
 

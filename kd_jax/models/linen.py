@@ -1,6 +1,6 @@
 """The door of Flax Linen: a module with example inputs or variables, as a `Model`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, cast
@@ -12,9 +12,11 @@ from flax.core import unfreeze
 
 from kd_jax.errors import ConfigError
 from kd_jax.models.calling import (
+    Call,
     arguments,
     as_output,
     check_call,
+    check_own_call,
     mode,
     named_arrays,
     named_parameters,
@@ -30,7 +32,7 @@ def from_linen(
     inputs: PyTree = None,
     *,
     variables: Variables = None,
-    call: Callable[[linen.Module, PyTree, bool], Any] | None = None,
+    call: Call | None = None,
     mutable: Sequence[str] | None = None,
     rngs: Sequence[str] = ("dropout",),
 ) -> Model:
@@ -52,6 +54,7 @@ def from_linen(
             f"a {type(module).__name__} is no Linen module: give flax.linen.Module(…), or use kd.from_nnx or "
             "kd.from_function"
         )
+    check_own_call(call)
     if inputs is None and variables is None:
         raise ConfigError(
             "a Linen module has no parameters before it has seen inputs: give from_linen(module, inputs), an array or "
@@ -86,7 +89,7 @@ class LinenNetwork(Network):
 
     linen_module: linen.Module
     example: tuple[Any, ...] | None
-    call: Callable[..., Any] | None = None
+    call: Call | None = None
     mutable: tuple[str, ...] | None = None
     rngs: tuple[str, ...] = ("dropout",)
 

@@ -14,16 +14,24 @@ from jaxtyping import Array
 
 from kd_jax.errors import ConfigError
 from kd_jax.models import recording
-from kd_jax.models.calling import REMEDY, arguments, as_output, check_call, mode, named_parameters, unknown_feature
+from kd_jax.models.calling import (
+    REMEDY,
+    Call,
+    arguments,
+    as_output,
+    check_call,
+    check_own_call,
+    mode,
+    named_parameters,
+    unknown_feature,
+)
 from kd_jax.models.network import Model, Network, Output, Params, PyTree, State, Variables
 
 # What the key of a step is folded with for streams that are given at the call; those of the module count from 0.
 _AT_CALL = 0x7FFFFFFF
 
 
-def from_nnx(
-    module: nnx.Module | Callable[..., Any], *, call: Callable[[nnx.Module, PyTree, bool], Any] | None = None
-) -> Model:
+def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = None) -> Model:
     """A `Model` of an NNX module, or of a class or function `rngs -> module`.
 
     A module that lives gives its own values, and is never changed. A constructor is called with `nnx.Rngs` of the
@@ -35,6 +43,7 @@ def from_nnx(
 
     Raises `ConfigError`.
     """
+    check_own_call(call)
     if isinstance(module, nnx.Module):
         graph, values, streams = _split(_copy(module))
         network = NNXNetwork(graph, _shapes(values), _shapes(streams), call)
@@ -81,7 +90,7 @@ class NNXNetwork(Network):
     graph: Any
     shapes: PyTree
     streams: PyTree
-    call: Callable[..., Any] | None = None
+    call: Call | None = None
     constructor: Callable[..., nnx.Module] | None = None
 
     def init(self, key: Any) -> Variables:

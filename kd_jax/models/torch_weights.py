@@ -12,7 +12,7 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from kd_jax.errors import DataError
-from kd_jax.files import floats, listed, pt, refusing, shown, tensors
+from kd_jax.files import as_numpy, floats, listed, pt, shown, tensors
 from kd_jax.models.network import Params
 
 _LONGEST_NAME = 200
@@ -20,7 +20,7 @@ _LONGEST_NAME = 200
 Arrays = dict[str, Float[np.ndarray, "..."]]
 
 
-def from_state_dict(source: str | Path | Mapping[str, Any], names: Sequence[str] | None = None) -> Params:
+def from_state_dict(source: Any, names: Sequence[str] | None = None) -> Params:
     """Parameters of an `MLP` from a PyTorch `state_dict` of linear layers, each kernel being a transposed `weight`.
 
     source: the mapping itself, or a `.safetensors`, `.pt` or `.pth` file of it. Nothing is ever unpickled, and no
@@ -31,6 +31,9 @@ def from_state_dict(source: str | Path | Mapping[str, Any], names: Sequence[str]
     Images of several channels are flattened by PyTorch with the channels first, by kd_jax with the channels last: their
     first weights must be reordered. Raises `DataError`.
     """
+    if not isinstance(source, str | Path | Mapping):
+        remedy = "module.state_dict()" if hasattr(source, "state_dict") else "the mapping, or the name of a file of it"
+        raise DataError(f"a {type(source).__name__} is no state_dict: give {remedy}")
     where = "the state_dict" if isinstance(source, Mapping) else str(source)
     arrays = _arrays(source, where) if isinstance(source, Mapping) else _read(Path(source))
     if names is None:
@@ -107,12 +110,7 @@ def _arrays(mapping: Mapping[str, Any], where: str) -> Arrays:
 
 def _array(value: Any, what: str) -> Float[np.ndarray, "..."]:
     """`value`, an array or a tensor of PyTorch, in float32, or in float64 where JAX is set to compute in it."""
-    with refusing(f"{what} is no array", "give the tensors of a state_dict"):
-        if hasattr(value, "detach"):
-            value = value.detach().cpu()
-            # NumPy lacks bfloat16.
-            value = value.float() if value.is_floating_point() and value.element_size() < 4 else value
-        return floats(np.asarray(value).copy(), what)
+    return floats(as_numpy(value, what).copy(), what)
 
 
 def _layer_names(arrays: Arrays) -> list[str]:

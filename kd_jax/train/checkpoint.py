@@ -1,6 +1,6 @@
 """Checkpoints: written while the training goes on, recognised by their digest, the newest and the one before kept.
 
-A run's folder has `run.json`, what the run is, and for each phase `checkpoints/PHASE/STEP/`: an Orbax checkpoint
+A run's folder has `run.json`, what the run is, and for each stage `checkpoints/STAGE/STEP/`: an Orbax checkpoint
 (https://orbax.readthedocs.io, its v1 API) and `sha256.txt`, the digests of its files as `sha256sum -c` reads them.
 A folder gets its final name when all of it is written, so that one without its digests is damaged, not unfinished.
 """
@@ -9,46 +9,42 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from filelock import FileLock, Timeout
-from jaxtyping import Shaped
 
-PyTree = Any
-Arrays = dict[str, Shaped[np.ndarray, "..."]]
+from kd_jax import errors
+from kd_jax.errors import CheckpointError, DamageError, MismatchError
+from kd_jax.train import checkpoint_files
+from kd_jax.train.checkpoint_files import Arrays, Checkpoint, first_line
 
 KEPT = 2
-"""Checkpoints of each phase: the newest and the one before."""
+"""Checkpoints of each stage: the newest and the one before."""
 
 _FORMAT = 1
-_RUN, _LOCK, _CHECKPOINTS, _DIGESTS, _PARTIAL = "run.json", ".lock", "checkpoints", "sha256.txt", ".partial"
+_RUN, _LOCK, _CHECKPOINTS, _PARTIAL = "run.json", ".lock", "checkpoints", ".partial"
 
 
-# Bytes of a checkpoint beside its arrays, generously.
-_ROOM = 2**18
+class CheckpointPolicy(NamedTuple):
+    """When a training keeps what it has done, and where.
 
+    store: where checkpoints go; None for none. every: steps of an epoch between two places for one; None for its end
+    alone. pause: seconds from one checkpoint to the next at least, but for a stage's first, its last and one before
+    leaving, and none while one is being written: where epochs are short, writing may take longer than training. 0 for a
+    checkpoint at every place. should_stop: asked after every chunk whether to save and leave. defer: entered while a
+    signal must not cut anything in two.
+    """
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read; one sentence with the remedy."""
-
-
-class MismatchError(ValueError):
-    """A run that is not the one to be resumed; one sentence that names the difference."""
-
-
-class Checkpoint(NamedTuple):
-    """What was saved after `step` steps of a phase. facts: whatever JSON can hold."""
-
-    step: int
-    arrays: Arrays
-    facts: dict[str, Any]
+    store: "Store | None" = None
+    every: int | None = None
+    pause: float = 0.0
+    should_stop: Callable[[], bool] = lambda: False
+    defer: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 class Store:
@@ -66,14 +62,13 @@ class Store:
     def kept(self) -> bool:
         """Whether there is any checkpoint."""
         folder = self.folder / _CHECKPOINTS
-        return folder.is_dir() and any(self._steps(phase.name) for phase in folder.iterdir())
+        return folder.is_dir() and any(self._steps(stage.name) for stage in folder.iterdir())
 
     def require_description(self) -> None:
         """Raises `CheckpointError` where there are checkpoints and nothing that tells what they are of."""
         if self.kept and not self.started:
             raise CheckpointError(
-                f"{self.folder / _RUN} is gone, and {self.folder} has checkpoints: "
-                "start the run again, in another folder or with --overwrite"
+                f"{self.folder / _RUN} is gone, and {self.folder} has checkpoints", errors.START_AGAIN
             )
 
     @property
@@ -133,49 +128,48 @@ class Store:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 
-    def forget(self, group: str) -> None:
-        """Removes the checkpoints of the phases `group-0`, `group-1` and so on, whose results are kept elsewhere."""
+    def forget(self, trials: str) -> None:
+        """Removes the checkpoints of the stages `trials-0`, `trials-1` and so on, whose results are kept elsewhere."""
         self.wait()
-        for path in (self.folder / _CHECKPOINTS).glob(f"{group}-*"):
-            if path.name.removeprefix(f"{group}-").isdecimal():
+        for path in (self.folder / _CHECKPOINTS).glob(f"{trials}-*"):
+            if path.name.removeprefix(f"{trials}-").isdecimal():
                 shutil.rmtree(path, ignore_errors=True)
 
     def identity(self) -> dict[str, Any]:
         """What `start` was told. Raises `CheckpointError` where that is damaged, `MismatchError` for another format."""
         return dict(self._description()["run"])
 
-    def newest(self, phase: str) -> Checkpoint | None:
-        """The newest good checkpoint of a phase; None where none was written. Changes nothing.
+    def newest(self, stage: str) -> Checkpoint | None:
+        """The newest good checkpoint of a stage; None where none was written. Changes nothing.
 
         Raises `CheckpointError` where there are checkpoints and none is good.
         """
-        steps = self._steps(phase)
+        steps = self._steps(stage)
         for step in reversed(steps):
-            path = self._path(phase, step)
+            path = self._path(stage, step)
             try:
-                found = _read(path)
-                own = {"run": self._run_digest(), "phase": phase, "step": step}
+                found = checkpoint_files.read(path)
+                own = {"run": self._run_digest(), "phase": stage, "step": step}
                 if {name: found.facts.get(name) for name in own} != own:
-                    raise _DamageError("it is of another run, phase or step")
+                    raise DamageError("it is of another run, phase or step")
                 return found
-            except _DamageError as damage:
+            except DamageError as damage:
                 self._warn(f"checkpoint {path} is damaged ({damage}): it is passed over for the one before")
         if steps:
             raise CheckpointError(
-                f"no checkpoint of the {phase} in {self.folder / _CHECKPOINTS / phase} is good: "
-                "start the run again, in another folder or with --overwrite"
+                f"no checkpoint of the {stage} in {self.folder / _CHECKPOINTS / stage} is good", errors.START_AGAIN
             )
         return None
 
-    def save(self, phase: str, step: int, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def save(self, stage: str, step: int, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Copies the arrays to the host, and writes them while the caller goes on.
 
         Waits for the write before, and raises `CheckpointError` where that one failed.
         """
         self.wait()
         copies = {name: np.array(value) for name, value in arrays.items()}
-        known = {**facts, "run": self._run_digest(), "phase": phase, "step": step}
-        self._writing = self._writer.submit(self._write, phase, step, copies, known)
+        known = {**facts, "run": self._run_digest(), "phase": stage, "step": step}
+        self._writing = self._writer.submit(self._write, stage, step, copies, known)
 
     @property
     def writing(self) -> bool:
@@ -197,36 +191,32 @@ class Store:
             return error
         return None
 
-    def _write(self, phase: str, step: int, arrays: Arrays, facts: dict[str, Any]) -> None:
-        path = self._path(phase, step)
+    def _write(self, stage: str, step: int, arrays: Arrays, facts: dict[str, Any]) -> None:
+        path = self._path(stage, step)
         partial = path.with_name(_PARTIAL)
         try:
-            import orbax.checkpoint.experimental.v1 as ocp
-
             if not self.started:
                 raise FileNotFoundError(errno.ENOENT, "")
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished(phase)
-            _require_room(partial, sum(array.nbytes for array in arrays.values()))
-            ocp.save(partial.resolve(), arrays, custom_metadata=facts)
-            (partial / _DIGESTS).write_text(_digests(partial), encoding="utf-8")
+            self._remove_unfinished(stage)
+            checkpoint_files.write(partial, arrays, facts)
             if path.exists():
                 # Only a damaged one is written again.
                 shutil.rmtree(path)
             partial.rename(path)
-            steps = self._steps(phase)
+            steps = self._steps(stage)
             # Later ones are damaged, or this one would not have been written.
             kept = [other for other in steps if other <= step][-KEPT:]
             for other in set(steps) - set(kept):
-                shutil.rmtree(self._path(phase, other), ignore_errors=True)
+                shutil.rmtree(self._path(stage, other), ignore_errors=True)
         except Exception as error:
             # Whatever Orbax and TensorStore raise for a full disk, a folder that is gone, and the like.
             with contextlib.suppress(OSError):
-                self._remove_unfinished(phase)
+                self._remove_unfinished(stage)
             raise _unwritable(path, error, self.started and self.kept) from None
 
-    def _remove_unfinished(self, phase: str) -> None:
-        for path in (self.folder / _CHECKPOINTS / phase).glob(f"{_PARTIAL}*"):
+    def _remove_unfinished(self, stage: str) -> None:
+        for path in (self.folder / _CHECKPOINTS / stage).glob(f"{_PARTIAL}*"):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -263,11 +253,11 @@ class Store:
             self._digest = _digest_of(self.identity())
         return self._digest
 
-    def _path(self, phase: str, step: int) -> Path:
-        return self.folder / _CHECKPOINTS / phase / f"{step:09d}"
+    def _path(self, stage: str, step: int) -> Path:
+        return self.folder / _CHECKPOINTS / stage / f"{step:09d}"
 
-    def _steps(self, phase: str) -> list[int]:
-        folder = self.folder / _CHECKPOINTS / phase
+    def _steps(self, stage: str) -> list[int]:
+        folder = self.folder / _CHECKPOINTS / stage
         if not folder.is_dir():
             return []
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
@@ -280,7 +270,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         held.acquire()
     except Timeout:
-        raise CheckpointError(f"another process is running in {folder}: wait for it, or choose another --out") from None
+        raise CheckpointError(f"another process is running in {folder}", errors.WAIT) from None
     except (OSError, NotImplementedError) as error:
         raise _unwritable(folder, error) from None
     try:
@@ -289,86 +279,11 @@ def lock(folder: Path) -> Iterator[None]:
         held.release()
 
 
-def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their paths, such as `params.hidden.0.kernel`."""
-    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) -> PyTree:
-    """The tree whose leaves `named_arrays` named, on the device. Raises `MismatchError` where it is not `like`."""
-    paths, structure = jax.tree.flatten_with_path(like)
-    expected = {_name(path): (leaf.shape, leaf.dtype) for path, leaf in paths}
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    if found != expected:
-        name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-        raise MismatchError(
-            f"the checkpoint has {found.get(name, 'nothing')} for {name}, and this kd_jax "
-            f"{expected.get(name, 'nothing')}: use the versions that wrote it"
-        )
-    return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name]) for name in expected])
-
-
-class _DamageError(Exception):
-    """Why a checkpoint is not good."""
-
-
-def _read(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, whose digests are checked before Orbax sees it. Raises `_DamageError`."""
-    try:
-        listed = (path / _DIGESTS).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise _DamageError(f"it lacks {_DIGESTS}") from None
-    try:
-        found = _digests(path)
-    except OSError as error:
-        raise _DamageError(_first_line(error)) from None
-    if listed != found:
-        changed = [line.split("  ", 1)[-1] for line in listed.splitlines() if line not in found.splitlines()]
-        name = ascii(changed[0][:100])[1:-1] if changed else ""
-        raise _DamageError(f"{name} has another digest, or is gone" if changed else f"{_DIGESTS} is not complete")
-    import orbax.checkpoint.experimental.v1 as ocp
-
-    try:
-        arrays, metadata = ocp.load(path.resolve()), ocp.metadata(path.resolve())
-    except Exception as error:
-        raise _DamageError(f"Orbax cannot read it: {_first_line(error)}") from None
-    return Checkpoint(int(path.name), arrays, dict(metadata.custom_metadata))
-
-
-def _require_room(path: Path, size: int) -> None:
-    """Raises `OSError` for a full disk before Orbax meets it, whose threads would each complain."""
-    if hasattr(os, "posix_fallocate"):
-        room = path.with_name(f"{path.name}-room")
-        with room.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size + _ROOM)
-        room.unlink()
-
-
-def _digests(folder: Path) -> str:
-    """A line for each file, as sha256sum writes it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _DIGESTS)
-    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-
-
 def _unwritable(path: Path, error: Exception, kept: bool = False) -> CheckpointError:
     """kept: whether there is a checkpoint to go on from."""
-    remedy = "go on with --resume from the checkpoint before" if kept else "run it again"
-    return CheckpointError(f"{path} cannot be written ({_first_line(error)}): make room or give it back, and {remedy}")
-
-
-def _first_line(error: Exception) -> str:
-    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-    return (text.strip().partition("\n")[0] or type(error).__name__)[:200]
+    remedy = errors.MAKE_ROOM_AND_GO_ON if kept else errors.MAKE_ROOM
+    return CheckpointError(f"{path} cannot be written ({first_line(error)})", remedy)

@@ -18,6 +18,7 @@ from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, first_batch, make_training
 from kd_jax.train.convolution import canonical
 from kd_jax.train.measures import Measure
+from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Metrics, Prepare, Training, TrainState, init, is_finite, step
 
 PyTree = Any
@@ -26,9 +27,6 @@ PyTree = Any
 # Four save another 10 to 20 % with small networks, and cost as much with large ones (results/throughput/findings.md).
 # Small networks are those that gain by `transpose`, too. Convolutions and attention gain nothing and compile longer.
 _UNROLL, _UNROLL_SMALL = 2, 4
-
-SMALL = 100_000
-"""Parameters below which a network is small: on a CPU one of them does not keep all cores busy."""
 
 
 def fit(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 
-from kd_jax.models.network import Network, count_parameters
+from kd_jax.data.shifts import view_count
+from kd_jax.models import Network, count_parameters
 
 # Parameters, Adam's two means, gradient and update, as XLA keeps them in a loop, in float32; measured on a CPU.
 _COPIES_OF_PARAMETERS = 8
@@ -51,6 +52,22 @@ def left_to_the_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
         return limit
 
 
+def gib(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def kept_parameters(network: Network, trainings: int) -> int:
+    """Bytes of the parameters of so many trainings, in the blocks that they train in and put together."""
+    params, _ = network.split(jax.eval_shape(network.init, jax.random.key(0)))
+    return 2 * 4 * trainings * count_parameters(params)
+
+
+def teacher_outputs(examples: int, classes: int, shift: int) -> int:
+    """Bytes of a teacher's logits of every view of so many images."""
+    return 4 * view_count(shift) * examples * classes
+
+
 class Needed(NamedTuple):
     """Bytes for one training: whatever the batch is, and for each image of a batch."""
 
@@ -64,7 +81,7 @@ class Needed(NamedTuple):
 
 def needed(network: Network, layers: Sequence[int], *, examples: int, test_examples: int) -> Needed:
     """For training and evaluating one seed of a network of such `layers`, rather too much than too little."""
-    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    params, _ = network.split(jax.eval_shape(network.init, jax.random.key(0)))
     # The order of this epoch, the next one's and what that is made from, and the logits of the test images.
     fixed = 4 * (_COPIES_OF_PARAMETERS * count_parameters(params) + 6 * examples + test_examples * layers[-1])
     # Every unit before and after its activation, and their gradients; the image as often, in the steps of one turn.

@@ -15,7 +15,8 @@ import numpy as np
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
-from kd_jax.train.checkpoint import Store, lock, named_arrays, restore_tree
+from kd_jax.train.checkpoint import Store, lock
+from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.sources import Position
 from kd_jax.train.step import TrainState
 
@@ -123,11 +124,11 @@ def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) ->
 
 def identity(settings: dict[str, Any], data: Any, start: PyTree, teacher: PyTree) -> dict[str, Any]:
     """What makes a training the same training. data: a `Batch` in memory, by its bytes; an iterator, by its type."""
-    known = _digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
+    known = digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
-        "settings": settings, "data": known, "start": None if start is None else _digest(start),
-        "teacher": None if teacher is None else _digest(teacher), "versions": versions,
+        "settings": settings, "data": known, "start": None if start is None else digest(start),
+        "teacher": None if teacher is None else digest(teacher), "versions": versions,
         "backend": jax.default_backend(),
     }  # fmt: skip
 
@@ -140,7 +141,7 @@ def description(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(description, value))})"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return repr(np.asarray(value).item()) if np.ndim(value) == 0 else _digest(value)
+        return repr(np.asarray(value).item()) if np.ndim(value) == 0 else digest(value)
     if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
     return repr(value)
@@ -163,7 +164,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _digest(tree: PyTree) -> str:
+def digest(tree: PyTree) -> str:
+    """SHA-256 of every array of a tree with its path, shape and type."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
         array = np.asarray(leaf)

@@ -57,7 +57,7 @@ def init(
     key: Key[Array, ""],
     training: Training,
     method: Method,
-    batch: Batch,
+    batch: Batch | None = None,
     teacher: Teacher | None = None,
     *,
     variables: PyTree = None,
@@ -65,7 +65,7 @@ def init(
     """The state before the first step.
 
     The network's initial variables depend on `key` alone, not on the method. batch, teacher: shapes are enough.
-    variables: to start from, in place of new ones.
+    variables: to start from, in place of new ones. A method that learns or carries nothing needs no batch.
     """
     network_key, method_key = jax.random.split(jax.random.fold_in(key, _INIT))
     variables = training.network.init(network_key) if variables is None else variables

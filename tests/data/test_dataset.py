@@ -1,14 +1,17 @@
 import contextlib
 import gzip
 import hashlib
+import re
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kd_jax.data.dataset import DataError, Dataset, load, make_dataset
+from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.data.load import load
 from kd_jax.data.sources import idx, mnist
+from kd_jax.errors import DataError
 
 # Of the four raw idx files as published, header and all.
 RAW_SHA256 = {
@@ -260,3 +263,95 @@ def test_npz_files_with_a_wrong_byte_are_read_or_refused(tmp_path: Path, small_d
         (tmp_path / "d.npz").write_bytes(changed)
         with contextlib.suppress(DataError):
             assert_same(load(source), small_dataset)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{}-idx{}-ubyte", "{}.idx{}-ubyte", "{}-idx{}-ubyte.gz", "{}.idx{}-ubyte.gz", "{}.idx{}", "{}-idx{}.ubyte",
+        "{0}-idx{1}-ubyte/{0}-idx{1}-ubyte", "{0}.idx{1}-ubyte/{0}.idx{1}-ubyte",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("test", ["t10k", "test"])
+def test_idx_files_have_their_names_in_many_archives(
+    name: str, test: str, tmp_path: Path, small_dataset: Dataset
+) -> None:
+    d = small_dataset
+    parts = {"train-images": d.train_images[..., 0], "train-labels": d.train_labels}
+    parts |= {f"{test}-images": d.test_images[..., 0], f"{test}-labels": d.test_labels}
+    for part, array in parts.items():
+        path = tmp_path / name.format(part, array.ndim)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(raw_idx(array))
+    assert_same(load(f"idx:{tmp_path}"), d)
+
+
+def test_a_folder_beside_an_idx_file_is_no_candidate(tmp_path: Path, small_dataset: Dataset) -> None:
+    """A much used archive has both: the files, and folders of another spelling that hold them once more."""
+    d = small_dataset
+    parts = {"train-images": d.train_images[..., 0], "train-labels": d.train_labels}
+    parts |= {"t10k-images": d.test_images[..., 0], "t10k-labels": d.test_labels}
+    for part, array in parts.items():
+        (tmp_path / f"{part}.idx{array.ndim}-ubyte").write_bytes(raw_idx(array))
+        (tmp_path / f"{part}-idx{array.ndim}-ubyte").mkdir()
+    assert_same(load(f"idx:{tmp_path}"), d)
+    (tmp_path / "train-labels.idx1-ubyte").unlink()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.*name an existing file"):
+        load(f"idx:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", [bool, np.float32, np.float64, np.uint8, np.int64, np.uint16])
+def test_black_and_white_is_the_same_in_every_type(kind: type) -> None:
+    images = np.random.default_rng(0).integers(0, 2, (20, 8, 8))
+    made = make_dataset("x", images.astype(kind), np.arange(20) % 4, images.astype(kind), np.arange(20) % 4)
+    np.testing.assert_array_equal(made.train_images[..., 0], 255 * images)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.uint8, np.int64])
+@pytest.mark.parametrize("brightest", [2, 16, 31])
+def test_digits_of_a_few_bits_are_refused_with_the_remedy(kind: type, brightest: int) -> None:
+    images, labels = np.tile(np.arange(brightest + 1), (4, 1)).astype(kind), np.arange(4)
+    with pytest.raises(DataError, match=rf"at most {brightest}(\.0)?, which is all but black.*numpy\.round") as error:
+        make_dataset("x", images, labels, images, labels)
+    remedy = re.search(r"numpy\.round.*uint8\)", str(error.value))[0]
+    made = make_dataset("x", *2 * (eval(remedy, {"numpy": np, "images": images}), labels))
+    assert made.train_images.max() == 255
+    brighter = np.tile(np.arange(33), (4, 1)).astype(kind)
+    assert make_dataset("x", brighter, labels, brighter, labels).train_images.max() == 32
+
+
+def test_lists_tensors_and_files_are_read_as_arrays(tmp_path: Path, small_dataset: Dataset) -> None:
+    d = small_dataset
+
+    class Array:
+        def __init__(self, values):
+            self.values = values
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array(self.values, dtype)
+
+    class OnlyDLPack:
+        def __init__(self, values):
+            self.values = np.ascontiguousarray(values)
+
+        def __dlpack__(self, **named):
+            return self.values.__dlpack__(**named)
+
+        def __dlpack_device__(self):
+            return self.values.__dlpack_device__()
+
+    ways = [lambda values: values.tolist(), Array, lambda values: OnlyDLPack(np.array(values))]
+    with contextlib.suppress(ImportError):
+        import torch
+
+        ways.append(lambda values: torch.tensor(values))
+    with contextlib.suppress(ImportError):
+        import h5py
+
+        file = h5py.File(tmp_path / "d.h5", "w")
+        ways.append(lambda values: file.create_dataset(str(len(file)), data=values))
+    for way in ways:
+        parts = map(way, (d.train_images, d.train_labels, d.test_images, d.test_labels))
+        assert_same(make_dataset(d.name, *parts), d)
+    with pytest.raises(DataError, match="the labels of the train part cannot be read as an array"):
+        make_dataset("x", d.train_images, [[1], [1, 2]], d.test_images, d.test_labels)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_jax.data import dataset as data
-from kd_jax.data.dataset import DataError
+from kd_jax.data.load import load
 from kd_jax.data.sources import mnist, tfds
+from kd_jax.errors import DataError
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 LABELS = "t10k-labels-idx1-ubyte.gz"
@@ -39,7 +39,7 @@ class Without(PathFinder):
 
 sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 
-from kd_jax.data import DataError, load
+from kd_jax import DataError, load
 
 assert "tensorflow_datasets" not in sys.modules
 try:
@@ -82,7 +82,7 @@ def places(patch, data_dir, cache):
 def refusal(source):
     """The message of the `DataError`, which is one line and comes without a history."""
     with pytest.raises(DataError) as caught:
-        data.load(source)
+        load(source)
     error = caught.value
     assert error.__cause__ is None
     assert error.__suppress_context__ or error.__context__ is None
@@ -105,7 +105,7 @@ def prepared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         places(patch, data_dir, cache)
         redirect(patch, server.server_port)
-        dataset = data.load("tfds:mnist")
+        dataset = load("tfds:mnist")
     server.shutdown()
     server.server_close()
     return dataset, data_dir, cache
@@ -148,8 +148,8 @@ class TestMnist:
         dataset, data_dir, cache = prepared
         places(monkeypatch, data_dir, cache)
         monkeypatch.setattr(tfds, "_decode", None)
-        assert data.load("tfds:mnist").digest() == dataset.digest()
-        assert data.load("tfds:mnist:3.0.1").digest() == dataset.digest()
+        assert load("tfds:mnist").digest() == dataset.digest()
+        assert load("tfds:mnist:3.0.1").digest() == dataset.digest()
 
     def test_is_read_without_tensorflow(self, prepared, monkeypatch, tmp_path):
         dataset, data_dir, _ = prepared
@@ -266,47 +266,47 @@ def register(name, *, images="same", splits=("train", "test"), keys=("image", "l
 @needs_tensorflow
 class TestSmall:
     def test_other_keys_than_image_and_label(self, folders):
-        dataset = data.load("tfds:" + register("KdJaxKeys", keys=("picture", "kind")))
+        dataset = load("tfds:" + register("KdJaxKeys", keys=("picture", "kind")))
         assert (dataset.name, dataset.image_shape, dataset.classes) == ("tfds:kd_jax_keys", (4, 5, 1), 4)
         assert sorted(dataset.train_labels) == [0, 1, 2]
         np.testing.assert_array_equal(dataset.train_images, np.stack(IMAGES)[dataset.train_labels])
 
     def test_a_damaged_or_forbidden_cache_is_no_error(self, folders, monkeypatch):
         source = "tfds:" + register("KdJaxSame")
-        first = data.load(source)
+        first = load(source)
         (kept,) = (folders / "cache" / "tfds").iterdir()
         content = bytearray(kept.read_bytes())
         for damage in (b"", b"no npz file", content[:-40], content.replace(b"\7" * 20, b"\6" * 20)):
             assert damage != content
             kept.write_bytes(damage)
-            assert data.load(source).digest() == first.digest()
+            assert load(source).digest() == first.digest()
             assert kept.read_bytes()[-40:] == content[-40:]
         (folders / "file").touch()
         monkeypatch.setenv("KD_JAX_CACHE", str(folders / "file"))
-        assert data.load(source).digest() == first.digest()
+        assert load(source).digest() == first.digest()
 
     def test_data_prepared_anew_or_elsewhere_are_decoded_anew(self, folders, monkeypatch):
         source = "tfds:" + register("KdJaxSame")
-        data.load(source)
+        load(source)
         (info,) = (folders / "tfds").glob("kd_jax_same/*/dataset_info.json")
         (shard,) = (folders / "tfds").glob("kd_jax_same/*/*-train.array_record*")
         kept = folders / "cache" / "tfds"
         written = info.stat().st_mtime
         info.write_text(info.read_text().replace("  ", " \t", 1))
         os.utime(info, (written, written))
-        data.load(source)
+        load(source)
         assert len(list(kept.glob("kd_jax_same-1.0.0-*.npz"))) == 2
         os.utime(shard, (0, 0))
-        data.load(source)
+        load(source)
         assert len(list(kept.glob("kd_jax_same-1.0.0-*.npz"))) == 3
         (folders / "tfds").rename(folders / "moved")
         monkeypatch.setenv("TFDS_DATA_DIR", str(folders / "moved"))
-        data.load(source)
+        load(source)
         assert len(list(kept.glob("kd_jax_same-1.0.0-*.npz"))) == 4
 
     def test_damaged_data(self, folders):
         source = "tfds:" + register("KdJaxSame")
-        data.load(source)
+        load(source)
         shutil.rmtree(folders / "cache")
         (shard,) = (folders / "tfds").glob("kd_jax_same/*/*-train.array_record*")
         shard.write_bytes(b"no array_record")

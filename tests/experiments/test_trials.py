@@ -8,17 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_jax.data.dataset import Dataset
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments import trials as group
-from kd_jax.experiments.notebook.config import ConfigError
+from kd_jax.errors import ConfigError
+from kd_jax.experiments import trials
 from kd_jax.experiments.shell.progress import Silent
-from kd_jax.experiments.stage import Keeping
-from kd_jax.experiments.trials import Group, blocks
+from kd_jax.experiments.stage import Role
+from kd_jax.experiments.trials import Trials, blocks
 from kd_jax.methods.logits import KD, KDWeights
 from kd_jax.models.network import Output, Params, mlp
-from kd_jax.train import memory
+from kd_jax.train import memory, sizes
 from kd_jax.train import step as train
-from kd_jax.train.checkpoint import Store
+from kd_jax.train.checkpoint import CheckpointPolicy, Store
 from kd_jax.train.step import Examples, Hyperparameters, Recipe
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -66,12 +65,12 @@ def each_alone(small_dataset: Dataset) -> dict[tuple[int, int], Params]:
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 100])
-def test_a_group_is_what_each_training_is_alone(
+def test_trials_are_what_each_training_is_alone(
     examples: Examples, each_alone: dict[tuple[int, int], Params], most: int
 ) -> None:
-    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 2)
-    found = group.run(one, examples, Silent(), Keeping(), most=most)
-    assert found.history.loss.shape[:2] == (3, 2)
+    one = Trials("students", RECIPE, SETTINGS, (3, 4), Role.STUDENT, 2)
+    found = trials.train_trials(one, examples, Silent(), CheckpointPolicy(), most=most)
+    assert found.metrics.loss.shape[:2] == (3, 2)
     for place, alone in each_alone.items():
         jax.tree.map(
             lambda a, b, place=place: np.testing.assert_allclose(a[place], b, rtol=1e-4, atol=1e-5), found.params, alone
@@ -79,11 +78,11 @@ def test_a_group_is_what_each_training_is_alone(
 
 
 def test_large_networks_train_in_turn_and_find_the_same(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 1)
-    together = group.run(one, examples, Silent(), Keeping(), most=100)
-    monkeypatch.setattr(phase, "_LARGE", 1)
+    one = Trials("students", RECIPE, SETTINGS, (3, 4), Role.STUDENT, 1)
+    together = trials.train_trials(one, examples, Silent(), CheckpointPolicy(), most=100)
+    monkeypatch.setattr(sizes, "SMALL", 1)
     jax.clear_caches()
-    in_turn = group.run(one, examples, Silent(), Keeping(), most=100)
+    in_turn = trials.train_trials(one, examples, Silent(), CheckpointPolicy(), most=100)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), in_turn.params, together.params)
     jax.clear_caches()
 
@@ -91,22 +90,22 @@ def test_large_networks_train_in_turn_and_find_the_same(examples: Examples, monk
 def test_as_many_train_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     one = memory.Needed(1000, 10)
     monkeypatch.setattr(memory, "available", lambda: 5 * 1320 + 1)
-    assert group.trainings_at_once(one, 32, beside=0) == 5
-    assert group.trainings_at_once(one, 32, beside=2) == 4
+    assert trials.trainings_at_once(one, 32, beside=0) == 5
+    assert trials.trainings_at_once(one, 32, beside=2) == 4
     monkeypatch.setattr(memory, "available", lambda: 1319)
-    with pytest.raises(ConfigError, match=r"one training needs .* choose a smaller --batch-size or smaller networks"):
-        group.trainings_at_once(one, 32, beside=0)
+    with pytest.raises(ConfigError, match=r"one training needs .* choose a smaller batch size or smaller networks"):
+        trials.trainings_at_once(one, 32, beside=0)
     monkeypatch.setattr(memory, "available", lambda: None)
-    assert group.trainings_at_once(one, 32, beside=0) == 100
+    assert trials.trainings_at_once(one, 32, beside=0) == 100
 
 
-def test_a_group_that_was_stopped_goes_on_with_its_blocks_whatever_fits_by_then(
+def test_trials_that_were_stopped_go_on_with_their_blocks_whatever_fits_by_then(
     examples: Examples, tmp_path: Path
 ) -> None:
-    one = Group("students", RECIPE, SETTINGS, (3, 4), 1, 1)
+    one = Trials("students", RECIPE, SETTINGS, (3, 4), Role.STUDENT, 1)
     store = Store(tmp_path)
     store.start({})
-    whole = group.run(one, examples, Silent(), Keeping(store), most=2)
-    resumed = group.run(one, examples, Silent(), Keeping(store), most=100)
+    whole = trials.train_trials(one, examples, Silent(), CheckpointPolicy(store), most=2)
+    resumed = trials.train_trials(one, examples, Silent(), CheckpointPolicy(store), most=100)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
     assert store.close() is None

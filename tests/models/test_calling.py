@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from kd_jax.errors import ConfigError
-from kd_jax.models import Model, Output, as_model, as_output, from_function, from_linen, mlp
+from kd_jax.models import Model, Output, as_model, as_output, from_function, from_linen, from_nnx, mlp
 
 LOGITS, X = jnp.ones((2, 3)), jnp.ones((2, 4))
 
@@ -91,6 +91,14 @@ def test_models_are_taken_in_every_form():
     module = Module(nnx.Rngs(3))
     np.testing.assert_allclose(as_model(module)(X), module(X), rtol=1e-6)
     assert isinstance(as_model(from_linen(Linen(), X)), Model)
+
+
+@pytest.mark.parametrize(
+    "door", [lambda call: from_nnx(Module, call=call), lambda call: from_linen(Linen(), X, call=call)]
+)
+def test_a_call_of_a_users_own_takes_the_three_that_it_is_given(door):
+    with pytest.raises(ConfigError, match=r"too many positional arguments.*call\(module, inputs, train\)"):
+        door(lambda module, inputs: module(inputs))
 
 
 class Torch:

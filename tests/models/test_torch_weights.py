@@ -145,7 +145,7 @@ def _with(**changes):
         (_with(fc2_bias=np.full(20, 1e300)), "has NaN or infinite"),
         (_with(fc2_bias=np.zeros(20, np.int64)), "int64: it must hold floating-point"),
         (_with(fc2_bias={"a": 1}), "of type object"),
-        (_with(fc2_bias=[[1.0], [1.0, 2.0]]), "is no array"),
+        (_with(fc2_bias=[[1.0], [1.0, 2.0]]), "cannot be read as an array"),
         (_with(norm_running_mean=np.zeros(20, np.float32)), "norm.running.mean, which is no weight or bias"),
         (_with(norm_bias=np.zeros(20, np.float32)), "lacks norm.weight"),
         (_with(norm_weight=np.zeros(20, np.float32)), r"norm.weight of the state_dict has the shape \(20,\)"),
@@ -305,3 +305,35 @@ def test_big_endian_torch_files(tmp_path):
             big.writestr(name, b"big" if name.endswith("byteorder") else content)
     params = [torch_weights.from_state_dict(tmp_path / f"{order}.pt") for order in ("little", "big")]
     jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+@needs_torch
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_pickle_protocol_is_read(protocol, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Linear(4, 3))
+    path = tmp_path / "weights.pt"
+    torch.save(model.state_dict(), path, pickle_protocol=protocol)
+    params = torch_weights.from_state_dict(path)
+    np.testing.assert_array_equal(params["output"]["kernel"].T, model[1].weight.detach().numpy())
+    np.testing.assert_array_equal(params["hidden"][0]["bias"], model[0].bias.detach().numpy())
+
+
+@needs_torch
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_pickle_of_any_protocol_is_never_run(protocol, tmp_path):
+    torch.save({"fc1.weight": Trap(tmp_path / "mark")}, tmp_path / "trap.pt", pickle_protocol=protocol)
+    with pytest.raises(DataError, match=r"holds more than tensors \(pathlib"):
+        torch_weights.from_state_dict(tmp_path / "trap.pt")
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("source", [None, 3, [("fc.weight", np.ones((2, 2)))]])
+def test_what_is_no_state_dict_is_refused(source):
+    with pytest.raises(DataError, match=r"is no state_dict: give the mapping, or the name of a file"):
+        torch_weights.from_state_dict(source)
+
+
+@needs_torch
+def test_a_module_in_place_of_its_state_dict_says_what_to_give():
+    with pytest.raises(DataError, match=r"a Linear is no state_dict: give module\.state_dict\(\)"):
+        torch_weights.from_state_dict(torch.nn.Linear(2, 2))

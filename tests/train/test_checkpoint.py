@@ -5,15 +5,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.errors import CheckpointError, MismatchError
 from kd_jax.train import checkpoint
-from kd_jax.train.checkpoint import CheckpointError, MismatchError, Store, named_arrays, restore_tree
-from kd_jax.train.step import TrainState
+from kd_jax.train.checkpoint import Store
 
 ARRAYS = {
     "params.0.kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -177,7 +175,8 @@ def test_a_folder_that_takes_no_more_leaves_the_last_checkpoint_intact(tmp_path:
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from kd_jax.train.checkpoint import CheckpointError, Store
+from kd_jax.errors import CheckpointError
+from kd_jax.train.checkpoint import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(Path(sys.argv[1]))
 store.start({})
@@ -196,7 +195,7 @@ store.close()
     )
     assert found.stdout.count("\n") == 1
     assert "000000002 cannot be written (" in found.stdout
-    assert "--resume" in found.stdout
+    assert "go on from the checkpoint before" in found.stdout
     last = Store(tmp_path).newest("teacher")
     assert last is not None
     assert last.step == 1
@@ -213,12 +212,12 @@ def test_a_folder_that_vanished_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_remedy_is_to_go_on_only_where_there_is_a_checkpoint(tmp_path: Path) -> None:
-    for step, remedy in [(1, "run it again"), (2, "go on with --resume from the checkpoint before")]:
+    for step, remedy in [(1, "run it again"), (2, "go on from the checkpoint before")]:
         store = store_with(tmp_path / str(step), *range(1, step))
         place(tmp_path / str(step), step).parent.mkdir(parents=True, exist_ok=True)
         # In the way of what tests whether there is room.
         (place(tmp_path / str(step), step).parent / ".partial-room").mkdir()
-        store._remove_unfinished = lambda phase: None  # type: ignore[method-assign]
+        store._remove_unfinished = lambda stage: None  # type: ignore[method-assign]
         store.save("teacher", step, ARRAYS, {})
         with pytest.raises(CheckpointError, match=f"cannot be written .* and {remedy}$"):
             store.wait()
@@ -235,19 +234,6 @@ def test_a_folder_is_for_one_process(tmp_path: Path) -> None:
         )
     assert "another process is running in" in found.stderr
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
-
-
-def test_trees_are_named_and_restored() -> None:
-    tree = TrainState({"hidden": {0: jnp.ones(2)}}, (), {}, (jnp.zeros(3),), jnp.int32(4))
-    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named_arrays(tree).items()}
-    assert list(arrays) == ["params.hidden.0", "optimizer_state.0", "step"]
-    restored = restore_tree(arrays, tree)
-    assert isinstance(restored, TrainState)
-    assert int(restored.step) == 4
-    with pytest.raises(MismatchError, match=r"optimizer_state\.0"):
-        restore_tree(arrays | {"optimizer_state.0": np.zeros(4, np.float32)}, tree)
-    with pytest.raises(MismatchError, match="the checkpoint has nothing for step"):
-        restore_tree({name: array for name, array in arrays.items() if name != "step"}, tree)
 
 
 def test_the_description_tells_the_run(tmp_path: Path) -> None:
@@ -278,19 +264,19 @@ def test_a_folder_without_its_description_takes_no_checkpoint(tmp_path: Path) ->
     assert not tmp_path.exists()
 
 
-@pytest.mark.parametrize(("phase", "step"), [("teacher", 2), ("student", 1)])
-def test_a_checkpoint_in_another_place_is_damaged(tmp_path: Path, phase: str, step: int) -> None:
+@pytest.mark.parametrize(("stage", "step"), [("teacher", 2), ("student", 1)])
+def test_a_checkpoint_in_another_place_is_damaged(tmp_path: Path, stage: str, step: int) -> None:
     store_with(tmp_path, 1)
-    shutil.copytree(place(tmp_path, 1), tmp_path / "checkpoints" / phase / f"{step:09d}")
+    shutil.copytree(place(tmp_path, 1), tmp_path / "checkpoints" / stage / f"{step:09d}")
     warnings: list[str] = []
     store = Store(tmp_path, warn=warnings.append)
-    if phase == "teacher":
-        found = store.newest(phase)
+    if stage == "teacher":
+        found = store.newest(stage)
         assert found is not None
         assert found.step == 1
     else:
         with pytest.raises(CheckpointError):
-            store.newest(phase)
+            store.newest(stage)
     assert "another run, phase or step" in warnings[0]
 
 

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.experiments import stage as phase
+from kd_jax.experiments import stage as stages
+from kd_jax.experiments.shell.progress import StageName
+from kd_jax.experiments.stage import Role
 from kd_jax.methods.logits import KD, KDWeights
 from kd_jax.models.network import Output, mlp
 from kd_jax.train import memory
@@ -25,7 +27,8 @@ def test_what_xla_allocates_is_estimated_and_not_by_too_much(
     layers = (784, *hidden, 10)
     recipe = Recipe(mlp(layers), KD, batch_size=batch_size)
     each = Hyperparameters(jnp.full(students, 0.01), KDWeights(jnp.full(students, 0.5), jnp.full(students, 4.0)))
-    prepared = phase.prepare("distilled", recipe, each, tuple(range(students)), 1, examples, epochs=1)
+    name = StageName("distilled", "distilled student")
+    prepared = stages.prepare(name, Role.STUDENT, recipe, each, tuple(range(students)), examples, epochs=1)
     programs = [max(prepared.programs.items())[1], prepared.order]
     found = [program.memory_analysis() for program in programs]  # type: ignore[attr-defined]
     shared = images.nbytes + labels.nbytes + 4 * EXAMPLES * 10

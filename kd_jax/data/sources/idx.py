@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from kd_jax.data.dataset import DataError, Dataset, make_dataset
+from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.errors import DataError
 from kd_jax.files import DEFLATE_RATIO, Readable, open_regular, read_exactly, refusing, size_of
 
 _UNSIGNED_BYTE = 0x08
+# What begins the name of a part's file, and its number of dimensions.
 _PARTS = {
-    "train-images": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
-    "train-labels": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
-    "test-images": ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
-    "test-labels": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
+    "train-images": (("train-images",), 3),
+    "train-labels": (("train-labels",), 1),
+    "test-images": (("t10k-images", "test-images"), 3),
+    "test-labels": (("t10k-labels", "test-labels"), 1),
 }
+_ENDINGS = ("-idx{}-ubyte", ".idx{}-ubyte", "-idx{}.ubyte", ".idx{}")
 
 
 def load(place: str) -> Dataset:
@@ -29,7 +32,7 @@ def load(place: str) -> Dataset:
             "name the folder that holds the four idx files"
         )
     folders = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
-    holds_images = (f for f in folders if any(os.path.exists(path) for path in _candidates(f, "train-images")))
+    holds_images = (f for f in folders if any(map(os.path.lexists, _candidates(f, "train-images"))))
     found = next(holds_images, folder)
     paths = {part: _find(found, part) for part in _PARTS}
     arrays = {part: read(path) for part, path in paths.items()}
@@ -91,14 +94,24 @@ def _array(file: Readable, size: int, path: Path) -> UInt8[np.ndarray, "..."]:
 
 
 def _candidates(folder: Path, part: str) -> list[Path]:
-    return [folder / f"{name}{ending}" for name in _PARTS[part] for ending in ("", ".gz")]
+    """Where the file of a part may be: some archives have it in a folder of its own name."""
+    starts, dimensions = _PARTS[part]
+    names = [
+        f"{start}{ending.format(dimensions)}{zipped}"
+        for start in starts
+        for ending in _ENDINGS
+        for zipped in ("", ".gz")
+    ]
+    return [*(folder / name for name in names), *(folder / name / name for name in names)]
 
 
 def _find(folder: Path, part: str) -> Path:
     candidates = _candidates(folder, part)
-    for path in candidates:
-        if os.path.exists(path):
-            return path
+    # What is no regular file is named only where there is nothing else, to say why it cannot be read.
+    for is_one in (os.path.isfile, os.path.lexists):
+        for path in candidates:
+            if is_one(path):
+                return path
     raise DataError(
         f"{candidates[0]} does not exist: an idx folder holds the four files of MNIST's layout, gzipped or not"
     )

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from kd_jax.data.dataset import DataError, Dataset, make_dataset
+from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.errors import DataError
 from kd_jax.files import cache
 
 INSTALL = "pip install 'kd-jax[tfds]'"

@@ -4,6 +4,7 @@ The paper gives no optimiser, number of epochs, weights of the losses or max-nor
 development split, the last 10,000 training images; the rows themselves train on all 60,000.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ QUICK_SEEDS, QUICK_SHARE, QUICK_TEACHER_SHARE = 3, 0.2, 0.06
 """Of the quick version: its seeds, and the shares of the students' epochs and of the teacher's."""
 
 PAPERS_ROWS = ("teacher", "alone", "distilled", "temperature", "no3", "only78")
+TEACHER = "teacher"
 ROWS = (*PAPERS_ROWS, "averaged", "shifted")
 """The last two are not in the paper. averaged: the same students, taught by the teacher's mean logits over shifts of
 each image. shifted: students that see shifted images, alone and distilled; the paper's transfer set has none."""
@@ -94,8 +96,8 @@ class Plan(NamedTuple):
 PLAN = Plan()
 
 
-class Part(NamedTuple):
-    """Trainings of one recipe: what is trained, kept and read again as one.
+class RowTrials(NamedTuple):
+    """Trials of a row, or of several: what is trained, kept and read again as one.
 
     temperatures: each is trained with all seeds; without any, on labels alone. kept: the only classes of the transfer
     set; None for all. moved: classes whose biases are moved afterwards, by one offset. averaged: by how many pixels at
@@ -110,9 +112,15 @@ class Part(NamedTuple):
     moved: tuple[int, ...] = ()
     averaged: int = 0
 
+    @property
+    def of_teacher(self) -> bool:
+        """Whether it is the teacher that is trained."""
+        return self.name == TEACHER
 
-Found = dict[str, Any]
-"""What a part gave, as JSON holds it."""
+
+RowResult = dict[str, Any]
+"""What the trials of a row gave, as JSON holds it."""
+Results = Mapping[str, RowResult]
 
 
 def quick(plan: Plan) -> Plan:
@@ -132,7 +140,7 @@ def quick(plan: Plan) -> Plan:
 
 
 def as_dict(value: Any) -> Any:
-    """A plan or a part by names, as JSON holds them; the widths by their units."""
+    """A plan, or trials of a row, by names, as JSON holds them; the widths by their units."""
     if hasattr(value, "_asdict"):
         return {name: as_dict(own) for name, own in value._asdict().items()}
     if isinstance(value, tuple) and value and isinstance(value[0], Width):
@@ -140,42 +148,42 @@ def as_dict(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def parts(plan: Plan, classes: int) -> dict[str, Part]:
-    """Every part by its name, in the order of their training: the teacher first."""
+def all_trials(plan: Plan, classes: int) -> dict[str, RowTrials]:
+    """All trials by their name, in the order of their training: the teacher first."""
     main = plan.widths[0]
     hidden = (main.units, main.units)
     all_but = tuple(c for c in range(classes) if c != plan.left_out)
-    main_part = partial(Part, hidden=hidden, training=main.distilled, temperatures=(plan.temperature,))
+    main_trials = partial(RowTrials, hidden=hidden, training=main.distilled, temperatures=(plan.temperature,))
     found = [
-        Part("teacher", plan.teacher_hidden, plan.teacher_training),
-        Part(f"alone-{main.units}", hidden, main.alone),
-        main_part(f"distilled-{main.units}"),
-        main_part("no3", kept=all_but, moved=(plan.left_out,)),
-        main_part("only78", kept=plan.only, moved=plan.only),
+        RowTrials(TEACHER, plan.teacher_hidden, plan.teacher_training),
+        RowTrials(f"alone-{main.units}", hidden, main.alone),
+        main_trials(f"distilled-{main.units}"),
+        main_trials("no3", kept=all_but, moved=(plan.left_out,)),
+        main_trials("only78", kept=plan.only, moved=plan.only),
     ]
     for width in reversed(plan.widths[1:]):
         own = (width.units, width.units)
         found += [
-            Part(f"alone-{width.units}", own, width.alone),
-            Part(f"distilled-{width.units}", own, width.distilled, width.temperatures),
+            RowTrials(f"alone-{width.units}", own, width.alone),
+            RowTrials(f"distilled-{width.units}", own, width.distilled, width.temperatures),
         ]
     others = tuple(t for t in main.temperatures if t != plan.temperature)
-    found += [Part(f"temperature-{main.units}", hidden, main.distilled, others)] if others else []
+    found += [RowTrials(f"temperature-{main.units}", hidden, main.distilled, others)] if others else []
     # Last, as they are not the paper's.
     found += [
-        main_part("averaged", averaged=plan.averaged_shift),
-        Part("alone-shifted", hidden, plan.shifted_alone),
-        main_part("distilled-shifted", training=plan.shifted_distilled),
+        main_trials("averaged", averaged=plan.averaged_shift),
+        RowTrials("alone-shifted", hidden, plan.shifted_alone),
+        main_trials("distilled-shifted", training=plan.shifted_distilled),
     ]
-    return {part.name: part for part in found}
+    return {trials.name: trials for trials in found}
 
 
-def parts_of(row: str, plan: Plan, classes: int) -> tuple[str, ...]:
-    """The names of a row's parts; rows share some."""
+def names_of(row: str, plan: Plan, classes: int) -> tuple[str, ...]:
+    """The names of a row's trials; rows share some."""
     units = plan.widths[0].units
     if row == "temperature":
         names = [f"{kind}-{width.units}" for kind in ("alone", "distilled", "temperature") for width in plan.widths]
-        return tuple(name for name in parts(plan, classes) if name in names)
+        return tuple(name for name in all_trials(plan, classes) if name in names)
     several = {
         "alone": (f"alone-{units}",),
         "distilled": (f"distilled-{units}",),
@@ -184,12 +192,12 @@ def parts_of(row: str, plan: Plan, classes: int) -> tuple[str, ...]:
     return several.get(row, (row,))
 
 
-def trainings(part: Part, plan: Plan) -> int:
-    """How many networks a part trains."""
-    return (1 if part.name == "teacher" else plan.seeds) * max(1, len(part.temperatures))
+def trainings(trials: RowTrials, plan: Plan) -> int:
+    """How many networks are trained."""
+    return (1 if trials.of_teacher else plan.seeds) * max(1, len(trials.temperatures))
 
 
-def wanted(rows: tuple[str, ...], plan: Plan, classes: int) -> list[Part]:
-    """The parts of some rows, the teacher first, since all others are compared with it."""
-    names = {"teacher"}.union(*(parts_of(row, plan, classes) for row in rows))
-    return [part for name, part in parts(plan, classes).items() if name in names]
+def wanted(rows: tuple[str, ...], plan: Plan, classes: int) -> list[RowTrials]:
+    """The trials of some rows, the teacher first, since all others are compared with it."""
+    names = {TEACHER}.union(*(names_of(row, plan, classes) for row in rows))
+    return [trials for name, trials in all_trials(plan, classes).items() if name in names]

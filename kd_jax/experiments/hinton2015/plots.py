@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.experiments.hinton2015.plan import CURVE, PAPER, Found, Plan
-from kd_jax.experiments.notebook.plots import new_figure, plain_numbers
+from kd_jax.experiments.hinton2015.plan import CURVE, PAPER, Plan, Results
+from kd_jax.experiments.notebook.plots import new_figure, plain_numbers, save_figures
 from kd_jax.stats import half_width
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -16,7 +16,7 @@ _BLACK = "#000000"
 
 
 def write(
-    found: Mapping[str, Found],
+    found: Results,
     plan: Plan,
     lines: Sequence[Any],
     by_width: Mapping[int, Mapping[float | None, list[int]]],
@@ -26,16 +26,11 @@ def write(
 
     lines: of `hinton_report`'s table. by_width: errors of every seed by units and temperature, None for those alone.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     drawn = {"rows.png": _rows(lines)} if lines else {}
     drawn |= {"temperature.png": _temperature(by_width)} if by_width else {}
     moved = [name for name in ("no3", "only78") if name in found]
     drawn |= {"bias.png": _bias(found, moved, plan)} if moved else {}
-    for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=130)
-    return list(drawn)
+    return save_figures(drawn, folder)
 
 
 def _rows(lines: Sequence[Any]) -> Any:
@@ -79,7 +74,7 @@ def _temperature(by_width: Mapping[int, Mapping[float | None, list[int]]]) -> An
     return figure
 
 
-def _bias(found: Mapping[str, Found], names: list[str], plan: Plan) -> Any:
+def _bias(found: Results, names: list[str], plan: Plan) -> Any:
     figure = new_figure(figsize=(5 * len(names), 4.2))
     what = {"no3": f"no {plan.left_out}s", "only78": f"only {' and '.join(map(str, plan.only))}"}
     classes = {"no3": f"{plan.left_out}", "only78": " and ".join(map(str, plan.only))}

@@ -1,6 +1,7 @@
-"""The parts of `hinton`'s rows, one after the other: read from the folder where they are done, else trained and kept.
+"""The trials of all rows, one after the other: read from the folder where they are done, else trained and kept.
 
-A folder has `rows/PART.json`, what a part gave and a digest of that and of what made it, and the teacher's parameters.
+A folder has `rows/NAME.json`, what the trials of that name gave and a digest of that and of what made it, and the
+teacher's parameters.
 """
 
 import hashlib
@@ -13,64 +14,59 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save
 
 from kd_jax.data import shifts as augment
-from kd_jax.data.dataset import DataError, Dataset
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments.hinton2015 import parts as hinton_parts
+from kd_jax.data.dataset import Dataset
+from kd_jax.errors import DataError, OutputError
+from kd_jax.experiments import stage as stages
 from kd_jax.experiments.hinton2015 import plan as hinton
-from kd_jax.experiments.hinton2015.parts import Taught
-from kd_jax.experiments.hinton2015.plan import Found, Part, Plan
-from kd_jax.experiments.notebook import experiment
-from kd_jax.experiments.notebook.config import ConfigError
-from kd_jax.experiments.notebook.report import OutputError, as_text, not_written, write_whole
-from kd_jax.experiments.shell.progress import Silent
-from kd_jax.experiments.stage import Keeping, Progress
+from kd_jax.experiments.hinton2015 import row_trials
+from kd_jax.experiments.hinton2015.plan import Plan, RowResult, RowTrials
+from kd_jax.experiments.hinton2015.row_trials import Taught
+from kd_jax.experiments.images import Images
+from kd_jax.experiments.notebook import fits, recipes
+from kd_jax.experiments.shell.folder import not_written, write_whole
+from kd_jax.experiments.shell.parameters import safetensors
+from kd_jax.experiments.shell.progress import Progress, Silent, StageName
+from kd_jax.experiments.shell.text import json_text
 from kd_jax.models import parameters
-from kd_jax.models.parameters import tensor_name
-from kd_jax.train import memory
-from kd_jax.train.checkpoint import Store
-from kd_jax.train.step import Examples
+from kd_jax.train.checkpoint import CheckpointPolicy, Store
 
 _ROWS = "rows"
 
 
-class Files:
-    """What the parts of one reproduction left in its folder. identity: what makes it this one."""
+class KeptRows:
+    """What the trials of one reproduction left in its folder. identity: what makes it this one."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, dict(identity)
         self.teacher = folder / "parameters" / f"teacher-seed{identity['config']['seed']}.safetensors"
 
-    def read(self, part: Part) -> Found | None:
-        """What a part gave; None where it is not done, or what is there was made by something else."""
+    def read(self, trials: RowTrials) -> RowResult | None:
+        """What trials gave; None where they are not done, or what is there was made by something else."""
         try:
-            kept = json.loads(self._path(part.name).read_bytes())
-            return kept["found"] if kept["sha256"] == self._digest(part, kept["found"]) else None
+            content = json.loads(self._path(trials.name).read_bytes())
+            return content["found"] if content["sha256"] == self._digest(trials, content["found"]) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def write(self, part: Part, found: Found) -> None:
-        """Keeps what a part gave. Raises `OutputError`."""
-        content = {"sha256": self._digest(part, found), "found": found}
-        _write(self._path(part.name), as_text(content, indent=None))
+    def write(self, trials: RowTrials, found: RowResult) -> None:
+        """Keeps what trials gave. Raises `OutputError`."""
+        content = {"sha256": self._digest(trials, found), "found": found}
+        _write(self._path(trials.name), json_text(content, indent=None))
 
-    def write_teacher(self, params: Any, state: Any) -> None:
-        """Keeps the parameters `[1, 1, ...]`. Raises `OutputError`."""
-        leaves = jax.tree.leaves_with_path((params, state))
-        named = {tensor_name(path[1:]): np.array(leaf[0, 0], order="C") for path, leaf in leaves}
+    def write_teacher(self, variables: Any) -> None:
+        """Keeps the variables `[1, 1, ...]`. Raises `OutputError`."""
         description = {"model": "teacher", "seed": self.identity["config"]["seed"]}
-        _write(self.teacher, save(named, metadata={"kd_jax": json.dumps(description)}))
+        _write(self.teacher, safetensors(variables, (0, 0), description))
 
     @property
     def kept(self) -> bool:
-        """Whether any part was kept."""
+        """Whether anything was kept."""
         return any((self.folder / _ROWS).glob("*.json"))
 
     def discard(self) -> None:
-        """Forgets all parts and the teacher. Raises `OSError`."""
+        """Forgets all results and the teacher. Raises `OSError`."""
         for path in (self.folder / _ROWS).glob("*.json"):
             path.unlink()
         self.teacher.unlink(missing_ok=True)
@@ -78,64 +74,58 @@ class Files:
     def _path(self, name: str) -> Path:
         return self.folder / _ROWS / f"{name}.json"
 
-    def _digest(self, part: Part, found: Found) -> str:
+    def _digest(self, trials: RowTrials, found: RowResult) -> str:
         taught_by = hashlib.sha256(self.teacher.read_bytes()).hexdigest()
-        made_by = {"run": self.identity, "part": hinton.as_dict(part), "teacher": taught_by, "found": found}
+        made_by = {"run": self.identity, "part": hinton.as_dict(trials), "teacher": taught_by, "found": found}
         return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
 
 
-def run(
-    rows: tuple[str, ...], plan: Plan, dataset: Dataset, progress: Progress, keeping: Keeping, files: Files
-) -> dict[str, Found]:
-    """What every part of the rows gave, by its name, and of those that are done already.
+def run_rows(
+    rows: tuple[str, ...], plan: Plan, dataset: Dataset, progress: Progress, policy: CheckpointPolicy, kept: KeptRows
+) -> dict[str, RowResult]:
+    """What all trials of the rows gave, by their name, and those that are done already.
 
-    Raises what `hinton_parts.train` does, and `OutputError` where the folder no longer takes what is found.
+    Raises what `row_trials.train_row` does, and `OutputError` where the folder no longer takes what is found.
     """
-    assert keeping.store is not None
-    parts = hinton.parts(plan, dataset.classes)
-    keeping.store.note(rows=[row for row in hinton.ROWS if row in (*rows, *asked(keeping.store))])
-    missing = _missing(rows, plan, dataset, files)
+    assert policy.store is not None
+    known = hinton.all_trials(plan, dataset.classes)
+    policy.store.note(rows=[name for name in hinton.ROWS if name in (*rows, *asked(policy.store))])
+    missing = _missing(rows, plan, dataset, kept)
     if missing and not isinstance(progress, Silent):
         _estimate(missing, plan, dataset, progress)
     taught: dict[tuple[int, int], Taught] = {}
-    for part in hinton.wanted(rows, plan, dataset.classes):
+    for trials in hinton.wanted(rows, plan, dataset.classes):
         # Read again: what a teacher taught is found once the teacher is.
-        if files.read(part) is not None:
+        if kept.read(trials) is not None:
             continue
-        if part.name == "teacher":
-            given, trained = hinton_parts.train(part, plan, dataset, None, progress, keeping)
-            files.write_teacher(*trained)
-            files.write(part, given)
+        if trials.of_teacher:
+            given, trained = row_trials.train_row(trials, plan, dataset, None, progress, policy)
+            kept.write_teacher(trained)
+            kept.write(trials, given)
             # Its checkpoints stay, as a sign that the folder holds something to go on with.
             continue
         began = time.perf_counter()
-        views = part.averaged, part.training.shift if part.temperatures else 0
+        views = trials.averaged, trials.training.shift if trials.temperatures else 0
         if views not in taught:
-            taught[views] = _ask_teacher(parts["teacher"], plan, dataset, files, *views)
+            taught[views] = _ask_teacher(known[hinton.TEACHER], plan, dataset, kept, *views)
         asking_s = time.perf_counter() - began
-        given, _ = hinton_parts.train(part, plan, dataset, taught[views], progress, keeping)
+        given, _ = row_trials.train_row(trials, plan, dataset, taught[views], progress, policy)
         given["timing"] |= {"teacher_outputs_s": asking_s, "total_s": given["timing"]["total_s"] + asking_s}
-        files.write(part, given)
-        keeping.store.forget(part.name)
-    return {name: found for name, part in parts.items() if (found := files.read(part)) is not None}
+        kept.write(trials, given)
+        policy.store.forget(trials.name)
+    return {name: found for name, trials in known.items() if (found := kept.read(trials)) is not None}
 
 
-def check(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> None:
-    """Of the parts that are not done.
+def check(rows: tuple[str, ...], plan: Plan, dataset: Dataset, kept: KeptRows) -> None:
+    """Of the trials that are not done.
 
-    Raises `ConfigError` where a part's parameters, kept until all of it is measured, or one training do not fit.
+    Raises `ConfigError` where their parameters, kept until all of them are measured, or one training do not fit.
     """
-    room = memory.host()
-    for part in _missing(rows, plan, dataset, files):
-        hinton_parts.at_once(part, dataset, hinton_parts.network(part, plan, dataset))
-        layers = experiment.layer_sizes(part.hidden, dataset)
-        # In blocks, and put together.
-        kept = 2 * 4 * hinton.trainings(part, plan) * sum((a + 1) * b for a, b in itertools.pairwise(layers))
-        if room is not None and kept > room:
-            raise ConfigError(
-                f"--seeds is {plan.seeds}: the parameters of {part.name} need {kept / 2**30:.1f} GiB, and "
-                f"{room / 2**30:.1f} GiB are free: choose fewer seeds"
-            )
+    for trials in _missing(rows, plan, dataset, kept):
+        network = row_trials.network(trials, plan, dataset)
+        row_trials.at_once(trials, dataset, network)
+        count = hinton.trainings(trials, plan)
+        fits.check_kept(network, count, trials.name, seeds=plan.seeds, remedy="choose fewer seeds")
 
 
 def asked(store: Store) -> list[str]:
@@ -143,53 +133,53 @@ def asked(store: Store) -> list[str]:
     return list(store.notes.get("rows", ()))
 
 
-def complete(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> bool:
-    """Whether every part of the rows is done."""
-    return not _missing(rows, plan, dataset, files)
+def complete(rows: tuple[str, ...], plan: Plan, dataset: Dataset, kept: KeptRows) -> bool:
+    """Whether all trials of the rows are done."""
+    return not _missing(rows, plan, dataset, kept)
 
 
-def _missing(rows: tuple[str, ...], plan: Plan, dataset: Dataset, files: Files) -> list[Part]:
-    return [part for part in hinton.wanted(rows, plan, dataset.classes) if files.read(part) is None]
+def _missing(rows: tuple[str, ...], plan: Plan, dataset: Dataset, kept: KeptRows) -> list[RowTrials]:
+    return [trials for trials in hinton.wanted(rows, plan, dataset.classes) if kept.read(trials) is None]
 
 
-def _ask_teacher(part: Part, plan: Plan, dataset: Dataset, files: Files, averaged: int, shift: int) -> Taught:
-    own = hinton_parts.network(part, plan, dataset)
+def _ask_teacher(trials: RowTrials, plan: Plan, dataset: Dataset, kept: KeptRows, averaged: int, shift: int) -> Taught:
+    own = row_trials.network(trials, plan, dataset)
     try:
-        params, state = parameters.load(files.teacher, own)
+        variables = own.merge(*parameters.load(kept.teacher, own))
     except DataError as error:
         raise OutputError(f"{error}: start again with --overwrite") from None
-    return hinton_parts.ask(params, state, dataset, own, averaged=averaged, shift=shift)
+    return row_trials.ask(variables, dataset, own, averaged=averaged, shift=shift)
 
 
-def _estimate(missing: list[Part], plan: Plan, dataset: Dataset, progress: Progress) -> None:
+def _estimate(missing: list[RowTrials], plan: Plan, dataset: Dataset, progress: Progress) -> None:
     """Tells how long the rest will take, from some steps of the students alone."""
     units = plan.widths[0].units
-    part = hinton.parts(plan, dataset.classes)[f"alone-{units}"]
-    own = hinton_parts.network(part, plan, dataset)
-    planned = hinton_parts.make_group(part, plan, dataset, own)
-    seen = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    seeds = planned.seeds[: hinton_parts.at_once(part, dataset, own)]
+    trials = hinton.all_trials(plan, dataset.classes)[f"alone-{units}"]
+    own = row_trials.network(trials, plan, dataset)
+    planned = row_trials.make_trials(trials, plan, dataset, own)
+    seen = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    seeds = planned.seeds[: row_trials.at_once(trials, dataset, own)]
     given: Any = jax.tree.map(lambda value: jnp.full(len(seeds), value, jnp.float32), planned.settings[0])
-    trial = phase.prepare("trial", planned.recipe, given, seeds, experiment.STUDENT, seen, epochs=1)
-    epoch_s = phase.trial(trial, seen)
-    one = _work(part, plan, dataset) / part.training.epochs * len(seeds) / len(planned.seeds)
-    asking = {(part.averaged, part.training.shift) for part in missing if part.temperatures}
-    work = sum(_work(part, plan, dataset) for part in missing)
+    trial = stages.prepare(StageName("trial", "trial"), planned.role, planned.setup, given, seeds, seen, epochs=1)
+    epoch_s = stages.time_an_epoch(trial, seen)
+    one = _work(trials, plan, dataset) / trials.training.epochs * len(seeds) / len(planned.seeds)
+    asking = {(trials.averaged, trials.training.shift) for trials in missing if trials.temperatures}
+    work = sum(_work(trials, plan, dataset) for trials in missing)
     work += sum(_asking(max(shifts), plan, dataset) for shifts in asking)
     progress.compiled(trial.compile_s, epoch_s / one * work)
 
 
-def _work(part: Part, plan: Plan, dataset: Dataset) -> float:
-    """How much a part has to do, in a unit of its own."""
-    weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(part.hidden, dataset)))
-    steps = part.training.epochs * (len(hinton_parts.transfer_set(part, dataset)) // part.training.batch_size)
+def _work(trials: RowTrials, plan: Plan, dataset: Dataset) -> float:
+    """How much trials have to do, in a unit of its own."""
+    weights = sum(a * b for a, b in itertools.pairwise(recipes.layer_sizes(trials.hidden, dataset)))
+    steps = trials.training.epochs * (len(row_trials.transfer_set(trials, dataset)) // trials.training.batch_size)
     # An update costs about what the gradients of 32 images do; small networks cost more than their size says.
-    return float(hinton.trainings(part, plan) * steps * (weights + 50_000) * (part.training.batch_size + 32))
+    return float(hinton.trainings(trials, plan) * steps * (weights + 50_000) * (trials.training.batch_size + 32))
 
 
 def _asking(shift: int, plan: Plan, dataset: Dataset) -> float:
     """The same of asking the teacher for all views: a third of a training step's products, of each image once."""
-    weights = sum(a * b for a, b in itertools.pairwise(experiment.layer_sizes(plan.teacher_hidden, dataset)))
+    weights = sum(a * b for a, b in itertools.pairwise(recipes.layer_sizes(plan.teacher_hidden, dataset)))
     return augment.view_count(shift) * len(dataset.train_labels) * (weights + 50_000) / 3
 
 

@@ -4,9 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kd_jax.methods.logits import KD, KD_AS_WRITTEN, KD_WITHOUT_T_SQUARED
+from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook.methods import METHODS
+from kd_jax.experiments.shell.options import option
 
-METHODS = {"kd": KD, "kd-without-t2": KD_WITHOUT_T_SQUARED, "kd-as-written": KD_AS_WRITTEN}
 SCHEDULES = ("constant", "cosine")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -57,10 +58,6 @@ LARGEST_SHIFT = 8
 """Pixels."""
 
 
-class ConfigError(ValueError):
-    """An option out of its bounds; one sentence that names the value, the bound and the remedy."""
-
-
 class Training(NamedTuple):
     """How one kind of model is trained; the fields are those of `Config`."""
 
@@ -78,7 +75,8 @@ class Config:
     """One experiment: a teacher, students alone, distilled students. The defaults are the reference notebook's.
 
     Sizes are hidden layers only: the images and classes of the data set give the first and the last. What is None of
-    the teacher's training is as the students'. A max-norm of 0 is none.
+    the teacher's training is as the students'. A max-norm of 0 is none. student, teacher: networks of one's own, in
+    place of fully connected ones, as `own.load` takes them.
     """
 
     dataset: str = "mnist"
@@ -107,6 +105,8 @@ class Config:
     student_hidden: tuple[int, ...] = (20, 20)
     seeds: int = 5
     seed: int = 42
+    student: str | None = None
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` where a value is out of its bounds."""
@@ -145,7 +145,8 @@ class Config:
         """The fields by name, all resolved, as JSON holds them."""
         resolved = dataclasses.asdict(self)
         resolved |= {f"teacher_{name}": value for name, value in self.teacher_training._asdict().items()}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in resolved.items()}
+        given = {name: v for name, v in resolved.items() if v is not None}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
 
     def check_against(self, train_examples: int) -> None:
         """Raises `ConfigError` where the configuration does not fit a training set of that many examples."""
@@ -173,11 +174,6 @@ def make_config(preset: str = "notebook", **given: Any) -> Config:
     """The `Config` of a preset, with what is given instead of the preset's own values. Raises `ConfigError`."""
     _one_of("preset", preset, PRESETS)
     return dataclasses.replace(Config(), preset=preset, **{**PRESETS[preset], **given})
-
-
-def option(name: str) -> str:
-    """The command-line option of a field of `Config`."""
-    return "--" + name.replace("_", "-")
 
 
 def _is_count(value: object) -> bool:

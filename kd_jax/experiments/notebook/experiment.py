@@ -4,34 +4,38 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
-from kd_jax import optimizers, stats, teacher
-from kd_jax.data import shifts as augment
+from kd_jax import errors, stats
 from kd_jax.data.dataset import Dataset
-from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments.notebook.config import METHODS, Config, ConfigError, Training
-from kd_jax.experiments.stage import TITLES, Course, Keeping, Phase, Progress
-from kd_jax.methods.logits import CROSS_ENTROPY, KDWeights, Method
-from kd_jax.models.network import Network, Output, count_parameters, mlp
-from kd_jax.train import memory
-from kd_jax.train.checkpoint import Checkpoint, CheckpointError, Store
-from kd_jax.train.step import Examples, Hyperparameters, Metrics, Recipe
+from kd_jax.errors import CheckpointError
+from kd_jax.evaluate import Evaluation, evaluate_logits
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments import stage as stages
+from kd_jax.experiments import stage_loop
+from kd_jax.experiments.images import Images, Metrics, Settings
+from kd_jax.experiments.notebook import fits, recipes
+from kd_jax.experiments.notebook.config import Config
+from kd_jax.experiments.notebook.methods import METHODS
+from kd_jax.experiments.shell.progress import Progress, StageName
+from kd_jax.experiments.stage import Role, Stage
+from kd_jax.experiments.stage_loop import StageHistory
+from kd_jax.methods import CrossEntropy, Method
+from kd_jax.models import Model, count_parameters
+from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
 
-TEACHER, STUDENT = 0, 1
-"""Roles, folded into the seed, so that a teacher and a student of the same seed share nothing."""
+TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
+"""What a person calls the three kinds of model, in the order of their training."""
 
 
-class PhaseTiming(NamedTuple):
-    """compile_s, train_s: seconds; the phases compile at once, so their compile_s overlap.
+class StageTiming(NamedTuple):
+    """compile_s, train_s: seconds; the stages compile at once, so their compile_s overlap.
 
     steps, steps_per_s: of all seeds together.
     """
@@ -42,149 +46,84 @@ class PhaseTiming(NamedTuple):
     steps_per_s: float
 
 
-class Trained(NamedTuple):
-    """One kind of model after its phase; every array has a leading axis of seeds.
+class TrainedModels(NamedTuple):
+    """One kind of model after its stage; every array has a leading axis of seeds.
 
-    parameters: the number of them in one model. history: `Metrics` of arrays `[seeds, reports]`, and `epochs` the
-    moment of each report, in epochs. answers: classes of the test images, `[seeds, test examples]`.
+    parameters: the number of them in one model. history: `Metrics` of arrays `[seeds, reports]`, and `epochs` when
+    each report was, in epochs; None of a teacher that was given and not trained. answers: classes of the test images,
+    `[seeds, test examples]`.
     """
 
     seeds: tuple[int, ...]
     parameters: int
-    params: Any
-    state: Any
+    variables: Any
     evaluations: Evaluation
     answers: Int[np.ndarray, "seeds examples"]
-    history: Metrics
+    history: Metrics | None
     epochs: Float[np.ndarray, " reports"]
-    timing: PhaseTiming
+    timing: StageTiming
 
 
 class Result(NamedTuple):
     """What an experiment found.
 
-    compile_s: seconds for compiling all phases, which they do at once. teacher_outputs_s: seconds for the teacher's
+    compile_s: seconds for compiling all stages, which they do at once. teacher_outputs_s: seconds for the teacher's
     outputs on the training set. total_s: from the start to the end; of a resumed run, of the last process.
     """
 
     config: Config
-    teacher: Trained
-    student: Trained
-    distilled: Trained
+    teacher: TrainedModels
+    student: TrainedModels
+    distilled: TrainedModels
     comparison: stats.Comparison
     compile_s: float
     teacher_outputs_s: float
     total_s: float
 
 
-def models(result: Result) -> dict[str, Trained]:
+def models(result: Result) -> dict[str, TrainedModels]:
     """The three kinds of model by name, in the order of their training."""
     return {name: getattr(result, name) for name in TITLES}
 
 
-def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
-    """The teacher's and the student's `Network`."""
-    sizes = layer_sizes(config.teacher_hidden, dataset)
-    teaching = _network(sizes, config.teacher_dropout, config.teacher_input_dropout)
-    return teaching, _network(layer_sizes(config.student_hidden, dataset))
+def run_experiment(
+    config: Config,
+    dataset: Dataset,
+    progress: Progress,
+    policy: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
+) -> Result:
+    """The whole experiment, from the newest checkpoints on where the store of `policy` has some.
 
-
-def layer_sizes(hidden: tuple[int, ...], dataset: Dataset) -> tuple[int, ...]:
-    """Hidden sizes with the number of pixels before and the number of classes after them."""
-    return (int(np.prod(dataset.image_shape)), *hidden, dataset.classes)
-
-
-def recipe(
-    network: Network, training: Training, examples: int, method: Method = CROSS_ENTROPY, *, max_norm: float = 0.0
-) -> Recipe:
-    """What is compiled for a training on so many examples."""
-    return Recipe(
-        network,
-        method,
-        optimizer(max_norm),
-        training.batch_size,
-        schedule=schedule(training.schedule, training.epochs * (examples // training.batch_size), training.warmup),
-        shift=training.shift,
-        shift_share=training.shift_share,
-    )
-
-
-# Equal functions must be the same function, or JAX would compile a program for each.
-@cache
-def _network(sizes: tuple[int, ...], dropout: float = 0.0, input_dropout: float = 0.0) -> Network:
-    """The fully connected network of such layers."""
-    return mlp(sizes, dropout=dropout, input_dropout=input_dropout)
-
-
-@cache
-def schedule(name: str, steps: int, warmup: float = 0.0) -> Callable[[Any], Any] | None:
-    """The learning rate's factor after so many of all steps; None where it is always 1.
-
-    warmup: the share of the steps in which it rises in a line from 0 to 1; a cosine falls from 1 to 0 in the others.
+    The test images are read once, after the last epoch of each stage. Raises `ConfigError` where `config` does not fit
+    `dataset`, `RunError` where a run fails, and what `train_stage` and `Store.newest` raise.
     """
-    rising = min(round(warmup * steps), max(0, steps - 1))
-    falling = optax.cosine_decay_schedule(1.0, steps - rising) if name == "cosine" else optax.constant_schedule(1.0)
-    if rising:
-        return optax.join_schedules([optax.linear_schedule(0.0, 1.0, rising), falling], [rising])
-    return falling if name == "cosine" else None
-
-
-@cache
-def optimizer(max_norm: float) -> Callable[..., optax.GradientTransformation]:
-    """Adam, with a bound on every unit's squared norm where that is not 0."""
-    if not max_norm:
-        return optimizers.adam
-    return lambda rate: optax.chain(optimizers.adam(rate), optimizers.max_norm(max_norm))
-
-
-def given(examples: Examples, shift: int) -> Examples:
-    """The examples as a training with such a shift takes them."""
-    return examples._replace(images=augment.pad(examples.images, shift)) if shift else examples
-
-
-def abstract_outputs(examples: int, classes: int, shift: int) -> Output:
-    """The shapes of what `teacher.outputs` will give."""
-    shape = (augment.view_count(shift), examples, classes) if shift else (examples, classes)
-    return Output(jax.ShapeDtypeStruct(shape, jnp.float32))  # type: ignore[arg-type]
-
-
-def teacher_bytes(examples: int, classes: int, shift: int) -> int:
-    """What `teacher.outputs` will take."""
-    return sum(4 * leaf.size for leaf in jax.tree.leaves(abstract_outputs(examples, classes, shift)))
-
-
-def run(config: Config, dataset: Dataset, progress: Progress, keeping: Keeping = Keeping()) -> Result:  # noqa: B008
-    """The whole experiment, from the newest checkpoints on where the store of `keeping` has some.
-
-    The test images are read once, after the last epoch of each phase. Raises `ConfigError` where `config` does not fit
-    `dataset`, `RunError` where a run fails, and what `phase.run` and `Store.newest` raise.
-    """
-    check(config, dataset)
-    restored = _restored(keeping.store)
+    fits.check(config, dataset)
+    trained = [name for name in TITLES if name != "teacher" or recipes.given_teacher(config, dataset) is None]
+    restored = _restored(policy.store, trained)
     started = time.perf_counter()
-    examples = Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    seen = {"teacher": given(examples, config.teacher_training.shift), "student": given(examples, config.shift)}
-    phases = _prepare(config, dataset, seen, keeping)
+    data = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    shifts = {"teacher": config.teacher_training.shift, "student": config.shift}
+    seen = {name: of_images.padded(data, shift) for name, shift in shifts.items() if name in trained}
+    prepared = _prepare(config, dataset, seen, policy)
     compile_s = time.perf_counter() - started
-    trials = {name: phase.trial(phases[name], images) for name, images in seen.items()}
-    trials["distilled"] = trials["student"]
-    left = {
-        name: 1 - (restored[name].step / (p.epochs * p.steps) if name in restored else 0) for name, p in phases.items()
-    }
-    progress.compiled(compile_s, sum(p.epochs * trials[name] * left[name] for name, p in phases.items()))
+    epoch_s = {name: stages.time_an_epoch(prepared[name], images) for name, images in seen.items()}
+    epoch_s["distilled"] = epoch_s["student"]
+    left = {n: 1 - (restored[n].step / (s.epochs * s.steps) if n in restored else 0) for n, s in prepared.items()}
+    progress.compiled(compile_s, sum(s.epochs * epoch_s[name] * left[name] for name, s in prepared.items()))
 
-    def train(name: str, examples: Examples, **more: Any) -> Trained:
-        course = phase.run(phases[name], examples, progress, keeping, restored.get(name))
-        return _examined(phases[name], course, dataset, **more)
+    def train(name: str, data: Images, **more: Any) -> TrainedModels:
+        history = stage_loop.train_stage(prepared[name], data, progress, policy, restored.get(name))
+        return _examined(prepared[name], history, dataset, **more)
 
-    taught_by = train("teacher", seen.pop("teacher"))
-    teacher_params, teacher_state = jax.tree.map(lambda leaf: leaf[0], (taught_by.params, taught_by.state))
-    ask_teacher = partial(teacher.outputs, teacher_params, teacher_state, network=phases["teacher"].recipe.network)
-    test_logits = ask_teacher(jnp.asarray(dataset.test_images)).logits
+    given = recipes.given_teacher(config, dataset)
+    taught_by = train("teacher", seen.pop("teacher")) if given is None else _given(given, config, dataset)
+    variables = jax.tree.map(lambda leaf: leaf[0], taught_by.variables)
+    ask_teacher = partial(of_images.teacher_logits, variables, network=recipes.networks(config, dataset)[0])
+    test_logits = ask_teacher(jnp.asarray(dataset.test_images))
     student = train("student", seen["student"], teacher_logits=test_logits)
     predicting = time.perf_counter()
-    outputs = jax.block_until_ready(ask_teacher(examples.images, shift=config.shift))
-    taught = seen.pop("student")._replace(teacher=outputs)
+    logits = jax.block_until_ready(ask_teacher(data.images, shift=config.shift))
+    taught = seen.pop("student")._replace(logits=logits)
     teacher_outputs_s = time.perf_counter() - predicting
     distilled = train("distilled", taught, teacher_logits=test_logits)
 
@@ -195,50 +134,60 @@ def run(config: Config, dataset: Dataset, progress: Progress, keeping: Keeping =
     return Result(config, taught_by, student, distilled, comparison, compile_s, teacher_outputs_s, total_s)
 
 
-def _restored(store: Store | None) -> dict[str, Checkpoint]:
-    """The newest good checkpoint of every phase that has one. Raises `CheckpointError`."""
+def _restored(store: Store | None, trained: list[str]) -> dict[str, Checkpoint]:
+    """The newest good checkpoint of every stage that has one. Raises `CheckpointError`."""
     if store is None:
         return {}
-    newest = {name: store.newest(name) for name in TITLES}
+    newest = {name: store.newest(name) for name in trained}
     for before, name in itertools.pairwise(newest):
         if newest[name] and not newest[before]:
             raise CheckpointError(
-                f"{store.folder} has checkpoints of the {TITLES[name]} and none of the {TITLES[before]}: "
-                "start the run again, in another folder or with --overwrite"
+                f"{store.folder} has checkpoints of the {TITLES[name]} and none of the {TITLES[before]}",
+                errors.START_AGAIN,
             )
     return {name: checkpoint for name, checkpoint in newest.items() if checkpoint}
 
 
-def _prepare(config: Config, dataset: Dataset, seen: Mapping[str, Examples], keeping: Keeping) -> dict[str, Phase]:
-    """The three phases, compiled at once: XLA lets go of Python's lock while it compiles."""
-    teacher_network, student_network = networks(config, dataset)
+def _prepare(
+    config: Config, dataset: Dataset, seen: Mapping[str, Images], policy: CheckpointPolicy
+) -> dict[str, Stage]:
+    """The three stages, compiled at once: XLA lets go of Python's lock while it compiles."""
+    teacher_network, student_network = recipes.networks(config, dataset)
     seeds = tuple(range(config.seed, config.seed + config.seeds))
     count = len(dataset.train_labels)
-    recipes = {
-        "teacher": recipe(teacher_network, config.teacher_training, count, max_norm=config.teacher_max_norm),
-        "student": recipe(student_network, config.training, count),
-        "distilled": recipe(student_network, config.training, count, METHODS[config.method]),
+    of_each = {
+        "teacher": recipes.make_setup(
+            teacher_network, config.teacher_training, count, max_norm=config.teacher_max_norm
+        ),
+        "student": recipes.make_setup(student_network, config.training, count),
+        "distilled": recipes.make_setup(student_network, config.training, count),
     }
-    outputs = abstract_outputs(count, dataset.classes, config.shift)
-    images = {**seen, "distilled": seen["student"]._replace(teacher=outputs)}
+    logits = recipes.abstract_logits(count, dataset.classes, config.shift)
+    images = {**seen, "distilled": seen["student"]._replace(logits=logits)}
 
-    def prepare(name: str) -> Phase:
+    def prepare(name: str) -> Stage:
         own, training = (seeds[:1], config.teacher_training) if name == "teacher" else (seeds, config.training)
         rate, alpha, temperature = (
             jnp.full(len(own), value, jnp.float32)
             for value in (training.learning_rate, config.alpha, config.temperature)
         )
-        hyperparameters = Hyperparameters(rate, KDWeights(alpha, temperature) if name == "distilled" else ())
-        role = TEACHER if name == "teacher" else STUDENT
-        return phase.prepare(
-            name, recipes[name], hyperparameters, own, role, images[name], epochs=training.epochs, every=keeping.every
+        method: Method = METHODS[config.method](alpha, temperature) if name == "distilled" else CrossEntropy()
+        return stages.prepare(
+            StageName(name, TITLES[name]),
+            Role.TEACHER if name == "teacher" else Role.STUDENT,
+            of_each[name],
+            Settings(rate, method),
+            own,
+            images[name],
+            epochs=training.epochs,
+            every=policy.every,
         )
 
-    return at_once(prepare, recipes)
+    return at_once(prepare, [name for name in of_each if name in images])
 
 
-def at_once(prepare: Callable[[str], Phase], names: Iterable[str]) -> dict[str, Phase]:
-    """Prepares phases in threads: XLA lets go of Python's lock while it compiles."""
+def at_once(prepare: Callable[[str], Stage], names: Iterable[str]) -> dict[str, Stage]:
+    """Prepares stages in threads: XLA lets go of Python's lock while it compiles."""
     pool = ThreadPoolExecutor()
     try:
         preparing = {name: pool.submit(prepare, name) for name in names}
@@ -248,88 +197,52 @@ def at_once(prepare: Callable[[str], Phase], names: Iterable[str]) -> dict[str, 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def check(config: Config, dataset: Dataset) -> None:
-    """Raises `ConfigError` where `config` does not fit `dataset`, or the networks do not fit into memory."""
-    config.check_against(len(dataset.train_labels))
-    _check_shifts(config, dataset)
-    free = memory.available()
-    if free is None:
-        return
-    taught = teacher_bytes(len(dataset.train_labels), dataset.classes, config.shift)
-    if config.shift and taught > free:
-        raise ConfigError(
-            f"--shift is {config.shift}: the teacher's outputs for all {augment.view_count(config.shift)} views need "
-            f"{_gib(taught)}, and {_gib(free)} are free: choose a smaller one, or 0"
-        )
-    for role, room, sizes, training, network, seeds in zip(
-        ("teacher", "student"),
-        (free, free - taught),
-        (config.teacher_hidden, config.student_hidden),
-        (config.teacher_training, config.training),
-        networks(config, dataset),
-        (1, config.seeds),
-        strict=True,
-    ):
-        layers, examples, tests = layer_sizes(sizes, dataset), len(dataset.train_labels), len(dataset.test_labels)
-        one = memory.needed(network, layers, examples=examples, test_examples=tests)
-        needs, batch = f"that needs {{}}, and {_gib(max(0, room))} are free:", training.batch_size
-        if one.fixed > room:
-            shown = " ".join(map(str, sizes))
-            raise ConfigError(f"--{role}-hidden is {shown}: {needs.format(_gib(one.fixed))} choose smaller sizes")
-        if one.total(batch) > room:
-            most = (room - one.fixed) // one.per_image
-            own = role == "teacher" and config.teacher_batch_size is not None
-            raise ConfigError(
-                f"--{'teacher-' * own}batch-size is {batch}: {needs.format(_gib(one.total(batch)))} "
-                f"it must be at most {most:,}"
-            )
-        if seeds * one.total(batch) > room:
-            most = room // one.total(batch)
-            raise ConfigError(
-                f"--seeds is {seeds}: {needs.format(_gib(seeds * one.total(batch)))} it must be at most {most:,}"
-            )
-
-
-def _check_shifts(config: Config, dataset: Dataset) -> None:
-    smallest = min(dataset.image_shape[:2])
-    for name, shift in (("--shift", config.shift), ("--teacher-shift", config.teacher_training.shift)):
-        if shift >= smallest:
-            raise ConfigError(
-                f"{name} is {shift}: it must be below the {smallest} pixels of the images' shorter side, or 0"
-            )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
-
-
 def _examined(
-    trained: Phase,
-    course: Course,
+    stage: Stage,
+    history: StageHistory,
     dataset: Dataset,
     *,
     teacher_logits: Float[Array, "examples classes"] | None = None,
-) -> Trained:
+) -> TrainedModels:
     """Reads the test set, once."""
-    states = course.states
-    logits = jax.vmap(partial(predict, network=trained.recipe.network), in_axes=(0, 0, None))(
-        states.params, states.state, jnp.asarray(dataset.test_images)
-    )
+    states = history.states
+    logits = of_images.predict_each(states.variables, jnp.asarray(dataset.test_images), network=stage.setup.network)
     labels = jnp.asarray(dataset.test_labels)
-    evaluations = jax.vmap(evaluate, in_axes=(0, None, None))(logits, labels, teacher_logits)
-    steps = trained.epochs * trained.steps
+    evaluations = jax.vmap(evaluate_logits, in_axes=(0, None, None))(logits, labels, teacher_logits)
+    steps = stage.epochs * stage.steps
     for measure in jax.tree.leaves(evaluations):
         bad = ~np.isfinite(np.asarray(measure))
-        phase.require_finite(trained, bad, "the loss on the test images", f"after the last step, {steps:,},")
-    total = steps * len(trained.seeds)
-    return Trained(
-        seeds=trained.seeds,
-        parameters=count_parameters(jax.tree.map(lambda leaf: leaf[0], states.params)),
-        params=states.params,
-        state=states.state,
+        stage_loop.require_finite(stage, bad, "the loss on the test images", f"after the last step, {steps:,},")
+    total = steps * len(stage.seeds)
+    return TrainedModels(
+        seeds=stage.seeds,
+        parameters=count_parameters(_one(stage, states.variables)),
+        variables=states.variables,
         evaluations=jax.tree.map(np.asarray, evaluations),
         answers=np.asarray(jnp.argmax(logits, axis=-1)),
-        history=course.history,
-        epochs=course.moments,
-        timing=PhaseTiming(trained.compile_s, course.train_s, total, total / course.train_s),
+        history=history.metrics,
+        epochs=history.report_epochs,
+        timing=StageTiming(stage.compile_s, history.train_s, total, total / history.train_s),
     )
+
+
+def _given(model: Model, config: Config, dataset: Dataset) -> TrainedModels:
+    """A teacher that is not trained. Reads the test set, once."""
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model.variables)
+    labels = jnp.asarray(dataset.test_labels)
+    logits = of_images.predict_each(variables, jnp.asarray(dataset.test_images), network=model.network)
+    return TrainedModels(
+        seeds=(config.seed,),
+        parameters=count_parameters(model),
+        variables=variables,
+        evaluations=jax.tree.map(np.asarray, jax.vmap(evaluate_logits, in_axes=(0, None))(logits, labels)),
+        answers=np.asarray(jnp.argmax(logits, axis=-1)),
+        history=None,
+        epochs=np.zeros(0),
+        timing=StageTiming(0.0, 0.0, 0, 0.0),
+    )
+
+
+def _one(stage: Stage, variables: Any) -> Any:
+    """The parameters of the first seed."""
+    return stage.setup.network.split(jax.tree.map(lambda leaf: leaf[0], variables))[0]

@@ -1,5 +1,6 @@
 """Plots of an experiment: how the training went, what distillation changed, and which digits only the teacher knows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,6 @@ _MOST_IMAGES = 24
 
 def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
     """Writes the plots as PNG files into `folder` and returns their names."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     students = np.concatenate([result.student.answers, result.distilled.answers])
     pairs = np.stack([result.student.evaluations.correct, result.distilled.evaluations.correct])
     drawn = {
@@ -29,6 +27,11 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         "comparison.png": _comparison(pairs, result.comparison, result.teacher.answers.shape[1]),
         "digits.png": _digits(students, result.teacher.answers[0], dataset),
     }
+    return save_figures(drawn, folder)
+
+
+def save_figures(drawn: Mapping[str, Any], folder: Path) -> list[str]:
+    """Writes figures as PNG files, by their names, and returns these."""
     for name, figure in drawn.items():
         figure.savefig(folder / name, dpi=130)
     return list(drawn)
@@ -51,6 +54,8 @@ def _learning_curves(result: Result) -> Any:
     figure = new_figure(figsize=(10, 4.2))
     axes = figure.subplots(1, 2)
     for name, trained in models(result).items():
+        if trained.history is None:
+            continue
         marker = "o" if len(trained.epochs) == 1 else None
         # The square of a loss that grows may be beyond float32.
         wrong = 100 * (1 - np.asarray(trained.history.accuracy, np.float64))

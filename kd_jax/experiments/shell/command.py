@@ -11,18 +11,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kd_jax.data.dataset import DataError
-from kd_jax.experiments.notebook.config import ConfigError
+from kd_jax.errors import CheckpointError, ConfigError, DataError, MismatchError, OutputError, RunError
+from kd_jax.experiments.shell import folder as folders
 from kd_jax.experiments.shell import options as cli
-from kd_jax.experiments.shell import resume
+from kd_jax.experiments.shell import progress, resume
+from kd_jax.experiments.shell.folder import RESULTS, TABLE
 from kd_jax.experiments.shell.signals import Interrupt
+from kd_jax.experiments.shell.wording import in_options
 from kd_jax.files import cache
 from kd_jax.train import checkpoint
-
-if TYPE_CHECKING:
-    from kd_jax.experiments.stage import Keeping
 
 CHECKPOINT_PAUSE = 10.0
 """Seconds from one checkpoint to the next, at least, where the user has not said how many steps there are between."""
@@ -44,7 +43,7 @@ def parser(prog: str, description: str | None, examples: str, more: str = "") ->
     )
 
 
-def run(
+def run_command(
     parser: cli.Parser, arguments: Sequence[str] | None, body: Callable[[argparse.Namespace, Interrupt], None]
 ) -> None:
     """Calls `body` with the parsed arguments, and ends the program as `EXIT_CODES` says."""
@@ -61,10 +60,10 @@ def run(
         # Whoever read the output has gone, with `head` for example; Python would complain again on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ConfigError, DataError, checkpoint.MismatchError) as error:
-        cli.fail(str(error), code=2)
-    except checkpoint.CheckpointError as error:
-        cli.fail(str(error), code=1)
+    except (ConfigError, DataError, MismatchError) as error:
+        cli.fail(in_options(error), code=2)
+    except CheckpointError as error:
+        cli.fail(in_options(error), code=1)
     except KeyboardInterrupt as stopped:
         remedy = str(stopped) or "there are no results, so run it again"
         print(f"kd_jax: {interrupt.word}: {remedy}", file=sys.stderr, flush=True)
@@ -138,13 +137,11 @@ def opened(options: argparse.Namespace, name: str, prog: str) -> Iterator[checkp
 
     An interrupt is raised again with the command that goes on.
     """
-    from kd_jax.experiments.notebook import report
-
     try:
         moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = options.out or report.new_folder(f"{name}-{moment}")
-        made = report.claim(folder) if options.out else True
-    except report.OutputError as error:
+        folder = options.out or folders.new_folder(f"{name}-{moment}")
+        made = folders.claim(folder) if options.out else True
+    except OutputError as error:
         cli.fail(str(error), code=2)
     store = checkpoint.Store(folder, warn=lambda sentence: print(f"kd_jax: {sentence}", file=sys.stderr, flush=True))
     with checkpoint.lock(folder):
@@ -153,31 +150,30 @@ def opened(options: argparse.Namespace, name: str, prog: str) -> Iterator[checkp
         except KeyboardInterrupt:
             failed = store.close()
             kept = f"go on with {prog} --out {shlex.quote(str(folder))} --resume"
-            raise KeyboardInterrupt(str(failed or (kept if store.kept else ""))) from None
+            raise KeyboardInterrupt(in_options(failed) if failed else kept if store.kept else "") from None
         finally:
             store.close()
             if store.empty:
                 store.tidy(made)
 
 
-def keeping(store: checkpoint.Store, interrupt: Interrupt, every: int | None = None) -> "Keeping":
+def checkpoint_policy(
+    store: checkpoint.Store, interrupt: Interrupt, every: int | None = None
+) -> checkpoint.CheckpointPolicy:
     """How a command keeps what it has done. every: the checkpoint steps that the user asked for."""
-    from kd_jax.experiments.stage import Keeping
+    pause = 0.0 if every else CHECKPOINT_PAUSE
+    return checkpoint.CheckpointPolicy(store, every, pause, lambda: interrupt.requested, interrupt)
 
-    return Keeping(store, every, interrupt, pause=0.0 if every else CHECKPOINT_PAUSE)
 
-
-def claimed(
-    store: checkpoint.Store, identity: Mapping[str, Any], options: argparse.Namespace, results: str, table: str
-) -> bool:
+def claimed(store: checkpoint.Store, identity: Mapping[str, Any], options: argparse.Namespace) -> bool:
     """Whether there is anything to do in the folder, which then belongs to this run.
 
-    identity: what makes it this run. results, table: names of the files that a finished one has.
+    identity: what makes it this run.
     """
     if options.resume and store.started:
         resume.require_same(store, identity)
-        if store.finished and all((store.folder / name).exists() for name in (results, table)):
-            text = (store.folder / table).read_text(encoding="utf-8")
+        if store.finished and all((store.folder / name).exists() for name in (RESULTS, TABLE)):
+            text = (store.folder / TABLE).read_text(encoding="utf-8")
             print(f"{store.folder} is finished.\n\n{text}", flush=True)
             return False
         return True
@@ -188,7 +184,7 @@ def claimed(
             f"{store.folder} holds a run that was stopped: add --resume to go on, or --overwrite to start again",
             code=2,
         )
-    if (store.folder / results).exists() and not options.overwrite:
+    if (store.folder / RESULTS).exists() and not options.overwrite:
         cli.fail(
             f"{store.folder} already holds results: choose another --out, or add --overwrite to replace them", code=2
         )
@@ -197,6 +193,13 @@ def claimed(
     options.resume = False
     store.start(identity)
     return True
+
+
+def watcher(options: argparse.Namespace) -> progress.Progress:
+    """Who tells how far the trainings are: a bar on a terminal, lines elsewhere, nobody if the command is quiet."""
+    if options.quiet:
+        return progress.Silent()
+    return progress.Bars() if sys.stdout.isatty() else progress.Lines()
 
 
 def since(options: argparse.Namespace) -> str:
@@ -209,17 +212,14 @@ def telling_failures(store: checkpoint.Store) -> Iterator[None]:
     """What training and writing may raise, as one sentence with exit code 1."""
     import jax
 
-    from kd_jax.experiments import stage as phase
-    from kd_jax.experiments.notebook import report
-
     try:
         yield
-    except phase.RunError as error:
+    except RunError as error:
         # Until what was good is written.
         store.close()
         kept = ", and start again with --overwrite" if store.kept else ""
-        cli.fail(f"{error}{kept}", code=1)
-    except report.OutputError as error:
+        cli.fail(f"{in_options(error)}{kept}", code=1)
+    except OutputError as error:
         cli.fail(str(error), code=1)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
@@ -228,7 +228,22 @@ def telling_failures(store: checkpoint.Store) -> Iterator[None]:
         )
 
 
-def say(text: str, path: Path) -> None:
+def carry_out(
+    store: checkpoint.Store, options: argparse.Namespace, header: Callable[[], str], work: Callable[[], tuple[str, str]]
+) -> None:
+    """Says what will be done, does it, and prints the result.
+
+    work: trains and writes; returns the result as text, and what is said below it unless the command is quiet.
+    """
+    with telling_failures(store):
+        if not options.quiet:
+            print(header(), flush=True)
+        text, closing = work()
+        store.finish()
+    _say(f"\n{text}" + ("" if options.quiet else f"\n\n{closing}"), store.folder / TABLE)
+
+
+def _say(text: str, path: Path) -> None:
     """Prints the result. path: where it can be read too, should that fail."""
     try:
         print(text, flush=True)

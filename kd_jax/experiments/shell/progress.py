@@ -4,11 +4,45 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
 
-from kd_jax.train.step import Metrics
+from kd_jax.experiments.images import Metrics
+
+
+class StageName(NamedTuple):
+    """Which stage this is, of those that an experiment has.
+
+    trials: of what trainings. title: what a person calls the model. number: of the block, where they train in several.
+    """
+
+    trials: str
+    title: str
+    number: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its checkpoints are."""
+        return self.trials if self.number is None else f"{self.trials}-{self.number}"
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Who is told how far the experiment is."""
+
+    def compiled(self, seconds: float, estimate: float) -> None:
+        """Every program is compiled; training will take about `estimate` seconds."""
+
+    def start(self, stage: StageName, *, epochs: int, steps: int, done: int = 0) -> None:
+        """A stage of `epochs` epochs of `steps` steps begins, `done` of all of them from a checkpoint."""
+
+    def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
+        """`steps` more steps of `epoch` (from 0) took `seconds`; `metrics` of them are arrays `[trainings]`."""
+
+    def finish(self) -> None:
+        """The stage ended, well or not."""
 
 
 class _Epoch:
@@ -42,38 +76,38 @@ class Lines:
         """Says what compiling took and what training will take."""
         self._write(f"Compiled in {seconds:.1f} s; training will take {duration(estimate)}.")
 
-    def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
-        """Begins a phase; tells where a checkpoint has brought it."""
+    def start(self, stage: StageName, *, epochs: int, steps: int, done: int = 0) -> None:
+        """Begins a stage; tells where a checkpoint has brought it."""
         if done:
-            self._write(f"{phase:<9}  {done:,} of {epochs * steps:,} steps from a checkpoint")
-        self.phase, self.epochs, self.per_epoch, self.done, self.epoch = phase, epochs, steps, done, _Epoch()
+            self._write(f"{stage.folder:<9}  {done:,} of {epochs * steps:,} steps from a checkpoint")
+        self.stage, self.epochs, self.per_epoch, self.done, self.epoch = stage.folder, epochs, steps, done, _Epoch()
 
     def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
         """Counts a chunk, and writes a line at the end of an epoch."""
         self.epoch.add(steps, metrics, seconds)
         self.done += steps
         if self.done % self.per_epoch == 0:
-            self._write(f"{self.phase:<9}  epoch {epoch + 1}/{self.epochs}  {self.epoch.full()}")
+            self._write(f"{self.stage:<9}  epoch {epoch + 1}/{self.epochs}  {self.epoch.full()}")
             self.epoch = _Epoch()
 
     def finish(self) -> None:
-        """Ends a phase; every line is written already."""
+        """Ends a stage; every line is written already."""
 
     def _write(self, line: str) -> None:
         print(line, flush=True)
 
 
 class Bars(Lines):
-    """A progress bar for each phase, for terminals."""
+    """A progress bar for each stage, for terminals."""
 
-    def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
-        """Begins a phase with its bar."""
-        super().start(phase, epochs=epochs, steps=steps, done=done)
+    def start(self, stage: StageName, *, epochs: int, steps: int, done: int = 0) -> None:
+        """Begins a stage with its bar."""
+        super().start(stage, epochs=epochs, steps=steps, done=done)
         shape = "{desc} |{bar}| {elapsed}<{remaining}{postfix}"
         # Falls back to 80 where the terminal does not tell its width, and then tqdm would draw nothing.
         width = min(shutil.get_terminal_size().columns, 110)
         self.bar = tqdm(
-            total=epochs * steps, initial=done, desc=f"{phase:<9}", bar_format=shape, file=sys.stdout, ncols=width,
+            total=epochs * steps, initial=done, desc=f"{self.stage:<9}", bar_format=shape, file=sys.stdout, ncols=width,
             nrows=20,
         )  # fmt: skip
 
@@ -96,15 +130,14 @@ _TOLD_FROM = 0.1
 
 
 class Overall(Lines):
-    """One bar for many phases; where there is no terminal a line at the end of each.
+    """One bar for many stages; where there is no terminal a line at the end of each.
 
-    costs: of one step of all of a phase's trainings, for each phase's name without its number, in any unit. total: of
-    everything.
+    costs: of one step of a stage, by its trials, in any unit. total: of everything. words: for the trials.
     """
 
-    def __init__(self, costs: Mapping[str, float], total: float, *, bar: bool) -> None:
+    def __init__(self, costs: Mapping[str, float], total: float, words: Mapping[str, str], *, bar: bool) -> None:
         self.costs, self.total, self.spent, self.new = costs, total, 0.0, 0.0
-        self.titles = _titles(list(costs))
+        self.words = words
         # Compiling and measuring take their time as well.
         self.began = time.monotonic()
         width = min(shutil.get_terminal_size().columns, 110)
@@ -115,12 +148,11 @@ class Overall(Lines):
             else None
         )
 
-    def start(self, phase: str, *, epochs: int, steps: int, done: int = 0) -> None:
-        """Begins a phase; what a checkpoint has done of it counts, and not for the speed."""
-        name = phase.rpartition("-")[0]
-        self.phase, self.cost = self.titles[name], self.costs[name]
+    def start(self, stage: StageName, *, epochs: int, steps: int, done: int = 0) -> None:
+        """Begins a stage; what a checkpoint has done of it counts, and not for the speed."""
+        self.stage, self.cost = self.words[stage.trials], self.costs[stage.trials]
         if self.bar is not None:
-            self.bar.set_description_str(self.phase)
+            self.bar.set_description_str(self.stage)
         self._move(done * self.cost)
 
     def advance(self, *, epoch: int, steps: int, metrics: Metrics, seconds: float) -> None:
@@ -129,13 +161,13 @@ class Overall(Lines):
         self.new += steps * self.cost
 
     def finish(self) -> None:
-        """Ends a phase, with a line where there is no bar."""
+        """Ends a stage, with a line where there is no bar."""
         if self.bar is None and self.new:
             share = self.spent / self.total
             left = max(0.0, self.total - self.spent) * (time.monotonic() - self.began) / self.new
             # Of little work most of the time was compiling.
             told = self.new >= _TOLD_FROM * self.total and share < 0.995
-            self._write(f"{self.phase:<26} {share:4.0%} of all" + (f", {duration(left)} left" if told else ""))
+            self._write(f"{self.stage:<26} {share:4.0%} of all" + (f", {duration(left)} left" if told else ""))
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
@@ -155,18 +187,6 @@ class Silent(Lines):
 
     def _write(self, line: str) -> None:
         """Writes nothing."""
-
-
-def _titles(names: list[str]) -> dict[str, str]:
-    """Words for names such as distilled-3 and test-alone-0; how many the test has is not known before."""
-    kinds = [name.rpartition("-")[0] for name in names]
-    found = {}
-    for i, (name, kind) in enumerate(zip(names, kinds, strict=True)):
-        tested = kind.startswith("test-")
-        words = f"test: {kind.removeprefix('test-')}" if tested else kind
-        count = "" if tested or kinds.count(kind) == 1 else f" {kinds[:i].count(kind) + 1} of {kinds.count(kind)}"
-        found[name] = words.replace("-", " ") + count
-    return found
 
 
 def duration(seconds: float) -> str:

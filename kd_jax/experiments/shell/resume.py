@@ -1,58 +1,43 @@
 """Whether a run that is asked for is the one in its folder."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from kd_jax.data.dataset import Dataset
-from kd_jax.experiments.notebook.config import Config, option
-from kd_jax.train.checkpoint import MismatchError, Store
+from kd_jax.errors import MismatchError
+from kd_jax.experiments.shell import environment
+from kd_jax.train.checkpoint import Store
 
 # Settings of JAX that choose other random numbers or another precision.
 _ARITHMETIC = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64")
 
 
-def identity(config: Config, dataset: Dataset, environment: Mapping[str, Any], every: int | None) -> dict[str, Any]:
-    """What makes a run the same run, bit for bit: options, data, versions, device and number of cores."""
-    return same(dataset, environment, config=config.as_dict(), checkpoint_steps=every)
+@runtime_checkable
+class Data(Protocol):
+    """What a run is trained on."""
+
+    @property
+    def name(self) -> str:
+        """The source it came from."""
+
+    def digest(self) -> str:
+        """Equal for equal data alone."""
 
 
-def same(dataset: Dataset, environment: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """`more`, and of data, versions and device what makes a run the same run."""
-    # A large product is added up in parts, one for each core.
+def identity(data: Data, **more: Any) -> dict[str, Any]:
+    """What makes a run the same run, bit for bit: data, versions, device, number of cores, and `more`, such as options.
+
+    Another device or number of cores adds up large products in other parts.
+    """
+    known = environment.describe()
     exact = ("backend", "cpus", "devices", "matmul_precision", "packages")
     return {
         **more,
-        "data": {"name": dataset.name, "sha256": dataset.digest()},
-        "environment": {name: environment[name] for name in exact},
+        "data": {"name": data.name, "sha256": data.digest()},
+        "environment": {name: known[name] for name in exact},
         "jax": {name: jax.config.values[name] for name in _ARITHMETIC},
     }
-
-
-def saved_options(store: Store, given: Mapping[str, Any], every: int | None) -> tuple[Config, int | None]:
-    """The configuration and the checkpoint steps of the run in the folder.
-
-    Raises `MismatchError` where options that are given differ, `CheckpointError` where the folder is damaged.
-    """
-    saved = store.identity()
-    try:
-        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved["config"].items()}
-        config = Config(**fields)
-        saved_every = saved["checkpoint_steps"]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise MismatchError(
-            f"{store.folder} has a run of another command or version: go on with the one that started it"
-        ) from None
-    asked = dict(given) | ({} if every is None else {"checkpoint_steps": every})
-    known = config.as_dict() | {"checkpoint_steps": saved_every}
-    for name, value in asked.items():
-        if known[name] != (list(value) if isinstance(value, tuple) else value):
-            raise MismatchError(
-                f"{option(name)} is {_shown(value)}, and the run in {store.folder} has {_shown(known[name])}: "
-                "leave the option out to go on, or choose another folder"
-            )
-    return config, saved_every
 
 
 def require_same(store: Store, asked: Mapping[str, Any]) -> None:
@@ -77,7 +62,7 @@ def require_same(store: Store, asked: Mapping[str, Any]) -> None:
                 "that one, or start another run"
             )
         raise MismatchError(
-            f"{name.rpartition('.')[2]} is {_shown(value)}, and the run in {store.folder} has {_shown(found)}: "
+            f"{name.rpartition('.')[2]} is {shown(value)}, and the run in {store.folder} has {shown(found)}: "
             "go on with what it was started with, or start another run"
         )
 
@@ -89,5 +74,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as the command line takes it."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

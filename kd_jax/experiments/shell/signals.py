@@ -8,6 +8,12 @@ from types import FrameType
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
+def end_at_once() -> None:
+    """Lets Ctrl-C end a command without a traceback while it imports JAX, until `Interrupt` takes over."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Interrupt:
     """Handles both signals once it is installed. One outside of `with interrupt:` acts at once, as does a second one.
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax.experiments.notebook.config import Config, ConfigError, Training, option
+from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook.config import Config, Training
+from kd_jax.experiments.shell.options import option
 
 ALONE, SMOOTHED, DISTILLED = "alone", "label smoothing", "distilled"
 """The three kinds of student: labels alone, smoothed labels, a teacher."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from kd_jax import stats
 from kd_jax.experiments.notebook.config import Config
-from kd_jax.experiments.notebook.plots import new_figure
+from kd_jax.experiments.notebook.plots import new_figure, save_figures
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep.grid import ALONE, SMOOTHED, Setting
-from kd_jax.experiments.sweep.search import Found, Gain, rank
+from kd_jax.experiments.sweep.search import Gain, SweepResult, rank
 
 _MEASURES: dict[str, Callable[[Any], Any]] = {
     "errors": lambda e: e.errors,
@@ -40,7 +40,7 @@ _HIGHEST = {"calibration error (%)": 100.0, "agrees with the teacher (%)": 100.0
 _ORDER = ("temperature", "alpha", "learning_rate", "epochs", "batch_size", "shift")
 
 
-def write(found: Found, folder: Path) -> list[str]:
+def write(found: SweepResult, folder: Path) -> list[str]:
     """Writes the plots as PNG files into `folder` and returns their names; none for a single setting.
 
     Of several students each has its own, as the best setting of all would show the widest alone, and there is one of
@@ -56,9 +56,7 @@ def write(found: Found, folder: Path) -> list[str]:
             drawn[f"{axes[0].replace('_', '-')}{own}.png"] = _curves(one, axes)
     if widths:
         drawn[f"{_WIDTH.replace('_', '-')}.png"] = _curves(found, [_WIDTH, *_axes(_of(found, widths[0]))])
-    for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=130)
-    return list(drawn)
+    return save_figures(drawn, folder)
 
 
 def remove_older(folder: Path) -> None:
@@ -75,7 +73,7 @@ def _name(width: tuple[int, ...], widths: Sequence[tuple[int, ...]]) -> str:
     return "-" + ("-".join(map(str, width)) if len(width) <= 8 else f"of-{widths.index(width) + 1}")
 
 
-def _of(found: Found, width: tuple[int, ...]) -> Found:
+def _of(found: SweepResult, width: tuple[int, ...]) -> SweepResult:
     """What was found of the students of one width, as if no other had been asked for."""
     lists = {name: values for name, values in found.grid.lists.items() if name != _WIDTH}
     return found._replace(
@@ -86,13 +84,13 @@ def _of(found: Found, width: tuple[int, ...]) -> Found:
     )
 
 
-def _axes(found: Found) -> list[str]:
+def _axes(found: SweepResult) -> list[str]:
     """The listed options, those that one looks at first before the others."""
     known = [name for name in _ORDER if name in found.grid.lists]
     return known + [name for name in found.grid.lists if name not in known]
 
 
-def _heat_map(found: Found, axes: list[str]) -> Any:
+def _heat_map(found: SweepResult, axes: list[str]) -> Any:
     """Errors over the first two options; of the settings that agree in both, the best."""
     lists = found.grid.lists
     across, down = _in_order(lists[axes[0]]), _in_order(lists[axes[1]]) if len(axes) > 1 else (None,)
@@ -156,7 +154,7 @@ def _frame(place: tuple[int, int]) -> Any:
     return Rectangle((place[1] - 0.48, place[0] - 0.46), 0.96, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5)
 
 
-def _curves(found: Found, axes: list[str]) -> Any:
+def _curves(found: SweepResult, axes: list[str]) -> Any:
     """Every measure, and the gain, against the first option, a line for each value of the second."""
     first, lists = axes[0], found.grid.lists
     values = _in_order(lists[first])
@@ -258,7 +256,7 @@ def _axis(panel: Any, at: list[float], labels: list[str], *, log: bool) -> None:
         panel.tick_params(axis="x", labelrotation=90)
 
 
-def _seeds(found: Found) -> str:
+def _seeds(found: SweepResult) -> str:
     """What is drawn, of how many seeds."""
     seeds = found.grid.base.seeds
     if seeds == 1:
@@ -266,7 +264,7 @@ def _seeds(found: Found) -> str:
     return f"means of {seeds} seeds, 95 % intervals (bars, bands), those of the gain corrected"
 
 
-def _best(found: Found, settings: list[Setting]) -> Setting | None:
+def _best(found: SweepResult, settings: list[Setting]) -> Setting | None:
     return min(settings, key=lambda s: rank(found.students[s])) if settings else None
 
 
@@ -274,11 +272,11 @@ def _gains(panel: Any, gains: dict[float, list[Gain]], colour: str) -> None:
     """On the student alone, where that did not diverge."""
     known = {x: g.comparison for x, several in gains.items() for g in several if g.baseline.kind == ALONE}
     means = [one.mean_difference for one in known.values()]
-    halves = [0.0 if one.ci95 is None else (one.ci95[1] - one.ci95[0]) / 2 for one in known.values()]
+    halves = [one.margin or 0.0 for one in known.values()]
     panel.errorbar(list(known), means, yerr=halves, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.3)
 
 
-def _best_at(found: Found, axes: list[str], value: Any, line: Any) -> Setting | None:
+def _best_at(found: SweepResult, axes: list[str], value: Any, line: Any) -> Setting | None:
     """The setting with the fewest errors among those with these values of the first two options."""
     fitting = [
         setting
@@ -308,6 +306,6 @@ def _band(panel: Any, values: Any, colour: str, label: str, highest: float) -> N
     panel.axhspan(max(0.0, mean - half), max(mean, min(highest, mean + half)), color=colour, alpha=0.12, linewidth=0)
 
 
-def _student(found: Found) -> str:
+def _student(found: SweepResult) -> str:
     """The width of the students, where all have one."""
     return grid.shown(next(iter(found.gains)).config.student_hidden)

@@ -1,6 +1,5 @@
-"""What is left of a sweep: the best settings, the test, results.json, results.csv and the plots."""
+"""What a sweep found, as a person reads it: the best settings, the test, and what they show."""
 
-import csv
 import dataclasses
 import shlex
 from collections.abc import Iterable, Sequence
@@ -10,18 +9,18 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from kd_jax import stats
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook import report
-from kd_jax.experiments.notebook.config import Config, make_config, option
-from kd_jax.experiments.notebook.report import counted
+from kd_jax.experiments.notebook.conclusion import conclude
+from kd_jax.experiments.notebook.config import Config, make_config
+from kd_jax.experiments.shell import environment
+from kd_jax.experiments.shell.options import option
+from kd_jax.experiments.shell.text import counted, spread
 from kd_jax.experiments.sweep import grid
-from kd_jax.experiments.sweep import plots as sweep_plots
 from kd_jax.experiments.sweep.grid import ALONE, DISTILLED, SMOOTHED, Grid, Setting
-from kd_jax.experiments.sweep.search import Found, Gain, rank
+from kd_jax.experiments.sweep.search import Gain, SweepResult, rank
 
-TABLE, RUNS = "results.md", "results.csv"
 _SHOWN = 10
 _MEASURES_EXPLAINED = (
     "NLL is the negative log-likelihood in nats, ECE the calibration error, 'as teacher' how often the answer is the\n"
@@ -29,7 +28,6 @@ _MEASURES_EXPLAINED = (
     "images. A 'smoothed' student is one alone on labels that are smoothed by so much."
 )
 _MEASURE_COLUMNS = ("errors", "NLL", "ECE\n(%)", "as teacher\n(%)", "KL to\nteacher")
-_MEASURES = ("errors", "nll", "ece", "teacher_agreement", "kl_to_teacher")
 
 
 def header(asked: Grid, split: Dataset, folder: Path) -> str:
@@ -61,13 +59,13 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         + report.regularisation(base)
         + ", but for what is listed" * any(name.startswith("teacher_") and name != "teacher_hidden" for name in lists),
         "trainings": f"{(len(distilled) + len(baselines)) * base.seeds + teachers:,}, and those for the test",
-        "device": report.device_line(report.environment()),
+        "device": environment.device_line(environment.describe()),
         "results": f"{folder}/",
     }
     return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
 
 
-def text(found: Found, *, markdown: bool = False) -> str:
+def text(found: SweepResult, *, markdown: bool = False) -> str:
     """The tables and what they say; Markdown, or plain for a terminal."""
     style = "pipe" if markdown else "simple"
     train, development, test = found.examples
@@ -101,7 +99,7 @@ def text(found: Found, *, markdown: bool = False) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def command_of(found: Found) -> str:
+def command_of(found: SweepResult) -> str:
     """The command that trains the best setting, and its baseline, with seeds that the sweep has not seen."""
     config = dataclasses.replace(found.chosen[0].config, seed=grid.first_unused_seed(found.grid))
     preset = make_config(config.preset)
@@ -121,22 +119,22 @@ def _range_words(seeds: Sequence[int]) -> str:
     return f"the seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"the seed {seeds[0]}"
 
 
-def conclusions(found: Found) -> list[str]:
+def conclusions(found: SweepResult) -> list[str]:
     """A sentence for each baseline on the test set."""
     of = found.examples[2]
     return [
-        stats.conclude(gain.comparison, of=of, against=f"the student {grid.label(gain.baseline, found.grid)}")
+        conclude(gain.comparison, of=of, against=f"the student {grid.label(gain.baseline, found.grid)}")
         for gains in found.test_gains.values()
         for gain in gains
     ]
 
 
-def _seed_words(found: Found) -> str:
+def _seed_words(found: SweepResult) -> str:
     seeds = found.grid.base.seeds
     return f"mean ± sd of {seeds} seeds" if seeds > 1 else "1 seed, which cannot tell a gain from noise"
 
 
-def _explanation(found: Found) -> str:
+def _explanation(found: SweepResult) -> str:
     number, smoothings = found.looked_at, len(found.grid.smoothing)
     looked_at = f"; {number} were looked at"
     if smoothings > 1:
@@ -156,12 +154,12 @@ def _explanation(found: Found) -> str:
     )
 
 
-def _few(found: Found) -> str:
+def _few(found: SweepResult) -> str:
     few = found.grid.base.seeds < 5
     return "Intervals of so few seeds are wide, or right by luck: use --seeds 5 or more." if few else ""
 
 
-def _best_of_all(found: Found) -> str:
+def _best_of_all(found: SweepResult) -> str:
     """Said where it is no distilled student."""
     best = min(found.students, key=lambda s: rank(found.students[s]))
     whose = grid.label(best, found.grid)
@@ -177,7 +175,7 @@ def _diverged(settings: Sequence[Setting], asked: Grid) -> str:
     return f"{len(settings)} left out, since a number of {whose} is not finite: {some}{more}."
 
 
-def _development_table(found: Found, style: str) -> str:
+def _development_table(found: SweepResult, style: str) -> str:
     rows = [
         [*_student(s, found.grid), *_measures(found.students[s]), *_gain_cells(found.gains.get(s, []), found)]
         for s in [*_distilled_shown(found), *_baselines_shown(found)]
@@ -188,21 +186,21 @@ def _development_table(found: Found, style: str) -> str:
     return _tabulated(rows, [*_setting_columns(found.grid), *_MEASURE_COLUMNS, *_gain_columns(found)], style)
 
 
-def _best(settings: Iterable[Setting], found: Found) -> list[Setting]:
+def _best(settings: Iterable[Setting], found: SweepResult) -> list[Setting]:
     return sorted(settings, key=lambda s: rank(found.students[s]))[:_SHOWN]
 
 
-def _distilled_shown(found: Found) -> list[Setting]:
+def _distilled_shown(found: SweepResult) -> list[Setting]:
     """The best, and those that are chosen, of narrow students too."""
     best = _best(found.gains, found)
     return best + [setting for setting in found.chosen if setting not in best]
 
 
-def _baselines(found: Found) -> list[Setting]:
+def _baselines(found: SweepResult) -> list[Setting]:
     return [setting for setting in grid.baselines(found.grid) if setting in found.students]
 
 
-def _baselines_shown(found: Found) -> list[Setting]:
+def _baselines_shown(found: SweepResult) -> list[Setting]:
     """All where they are few, else those that the gains that are shown are against, and the best of all."""
     known = _baselines(found)
     if len(known) > _SHOWN:
@@ -212,7 +210,7 @@ def _baselines_shown(found: Found) -> list[Setting]:
     return sorted(known, key=lambda s: rank(found.students[s]))
 
 
-def _first_teacher(found: Found) -> str:
+def _first_teacher(found: SweepResult) -> str:
     """Which teacher the baselines, which have none, are held against."""
     if len(found.teachers) < 2:
         return ""
@@ -222,7 +220,7 @@ def _first_teacher(found: Found) -> str:
     return f"\nHere baselines are compared with the first teacher ({named})."
 
 
-def _test_table(found: Found, style: str) -> str:
+def _test_table(found: SweepResult, style: str) -> str:
     """Every student's settings together, with its parameters where there are several."""
     several = len(found.chosen) > 1
     rows = []
@@ -237,11 +235,11 @@ def _test_table(found: Found, style: str) -> str:
     return _tabulated(rows, columns, style)
 
 
-def _gain_columns(found: Found) -> list[str]:
+def _gain_columns(found: SweepResult) -> list[str]:
     return ["gain on\nalone", "gain on\nsmoothed"][: 2 if found.grid.smoothing else 1]
 
 
-def _gain_cells(gains: Sequence[Gain], found: Found) -> list[str]:
+def _gain_cells(gains: Sequence[Gain], found: SweepResult) -> list[str]:
     """Against the first baseline of either kind."""
     by_kind = {gain.baseline.kind: _gain(gain) for gain in reversed(gains)}
     return [by_kind.get(kind, "") for kind in (ALONE, SMOOTHED)][: len(_gain_columns(found))]
@@ -279,7 +277,7 @@ def _measures(measured: Evaluation) -> list[str]:
             return ""
         # Students that all but diverged.
         form = ".3g" if np.abs(values).max() >= 1e6 else form
-        return report.spread(np.atleast_1d(values), form, per_cent=per_cent)
+        return spread(np.atleast_1d(values), form, per_cent=per_cent)
 
     return [
         cell(measured.errors, ".1f"),
@@ -291,120 +289,8 @@ def _measures(measured: Evaluation) -> list[str]:
 
 
 def _gain(gain: Gain) -> str:
-    comparison = gain.comparison
-    if comparison.ci95 is None:
-        return f"{comparison.mean_difference:+.1f}".replace("-", "−")
-    half = (comparison.ci95[1] - comparison.ci95[0]) / 2
-    return f"{comparison.mean_difference:+.1f} ± {half:.1f}".replace("-", "−")
-
-
-def write(found: Found, dataset: Dataset, folder: Path) -> list[str]:
-    """Writes every file of a sweep into `folder`, results.json last, and returns their names.
-
-    Raises `report.OutputError` where the folder no longer takes them.
-    """
-    try:
-        (folder / report.RESULTS).unlink(missing_ok=True)
-        sweep_plots.remove_older(folder)
-        (folder / TABLE).write_text(text(found, markdown=True) + "\n", encoding="utf-8")
-        with (folder / RUNS).open("w", newline="", encoding="utf-8") as file:
-            rows = list(_runs(found))
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        drawn = sweep_plots.write(found, folder)
-        report.write_whole(folder / report.RESULTS, report.as_text(as_json(found, dataset), indent=1))
-    except OSError as error:
-        raise report.not_written(folder, error) from None
-    return [report.RESULTS, RUNS, TABLE, *drawn]
-
-
-def as_json(found: Found, dataset: Dataset) -> dict[str, Any]:
-    """The content of results.json."""
-    asked = found.grid
-    number, tested = found.looked_at, sum(map(len, found.test_gains.values()))
-    return {
-        "config": {name: value for name, value in asked.base.as_dict().items() if name not in asked.lists},
-        "lists": {name: [_plain(value) for value in values] for name, values in asked.lists.items()},
-        "label_smoothing": list(asked.smoothing),
-        "data": {"name": dataset.name, "sha256": dataset.digest()}
-        | dict(zip(("train", "development", "test"), found.examples, strict=True)),
-        "environment": report.environment(),
-        "teachers": [_teacher_json(config, measured, asked) for config, measured in found.teachers.items()],
-        "development": {
-            "correction": f"Bonferroni, {number} comparisons",
-            "settings": [
-                _setting_json(setting, measured, asked, grid.seeds(asked))
-                | {"gains": _gains_json(found.gains.get(setting, []), number, asked)}
-                for setting, measured in found.students.items()
-            ],
-        },
-        "diverged": [_described(setting, asked) for setting in found.diverged],
-        "chosen": _described(found.chosen[0], asked),
-        "chosen_of_each_student": [_described(setting, asked) for setting in found.chosen],
-        "command": command_of(found),
-        "test": {
-            "correction": f"Bonferroni, {tested} comparisons",
-            "settings": [
-                _setting_json(setting, measured, asked, grid.seeds_of_the_test(asked))
-                for setting, measured in found.tested.items()
-            ],
-            "diverged": [_described(setting, asked) for setting in found.diverged_in_test],
-            "teachers": [_teacher_json(config, measured, asked) for config, measured in found.tested_teachers.items()],
-            "gains": [
-                {"setting": _described(setting, asked)} | gain
-                for setting, gains in found.test_gains.items()
-                for gain in _gains_json(gains, tested, asked)
-            ],
-            "conclusions": conclusions(found),
-        },
-        "timing": {"total_s": found.total_s, "train_s": found.train_s},
-    }
-
-
-def _teacher_json(config: Config, measured: Evaluation, asked: Grid) -> dict[str, Any]:
-    found = {name: report.plain(value) for name, value in measured._asdict().items() if value is not None}
-    return {"config": _changed(config, asked)} | found
-
-
-def _setting_json(setting: Setting, measured: Evaluation, asked: Grid, seeds: Sequence[int]) -> dict[str, Any]:
-    runs = [{"seed": seed} | run for seed, run in zip(seeds, report.runs_json(measured), strict=True)]
-    return {"setting": _described(setting, asked), "runs": runs}
-
-
-def _gains_json(gains: Iterable[Gain], number: int, asked: Grid) -> list[dict[str, Any]]:
-    """number: of all comparisons, for which interval and p-value are corrected."""
-    corrected = {"corrected_for_comparisons": number}
-    return [{"baseline": _described(gain.baseline, asked)} | gain.comparison._asdict() | corrected for gain in gains]
-
-
-def _described(setting: Setting, asked: Grid) -> dict[str, Any]:
-    values = {name: _plain(value) for name, value in grid.describe(setting, asked).items()}
-    return {"kind": setting.kind} | values
-
-
-def _changed(config: Config, asked: Grid) -> dict[str, Any]:
-    return {name: _plain(getattr(config, name)) for name in asked.lists if name.startswith("teacher_")}
-
-
-def _runs(found: Found) -> Iterable[dict[str, Any]]:
-    """One row for each student on each of the parts that it was measured on."""
-    asked = found.grid
-    names = [*asked.lists, "label_smoothing"]
-    for part, students, seeds in (
-        ("development", found.students, grid.seeds(asked)),
-        ("test", found.tested, grid.seeds_of_the_test(asked)),
-    ):
-        for setting, measured in students.items():
-            values = {name: _value(value) for name, value in grid.describe(setting, asked).items()}
-            for seed, run in zip(seeds, report.runs_json(measured), strict=True):
-                row: dict[str, Any] = {"part": part, "kind": setting.kind}
-                row |= {name: values.get(name, "") for name in names} | {"seed": seed}
-                yield row | {name: run[name] for name in _MEASURES}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    margin = "" if gain.comparison.margin is None else f" ± {gain.comparison.margin:.1f}"
+    return f"{gain.comparison.mean_difference:+.1f}{margin}".replace("-", "−")
 
 
 def _values(values: tuple[Any, ...]) -> str:

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kd_jax import stats, teacher
+from kd_jax import stats
 from kd_jax.data.dataset import Dataset
-from kd_jax.evaluate import Evaluation, evaluate, predict
-from kd_jax.experiments import trials as group
-from kd_jax.experiments.notebook import experiment
+from kd_jax.errors import RunError
+from kd_jax.evaluate import Evaluation, evaluate_logits
+from kd_jax.experiments import images as of_images
+from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook.config import Config
-from kd_jax.experiments.stage import Keeping, Progress, RunError
-from kd_jax.experiments.sweep import plan as jobs
+from kd_jax.experiments.shell.progress import Progress
+from kd_jax.experiments.sweep import plan
 from kd_jax.experiments.sweep.grid import (
     DISTILLED,
     Grid,
@@ -30,10 +31,10 @@ from kd_jax.experiments.sweep.grid import (
     smoothed_of,
     teacher_of,
 )
-from kd_jax.experiments.sweep.plan import Job
-from kd_jax.experiments.trials import Group
-from kd_jax.models.network import Network
-from kd_jax.train.step import Examples
+from kd_jax.experiments.sweep.plan import PlanEntry
+from kd_jax.experiments.trials import Trials, blocks, train_trials
+from kd_jax.models import Network
+from kd_jax.train.checkpoint import CheckpointPolicy
 
 
 class Gain(NamedTuple):
@@ -43,7 +44,7 @@ class Gain(NamedTuple):
     comparison: stats.Comparison
 
 
-class Found(NamedTuple):
+class SweepResult(NamedTuple):
     """What a sweep found.
 
     teachers: each one's measures on the development split, but for those that diverged. students: every setting's
@@ -75,27 +76,29 @@ class Found(NamedTuple):
     total_s: float
 
 
-def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keeping: Keeping) -> Found:
-    """The whole sweep. split: `data.development(dataset)`.
+def run_sweep(
+    grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, policy: CheckpointPolicy
+) -> SweepResult:
+    """The whole sweep. split: `development(dataset)`.
 
     The test images are read once: after the last epoch, for the chosen settings and their baselines, trained anew with
-    other seeds. Raises `ConfigError`, what `group.run` raises, and `RunError` where every teacher, or every distilled
-    student, diverges.
+    other seeds. Raises `ConfigError`, what `train_trials` raises, and `RunError` where every teacher, or every
+    distilled student, diverges.
     """
     started = time.perf_counter()
-    training = _Training(grid, split, progress, keeping)
-    todo = jobs.jobs(grid, split)
-    students, diverged = _compared(grid, training, todo, split)
+    training = _Training(grid, split, progress, policy)
+    entries = plan.student_entries(grid, split)
+    students, diverged = _compared(grid, training, entries, split)
     chosen = _best_of_each_width(students)
     compared = {setting: _baselines_of(setting, grid, students) for setting in chosen}
-    again = jobs.jobs_of_the_test(todo, [*chosen, *itertools.chain(*compared.values())], grid)
-    _keep_the_choice(keeping, again, grid)
+    again = plan.entries_of_the_test(entries, [*chosen, *itertools.chain(*compared.values())], grid)
+    _keep_the_choice(policy, again, grid)
     teachers = {one: teacher_of(setting, grid) for setting in chosen for one in [setting, *compared[setting]]}
     tested, teachers_tested = _tested(training, again, teachers, dataset)
     finite = {setting: measured for setting, measured in tested.items() if _is_finite(measured)}
     pairs = {s: [one for one in several if {s, one} <= set(finite)] for s, several in compared.items()}
     number = sum(map(len, pairs.values()))
-    return Found(
+    return SweepResult(
         grid,
         training.measured,
         students,
@@ -106,7 +109,7 @@ def run(grid: Grid, dataset: Dataset, split: Dataset, progress: Progress, keepin
         [setting for setting in tested if setting not in finite],
         teachers_tested,
         {setting: [_gain(setting, one, finite, number) for one in several] for setting, several in pairs.items()},
-        {one.settings[0].config.student_hidden: jobs.parameters(one.network) for one in todo},
+        {entry.settings[0].config.student_hidden: plan.parameters(entry.network) for entry in entries},
         (len(split.train_labels), len(split.test_labels), len(dataset.test_labels)),
         training.train_s,
         time.perf_counter() - started,
@@ -118,60 +121,60 @@ class _Training:
 
     taught: the teachers. measured: each one's measures on the development split. Those that diverge are left out.
 
-    Raises what `group.run` does; `RunError` where all of them diverge.
+    Raises what `train_trials` does; `RunError` where all of them diverge.
     """
 
-    def __init__(self, grid: Grid, split: Dataset, progress: Progress, keeping: Keeping) -> None:
-        self.examples = Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
-        self.progress, self.keeping = progress, keeping
+    def __init__(self, grid: Grid, split: Dataset, progress: Progress, policy: CheckpointPolicy) -> None:
+        self.data = Images(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
+        self.progress, self.policy = progress, policy
         self.taught: dict[Config, _Teacher] = {}
         self.measured: dict[Config, Evaluation] = {}
         failures = []
-        for config, one in jobs.teachers(grid, split).items():
+        for config, trials in plan.teacher_trials(grid, split).items():
             try:
-                taught = _Teacher(one, self.examples, progress, keeping)
+                taught = _Teacher(trials, self.data, progress, policy)
                 self.measured[config] = _of_teacher(taught.logits(split.test_images), split)
                 self.taught[config] = taught
             except RunError as error:
                 failures.append(error)
-                self._pass_over(one, 1)
+                self._pass_over(trials, 1)
         if not self.taught:
             raise failures[0]
         self.train_s = sum(one.trained.train_s for one in self.taught.values())
 
-    def train(self, todo: Sequence[Job], then: Callable[[Setting, Network, Any], None]) -> None:
-        """Tells `then` of every setting its network and its parameters `[seeds, ...]`, job by job.
+    def train(self, entries: Sequence[PlanEntry], then: Callable[[Setting, Network, Any], None]) -> None:
+        """Tells `then` of every setting its network and its variables `[seeds, ...]`, entry by entry.
 
         Settings whose teacher diverged are passed over.
         """
         possible = []
-        for job in todo:
-            if job.teacher is None or job.teacher in self.taught:
-                possible.append(job)
+        for entry in entries:
+            if entry.teacher is None or entry.teacher in self.taught:
+                possible.append(entry)
             else:
-                self._pass_over(job.group, job.most)
-        for job in sorted(possible, key=partial(_teachers_in_turn, list(self.taught))):
-            own = self.taught[job.teacher] if job.teacher else None
+                self._pass_over(entry.trials, entry.most)
+        for entry in sorted(possible, key=partial(_teachers_in_turn, list(self.taught))):
+            own = self.taught[entry.teacher] if entry.teacher else None
             for other in self.taught.values():
                 if other is not own:
                     other.forget_outputs()
-            given = _given(self.examples, job, own)
-            result = group.run(job.group, given, self.progress, self.keeping, most=job.most, tolerant=True)
+            given = _given(self.data, entry, own)
+            result = train_trials(entry.trials, given, self.progress, self.policy, most=entry.most, tolerant=True)
             self.train_s += result.train_s
-            for i, setting in enumerate(job.settings):
-                then(setting, job.network, jax.tree.map(lambda leaf, i=i: leaf[i], (result.params, result.state)))
-            # Before those of the next job are there.
+            for i, setting in enumerate(entry.settings):
+                then(setting, entry.network, jax.tree.map(lambda leaf, i=i: leaf[i], result.variables))
+            # Before those of the next entry are there.
             del given, result
 
-    def _pass_over(self, one: Group, most: int) -> None:
-        """Tells that nothing of a group is left to do: for the time that is left, not for the speed."""
-        blocks = len(group.blocks(len(one.settings), len(one.seeds), most))
-        steps = blocks * (len(self.examples.labels) // one.recipe.batch_size)
-        self.progress.start(f"{one.name}-0", epochs=one.epochs, steps=steps, done=one.epochs * steps)
+    def _pass_over(self, trials: Trials, most: int) -> None:
+        """Tells that nothing of the trials is left to do: for the time that is left, not for the speed."""
+        number = len(blocks(len(trials.settings), len(trials.seeds), most))
+        steps = number * (len(self.data.labels) // trials.setup.batch_size)
+        self.progress.start(trials.stage_name(0), epochs=trials.epochs, steps=steps, done=trials.epochs * steps)
 
 
 def _compared(
-    grid: Grid, training: _Training, todo: Sequence[Job], split: Dataset
+    grid: Grid, training: _Training, entries: Sequence[PlanEntry], split: Dataset
 ) -> tuple[dict[Setting, Evaluation], list[Setting]]:
     """Every setting's measures on the development split, and those that diverged. Raises `RunError` if all of them did.
 
@@ -179,13 +182,13 @@ def _compared(
     """
     logits = {config: one.logits(split.test_images) for config, one in training.taught.items()}
     first = next(iter(logits))
-    own = {setting: job.teacher or first for job in todo for setting in job.settings}
+    own = {setting: entry.teacher or first for entry in entries for setting in entry.settings}
     measured: dict[Setting, Evaluation] = {}
 
-    def measure(setting: Setting, network: Network, parameters: Any) -> None:
-        measured[setting] = _measured(parameters, network, split, logits[own[setting]])
+    def measure(setting: Setting, network: Network, variables: Any) -> None:
+        measured[setting] = _measured(variables, network, split, logits[own[setting]])
 
-    training.train(todo, measure)
+    training.train(entries, measure)
     ordered = [*baselines(grid), *distilled(grid)]
     students = {s: measured[s] for s in ordered if s in measured and _is_finite(measured[s])}
     if not any(setting.kind == DISTILLED for setting in students):
@@ -194,50 +197,49 @@ def _compared(
 
 
 def _tested(
-    training: _Training, todo: Sequence[Job], teachers: dict[Setting, Config], dataset: Dataset
+    training: _Training, entries: Sequence[PlanEntry], teachers: dict[Setting, Config], dataset: Dataset
 ) -> tuple[dict[Setting, Evaluation], dict[Config, Evaluation]]:
     """Measures on the test set, after the last epoch: of every setting, with its own of `teachers`, and of these."""
     trained: dict[Setting, tuple[Network, Any]] = {}
 
-    def keep(setting: Setting, network: Network, parameters: Any) -> None:
-        trained[setting] = network, parameters
+    def keep(setting: Setting, network: Network, variables: Any) -> None:
+        trained[setting] = network, variables
 
-    training.train(todo, keep)
+    training.train(entries, keep)
     logits = {one: training.taught[one].logits(dataset.test_images) for one in dict.fromkeys(teachers.values())}
     tested = {}
     for setting, own in teachers.items():
-        network, parameters = trained[setting]
-        tested[setting] = _measured(parameters, network, dataset, logits[own])
+        network, variables = trained[setting]
+        tested[setting] = _measured(variables, network, dataset, logits[own])
     return tested, {config: _of_teacher(own, dataset) for config, own in logits.items()}
 
 
-def _keep_the_choice(keeping: Keeping, todo: Sequence[Job], grid: Grid) -> None:
+def _keep_the_choice(policy: CheckpointPolicy, entries: Sequence[PlanEntry], grid: Grid) -> None:
     """Forgets checkpoints of another choice, such as that of an earlier version: their shapes are the same."""
-    if keeping.store is None:
+    if policy.store is None:
         return
-    choice = {job.group.name: [label(setting, grid) for setting in job.settings] for job in todo}
-    before = keeping.store.notes.get("tested", {})
+    choice = {entry.trials.name: [label(setting, grid) for setting in entry.settings] for entry in entries}
+    before = policy.store.notes.get("tested", {})
     for name in before:
         if choice.get(name) != before[name]:
-            keeping.store.forget(name)
-    keeping.store.note(tested=choice)
+            policy.store.forget(name)
+    policy.store.note(tested=choice)
 
 
 class _Teacher:
     """A trained teacher, whose outputs are computed once for each shift that is asked for."""
 
-    def __init__(self, one: Group, examples: Examples, progress: Progress, keeping: Keeping) -> None:
-        given = experiment.given(examples, one.recipe.shift)
-        self.trained = group.run(one, given, progress, keeping, most=1)
-        self.network = one.recipe.network
-        self.parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), (self.trained.params, self.trained.state))
+    def __init__(self, trials: Trials, data: Images, progress: Progress, policy: CheckpointPolicy) -> None:
+        padded = of_images.padded(data, trials.setup.shift)
+        self.trained = train_trials(trials, padded, progress, policy, most=1)
+        self.network = trials.setup.network
+        self.variables = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), self.trained.variables)
         self._outputs: tuple[int, Any] | None = None
 
-    def outputs(self, examples: Examples, shift: int) -> Any:
+    def outputs(self, data: Images, shift: int) -> Float[Array, "..."]:
         if self._outputs is None or self._outputs[0] != shift:
             self._outputs = None
-            params, state = self.parameters
-            found = teacher.outputs(params, state, examples.images, network=self.network, shift=shift)
+            found = of_images.teacher_logits(self.variables, data.images, network=self.network, shift=shift)
             self._outputs = (shift, found)
         return self._outputs[1]
 
@@ -245,12 +247,12 @@ class _Teacher:
         self._outputs = None
 
     def logits(self, images: Any) -> Float[Array, "examples classes"]:
-        return predict(*self.parameters, jnp.asarray(images), network=self.network)
+        return of_images.predict(self.variables, jnp.asarray(images), network=self.network)
 
 
 def _of_teacher(logits: Float[Array, "examples classes"], dataset: Dataset) -> Evaluation:
     """What a teacher's logits of the test part are worth. Raises `RunError` for what would not be written."""
-    measured: Evaluation = jax.tree.map(np.asarray, evaluate(logits, jnp.asarray(dataset.test_labels)))
+    measured: Evaluation = jax.tree.map(np.asarray, evaluate_logits(logits, jnp.asarray(dataset.test_labels)))
     if not _is_finite(measured):
         raise RunError(
             "a measure of the teacher is not finite after the last step: choose a smaller --teacher-learning-rate"
@@ -258,23 +260,23 @@ def _of_teacher(logits: Float[Array, "examples classes"], dataset: Dataset) -> E
     return measured
 
 
-def _teachers_in_turn(known: list[Config], job: Job) -> tuple[int, int]:
-    """A key that puts jobs with the same teacher and the same views together, so that few outputs are kept at once."""
-    return known.index(job.teacher) + 1 if job.teacher else 0, job.group.recipe.shift
+def _teachers_in_turn(known: list[Config], entry: PlanEntry) -> tuple[int, int]:
+    """A key that puts those with the same teacher and the same views together, so that few outputs are kept at once."""
+    return known.index(entry.teacher) + 1 if entry.teacher else 0, entry.trials.setup.shift
 
 
-def _given(examples: Examples, job: Job, own: _Teacher | None) -> Examples:
-    shift = job.group.recipe.shift
-    given = experiment.given(examples, shift)
-    return given._replace(teacher=own.outputs(examples, shift)) if own else given
+def _given(data: Images, entry: PlanEntry, own: _Teacher | None) -> Images:
+    shift = entry.trials.setup.shift
+    given = of_images.padded(data, shift)
+    return given._replace(logits=own.outputs(data, shift)) if own else given
 
 
 def _measured(
-    parameters: Any, network: Network, dataset: Dataset, teacher_logits: Float[Array, "examples classes"]
+    variables: Any, network: Network, dataset: Dataset, teacher_logits: Float[Array, "examples classes"]
 ) -> Evaluation:
     """Measures of every seed on the test part of `dataset`."""
     images, labels = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
-    found = _evaluate_each(parameters, images, labels, teacher_logits, network=network)
+    found = _evaluate_each(variables, images, labels, teacher_logits, network=network)
     return jax.tree.map(np.asarray, found)
 
 
@@ -284,16 +286,16 @@ def _is_finite(measured: Evaluation) -> bool:
 
 @partial(jax.jit, static_argnames="network")
 def _evaluate_each(
-    parameters: Any, images: Array, labels: Int[Array, " examples"], teacher_logits: Array, *, network: Network
+    variables: Any, images: Array, labels: Int[Array, " examples"], teacher_logits: Array, *, network: Network
 ) -> Evaluation:
     def one(own: Any) -> Evaluation:
-        return evaluate(predict(*own, images, network=network), labels, teacher_logits)
+        return evaluate_logits(of_images.predict(own, images, network=network), labels, teacher_logits)
 
-    return jax.lax.map(one, parameters)
+    return jax.lax.map(one, variables)
 
 
 def _gains(grid: Grid, students: dict[Setting, Evaluation]) -> tuple[dict[Setting, list[Gain]], int]:
-    """`Found.gains` and `Found.looked_at`."""
+    """`SweepResult.gains` and `SweepResult.looked_at`."""
     settings = [setting for setting in distilled(grid) if setting in students]
     compared = {setting: _baselines_of(setting, grid, students, best=False) for setting in settings}
     number = sum(one in students for s in settings for one in [alone_of(s, grid), *smoothed_of(s, grid)])

@@ -11,24 +11,24 @@ from scipy import stats as scipy_stats
 from kd_jax import reproduce
 from kd_jax.data import shifts as augment
 from kd_jax.data.dataset import Dataset
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments import trials as group
-from kd_jax.experiments.hinton2015 import bias
-from kd_jax.experiments.hinton2015 import parts as hinton_parts
+from kd_jax.errors import ConfigError, RunError
+from kd_jax.experiments import stage as stages
+from kd_jax.experiments.hinton2015 import bias, contrasts, row_trials
 from kd_jax.experiments.hinton2015 import plan as hinton
 from kd_jax.experiments.hinton2015 import plots as hinton_plots
 from kd_jax.experiments.hinton2015 import report as hinton_report
 from kd_jax.experiments.hinton2015 import rows as hinton_rows
 from kd_jax.experiments.hinton2015.plan import Plan, Width
-from kd_jax.experiments.notebook import experiment
-from kd_jax.experiments.notebook.config import ConfigError, Training
+from kd_jax.experiments.notebook import recipes
+from kd_jax.experiments.notebook.config import Training
 from kd_jax.experiments.shell import progress
-from kd_jax.experiments.shell.progress import Silent
-from kd_jax.experiments.stage import Keeping, RunError
+from kd_jax.experiments.shell.progress import Silent, StageName
+from kd_jax.experiments.stage import Stage
+from kd_jax.experiments.trials import Trials
 from kd_jax.models import parameters
 from kd_jax.teacher import outputs
 from kd_jax.train import memory
-from kd_jax.train.checkpoint import Store
+from kd_jax.train.checkpoint import CheckpointPolicy, Store
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -109,7 +109,7 @@ def test_biases_of_all_or_no_classes_are_refused(classes: tuple[int, ...]) -> No
 
 
 def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
-    parts = hinton.parts(hinton.PLAN, 10)
+    parts = hinton.all_trials(hinton.PLAN, 10)
     assert parts["distilled-800"].temperatures == (20,)
     assert parts["temperature-800"].temperatures == (8,)
     assert {part.name for part in parts.values() if part.averaged} == {"averaged"}
@@ -126,7 +126,7 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert {name for row in hinton.ROWS for name in hinton.parts_of(row, hinton.PLAN, 10)} == set(parts)
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
-    for name, part in hinton.parts(short, 10).items():
+    for name, part in hinton.all_trials(short, 10).items():
         share = 0.06 if name == "teacher" else 0.2
         assert part.training == parts[name].training._replace(epochs=round(share * parts[name].training.epochs))
 
@@ -166,17 +166,17 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def watched(asked: group.Group, examples: Any, *arguments: Any, **named: Any) -> Any:
+    def watched(asked: Trials, examples: Any, *arguments: Any, **named: Any) -> Any:
         seen[asked.name] = examples
         return original(asked, examples, *arguments, **named)
 
-    original = group.run
-    monkeypatch.setattr(group, "run", watched)
+    original = row_trials.train_trials
+    monkeypatch.setattr(row_trials, "train_trials", watched)
     rng = np.random.default_rng(0)
-    taught = hinton_parts.Taught(*(rng.normal(size=(count, 3)).astype(np.float32) for count in (240, 60)))
-    parts = hinton.parts(TINY, 3)
+    taught = row_trials.Taught(*(rng.normal(size=(count, 3)).astype(np.float32) for count in (240, 60)))
+    parts = hinton.all_trials(TINY, 3)
     for name, kept in (("no3", (0, 2)), ("only78", (1, 2)), ("distilled-8", (0, 1, 2))):
-        found, _ = hinton_parts.train(parts[name], TINY, small_dataset, taught, Silent(), Keeping())
+        found, _ = row_trials.train_row(parts[name], TINY, small_dataset, taught, Silent(), CheckpointPolicy())
         own = seen[name]
         assert tuple(np.unique(own.labels)) == kept
         rows = np.isin(small_dataset.train_labels, kept)
@@ -195,30 +195,30 @@ def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
 
 def trained_rows(
     rows: tuple[str, ...], plan: Plan, dataset: Dataset, folder: Path
-) -> tuple[dict[str, Any], hinton_rows.Files]:
+) -> tuple[dict[str, Any], hinton_rows.KeptRows]:
     """What rows gave, with what the folder holds of them, and its files."""
     store = Store(folder)
     identity = {"config": hinton.as_dict(plan), "table": "hinton2015"}
     if not store.started:
         store.start(identity)
-    files = hinton_rows.Files(folder, identity)
-    return hinton_rows.run(rows, plan, dataset, Silent(), Keeping(store), files), files
+    files = hinton_rows.KeptRows(folder, identity)
+    return hinton_rows.run_rows(rows, plan, dataset, Silent(), CheckpointPolicy(store), files), files
 
 
 def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, asked = TINY._replace(seeds=2), {}
-    original = hinton_parts.train
+    original = row_trials.train_row
 
     def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
         return original(part, own, dataset, taught, *arguments)
 
-    monkeypatch.setattr(hinton_parts, "train", watched)
+    monkeypatch.setattr(row_trials, "train_row", watched)
     found, files = trained_rows(("distilled", "averaged"), plan, small_dataset, tmp_path)
     assert asked["teacher"] is None
-    network = hinton_parts.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
+    network = row_trials.network(hinton.all_trials(plan, 3)["teacher"], plan, small_dataset)
     params, state = parameters.load(files.teacher, network)
     for images, one_view, mean in (
         (small_dataset.train_images, asked["distilled-8"].train, asked["averaged"].train),
@@ -238,21 +238,21 @@ def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, asked, seen = TINY._replace(seeds=2), {}, {}
-    original, trained = hinton_parts.train, group.run
+    original, trained = row_trials.train_row, row_trials.train_trials
 
     def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
         return original(part, own, dataset, taught, *arguments)
 
-    def given(own: group.Group, examples: Any, *arguments: Any, **named: Any) -> Any:
+    def given(own: Trials, examples: Any, *arguments: Any, **named: Any) -> Any:
         seen[own.name] = own.recipe, examples
         return trained(own, examples, *arguments, **named)
 
-    monkeypatch.setattr(hinton_parts, "train", watched)
-    monkeypatch.setattr(group, "run", given)
+    monkeypatch.setattr(row_trials, "train_row", watched)
+    monkeypatch.setattr(row_trials, "train_trials", given)
     found, files = trained_rows(("distilled", "shifted"), plan, small_dataset, tmp_path)
     assert list(found) == ["teacher", "distilled-8", "alone-shifted", "distilled-shifted"]
-    network = hinton_parts.network(hinton.parts(plan, 3)["teacher"], plan, small_dataset)
+    network = row_trials.network(hinton.all_trials(plan, 3)["teacher"], plan, small_dataset)
     params, state = parameters.load(files.teacher, network)
     views = np.asarray(outputs(params, state, jnp.asarray(small_dataset.train_images), network=network, shift=1).logits)
     np.testing.assert_array_equal(asked["distilled-shifted"].train, views)
@@ -270,11 +270,11 @@ def test_the_rule_that_never_sees_the_test_set_does_not(small_dataset: Dataset) 
     rng = np.random.default_rng(0)
     logits = {part: rng.normal(size=(count, 3)).astype(np.float32) for part, count in (("test", 60), ("train", 240))}
     for classes in ((0,), (1, 2)):
-        found = hinton_parts.moved(logits["test"], logits["train"], small_dataset, classes)
+        found = row_trials.moved(logits["test"], logits["train"], small_dataset, classes)
         expected = bias.best(bias.errors(logits["train"], small_dataset.train_labels, classes))
         assert found["training"]["offset"] == expected != found["test"]["offset"]
         others = small_dataset._replace(test_labels=np.roll(small_dataset.test_labels, 1))
-        again = hinton_parts.moved(logits["test"][::-1], logits["train"], others, classes)
+        again = row_trials.moved(logits["test"][::-1], logits["train"], others, classes)
         assert again["training"]["offset"] == expected
 
 
@@ -292,7 +292,7 @@ def test_a_later_part_that_does_not_fit_is_refused_before_the_first_is_trained(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is not asked for, or done already, need not fit."""
-    fits, trained = hinton_parts.at_once, []
+    fits, trained = row_trials.at_once, []
 
     def of_all_but_the_last(part: hinton.Part, *others: Any) -> int:
         if part.name == PARTS[-1]:
@@ -300,11 +300,11 @@ def test_a_later_part_that_does_not_fit_is_refused_before_the_first_is_trained(
         return fits(part, *others)
 
     class Started(Silent):
-        def start(self, phase: str, **others: Any) -> None:
-            super().start(phase, **others)
-            trained.append(phase)
+        def start(self, stage: StageName, **others: Any) -> None:
+            super().start(stage, **others)
+            trained.append(stage.folder)
 
-    monkeypatch.setattr(hinton_parts, "at_once", of_all_but_the_last)
+    monkeypatch.setattr(row_trials, "at_once", of_all_but_the_last)
     monkeypatch.setattr(progress, "Silent", Started)
     out = tmp_path / "out"
     assert "there is no room" in refused(["hinton2015", "--quiet", "--out", str(out)], capsys)
@@ -327,19 +327,19 @@ def test_the_time_is_estimated_from_as_many_students_as_fit(
         def compiled(self, compile_s: float, expected_s: float) -> None:
             told.append(expected_s)
 
-    def trial(prepared: phase.Phase, examples: Any) -> float:
+    def trial(prepared: Stage, examples: Any) -> float:
         tried.append(prepared.seeds)
         return float(len(prepared.seeds))
 
-    monkeypatch.setattr(phase, "trial", trial)
-    missing = list(hinton.parts(TINY, 3).values())
+    monkeypatch.setattr(stages, "time_an_epoch", trial)
+    missing = list(hinton.all_trials(TINY, 3).values())
     for most in (100, 2):
-        monkeypatch.setattr(hinton_parts, "at_once", lambda *arguments, most=most: most)
+        monkeypatch.setattr(row_trials, "at_once", lambda *arguments, most=most: most)
         hinton_rows._estimate(missing, TINY, small_dataset, Told())
     assert tried == [(42, 43, 44), (42, 43)]
     assert told[0] == pytest.approx(told[1])
     # Students that see nine views are trained as long as those that see one, and their teacher is asked for all.
-    parts = hinton.parts(TINY, 3)
+    parts = hinton.all_trials(TINY, 3)
     for name in ("distilled-8", "distilled-shifted"):
         hinton_rows._estimate([parts[name]], TINY, small_dataset, Told())
     trained, asked = hinton_rows._work(parts["distilled-8"], TINY, small_dataset), 240 * (36 * 16 + 16 * 3 + 50_000) / 3
@@ -437,21 +437,21 @@ def test_each_comparison_is_of_its_own_parts_seed_by_seed() -> None:
     errors = {name: (rng.integers(0, 9, 5) + 7 * place).tolist() for place, name in enumerate(names)}
     found: dict[str, Any] = {name: {"runs": [{"errors": one} for one in own]} for name, own in errors.items()}
     pairs = (names[:2], names[1:3], names[3:5], [names[1], names[4]])
-    given = hinton_report.contrasts(found, plan)
+    given = contrasts.contrasts(found, plan)
     for one, (before, after) in zip(given, pairs, strict=True):
         assert one.mean_difference == pytest.approx(np.mean(errors[after]) - np.mean(errors[before]))
         assert one.p_value == pytest.approx(scipy_stats.ttest_rel(errors[before], errors[after]).pvalue)
 
 
 def test_logits_of_all_views_have_their_room(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, room = hinton.parts(TINY, 3), 10**6
+    parts, room = hinton.all_trials(TINY, 3), 10**6
     monkeypatch.setattr(memory, "available", lambda: room)
     fits = {}
     for name in ("distilled-8", "distilled-shifted"):
-        own = hinton_parts.network(parts[name], TINY, small_dataset)
-        layers = experiment.layer_sizes(parts[name].hidden, small_dataset)
+        own = row_trials.network(parts[name], TINY, small_dataset)
+        layers = recipes.layer_sizes(parts[name].hidden, small_dataset)
         one = memory.needed(own, layers, examples=240, test_examples=len(small_dataset.test_labels))
-        fits[name] = hinton_parts.at_once(parts[name], small_dataset, own), one.total(8)
+        fits[name] = row_trials.at_once(parts[name], small_dataset, own), one.total(8)
     logits = 240 * 3 * 4
     for name, views in (("distilled-8", 1), ("distilled-shifted", 9)):
         found, each = fits[name]
@@ -468,7 +468,7 @@ def test_the_better_of_two_is_corrected_for_having_been_chosen() -> None:
     pairs = [(4.0, 2.5), (4.0, 1.0), (4.0, 20.0), (2.5, 1.0), (2.5, 20.0)]
     plain = sorted(scipy_stats.ttest_rel(own[a], own[b]).pvalue for a, b in pairs)
     holm = dict(zip(plain, np.maximum.accumulate([min(1, (5 - i) * p) for i, p in enumerate(plain)]), strict=True))
-    found = hinton_report._better_against_others(4, own)
+    found = contrasts._better_against_others(4, own)
     assert [one.what.rpartition("against ")[2] for one in found] == ["T = 2.5", "T = 1", "T = 20"]
     for one, (a, b) in zip(found, pairs[:3], strict=True):
         assert one.mean_difference == pytest.approx(np.mean(own[a]) - np.mean(own[b]))
@@ -485,13 +485,13 @@ def test_finished_rows_are_read_and_not_trained_again(
     kept = {path: path.read_bytes() for path in (out / "rows").glob("*-8.json")}
     assert len(kept) == 1
     trained = []
-    original = hinton_parts.train
+    original = row_trials.train_row
 
     def watched(part: hinton.Part, *arguments: Any) -> Any:
         trained.append(part.name)
         return original(part, *arguments)
 
-    monkeypatch.setattr(hinton_parts, "train", watched)
+    monkeypatch.setattr(row_trials, "train_row", watched)
     reproduced("--out", str(out), "--rows", "distilled", "--quiet", "--resume")
     assert trained == ["distilled-8"]
     assert {path: path.read_bytes() for path in kept} == kept
@@ -532,7 +532,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
     tiny: Dataset, in_one_go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Stopped between two parts, and with files damaged meanwhile, it ends with the numbers of a run in one go."""
-    original = hinton_parts.train
+    original = row_trials.train_row
 
     def stopping(part: hinton.Part, *arguments: Any) -> Any:
         if part.name == "no3":
@@ -541,7 +541,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
 
     folder = tmp_path / "stopped"
     folder.mkdir()
-    monkeypatch.setattr(hinton_parts, "train", stopping)
+    monkeypatch.setattr(row_trials, "train_row", stopping)
     with pytest.raises(KeyboardInterrupt):
         alone_and_no3(folder, tiny)
     if lost == "a part":
@@ -555,7 +555,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
         trained.append(part.name)
         return original(part, *arguments)
 
-    monkeypatch.setattr(hinton_parts, "train", watched)
+    monkeypatch.setattr(row_trials, "train_row", watched)
     assert alone_and_no3(folder, tiny) == in_one_go
     # The teacher comes from its checkpoint, and what it taught is found again.
     assert trained == {"nothing": [], "a part": ["alone-8"], "the teacher": ["teacher"]}[lost] + ["no3"]
@@ -630,14 +630,14 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_failure_leaves_nothing_or_what_goes_on_with_the_rows_asked_for(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, original, failing = tmp_path / "out", hinton_parts.train, ["teacher", "distilled-8"]
+    out, original, failing = tmp_path / "out", row_trials.train_row, ["teacher", "distilled-8"]
 
     def train(part: hinton.Part, *arguments: Any) -> Any:
         if part.name in failing:
             raise RunError("it failed")
         return original(part, *arguments)
 
-    monkeypatch.setattr(hinton_parts, "train", train)
+    monkeypatch.setattr(row_trials, "train_row", train)
     arguments = ["--out", str(out), "--seeds", "2", "--quiet"]
     with pytest.raises(SystemExit) as caught:
         reproduced(*arguments, "--rows", "distilled")

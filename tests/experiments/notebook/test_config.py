@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from kd_jax.experiments.notebook.config import METHODS, PRESETS, Config, ConfigError, make_config
+from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook.config import METHODS, PRESETS, Config, make_config
 
 OUT_OF_BOUNDS = [
     ("preset", "notebok", "unknown preset 'notebok': use notebook or"),

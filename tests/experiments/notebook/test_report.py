@@ -1,55 +1,11 @@
-"""Numbers and lists of results.json: all that was measured, in no more text than that takes."""
-
-import json
-from typing import Any
+"""A run's measures and settings as they are told."""
 
 import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook.config import Training
-from kd_jax.experiments.notebook.report import as_text, plain, runs_json, training_line
-
-numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-texts = st.text() | st.sampled_from(["[\n  1,\n  2\n]", "[1,  2]", "a ] b [\\n"])
-contents = st.recursive(
-    st.none() | st.booleans() | numbers | texts,
-    lambda inner: st.lists(inner) | st.lists(numbers) | st.dictionaries(texts, inner),
-)
-
-
-@given(contents, st.sampled_from([None, 0, 1, 2]))
-def test_text_says_all_of_its_content(content: Any, indent: int | None) -> None:
-    assert json.loads(as_text(content, indent)) == content
-
-
-def test_a_list_of_numbers_is_one_line() -> None:
-    content = {"curve": [[0.25, -3e-20], [1, 2]], "names": ["a", "b"]}
-    lines = ["{", ' "curve": [', "  [0.25, -3e-20],", "  [1, 2]", " ],", ' "names": [', '  "a",', '  "b"', " ]", "}"]
-    assert as_text(content, indent=1).splitlines() == lines
-
-
-@given(st.floats(width=32))
-def test_no_digit_of_float32_is_lost(value: float) -> None:
-    found = plain(np.float32(value))
-    assert isinstance(found, float)
-    np.testing.assert_array_equal(np.float32(found), np.float32(value), strict=True)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.float32([[0.9898, 0.1]]), "[[0.9898, 0.1]]"),
-        (np.float64([1 / 3]), "[0.3333333333333333]"),
-        (np.int32(3), "3"),
-        (np.array([True]), "[True]"),
-    ],
-)
-def test_plain_numbers(values: Any, expected: str) -> None:
-    assert str(plain(values)) == expected
+from kd_jax.experiments.notebook.report import runs_json, training_line
 
 
 def test_the_measures_of_each_seed_are_one_row() -> None:

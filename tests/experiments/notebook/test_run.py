@@ -17,11 +17,12 @@ from safetensors.numpy import load_file
 
 from kd_jax import run
 from kd_jax.data.dataset import Dataset
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments.notebook import experiment, report
-from kd_jax.experiments.notebook.config import PRESETS, ConfigError, make_config
-from kd_jax.experiments.shell import options as cli
-from kd_jax.experiments.shell import progress
+from kd_jax.errors import ConfigError
+from kd_jax.experiments import stage_loop
+from kd_jax.experiments.notebook import experiment, fits, options, recipes
+from kd_jax.experiments.notebook.config import PRESETS, make_config
+from kd_jax.experiments.shell import folder, progress
+from kd_jax.experiments.shell.folder import RESULTS
 from kd_jax.models.network import Network, mlp
 from kd_jax.train import checkpoint, memory
 from kd_jax.train.step import Examples
@@ -148,7 +149,7 @@ def test_help_tells_every_preset_as_options(capsys: pytest.CaptureFixture[str]) 
     parser = run._parser()
     for name, words in blocks:
         given = [] if "defaults above" in words else words.split()
-        found = make_config(**cli.config_options(parser.parse_args(given)))
+        found = make_config(**options.given(parser.parse_args(given)))
         assert dataclasses.replace(found, preset=name) == make_config(name)
 
 
@@ -280,12 +281,12 @@ def test_the_number_that_would_fit_is_the_largest_that_does(
     large = {"batch_size": 240, "seeds": 1000}[option]
     name = option.replace("_", "-")
     with pytest.raises(ConfigError, match=f"--{name} is {large}: that needs .* it must be at most [0-9]+$") as caught:
-        experiment.check(make_config(**{**small, option: large}), small_dataset)
+        fits.check(make_config(**{**small, option: large}), small_dataset)
     most = int(str(caught.value).rpartition(" ")[2])
     assert 1 < most < large
-    experiment.check(make_config(**{**small, option: most}), small_dataset)
+    fits.check(make_config(**{**small, option: most}), small_dataset)
     with pytest.raises(ConfigError):
-        experiment.check(make_config(**{**small, option: most + 1}), small_dataset)
+        fits.check(make_config(**{**small, option: most + 1}), small_dataset)
 
 
 def test_views_that_do_not_fit_are_refused(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,9 +298,9 @@ def test_views_that_do_not_fit_are_refused(small_dataset: Dataset, monkeypatch: 
     ]:
         monkeypatch.setattr(memory, "available", lambda free=free: free)
         with pytest.raises(ConfigError, match=says):
-            experiment.check(config, small_dataset)
+            fits.check(config, small_dataset)
     monkeypatch.setattr(memory, "available", lambda: 100_000)
-    experiment.check(config, small_dataset)
+    fits.check(config, small_dataset)
 
 
 def test_importing_needs_neither_tensorflow_nor_its_data_sets() -> None:
@@ -325,9 +326,9 @@ def test_nothing_is_traced_twice(small_dataset: Dataset, monkeypatch: pytest.Mon
 
     teacher, student = mlp([36, 16, 3]), mlp([36, 4, 3])
     networks = (counted("teacher", teacher), counted("student", student))
-    monkeypatch.setattr(experiment, "networks", lambda config, dataset: networks)
+    monkeypatch.setattr(recipes, "networks", lambda config, dataset: networks)
     config = make_config(epochs=3, batch_size=8, seeds=2, learning_rate=0.01)
-    experiment.run(config, small_dataset, progress.Silent())
+    experiment.run_experiment(config, small_dataset, progress.Silent())
     # Students: alone and distilled. The teacher's evaluation: on the test and on the training images.
     assert traces == {
         "teacher in training": 1,
@@ -342,15 +343,15 @@ def test_students_learn_from_the_outputs_of_the_trained_teacher(
 ) -> None:
     """Its logits in evaluation mode, in the order of the training images, made from its parameters by NumPy."""
     seen = {}
-    original = phase.run
+    original = stage_loop.train_stage
 
     def watched(prepared: Any, examples: Examples, *arguments: Any, **named: Any) -> Any:
-        seen[prepared.name] = examples.teacher
+        seen[prepared.name.folder] = examples.teacher
         return original(prepared, examples, *arguments, **named)
 
-    monkeypatch.setattr(phase, "run", watched)
+    monkeypatch.setattr(stage_loop, "train_stage", watched)
     config = make_config(teacher_hidden=(16,), student_hidden=(4,), epochs=2, batch_size=8, seeds=2, learning_rate=0.01)
-    result = experiment.run(config, small_dataset, progress.Silent())
+    result = experiment.run_experiment(config, small_dataset, progress.Silent())
     params = jax.tree.map(lambda leaf: np.float64(leaf[0]), result.teacher.params)
     pixels = small_dataset.train_images.reshape(240, -1) / 255
     hidden = np.maximum(pixels @ params["hidden"][0]["kernel"] + params["hidden"][0]["bias"], 0)
@@ -371,12 +372,12 @@ def test_parameters_that_end_up_not_finite_fail_the_run(
         "test images of the teacher with seed 42 is not finite after the last step, 1, at --teacher-learning-rate 1e+30"
         in error
     )
-    assert not (out / report.RESULTS).exists()
+    assert not (out / RESULTS).exists()
 
 
 def test_folders_of_runs_do_not_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert [report.new_folder("a") for _ in range(3)] == [Path("runs/a"), Path("runs/a-2"), Path("runs/a-3")]
+    assert [folder.new_folder("a") for _ in range(3)] == [Path("runs/a"), Path("runs/a-2"), Path("runs/a-3")]
 
 
 def test_a_folder_that_fills_up_is_one_sentence(

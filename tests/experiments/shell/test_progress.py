@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kd_jax.experiments.shell import progress
-from kd_jax.experiments.shell.progress import Bars, Lines, Overall, Silent, duration
+from kd_jax.experiments.shell.progress import Bars, Lines, Overall, Silent, StageName, duration
 from kd_jax.train.step import Metrics
 
 
@@ -12,7 +12,7 @@ def chunk(loss: list[float], accuracy: list[float]) -> Metrics:
 
 def tell(watcher: Lines) -> None:
     watcher.compiled(2.0, 100.0)
-    watcher.start("student", epochs=2, steps=4)
+    watcher.start(StageName("student", "student alone"), epochs=2, steps=4)
     for epoch in (0, 1):
         watcher.advance(epoch=epoch, steps=3, metrics=chunk([1.0, 3.0], [0.5, 0.7]), seconds=1.0)
         watcher.advance(epoch=epoch, steps=1, metrics=chunk([4.0, 8.0], [1.0, 1.0]), seconds=1.0)
@@ -53,34 +53,30 @@ def test_durations_are_as_a_person_says_them(seconds: int | float, says: str) ->
 def test_what_a_checkpoint_has_done_counts_and_not_for_the_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One phase is done, of one a half, and the rest takes 2 s by the clock; the third is to come."""
+    """One stage is done, of one a half, and the rest takes 2 s by the clock; the third is to come."""
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    watcher = Overall({"teacher-0": 1.0, "distilled-1": 3.0}, 4 * 1.0 + 2 * 4 * 3.0, bar=False)
-    watcher.start("teacher-0-0", epochs=1, steps=4, done=4)
+    watcher = Overall(
+        {"teacher-0": 1.0, "distilled-1": 3.0},
+        4 * 1.0 + 2 * 4 * 3.0,
+        {"teacher-0": "teacher", "distilled-1": "distilled"},
+        bar=False,
+    )
+    watcher.start(StageName("teacher-0", "teacher", 0), epochs=1, steps=4, done=4)
     watcher.finish()
-    watcher.start("distilled-1-0", epochs=1, steps=4, done=2)
+    watcher.start(StageName("distilled-1", "distilled student", 0), epochs=1, steps=4, done=2)
     watcher.advance(epoch=0, steps=2, metrics=chunk([1.0, 3.0], [0.5, 0.7]), seconds=0.1)
     watcher.finish()
     assert " ".join(capsys.readouterr().out.split()) == "distilled 57% of all, about 4 s left"
 
 
 def test_many_trainings_are_told_apart_by_words(capsys: pytest.CaptureFixture[str]) -> None:
-    costs = dict.fromkeys(
-        ("teacher-0", "label-smoothing-0", "test-label-smoothing-0", "distilled-1", "distilled-2"), 1.0
-    )
-    watcher = Overall(costs, 100.0, bar=False)
-    for name in costs:
+    words = {"distilled-1": "distilled 1 of 2", "test-alone-0": "test: alone"}
+    watcher = Overall(dict.fromkeys(words, 1.0), 100.0, words, bar=False)
+    for name in words:
         for block in (0, 1):
-            watcher.start(f"{name}-{block}", epochs=1, steps=10)
+            watcher.start(StageName(name, "student", block), epochs=1, steps=10)
             watcher.advance(epoch=0, steps=10, metrics=chunk([1.0], [0.5]), seconds=0.1)
             watcher.finish()
-    titles = [line[:26].strip() for line in capsys.readouterr().out.splitlines()]
-    assert titles[::2] == titles[1::2]
-    assert titles[::2] == [
-        "teacher",
-        "label smoothing",
-        "test: label smoothing",
-        "distilled 1 of 2",
-        "distilled 2 of 2",
-    ]
+    told = [line[:26].strip() for line in capsys.readouterr().out.splitlines()]
+    assert told == ["distilled 1 of 2", "distilled 1 of 2", "test: alone", "test: alone"]

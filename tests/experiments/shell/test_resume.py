@@ -16,11 +16,11 @@ import pytest
 from benchmarks import kills
 from kd_jax import run
 from kd_jax.data.dataset import Dataset
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments.notebook import report
-from kd_jax.experiments.shell import progress, resume
+from kd_jax.errors import MismatchError, RunError
+from kd_jax.experiments.shell import environment, progress, resume
+from kd_jax.experiments.shell.folder import RESULTS
 from kd_jax.train import checkpoint
-from kd_jax.train.checkpoint import MismatchError, Store
+from kd_jax.train.checkpoint import Store
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compiling", "without_plots")
 
@@ -53,7 +53,7 @@ def unfinish(out: Path) -> None:
     """As if the run had been killed before it left its results."""
     store = checkpoint.Store(out)
     store._describe(store._description() | {"finished": False})
-    (out / report.RESULTS).unlink()
+    (out / RESULTS).unlink()
 
 
 def stopped(arguments: list[str], number: signal.Signals, at: str = "epoch 1/") -> tuple[int, str]:
@@ -81,7 +81,7 @@ def half_done(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     out = tmp_path / "half"
 
     def no_more(*arguments: object, **more: object) -> None:
-        raise phase.RunError("enough")
+        raise RunError("enough")
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.Silent, "advance", no_more)
@@ -124,7 +124,7 @@ def test_signals_write_a_checkpoint_and_say_how_to_go_on(
     assert code == 128 + number
     assert error == f"kd_jax: {word}: go on with python -m kd_jax.run --out '{out}' --resume\n"
     assert len(list(out.glob("checkpoints/teacher/0*"))) == 2
-    assert not (out / report.RESULTS).exists()
+    assert not (out / RESULTS).exists()
     assert "--epochs is 3, and the run in" in refused([*arguments, "--epochs", "3", "--resume"], capsys, code=2)
 
 
@@ -155,13 +155,13 @@ def test_a_stopped_run_is_resumed_with_its_own_options(
 def test_resume_starts_where_there_is_nothing_yet(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run.main(["--dataset", source, *OPTIONS, "--epochs", "1", "--out", str(out), "--resume"])
-    assert (out / report.RESULTS).exists()
+    assert (out / RESULTS).exists()
 
 
 def test_overwriting_forgets_the_run_before(source: str, half_done: Path) -> None:
     arguments = ["--dataset", source, *OPTIONS, "--epochs", "1", "--out", str(half_done), "--overwrite"]
     run.main(arguments)
-    found = json.loads((half_done / report.RESULTS).read_text())
+    found = json.loads((half_done / RESULTS).read_text())
     assert found["config"]["epochs"] == 1
     assert sorted(path.name for path in half_done.glob("checkpoints/teacher/*")) == ["000000030"]
 
@@ -174,7 +174,7 @@ def test_results_of_an_older_run_are_not_taken_for_those_of_a_run_that_was_stopp
     run.main([*arguments, "--epochs", "1"])
     code, _ = stopped([*arguments, "--epochs", "2000", "--overwrite"], signal.SIGINT)
     assert code == 130
-    assert (out / report.RESULTS).exists()
+    assert (out / RESULTS).exists()
     assert "holds a run that was stopped" in refused([*arguments, "--epochs", "2000"], capsys, code=2)
     assert not checkpoint.Store(out).finished
 
@@ -198,18 +198,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert kills.differences(whole, out) == []
 
 
-@pytest.mark.parametrize("phase", ["teacher", "student"])
+@pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_without_a_good_checkpoint_nothing_is_touched(
-    source: str, tmp_path: Path, phase: str, capsys: pytest.CaptureFixture[str]
+    source: str, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     run.main(["--dataset", source, *OPTIONS, "--out", str(out)])
     unfinish(out)
-    for path in out.glob(f"checkpoints/{phase}/*/sha256.txt"):
+    for path in out.glob(f"checkpoints/{stage}/*/sha256.txt"):
         path.write_bytes(path.read_bytes()[1:])
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     error = refused(["--out", str(out), "--resume", "--quiet"], capsys, code=1)
-    assert f"no checkpoint of the {phase} in" in error
+    assert f"no checkpoint of the {stage} in" in error
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -237,14 +237,14 @@ def test_other_data_are_refused(
 def test_other_versions_and_devices_are_refused(
     half_done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = report.environment()
+    now = environment.describe()
     for other, says in [
         ({"packages": now["packages"] | {"jax": "99.0"}}, "jax is 99.0, and the run in {} has " + jax.__version__),
         ({"backend": "tpu"}, "backend is tpu, and the run in {} has cpu"),
         ({"devices": ["TPU v5"]}, "devices is TPU v5, and the run in {} has cpu"),
         ({"cpus": 1000}, "cpus is 1000, and the run in {} has " + str(now["cpus"])),
     ]:
-        monkeypatch.setattr(report, "environment", lambda other=other: now | other)
+        monkeypatch.setattr(environment, "describe", lambda other=other: now | other)
         assert says.format(half_done) in refused(["--out", str(half_done), "--resume"], capsys, code=2)
 
 
@@ -315,15 +315,15 @@ def test_a_disk_that_is_full_costs_no_checkpoint(source: str, tmp_path: Path) ->
     assert "--resume" in full.stderr
     assert sorted(path.name for path in out.glob("checkpoints/teacher/*")) == ["000000060", "000000090"]
     run.main(["--out", str(out), "--resume", "--quiet"])
-    assert (out / report.RESULTS).exists()
+    assert (out / RESULTS).exists()
 
 
 def test_a_run_that_failed_ends_although_a_thread_waits(source: str, tmp_path: Path) -> None:
     """As those of Orbax do where a folder becomes unwritable while it writes: Python alone would wait for them."""
     program = (
-        "import runpy, sys, threading; from kd_jax import checkpoint\n"
+        "import runpy, sys, threading; from kd_jax.errors import CheckpointError\nfrom kd_jax.train import checkpoint\n"
         "def never(*arguments):\n"
-        "    threading.Thread(target=threading.Event().wait).start(); raise checkpoint.CheckpointError('no more')\n"
+        "    threading.Thread(target=threading.Event().wait).start(); raise CheckpointError('no more')\n"
         "checkpoint.Store._write = never; runpy.run_module('kd_jax.run', run_name='__main__', alter_sys=True)"
     )
     command = [sys.executable, "-c", program, "--dataset", source, *OPTIONS, "--out", str(tmp_path / "out")]

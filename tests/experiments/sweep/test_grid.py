@@ -1,6 +1,7 @@
 import pytest
 
-from kd_jax.experiments.notebook.config import ConfigError, make_config
+from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep.grid import ALONE, DISTILLED, SMOOTHED, make_grid
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep import plots as sweep_plots
-from kd_jax.experiments.sweep.search import Found
+from kd_jax.experiments.sweep.search import SweepResult
 
 
-def panels(found: Found, axes: list[str] | None = None) -> dict[str, Any]:
+def panels(found: SweepResult, axes: list[str] | None = None) -> dict[str, Any]:
     """The curves' panels by what is on their y axis."""
     figure = sweep_plots._curves(found, axes or sweep_plots._axes(found))
     figure.draw_without_rendering()

@@ -15,18 +15,18 @@ import sweeps
 from PIL import Image
 
 from kd_jax import run, stats, sweep, teacher
-from kd_jax.data import dataset as data
-from kd_jax.data.dataset import Dataset
+from kd_jax.data.dataset import Dataset, development
+from kd_jax.data.load import load
 from kd_jax.evaluate import predict
-from kd_jax.experiments import stage as phase
-from kd_jax.experiments import trials as group
-from kd_jax.experiments.notebook import experiment, report
-from kd_jax.experiments.sweep import grid, search
-from kd_jax.experiments.sweep import plan as jobs
+from kd_jax.experiments import trials
+from kd_jax.experiments.shell.folder import RESULTS
+from kd_jax.experiments.stage import Role, Stage
+from kd_jax.experiments.sweep import grid, plan, search
 from kd_jax.experiments.sweep import report as sweep_report
+from kd_jax.experiments.trials import TrainedTrials, Trials
 from kd_jax.models.network import mlp
 from kd_jax.train import step as train
-from kd_jax.train.checkpoint import Store
+from kd_jax.train.checkpoint import CheckpointPolicy, Store
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -162,11 +162,11 @@ def test_the_students_that_are_tested_are_trained_anew_with_other_seeds(
     """The student alone, trained here by `train.fit` on the development split's training part."""
     found = json.loads((swept[0] / "results.json").read_text())
     (alone,) = (s for s in found["test"]["settings"] if s["setting"]["kind"] == "alone")
-    split = data.development(small_dataset)
+    split = development(small_dataset)
     examples = train.Examples(jnp.asarray(split.train_images), jnp.asarray(split.train_labels))
     recipe = train.Recipe(mlp([36, 4, 3]), batch_size=8)
     for one in alone["runs"]:
-        key = jax.random.fold_in(jax.random.key(one["seed"]), experiment.STUDENT)
+        key = jax.random.fold_in(jax.random.key(one["seed"]), int(Role.STUDENT))
         state, _ = train.fit(key, examples, train.Hyperparameters(jnp.float32(0.01)), recipe=recipe, epochs=2)
         images = jnp.asarray(small_dataset.test_images)
         answers = predict(state.params, state.state, images, network=recipe.network).argmax(-1)
@@ -197,18 +197,18 @@ def test_the_test_set_has_no_say_in_the_choice(source: str, tmp_path: Path, smal
 def test_the_development_split_is_the_end_of_the_training_set_and_nothing_is_trained_on_it(
     source: str, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = data.development(small_dataset)
+    split = development(small_dataset)
     np.testing.assert_array_equal(split.train_images, small_dataset.train_images[:200])
     np.testing.assert_array_equal(split.test_labels, small_dataset.train_labels[200:])
-    original, names = group.run, []
+    original, names = search.train_trials, []
 
-    def watched(one: group.Group, examples: train.Examples, *rest: Any, **named: Any) -> group.Trained:
+    def watched(one: Trials, examples: train.Examples, *rest: Any, **named: Any) -> TrainedTrials:
         names.append(one.name)
         np.testing.assert_array_equal(examples.images, split.train_images)
         np.testing.assert_array_equal(examples.labels, split.train_labels)
         return original(one, examples, *rest, **named)
 
-    monkeypatch.setattr(group, "run", watched)
+    monkeypatch.setattr(search, "train_trials", watched)
     sweep.main(["--dataset", source, *SMALL, "--epochs", "1", "--seeds", "1", "--quiet", "--out", str(tmp_path / "o")])
     assert [name.rstrip("-0123456789") for name in names] == [
         "teacher", "alone", "label-smoothing", "distilled", "test-alone", "test-label-smoothing", "test-distilled",
@@ -222,27 +222,25 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original = phase.run
+    original = trials.train_stage
 
-    def dies(prepared: phase.Phase, *rest: Any, **named: Any) -> Any:
-        if prepared.name.startswith("distilled"):
+    def dies(prepared: Stage, *rest: Any, **named: Any) -> Any:
+        if prepared.name.trials.startswith("distilled"):
             raise RuntimeError("died")
         return original(prepared, *rest, **named)
 
-    monkeypatch.setattr(phase, "run", dies)
+    monkeypatch.setattr(trials, "train_stage", dies)
     out = str(tmp_path / "stopped")
     with pytest.raises(RuntimeError, match="died"):
         sweep.main(["--dataset", source, *SMALL, *LISTED, "--quiet", "--out", out])
     trained: list[str] = []
 
-    def watched(
-        prepared: phase.Phase, examples: Any, progress: Any, keeping: Any, restored: Any = None, **named: Any
-    ) -> Any:
+    def watched(prepared: Stage, examples: Any, progress: Any, policy: Any, restored: Any = None, **named: Any) -> Any:
         if restored is None:
-            trained.append(prepared.name)
-        return original(prepared, examples, progress, keeping, restored, **named)
+            trained.append(prepared.name.folder)
+        return original(prepared, examples, progress, policy, restored, **named)
 
-    monkeypatch.setattr(phase, "run", watched)
+    monkeypatch.setattr(trials, "train_stage", watched)
     capsys.readouterr()
     with pytest.raises(SystemExit):
         sweep.main(["--out", out, "--resume", "--temperature", "1", "8"])
@@ -271,7 +269,7 @@ def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) 
     arguments += ["--teacher-hidden", "8", "9", "--student-hidden", "4"]
     arguments += ["--batch-size", "8", "10", "--learning-rate", "0.01", "0.1", "--shift", "1"]
     sweep.main([*arguments, "--out", str(tmp_path / "out")])
-    found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
+    found = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert len(found["teachers"]) == 2
     kinds = [s["setting"]["kind"] for s in found["development"]["settings"]]
     assert (kinds.count("distilled"), kinds.count("alone"), kinds.count("label smoothing")) == (8, 4, 0)
@@ -280,7 +278,7 @@ def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) 
 def test_every_width_is_tested_against_its_own_baselines(source: str, tmp_path: Path) -> None:
     arguments = ["--dataset", source, *SMALL, "--student-hidden", "3", "8", "--alpha", "0", "0.5", "--quiet"]
     sweep.main([*arguments, "--label-smoothing", "0.1", "0.2", "--out", str(tmp_path / "out")])
-    found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
+    found = json.loads((tmp_path / "out" / RESULTS).read_text())
     settings = found["development"]["settings"]
     assert sorted(one["student_hidden"] for one in found["chosen_of_each_student"]) == [[3], [8]]
     assert found["chosen"] == found["chosen_of_each_student"][0]
@@ -326,17 +324,17 @@ def test_what_is_shown_while_many_programs_train_ends_at_the_whole(
 def test_a_student_that_diverges_in_the_test_costs_the_others_nothing(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = group.run
+    original = search.train_trials
 
-    def fails(one: group.Group, *rest: Any, **named: Any) -> group.Trained:
+    def fails(one: Trials, *rest: Any, **named: Any) -> TrainedTrials:
         found = original(one, *rest, **named)
         if not one.name.startswith("test-alone"):
             return found
         return found._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, found.params))
 
-    monkeypatch.setattr(group, "run", fails)
+    monkeypatch.setattr(search, "train_trials", fails)
     sweep.main(["--dataset", source, *SMALL, *LISTED, "--quiet", "--out", str(tmp_path / "out")])
-    found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
+    found = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert found["test"]["diverged"] == [{"kind": "alone"}]
     assert {gain["baseline"]["kind"] for gain in found["test"]["gains"]} == {"label smoothing"}
     printed = capsys.readouterr().out
@@ -347,10 +345,10 @@ def test_checkpoints_of_another_choice_are_not_gone_on_with(source: str, tmp_pat
     store = Store(tmp_path)
     store.start({})
     asked = sweep._grid({"temperature": (1.0, 2.0), "batch_size": (8,)})
-    todo = jobs.jobs(asked, data.development(data.load(source)))
+    entries = plan.student_entries(asked, development(load(source)))
     one, other = grid.distilled(asked)
     for choice, kept in ((one, []), (one, ["checkpoint"]), (other, [])):
-        search._keep_the_choice(phase.Keeping(store), jobs.jobs_of_the_test(todo, [choice], asked), asked)
+        search._keep_the_choice(CheckpointPolicy(store), plan.entries_of_the_test(entries, [choice], asked), asked)
         folder = tmp_path / "checkpoints" / "test-distilled-2-0"
         assert [path.name for path in folder.glob("*")] == kept
         (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -365,7 +363,7 @@ def test_a_setting_that_diverges_costs_the_others_nothing(
     sweep.main([*arguments, "--out", str(tmp_path / "good")])
     sweep.main([*arguments, "--learning-rate", "0.01", "1e20", "--out", str(tmp_path / "both")])
     assert "left out, since a number of one of their seeds, or of their teacher, is not" in capsys.readouterr().out
-    good, both = (json.loads((tmp_path / name / report.RESULTS).read_text()) for name in ("good", "both"))
+    good, both = (json.loads((tmp_path / name / RESULTS).read_text()) for name in ("good", "both"))
     assert {one["learning_rate"] for one in both["diverged"]} == {1e20}
     assert [one["kind"] for one in both["diverged"]].count("distilled") == 2
     known = [s for s in both["development"]["settings"] if s["setting"]["learning_rate"] == 0.01]
@@ -383,14 +381,14 @@ def test_a_teacher_that_diverges_costs_the_others_nothing(
     rates = ["--teacher-learning-rate", "1e20", "0.01", "0.02"]
     sweep.main([*arguments, *rates, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / report.RESULTS).read_text())
+    found = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert found["diverged"] == [{"kind": "distilled", "teacher_learning_rate": 1e20}]
     assert [one["config"] for one in found["teachers"]] == [{"teacher_learning_rate": rate} for rate in (0.01, 0.02)]
     assert len(found["development"]["settings"]) == 3
     assert "or of their teacher, is not finite: distilled, teacher learning rate 1e+20." in printed
     assert "Here baselines are compared with the first teacher (teacher learning rate 0.01)." in printed
     sweep.main([*arguments, "--teacher-learning-rate", "0.01", "--out", str(tmp_path / "first")])
-    alone = json.loads((tmp_path / "first" / report.RESULTS).read_text())["development"]["settings"][0]
+    alone = json.loads((tmp_path / "first" / RESULTS).read_text())["development"]["settings"][0]
     assert alone["setting"] == {"kind": "alone"}
     assert alone in found["development"]["settings"]
     capsys.readouterr()
@@ -458,12 +456,12 @@ def test_it_is_said_where_a_baseline_is_the_best(kind: str) -> None:
 def test_one_seed_is_said_to_be_too_few_before_anything_is_trained(small_dataset: Dataset) -> None:
     for seeds, too_few in ((1, True), (2, False)):
         asked = sweep._grid({"seeds": (seeds,), "temperature": (1.0, 2.0)})
-        words = sweep_report.header(asked, data.development(small_dataset), Path("out"))
+        words = sweep_report.header(asked, development(small_dataset), Path("out"))
         assert ("cannot tell a gain from noise: see --seeds" in words) == too_few
 
 
 def test_the_header_tells_how_the_teachers_are_trained(small_dataset: Dataset) -> None:
-    split, more = data.development(small_dataset), {"shift": (1,), "shift_share": (0.5,), "teacher_dropout": (0.25,)}
+    split, more = development(small_dataset), {"shift": (1,), "shift_share": (0.5,), "teacher_dropout": (0.25,)}
     lines = {
         name: dict(line.split(None, 1) for line in sweep_report.header(asked, split, Path("out")).splitlines())
         for name, asked in {
@@ -544,9 +542,9 @@ def test_help_says_how_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_costs_count_every_training(source: str) -> None:
-    dataset = data.load(source)
+    dataset = load(source)
     asked = sweep._grid({"temperature": (1.0, 2.0), "seeds": (4,), "epochs": (3,), "batch_size": (8,)})
-    each, total = jobs.costs(asked, data.development(dataset))
+    each, total = plan.costs(asked, development(dataset))
     steps = 3 * (200 // 8)
     assert total == pytest.approx(steps * sum(each.values()))
     assert 2 * each["test-distilled-2"] == pytest.approx(each["distilled-2"])
@@ -555,18 +553,31 @@ def test_costs_count_every_training(source: str) -> None:
     assert each["distilled-2"] == pytest.approx(2 * each["alone-0"]) == pytest.approx(2 * each["label-smoothing-1"])
 
 
+def test_trainings_are_told_apart_by_words(source: str) -> None:
+    split = development(load(source))
+    asked = sweep._grid({"alpha": (0.0, 0.5), "epochs": (3, 4), "batch_size": (8,), "label_smoothing": (0.1,)})
+    words = plan.words(asked, split)
+    assert set(words) == set(plan.costs(asked, split)[0])
+    assert sorted(words.values()) == [
+        "alone 1 of 2", "alone 2 of 2", "distilled 1 of 2", "distilled 2 of 2", "label smoothing 1 of 2",
+        "label smoothing 2 of 2", "teacher 1 of 2", "teacher 2 of 2", "test: alone", "test: alone", "test: distilled",
+        "test: distilled", "test: label smoothing", "test: label smoothing",
+    ]  # fmt: skip
+    assert plan.words(sweep._grid({"batch_size": (8,)}), split)["distilled-2"] == "distilled"
+
+
 def test_a_run_does_not_go_on_in_the_folder_of_a_sweep(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it is asked for may be the sweep's own configuration."""
-    original = phase.run
+    original = trials.train_stage
 
-    def dies(prepared: phase.Phase, *rest: Any, **named: Any) -> Any:
-        if prepared.name.startswith("alone"):
+    def dies(prepared: Stage, *rest: Any, **named: Any) -> Any:
+        if prepared.name.trials.startswith("alone"):
             raise RuntimeError("died")
         return original(prepared, *rest, **named)
 
-    monkeypatch.setattr(phase, "run", dies)
+    monkeypatch.setattr(trials, "train_stage", dies)
     out = str(tmp_path / "out")
     with pytest.raises(RuntimeError, match="died"):
         sweep.main(["--dataset", source, *SMALL, "--quiet", "--out", out])
@@ -617,6 +628,6 @@ def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
 
 def test_students_of_one_width_are_one_network_and_so_measured_by_one_program(source: str) -> None:
     asked = sweep._grid({"temperature": (1.0, 2.0), "student_hidden": ((4,), (5,)), "batch_size": (8,)})
-    todo = jobs.jobs(asked, data.development(data.load(source)))
-    assert len(todo) == 6
-    assert len({job.network for job in todo}) == 2
+    entries = plan.student_entries(asked, development(load(source)))
+    assert len(entries) == 6
+    assert len({entry.network for entry in entries}) == 2

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import recipes
 from kd_jax.experiments.notebook.config import make_config
 
 
@@ -20,20 +20,20 @@ def _oracle(name: str, steps: int, rising: int, step: int) -> float:
     ("steps", "warmup", "rising"), [(100, 0.29, 29), (100, 0.0, 0), (7, 0.5, 4), (3, 0.99, 2), (1, 0.9, 0), (4, 0.1, 0)]
 )
 def test_the_learning_rate_rises_in_a_line_and_then_falls(name: str, steps: int, warmup: float, rising: int) -> None:
-    schedule = experiment.schedule(name, steps, warmup)
+    schedule = recipes.schedule(name, steps, warmup)
     found = [1.0 if schedule is None else float(schedule(jnp.float32(step))) for step in range(steps)]
     np.testing.assert_allclose(found, [_oracle(name, steps, rising, step) for step in range(steps)], atol=1e-6)
 
 
 def test_without_a_schedule_none_is_compiled() -> None:
-    assert experiment.schedule("constant", 100) is None
-    assert experiment.schedule("constant", 4, 0.1) is None
+    assert recipes.schedule("constant", 100) is None
+    assert recipes.schedule("constant", 4, 0.1) is None
 
 
 def test_a_recipe_has_the_warmup_of_its_training() -> None:
     config = make_config(epochs=2, batch_size=10, warmup=0.5, teacher_warmup=0.0)
-    network = experiment.mlp((4, 3, 2))
-    student = experiment.recipe(network, config.training, 100).schedule
+    network = recipes.mlp((4, 3, 2))
+    student = recipes.make_recipe(network, config.training, 100).schedule
     assert student is not None
     assert float(student(jnp.float32(5))) == pytest.approx(0.5)
-    assert experiment.recipe(network, config.teacher_training, 100).schedule is None
+    assert recipes.make_recipe(network, config.teacher_training, 100).schedule is None

@@ -1,0 +1,106 @@
+"""One checkpoint's folder: arrays as Orbax keeps them, and the digests of its files as `sha256sum -c` reads them."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from kd_jax.errors import DamageError, MismatchError
+from kd_jax.files.names import path_name
+
+PyTree = Any
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+
+_DIGESTS = "sha256.txt"
+# Bytes of a checkpoint beside its arrays, generously.
+_ROOM = 2**18
+
+
+class Checkpoint(NamedTuple):
+    """What was saved after `step` steps of a stage. facts: whatever JSON can hold."""
+
+    step: int
+    arrays: Arrays
+    facts: dict[str, Any]
+
+
+def named_arrays(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths, such as `params.hidden.0.kernel`."""
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) -> PyTree:
+    """The tree whose leaves `named_arrays` named, on the device. Raises `MismatchError` where it is not `like`."""
+    paths, structure = jax.tree.flatten_with_path(like)
+    expected = {path_name(path): (leaf.shape, leaf.dtype) for path, leaf in paths}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if found != expected:
+        name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+        raise MismatchError(
+            f"the checkpoint has {found.get(name, 'nothing')} for {name}, and this kd_jax "
+            f"{expected.get(name, 'nothing')}: use the versions that wrote it"
+        )
+    return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name]) for name in expected])
+
+
+def write(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+    """Writes a checkpoint into a folder that is not there yet. Raises whatever Orbax and TensorStore do."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    _require_room(folder, sum(array.nbytes for array in arrays.values()))
+    ocp.save(folder.resolve(), arrays, custom_metadata=dict(facts))
+    (folder / _DIGESTS).write_text(_digests(folder), encoding="utf-8")
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, whose digests are checked before Orbax sees it. Raises `DamageError`."""
+    try:
+        listed = (path / _DIGESTS).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise DamageError(f"it lacks {_DIGESTS}") from None
+    try:
+        found = _digests(path)
+    except OSError as error:
+        raise DamageError(first_line(error)) from None
+    if listed != found:
+        changed = [line.split("  ", 1)[-1] for line in listed.splitlines() if line not in found.splitlines()]
+        name = ascii(changed[0][:100])[1:-1] if changed else ""
+        raise DamageError(f"{name} has another digest, or is gone" if changed else f"{_DIGESTS} is not complete")
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    try:
+        arrays, metadata = ocp.load(path.resolve()), ocp.metadata(path.resolve())
+    except Exception as error:
+        raise DamageError(f"Orbax cannot read it: {first_line(error)}") from None
+    return Checkpoint(int(path.name), arrays, dict(metadata.custom_metadata))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, no longer than is read."""
+    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return (text.strip().partition("\n")[0] or type(error).__name__)[:200]
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Raises `OSError` for a full disk before Orbax meets it, whose threads would each complain."""
+    if hasattr(os, "posix_fallocate"):
+        room = path.with_name(f"{path.name}-room")
+        with room.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + _ROOM)
+        room.unlink()
+
+
+def _digests(folder: Path) -> str:
+    """A line for each file, as sha256sum writes it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _DIGESTS)
+    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,112 @@
+"""Masks, keys and heads of transformers' losses. See also `test_feature_oracles`."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from losses import feature_oracles as oracles
+from losses.feature_cases import assert_close, assert_is_oracle, draw, floats
+
+from kd_jax.losses import transformers
+
+MASK = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]])
+
+
+def test_minilm_leaves_padding_out() -> None:
+    student, teacher = draw("minilm_relations")
+    assert_is_oracle(
+        partial(transformers.minilm_relations, heads=2, mask=MASK),
+        lambda s, t: oracles.minilm(np.stack([s, s]), np.stack([t, t]), MASK, 2),
+        student,
+        teacher,
+    )
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_minilm_of_queries_and_keys_is_its_attention(heads: int) -> None:
+    rng = np.random.default_rng(1)
+    (s, s_keys), (t, t_keys) = rng.normal(size=(2, 2, 3, 4)), rng.normal(size=(2, 2, 3, 2))
+
+    def loss(s, s_keys, t, t_keys):
+        return transformers.minilm_relations(s, t, heads=heads, student_keys=s_keys, teacher_keys=t_keys)
+
+    def oracle(s, s_keys, t, t_keys):
+        return oracles.minilm(np.stack([s, s_keys]), np.stack([t, t_keys]), np.ones((2, 3)), heads)
+
+    assert_is_oracle(loss, oracle, s, s_keys, t, t_keys)
+
+
+def test_minilm_is_blind_to_rotations_within_a_head() -> None:
+    student, teacher = draw("minilm_relations")
+    turn = np.kron(np.eye(2), [[0.6, -0.8], [0.8, 0.6]])
+    loss = jax.jit(partial(transformers.minilm_relations, heads=2))
+    with jax.enable_x64(True):
+        assert_close(
+            loss(*map(jnp.asarray, (student @ turn, teacher))), loss(*map(jnp.asarray, (student, teacher))), rtol=1e-12
+        )
+
+
+def test_attention_maps_leave_padding_out() -> None:
+    rng = np.random.default_rng(2)
+    student, teacher = rng.normal(size=(2, 4, 2, 2, 3))
+    assert_is_oracle(
+        partial(transformers.attention_maps, mask=MASK),
+        lambda s, t: oracles.attention_maps(s, t, MASK),
+        student,
+        teacher,
+    )
+
+
+@pytest.mark.parametrize("name", ["attention_maps", "minilm_relations"])
+@pytest.mark.parametrize("hole", [np.nan, -np.inf, 1e30])
+def test_padding_may_hold_anything(name: str, hole: float) -> None:
+    rng = np.random.default_rng(3)
+    shape = (4, 2, 2, 3) if name == "attention_maps" else (4, 3, 4)
+    loss = {
+        "attention_maps": transformers.attention_maps,
+        "minilm_relations": partial(transformers.minilm_relations, heads=2),
+    }[name]
+    arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
+    where = (
+        np.broadcast_to(MASK[:, None, None] == 0, shape)
+        if len(shape) == 4
+        else np.broadcast_to(MASK[..., None] == 0, shape)
+    )
+    both = jax.jit(jax.value_and_grad(lambda s, t: jnp.sum(loss(s, t, mask=jnp.asarray(MASK))), (0, 1)))
+    expected, exact = both(*map(jnp.asarray, arrays))
+    found, gradients = both(*(jnp.asarray(np.where(where, np.float32(hole), array)) for array in arrays))
+    assert float(found) == float(expected)
+    for gradient, other in zip(gradients, exact, strict=True):
+        np.testing.assert_array_equal(gradient, other)
+        np.testing.assert_array_equal(np.asarray(gradient)[where], 0)
+
+
+def test_cosine_of_zeros_and_of_near_and_opposite_states() -> None:
+    states = jnp.asarray([[[0.0, 0], [1, 0], [3, 4], [1, 0]]])
+    others = jnp.asarray([[[1.0, 2], [-2, 0], [6, 8], [1, 1e-4]]])
+    found = transformers.cosine(states, others)
+    np.testing.assert_allclose(found, [[1, 2, 0, 5e-9]], rtol=1e-4, atol=1e-12)
+    np.testing.assert_array_equal(jax.grad(lambda s: transformers.cosine(s, others)[0, 0])(states), 0)
+
+
+def test_shapes_are_checked() -> None:
+    states, _ = floats("minilm_relations")
+    minilm = transformers.minilm_relations
+    with pytest.raises(
+        ValueError, match=r"3 heads do not divide the width of \[4, 3, 4\]: choose a divisor of the width"
+    ):
+        minilm(states, states, heads=3)
+    with pytest.raises(ValueError, match="keys of one network alone were given: give both"):
+        minilm(states, states, heads=2, student_keys=states)
+    with pytest.raises(ValueError, match=r"keys \[4, 3, 2\] and queries \[4, 3, 4\] differ in shape"):
+        minilm(states, states, heads=2, student_keys=states[..., :2], teacher_keys=states)
+    with pytest.raises(ValueError, match=r"\[4, 3, 4\] and teacher features \[4, 2, 4\] differ in positions"):
+        minilm(states, states[:, :2], heads=2)
+    with pytest.raises(ValueError, match=r"a mask \[4, 2\] does not fit features \[4, 3, 4\]: give \[4, 3\]"):
+        minilm(states, states, heads=2, mask=jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match=r"attention maps \[4, 3, 4\] need \[batch, heads, queries, keys\]"):
+        transformers.attention_maps(states, states)
+    with pytest.raises(ValueError, match="choose layers of as many heads, or average both over their heads"):
+        transformers.attention_maps(jnp.ones((1, 2, 3, 3)), jnp.ones((1, 4, 3, 3)))

@@ -1,0 +1,22 @@
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.errors import MismatchError
+from kd_jax.train.checkpoint_files import named_arrays, restore_tree
+from kd_jax.train.step import TrainState
+
+
+def test_trees_are_named_and_restored() -> None:
+    tree = TrainState({"hidden": {0: jnp.ones(2)}}, (), {}, (jnp.zeros(3),), jnp.int32(4))
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named_arrays(tree).items()}
+    assert list(arrays) == ["params.hidden.0", "optimizer_state.0", "step"]
+    restored = restore_tree(arrays, tree)
+    assert isinstance(restored, TrainState)
+    assert int(restored.step) == 4
+    with pytest.raises(MismatchError, match=r"optimizer_state\.0"):
+        restore_tree(arrays | {"optimizer_state.0": np.zeros(4, np.float32)}, tree)
+    with pytest.raises(MismatchError, match="the checkpoint has nothing for step"):
+        restore_tree({name: array for name, array in arrays.items() if name != "step"}, tree)
