@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from kd_jax.data.batch import Batch, as_batch, as_key, check_values
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, DataError
 from kd_jax.evaluate import evaluate
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, Output, as_model, count_parameters, to_module
@@ -153,14 +153,14 @@ def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> Output
     if isinstance(source, Memory):
         output = check(training, method, source.data, source.teacher, start, batch_size=source.batch_size)
         source.teacher = _kept(source, output, epochs)
-        labels, taught = source.data.labels, source.teacher
+        known, taught = source.data, source.teacher
     else:
         first = source.peek()
         output = check_batch(training, method, first, source.teacher, start)
         source.classes = output.logits.shape[-1]
-        labels, taught = first.labels, source.teacher
+        known, taught = first, source.teacher
     watched: dict[str, of_training.Measure] = {}
-    whole = labels is not None and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer)
+    whole = _are_classes(known, output.logits.shape[-1])
     few = 1 < output.logits.shape[-1] <= _MOST_WATCHED
     if whole:
         watched["accuracy"] = of_training.accuracy
@@ -174,6 +174,18 @@ def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> Output
     named = tuple((name if name == "accuracy" else WATCHED + name, one) for name, one in watched.items())
     source.training = training._replace(measures=named)
     return output
+
+
+def _are_classes(batch: Batch, classes: int) -> bool:
+    """Whether the labels are whole numbers that name classes: unlabelled examples (−1) have no accuracy."""
+    labels = batch.labels
+    if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer):
+        return False
+    try:
+        check_values(batch, classes)
+    except DataError:
+        return False
+    return True
 
 
 def _kept(source: Memory, output: Output, epochs: int) -> Teacher | None:

@@ -123,8 +123,9 @@ class TopKTeacher(Teacher):
     rest: what becomes of the mass that is left: `uniform` over the other classes, or `renormalised`, none.
     """
 
-    classes_of: Int[Array, "..."]
-    probabilities: Float[Array, "..."]
+    # Arrays, or their shapes.
+    classes_of: Any
+    probabilities: Any
     classes: int
     rest: str
 

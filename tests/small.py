@@ -76,4 +76,4 @@ def assert_close(found: Any, wanted: Any, *, rtol: float = 1e-5, atol: float = 1
 
 
 def of_module(module: nnx.Module) -> Any:
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param, nnx.BatchStat))
+    return [nnx.to_pure_dict(nnx.state(module, kind)) for kind in (nnx.Param, nnx.BatchStat)]

@@ -381,7 +381,7 @@ def test_a_teacher_known_by_its_top_k_probabilities() -> None:
     )
 
 
-def test_bfloat16() -> None:
+def test_bfloat16(standard_promotion: None) -> None:
     """It computes in it and keeps float32: near the training in float32, and not equal."""
     narrow, wide = (
         kd.distill(module(0), module(1), PICTURES, prepare=scale, dtype=d, **HOW) for d in (jnp.bfloat16, None)
@@ -421,7 +421,7 @@ def test_a_student_that_starts_from_given_weights() -> None:
 
 
 def test_the_five_lines(standard_promotion: None) -> None:
-    student, x_test, y_test = module(0), IMAGES.astype(np.float32), np.asarray(PICTURES.labels)
+    student, x_test, y_test = module(0), IMAGES.astype(np.float32) / 255, np.asarray(PICTURES.labels)
     result = kd.distill(student, module(1), kd.Batch(x_test, y_test), method=kd.KD(alpha=0.1, temperature=4.0),
                         optimizer=optax.adamw(1e-3), epochs=2, batch_size=8, key=0)  # fmt: skip
     found = kd.evaluate(result.student, kd.Batch(x_test, y_test), teacher=module(1))

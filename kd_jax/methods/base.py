@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
 from kd_jax.data.batch import Batch
@@ -15,7 +16,8 @@ from kd_jax.errors import MethodError
 from kd_jax.models import Output
 
 PyTree = Any
-Scalar = float | int | Num[Array, ""]
+Scalar = float | int | np.number | Num[np.ndarray, "..."] | Num[Array, "..."]
+"""A number; with axes it is a grid, for `vmap`."""
 Values = Float[Array, "..."]
 Terms = Mapping[str, Values]
 
@@ -221,13 +223,15 @@ class LossFunction(Method):
     """A method from a function `(student_logits, teacher_logits, labels) -> values`, or of the first two alone."""
 
     function: Callable[..., Any]
+    # Where there is none the function is given None.
+    needs_teacher: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
         """Whether the function takes them."""
         return _arguments(self.function) > 2
 
-    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Any:
         """What the function gives, as one term."""
         given = (student.logits, None if teacher is None else teacher.logits, batch.labels)
         values = self.function(*given[: _arguments(self.function)])

@@ -15,7 +15,7 @@ from kd_jax.methods.base import as_parts
 from kd_jax.models import Model, Output
 from kd_jax.teacher import Teacher
 from kd_jax.train.measures import Measure
-from kd_jax.train.step import Training, all_terms, fit_labels, weighted_sum
+from kd_jax.train.step import Training, all_terms, fit_labels, student_output, weighted_sum
 
 PyTree = Any
 
@@ -78,7 +78,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
 
     def ask(inputs: PyTree, variables: PyTree) -> Output:
         variables = training.network.init(key) if variables is None else variables
-        return training.network.apply(variables, inputs, train=True, key=key, features=method.student_features)[0]
+        return student_output(training, method, variables, inputs, key)[0]
 
     student = _tried("the student", inputs, ask, inputs, start)
     _check_output("the student", student, batch)

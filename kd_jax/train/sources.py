@@ -59,7 +59,7 @@ class Memory:
         self.examples = check_counts(data)
         self.steps = self.examples // batch_size
         self.lengths = [
-            length for first in range(0, self.steps, every or self.steps)
+            length for first in range(0, self.steps, every or max(1, self.steps))
             for length in chunk_lengths(min(every or self.steps, self.steps - first), _REPORTS_PER_EPOCH)
         ]  # fmt: skip
 

@@ -72,7 +72,9 @@ def init(
     parts = Parts()
     if type(method).init is not Method.init:
         shapes = jax.eval_shape(
-            lambda variables, batch, teacher: _outputs(training, method, variables, batch, teacher, key)[0],
+            lambda variables, batch, teacher: _outputs(
+                training, method, variables, _prepared(training, batch, key), teacher, key
+            )[0],
             variables, batch, teacher,
         )  # fmt: skip
         student, taught = shapes
@@ -93,9 +95,7 @@ def step(
     """
     network = training.network
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
-    if training.prepare is not None:
-        prepare_key = jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step)
-        batch = batch._replace(inputs=training.prepare(prepare_key, batch.inputs, True))
+    batch = _prepared(training, batch, jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step))
     batch = _without_absent(batch)
     params, state = network.split(train_state.variables)
 
@@ -188,20 +188,29 @@ def _outputs(
     training: Training, method: Method, variables: PyTree, batch: Batch, teacher: Teacher | None, key: Key[Array, ""]
 ) -> tuple[tuple[Output, tuple[Output, ...]], PyTree]:
     """The student's output and those of its teachers; and the student's new state."""
-    network = training.network
-    given, inputs = variables, batch.inputs
-    if training.dtype is not None:
-        params, state = network.split(variables)
-        given, inputs = network.merge(as_dtype(params, training.dtype), state), as_dtype(inputs, training.dtype)
-    student, new = network.apply(given, inputs, train=True, key=key, features=method.student_features)
-    if training.dtype is not None:
-        student = as_dtype(student, jnp.float32)
-        new = jax.tree.map(lambda after, before: after.astype(before.dtype), new, network.split(variables)[1])
+    student, new = student_output(training, method, variables, batch.inputs, key)
     if teacher is None:
         return (student, ()), new
     taught = teacher.outputs(batch.inputs, features=method.teacher_features)
     taught = tuple(jax.tree.map(jax.lax.stop_gradient, one) for one in taught)
     return (student, taught), new
+
+
+def student_output(
+    training: Training, method: Method, variables: PyTree, inputs: PyTree, key: Key[Array, ""]
+) -> tuple[Output, PyTree]:
+    """The student's output in training mode, in the type of the training, and its new state."""
+    network, features = training.network, method.student_features
+    if training.dtype is None:
+        return network.apply(variables, inputs, train=True, key=key, features=features)
+    params, state = network.split(variables)
+    given = network.merge(as_dtype(params, training.dtype), state)
+    output, new = network.apply(given, as_dtype(inputs, training.dtype), train=True, key=key, features=features)
+    return as_dtype(output, jnp.float32), jax.tree.map(lambda after, old: after.astype(old.dtype), new, state)
+
+
+def _prepared(training: Training, batch: Batch, key: Key[Array, ""]) -> Batch:
+    return batch if training.prepare is None else batch._replace(inputs=training.prepare(key, batch.inputs, True))
 
 
 def is_finite(state: TrainState, network: Network) -> Bool[Array, ""]:
