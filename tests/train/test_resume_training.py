@@ -101,16 +101,12 @@ def test_a_resumed_training_on_an_iterator_equals_one_that_was_not_stopped(
         if epoch.number == 2:
             raise Stopped
 
+    amid = where == "amid an epoch"
+    first = Stopping(make(), 11) if amid else make()
     with pytest.raises(Stopped):
-        if where == "between epochs":
-            train(make(), tmp_path, callbacks=stop)
-        else:
-            train(Stopping(make(), 11), tmp_path, checkpoint_steps=2)
+        train(first, tmp_path, checkpoint_steps=2 if amid else None, callbacks=stop)
     again = make()
-    resumed = train(
-        Stopping(again, 99) if where == "amid an epoch" else again, tmp_path, resume=True,
-        **({"checkpoint_steps": 2} if where == "amid an epoch" else {}),
-    )  # fmt: skip
+    resumed = train(Stopping(again, 99) if amid else again, tmp_path, checkpoint_steps=2 if amid else None, resume=True)
     assert_equal(resumed, whole)
     if isinstance(again, Positioned):
         assert again.restored
@@ -140,9 +136,9 @@ def test_early_stopping_counts_what_was_before(tmp_path: Path) -> None:
     """A loss that only grows, and two epochs of patience: epoch 3 is the last, resumed or not."""
     named = {"epochs": 6, "batch_size": 4, "optimizer": optax.sgd(-0.05)}
 
-    def once(**more: Any) -> kd.Result:
-        return kd.distill(net(), None, DATA, callbacks=[kd.callbacks.early_stopping("loss", patience=2), *more.pop("also", [])],
-                          **named, **more)  # fmt: skip
+    def once(*also: Any, **more: Any) -> kd.Result:
+        callbacks = [kd.callbacks.early_stopping("loss", patience=2), *also]
+        return kd.distill(net(), None, DATA, callbacks=callbacks, **named, **more)
 
     def stop(epoch: Any) -> None:
         if epoch.number == 2:
@@ -150,7 +146,7 @@ def test_early_stopping_counts_what_was_before(tmp_path: Path) -> None:
 
     assert len(once().history["loss"]) == 3
     with pytest.raises(Stopped):
-        once(also=[stop], checkpoint=tmp_path)
+        once(stop, checkpoint=tmp_path)
     assert len(once(checkpoint=tmp_path, resume=True).history["loss"]) == 3
 
 
