@@ -11,8 +11,8 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from kd_jax.data.batch import Batch, as_key
-from kd_jax.errors import ConfigError
+from kd_jax.data.batch import Batch, as_batch, as_key, check_values
+from kd_jax.errors import ConfigError, DataError
 from kd_jax.evaluate import evaluate
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, as_model, count_parameters, to_module
@@ -23,8 +23,9 @@ from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, is_higher_better
 from kd_jax.train.checks import check, check_batch, check_epochs, first_batch, make_training
 from kd_jax.train.loop import Plan, train
+from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
-from kd_jax.train.resume import Folder, Progress, identity, opened
+from kd_jax.train.resume import Folder, Progress, description, identity, opened
 from kd_jax.train.sources import Memory, Stream, make_source
 from kd_jax.train.step import Prepare, TrainState, init
 
@@ -94,7 +95,8 @@ def distill(
     Raises an error of `kd_jax.errors`, in one sentence, before anything is compiled where what is given does not fit;
     `NotFiniteError` at the first loss or parameter that is not finite.
     """
-    if student is teacher and student is not None:
+    teachers = teacher if isinstance(teacher, list | tuple) else [teacher]
+    if student is not None and any(student is one for one in teachers):
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
     model, known = as_model(student), as_teacher(teacher)
     method = as_method(method if method is not None else CrossEntropy() if known is None else KD())
@@ -107,19 +109,19 @@ def distill(
     source = make_source(
         data, known, key, method, training, batch_size=batch_size, steps=steps, epochs=epochs, every=checkpoint_steps
     )
-    _check_source(source, model.variables, epochs)
+    classes = _check_source(source, model.variables, epochs).logits.shape[-1]
     higher = best is not None and is_higher_better(best, higher)
-    examine = _examiner(model, validation, known, measures, batch_size, prepare)
+    examine = _examiner(model, validation, known, measures, batch_size, prepare, classes)
     if best is not None and examine is None and best not in ("loss", "accuracy"):
         raise ConfigError(f"best is {best!r}, and there is no validation to measure it on: give validation=")
     state = _first_state(source, model.variables)
     settings = {
-        "method": repr(method), "epochs": epochs, "steps": steps, "batch_size": batch_size, "best": best,
+        "method": description(method), "epochs": epochs, "steps": steps, "batch_size": batch_size, "best": best,
         "key": np.asarray(jax.random.key_data(key)).tolist(), "dtype": None if dtype is None else jnp.dtype(dtype).name,
         "parameters": count_parameters(model.network.split(state.variables)[0]),
     }  # fmt: skip
     asked = source.data if isinstance(source, Memory) else data
-    own = identity(settings, asked, model.variables) if checkpoint is not None else {}
+    own = identity(settings, asked, model.variables, known) if checkpoint is not None else {}
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
@@ -136,28 +138,28 @@ def distill(
     trained = Model(model.network, found)
     history = {
         name: np.asarray(values) for name, values in after.history.items()
-        if not name.startswith(("teacher_", "student_"))
+        if not name.startswith(WATCHED)
     }  # fmt: skip
     return Result(
         _as_given(student, trained), history, trained, after.state, None if after.best is None else after.best_epoch + 1
     )
 
 
-def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> None:
+def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> Output:
     """Everything is looked at that can be before a step is compiled; a source in memory may get a cached teacher."""
     training, method = source.training, source.method
     if isinstance(source, Memory):
         output = check(training, method, source.data, source.teacher, start, batch_size=source.batch_size)
         source.teacher = kept_teacher(source.teacher, method, source.data, training.prepare, epochs)
-        labels, taught = source.data.labels, source.teacher
+        known, taught = source.data, source.teacher
     else:
         first = source.peek()
         output = check_batch(training, method, first, source.teacher, start)
         source.classes = output.logits.shape[-1]
-        labels, taught = first.labels, source.teacher
+        known, taught = first, source.teacher
     watched: dict[str, of_training.Measure] = {}
-    whole = labels is not None and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer)
-    few = output.logits.shape[-1] <= _MOST_WATCHED
+    whole = _are_classes(known, output.logits.shape[-1])
+    few = 1 < output.logits.shape[-1] <= _MOST_WATCHED
     if whole:
         watched["accuracy"] = of_training.accuracy
     if few and (method.compares_logits or method.needs_labels):
@@ -167,7 +169,21 @@ def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> None:
         if whole:
             watched["teacher_accuracy"] = of_training.teacher_accuracy
             watched["teacher_confidence"] = of_training.teacher_confidence
-    source.training = training._replace(measures=tuple(watched.items()))
+    named = tuple((name if name == "accuracy" else WATCHED + name, one) for name, one in watched.items())
+    source.training = training._replace(measures=named)
+    return output
+
+
+def _are_classes(batch: Batch, classes: int) -> bool:
+    """Whether the labels are whole numbers that name classes: unlabelled examples (−1) have no accuracy."""
+    labels = batch.labels
+    if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer):
+        return False
+    try:
+        check_values(batch, classes)
+    except DataError:
+        return False
+    return True
 
 
 def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
@@ -190,14 +206,25 @@ def _begun(source: Memory | Stream, state: TrainState, folder: Folder | None) ->
 
 
 def _examiner(
-    model: Model, validation: Any, teacher: Teacher | None, measures: Any, batch_size: int | None, prepare: Any
+    model: Model,
+    validation: Any,
+    teacher: Teacher | None,
+    measures: Any,
+    batch_size: int | None,
+    prepare: Any,
+    classes: int,
 ) -> Callable[[PyTree], dict[str, float]] | None:
     """What measures a student's variables on the validation data; the teacher is asked once."""
     if validation is None:
         if measures:
             raise ConfigError("measures are given without data to measure on: give validation=, too")
         return None
-    if not isinstance(validation, Batch) and iter(validation) is validation:
+    if not hasattr(validation, "__iter__") or hasattr(validation, "shape"):
+        raise ConfigError(f"validation is a {type(validation).__name__}: give a kd.Batch, or a list of batches")
+    if isinstance(validation, Batch | tuple | dict):
+        validation = as_batch(validation)
+        check_values(validation, classes)
+    elif iter(validation) is validation:
         raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
     size = max(batch_size or 0, 1000)
     asked: Any = None if teacher is None or teacher.per_example else teacher
@@ -230,12 +257,14 @@ def _warn(sentence: str) -> None:
 def _warn_of_outputs(history: dict[str, list[float]]) -> None:
     """Says what is likely to be a mistake, and what nothing else would tell."""
     for who in ("student", "teacher"):
-        if min(history.get(f"{who}_normalised", [0.0])) == 1:
+        # A mean of ones may be 1 but for rounding.
+        if min(history.get(f"{WATCHED}{who}_normalised", [0.0])) > 1 - 1e-5:
             _warn(
                 f"the {who}'s outputs look like probabilities (every row sums to 1 and none is negative), and the "
                 "losses take logits: give the logits, or the logarithms of the probabilities"
             )
-    right, sure = history.get("teacher_accuracy", [1.0])[0], history.get("teacher_confidence", [0.0])[0]
+    right = history.get(f"{WATCHED}teacher_accuracy", [1.0])[0]
+    sure = history.get(f"{WATCHED}teacher_confidence", [0.0])[0]
     if sure - right > 0.3:
         _warn(
             f"the teacher is right on {right:.1%} of the training examples, and its own confidence is {sure:.1%}: does "

@@ -204,6 +204,8 @@ def _by_labels(
             "nll": np.float32(_average(np.asarray(_hard(flat, true)), share)),
             "ece": np.float32(calibration_error(jnp.asarray(flat), jnp.asarray(true), weights=jnp.asarray(share))),
         }
+    if labels.shape == shape[:-1] and shape[-1] == 1:
+        labels = labels[..., None]
     if labels.shape != shape:
         raise ShapeError(
             f"the labels have the shape {labels.shape} and the outputs {shape}: float labels need the same"

@@ -123,8 +123,9 @@ class TopKTeacher(Teacher):
     rest: what becomes of the mass that is left: `uniform` over the other classes, or `renormalised`, none.
     """
 
-    classes_of: Int[Array, "..."]
-    probabilities: Float[Array, "..."]
+    # Arrays, or their shapes.
+    classes_of: Any
+    probabilities: Any
     classes: int
     rest: str
 
@@ -275,6 +276,9 @@ def from_top_k(classes_of: Any, probabilities: Any, *, classes: int, rest: str =
         )
     if which.size and not (which.min() >= 0 and which.max() < classes):
         raise DataError(f"a class is {which.max() if which.min() >= 0 else which.min()}: it must be 0 to {classes - 1}")
+    ordered = np.sort(which, axis=-1)
+    if (ordered[..., 1:] == ordered[..., :-1]).any():
+        raise DataError("an example has the same class twice: give each class once, with its probability")
     mass = known.sum(-1)
     if not np.isfinite(known).all() or (known < 0).any() or (mass > 1 + 1e-3).any() or (mass <= 0).any():
         raise DataError("the probabilities of an example are negative or do not sum to at most 1: give probabilities")

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from kd_jax.data.dataset import Dataset, make_dataset
-from kd_jax.experiments.notebook import plots
-from kd_jax.experiments.sweep import plots as sweep_plots
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -66,6 +64,9 @@ def quick_compiling() -> Iterator[None]:
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that look at none: drawing them takes longer than training."""
+    from kd_jax.experiments.notebook import plots
+    from kd_jax.experiments.sweep import plots as sweep_plots
+
     for module in (plots, sweep_plots):
         monkeypatch.setattr(module, "write", lambda *arguments: [])
 

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
+from small import DATA, X, Y, net, teacher
 
-from kd_jax.evaluate import calibration_error, evaluate, predict
-from kd_jax.models.network import mlp
+import kd_jax as kd
+from kd_jax.errors import ConfigError, DataError, ShapeError
+from kd_jax.evaluate import calibration_error, evaluate_logits
 
 
 def oracle_ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
@@ -28,7 +30,7 @@ def test_measures_equal_their_definitions(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     logits, teacher = rng.normal(0, 3, (2, n, 5)).astype(np.float32)
     labels = rng.integers(0, 5, n)
-    found = evaluate(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
+    found = evaluate_logits(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
     answers = logits.argmax(-1)
     assert found.correct == (answers == labels).sum()
     assert found.correct + found.errors == n
@@ -52,44 +54,13 @@ def test_fractions_are_the_nearest_float32_of_one_network_and_of_many(count: int
     assert len(right)
     logits = jnp.asarray(np.stack([np.arange(count) < one for one in right])[..., None] * np.float32([0, 1]))
     teacher = jnp.zeros((count, 2)).at[:, 1].set(1) if taught else None
-    together = jax.vmap(evaluate, in_axes=(0, None, None))(logits, jnp.ones(count, jnp.int32), teacher)
-    alone = [evaluate(one, jnp.ones(count, jnp.int32), teacher) for one in logits]
+    together = jax.vmap(evaluate_logits, in_axes=(0, None, None))(logits, jnp.ones(count, jnp.int32), teacher)
+    alone = [evaluate_logits(one, jnp.ones(count, jnp.int32), teacher) for one in logits]
     np.testing.assert_array_equal(together.accuracy, exact[right])
     np.testing.assert_array_equal([one.accuracy for one in alone], exact[right])
     if taught:
         np.testing.assert_array_equal(together.teacher_agreement, exact[right])
         np.testing.assert_array_equal([one.teacher_agreement for one in alone], exact[right])
-
-
-@pytest.mark.parametrize("shift", [1, 3])
-@pytest.mark.parametrize(("batch_size", "dtype"), [(1, "float32"), (4, "float32"), (1000, "float32"), (4, "float64")])
-def test_logits_are_averaged_over_every_shift(shift: int, batch_size: int, dtype: str) -> None:
-    rng = np.random.default_rng(shift)
-    images = rng.integers(0, 256, (9, 5, 4, 2)).astype(np.uint8)
-    network = mlp([40, 7, 3])
-    padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-    with jax.enable_x64(dtype == "float64"):
-        params, state = network.init(jax.random.key(0))
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        how = {"network": network, "dtype": jnp.dtype(dtype)}
-        expected = np.zeros((9, 3))
-        for down in range(2 * shift + 1):
-            for right in range(2 * shift + 1):
-                view = jnp.asarray(padded[:, down : down + 5, right : right + 4])
-                expected += np.asarray(predict(params, state, view, **how))
-        expected /= (2 * shift + 1) ** 2
-        found = predict(params, state, jnp.asarray(images), batch_size=batch_size, shift=shift, **how)
-    assert found.dtype == dtype
-    tolerance = 1e-5 if dtype == "float32" else 1e-13
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("shift", [-1, 2])
-def test_a_shift_out_of_sight_is_refused(shift: int) -> None:
-    network = mlp([6, 3])
-    params, state = network.init(jax.random.key(0))
-    with pytest.raises(ValueError, match=f"shift is {shift}: it must be from 0 to 1, less than the images' 2 pixels"):
-        predict(params, state, jnp.zeros((1, 3, 2, 1), jnp.uint8), network=network, shift=shift)
 
 
 def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not() -> None:
@@ -111,18 +82,160 @@ def test_a_bin_of_the_calibration_error_holds_its_upper_edge_and_not_its_lower()
 
 
 def test_without_a_teacher_there_is_no_agreement() -> None:
-    found = evaluate(jnp.eye(3), jnp.arange(3))
+    found = evaluate_logits(jnp.eye(3), jnp.arange(3))
     assert found.teacher_agreement is None
     assert found.kl_to_teacher is None
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 20, 1000])
+IDENTITY = kd.from_function(lambda params, x: x + 0 * params, jnp.float32(0))
+RNG = np.random.default_rng(0)
+LOGITS, TAUGHT = RNG.normal(0, 3, (2, 50, 5)).astype(np.float32)
+LABELS = RNG.integers(0, 5, 50)
+
+
+def known(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, taught: np.ndarray) -> dict[str, float]:
+    """Every measure by its definition, in float64."""
+    log_p, log_t = (special.log_softmax(np.float64(z), axis=-1) for z in (logits, taught))
+    kl = (np.exp(log_t) * (log_t - log_p)).sum(-1)
+    right = logits.argmax(-1) == labels
+    return {
+        "accuracy": np.average(right, weights=weights),
+        "nll": np.average(-log_p[np.arange(len(labels)), labels], weights=weights),
+        "agreement": np.average(logits.argmax(-1) == taught.argmax(-1), weights=weights),
+        "kl_to_teacher": np.average(kl, weights=weights),
+        "correct": right[weights > 0].sum(),
+        "errors": (~right)[weights > 0].sum(),
+    }
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_evaluate_equals_its_definitions(batched: bool) -> None:
+    """Of weights, too: what has none does not count, whatever its label is."""
+    weights = RNG.uniform(0, 2, 50).astype(np.float32)
+    weights[::5] = 0
+    labels = np.where(weights == 0, -1, LABELS)
+    data: object = kd.Batch(LOGITS, labels, weights)
+    teach: object = kd.from_function(lambda params, x: x * params, jnp.float32(0.5))
+    if batched:
+        data = [kd.Batch(LOGITS[:20], labels[:20], weights[:20]), (LOGITS[20:], labels[20:], weights[20:])]
+    found = kd.evaluate(IDENTITY, data, teacher=teach, batch_size=16)
+    wanted = known(LOGITS, LABELS, weights, LOGITS * 0.5)
+    assert found.keys() == {*wanted, "ece"}
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+    assert all(isinstance(value, int | float) for value in found.values())
+    kept = weights > 0
+    even = kd.evaluate(IDENTITY, kd.Batch(LOGITS, labels, kept.astype(np.float32)))
+    assert even["ece"] == pytest.approx(oracle_ece(LOGITS[kept], LABELS[kept]), rel=1e-4)
+
+
+def test_positions_count_by_their_weights() -> None:
+    logits, labels = LOGITS.reshape(10, 5, 5), LABELS.reshape(10, 5)
+    weights = (RNG.uniform(size=(10, 5)) < 0.6).astype(np.float32)
+    masked = np.where(weights == 0, -100, labels)
+    found = kd.evaluate(IDENTITY, kd.Batch(logits, masked, weights), teacher=IDENTITY)
+    wanted = known(LOGITS, LABELS, weights.ravel(), LOGITS)
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    by_sequence = np.array([1.0, 0.0] * 5, np.float32)
+    found = kd.evaluate(IDENTITY, kd.Batch(logits, labels, by_sequence))
+    assert found["nll"] == pytest.approx(known(LOGITS, LABELS, np.repeat(by_sequence, 5), LOGITS)["nll"], rel=1e-5)
+
+
+def test_labels_in_a_column_and_of_bytes_are_labels() -> None:
+    plain = kd.evaluate(IDENTITY, kd.Batch(LOGITS, LABELS))
+    for labels in (LABELS[:, None], LABELS.astype(np.uint8)):
+        assert kd.evaluate(IDENTITY, kd.Batch(LOGITS, labels)) == plain
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_a_regression_has_a_mean_squared_error(column: bool) -> None:
+    outputs, targets = LOGITS[:, :1], TAUGHT[:, :1]
+    found = kd.evaluate(IDENTITY, kd.Batch(outputs, targets if column else targets[:, 0]))
+    assert found == {"mse": pytest.approx(float(np.mean((outputs - targets) ** 2)), rel=1e-5)}
+
+
+def test_without_labels_there_is_the_teacher_alone() -> None:
+    assert kd.evaluate(IDENTITY, kd.Batch(LOGITS), teacher=IDENTITY).keys() == {"agreement", "kl_to_teacher"}
+    assert kd.evaluate(IDENTITY, kd.Batch(LOGITS)) == {}
+
+
+def test_measures_of_a_users_own() -> None:
+    """Values for each example are averaged with the weights, one number is itself; one may look at the teacher."""
+    weights = np.float32([0, 1, 3] * 10 + [1] * 20)
+    broken = np.where(weights[:, None] == 0, np.nan, LOGITS).astype(np.float32)
+    found = kd.evaluate(
+        IDENTITY, kd.Batch(broken, LABELS, weights), teacher=IDENTITY,
+        measures={
+            "first": lambda logits, labels: logits[:, 0],
+            "gap": lambda logits, labels, taught: jnp.abs(logits - taught)[:, 0],
+            "count": lambda logits, labels: len(labels),
+        },
+    )  # fmt: skip
+    assert found["first"] == pytest.approx(
+        float(np.average(np.where(weights == 0, 0, LOGITS[:, 0]), weights=weights)), rel=1e-5
+    )
+    assert found["gap"] == 0
+    assert found["count"] == 50
+    with pytest.raises(ShapeError, match=r"the measure odd has the shape \(3,\): it must be one number"):
+        kd.evaluate(IDENTITY, kd.Batch(LOGITS), measures={"odd": lambda logits, labels: np.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "says"),
+    [
+        (kd.Batch(LOGITS, LABELS + 1), DataError, "the label 5 is outside the 5 classes"),
+        (
+            kd.Batch(LOGITS, np.eye(5, dtype=np.int32)[LABELS]),
+            ShapeError,
+            "labels of whole numbers must have the shape",
+        ),
+        (kd.Batch(LOGITS, LABELS.astype(np.float32)), ShapeError, "float labels need the same"),
+        (kd.Batch(LOGITS, LABELS, np.ones((50, 5))), ShapeError, r"the weights have the shape \(50, 5\)"),
+        ([], ConfigError, "there is no batch to evaluate on"),
+        ([(LOGITS, LABELS), kd.Batch(LOGITS)], ConfigError, "some batches have labels and some have none"),
+    ],
+)
+def test_what_does_not_fit_is_told(data: object, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says) as error:
+        kd.evaluate(IDENTITY, data)
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_that_does_not_fit_is_told() -> None:
+    with pytest.raises(ShapeError, match="both need the same classes"):
+        kd.evaluate(IDENTITY, kd.Batch(LOGITS), teacher=lambda x: x[:, :4])
+    with pytest.raises(ConfigError, match="the cached teacher knows 49 examples and the batch has 50"):
+        kd.evaluate(IDENTITY, kd.Batch(LOGITS), teacher=LOGITS[:49])
+    with pytest.raises(ConfigError, match="the model has no variables yet"):
+        kd.evaluate(net(), DATA)
+
+
+def test_the_mean_of_losses_is_evaluated_by_the_mean_of_probabilities() -> None:
+    both = [teacher(), teacher(6, 3, 4)]
+    by = [kd.evaluate(net().init(0), DATA, teacher=kd.several(both, mean=m)) for m in ("losses", "probabilities")]
+    assert by[0]["kl_to_teacher"] == pytest.approx(by[1]["kl_to_teacher"], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 24, 1000])
 def test_predictions_do_not_depend_on_the_batch(batch_size: int) -> None:
-    network = mlp([36, 8, 3], dropout=0.5)
-    params, state = network.init(jax.random.key(0))
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (20, 6, 6, 1)), jnp.uint8)
-    found = predict(params, state, images, network=network, batch_size=batch_size)
-    pixels = images.astype(jnp.float32) / 255
-    expected = network.apply(params, state, pixels, train=False, key=jax.random.key(9))[0].logits
-    assert found.shape == (20, 3)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    model = kd.mlp([6, 8, 3], dropout=0.5).init(0)
+    found = kd.predict(model, X, batch_size=batch_size)
+    assert found.shape == (24, 3)
+    np.testing.assert_allclose(found, model(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(kd.predict(model, kd.Batch(X, Y), batch_size=batch_size), found, rtol=1e-6)
+
+
+def test_predictions_of_positions_keep_their_shape() -> None:
+    assert kd.predict(IDENTITY, LOGITS.reshape(10, 5, 5), batch_size=3).shape == (10, 5, 5)
+    assert kd.predict(IDENTITY, np.zeros((0, 5, 5), np.float32)).shape == (0, 5, 5)
+
+
+def test_prepare_is_that_of_evaluation() -> None:
+    def prepare(key: object, x: jax.Array, train: bool) -> jax.Array:
+        assert not train
+        return 2 * x
+
+    np.testing.assert_array_equal(kd.predict(IDENTITY, LOGITS, prepare=prepare), 2 * LOGITS)
+    found = kd.evaluate(IDENTITY, kd.Batch(LOGITS), teacher=lambda x: x, prepare=prepare)
+    assert found["kl_to_teacher"] == pytest.approx(0, abs=1e-6)

@@ -47,7 +47,8 @@ def as_batch(data: Any) -> Batch:
             "with inputs and labels"
         )
     inputs = jax.tree.map(_as_array, parts.inputs, is_leaf=_is_array_like)
-    batch = Batch(inputs, *(None if part is None else _as_array(part) for part in parts[1:]))
+    labels = jax.tree.map(_as_array, parts.labels, is_leaf=_is_array_like)
+    batch = Batch(inputs, labels, None if parts.weights is None else _as_array(parts.weights))
     check_counts(batch)
     return batch
 
@@ -165,7 +166,9 @@ def _is_array_like(value: Any) -> bool:
     """Whether `value` is one array and no tree of them: a list of numbers is one."""
     if isinstance(value, list):
         return not any(hasattr(item, "shape") and getattr(item, "ndim", 1) > 0 for item in value)
-    return not isinstance(value, tuple | dict)
+    if isinstance(value, tuple):
+        return len(value) > 0 and all(isinstance(item, int | float | np.number) for item in value)
+    return value is not None and not isinstance(value, dict)
 
 
 def _as_array(value: Any) -> Any:
@@ -183,4 +186,10 @@ def _as_array(value: Any) -> Any:
         ) from None
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise DataError(f"the data has values of type {array.dtype}: give numbers")
+    canonical = jax.dtypes.canonicalize_dtype(array.dtype)
+    if array.dtype.kind in "iu" and canonical != array.dtype and array.size:
+        kept = np.iinfo(canonical)
+        largest = array.max() if array.max() > kept.max else array.min()
+        if not kept.min <= largest <= kept.max:
+            raise DataError(f"the data has the number {largest}: whole numbers must be {kept.min} to {kept.max}")
     return array

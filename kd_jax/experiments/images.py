@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from kd_jax.data import shifts
 from kd_jax.data.batch import Batch
+from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy
 from kd_jax.methods import Method
 from kd_jax.models import Network, Output
@@ -235,6 +236,14 @@ def _look_up(
 ) -> tuple[Batch, CachedTeacher | None]:
     """The scaled images of a step, their labels, and what the teacher says of them."""
     labels = data.labels[rows]
+    if setup.shift and not 0 < setup.shift_share <= 1:
+        raise ConfigError(f"shift_share is {setup.shift_share}: it must be above 0 and at most 1")
+    places = (shifts.view_count(setup.shift), len(data.images)) if setup.shift else (len(data.images),)
+    if data.logits is not None and data.logits.shape[:-1] != places:
+        raise ShapeError(
+            f"the teacher's logits have the shape {data.logits.shape}: images that are "
+            f"{'shifted need them of every view' if setup.shift else 'not shifted need them once'}, {places}"
+        )
     if not setup.shift:
         logits = None if data.logits is None else data.logits[rows]
         pixels = scale(data.images[rows], setup.dtype)

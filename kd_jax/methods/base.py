@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
 from kd_jax.data.batch import Batch
@@ -15,7 +16,8 @@ from kd_jax.errors import MethodError
 from kd_jax.models import Output
 
 PyTree = Any
-Scalar = float | int | Num[Array, ""]
+Scalar = float | int | np.number | Num[np.ndarray, "..."] | Num[Array, "..."]
+"""A number; with axes it is a grid, for `vmap`."""
 Values = Float[Array, "..."]
 Terms = Mapping[str, Values]
 
@@ -51,6 +53,8 @@ class Method:
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = True
+    # A number of NumPy times a method asks the method.
+    __array_ufunc__ = None
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -171,11 +175,12 @@ class Sum(Method):
         """The terms of all."""
         together: dict[str, Values] = {}
         carried = []
+        total = {"loss": None}
         for method, learned, own in zip(self.methods, parts.learned, parts.carried, strict=True):
             terms, new = terms_of(method, Parts(learned, own), student, teacher, batch, step)
             carried.append(new)
             for name, values in terms.items():
-                together[_free(name, together)] = values
+                together[_free(name, {**total, **together})] = values
         return together, tuple(carried)
 
 
@@ -228,13 +233,15 @@ class LossFunction(Method):
     """A method from a function `(student_logits, teacher_logits, labels) -> values`, or of the first two alone."""
 
     function: Callable[..., Any]
+    # Where there is none the function is given None.
+    needs_teacher: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
         """Whether the function takes them."""
         return _arguments(self.function) > 2
 
-    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Any:
         """What the function gives, as one term."""
         given = (student.logits, None if teacher is None else teacher.logits, batch.labels)
         values = self.function(*given[: _arguments(self.function)])
@@ -286,6 +293,8 @@ def terms_of(
     terms, carried = result if isinstance(result, tuple) else (result, parts.carried)
     if not isinstance(terms, Mapping):
         terms = {type(method).__name__.lower(): terms}
+    if not terms:
+        raise MethodError(f"the loss of {type(method).__name__} has no terms: return at least one")
     for name, values in terms.items():
         if not (_is_array(values) and jnp.issubdtype(values.dtype, jnp.floating)):
             kind = values.dtype if _is_array(values) else type(values).__name__

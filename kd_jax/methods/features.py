@@ -60,10 +60,15 @@ class FitNet(Method):
         return Parts(projector(key, ours.shape[-1], theirs.shape[-1]))
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
-        """One term, `fitnet`: the mean over everything but the examples."""
-        target = require_teacher(self, teacher).features[self.teacher_features[0]]
-        hint = _resized(student.features[self.hint].astype(jnp.float32), target.shape, self)
-        return {"fitnet": losses.fitnet(project(parts.learned, hint), target)}
+        """One term, `fitnet`: the mean over all but the examples, and the positions where these have weights."""
+        hint = student.features[self.hint].astype(jnp.float32)
+        target = require_teacher(self, teacher).features[self.teacher_features[0]].astype(jnp.float32)
+        weights = batch.weights
+        if weights is not None and jnp.ndim(weights) > 1 and hint.shape[:-1] == target.shape[:-1] == weights.shape:
+            absent = (weights == 0)[..., None]
+            hint, target = (jnp.where(absent, jnp.zeros_like(maps), maps) for maps in (hint, target))
+            return {"fitnet": losses.hidden_states(project(parts.learned, hint), target)}
+        return {"fitnet": losses.fitnet(project(parts.learned, _resized(hint, target.shape, self)), target)}
 
 
 class ProjectedMethod(FeatureMethod):

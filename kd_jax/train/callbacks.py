@@ -1,7 +1,9 @@
 """What is called after every epoch of a training: plain functions of an `Epoch`, and some that are ready."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER
@@ -13,6 +15,7 @@ class Epoch(NamedTuple):
     number: of the epoch, from 1. epochs: of the training. steps: done until now, of all epochs. seconds: of the epoch.
     metrics: loss, its terms and measures of the training batches, and `validation_…`, as numbers of Python.
     model: called, it gives the student as it is now, in the kind that was given.
+    history: of each of the metrics, this epoch's value and those before.
     """
 
     number: int
@@ -21,6 +24,7 @@ class Epoch(NamedTuple):
     seconds: float
     metrics: dict[str, float]
     model: Callable[[], Any]
+    history: Mapping[str, Sequence[float]]
 
 
 Callback = Callable[[Epoch], Any]
@@ -36,14 +40,12 @@ def early_stopping(measure: str = "validation_nll", *, patience: int = 3, higher
     if patience < 1:
         raise ConfigError(f"patience is {patience}: it must be at least 1")
     better = is_higher_better(measure, higher)
-    seen: list[float] = []
 
     def stop(epoch: Epoch) -> bool:
-        if epoch.number == 1:
-            seen.clear()
-        value = value_of(epoch.metrics, measure)
-        seen.append(value if better else -value)
-        return len(seen) - 1 - seen.index(max(seen)) >= patience
+        # From the history, so that a resumed training stops where it would have stopped.
+        values = np.asarray(value_of(epoch.history, measure), np.float64)
+        known = np.where(np.isnan(values), -np.inf, values if better else -values)
+        return len(known) - 1 - int(known.argmax()) >= patience
 
     return stop
 
@@ -92,7 +94,7 @@ def is_higher_better(measure: str, higher: bool | None = None) -> bool:
     return known
 
 
-def value_of(metrics: dict[str, float], measure: str) -> float:
+def value_of(metrics: Mapping[str, Any], measure: str) -> Any:
     """The value of a measure, of the validation where there is one. Raises `ConfigError` with the names there are."""
     for name in (f"validation_{measure}", measure):
         if name in metrics:

@@ -11,10 +11,11 @@ import optax
 from kd_jax.data.batch import Batch, check_counts, check_values, epoch_order, take
 from kd_jax.errors import ConfigError, DataError, MethodError
 from kd_jax.methods import Method
+from kd_jax.methods.base import as_parts
 from kd_jax.models import Model, Output
 from kd_jax.teacher import Teacher
 from kd_jax.train.measures import Measure
-from kd_jax.train.step import Prepare, Training, fit_labels
+from kd_jax.train.step import Training, all_terms, fit_labels, student_output, weighted_sum
 
 PyTree = Any
 
@@ -23,7 +24,7 @@ def make_training(
     model: Model,
     optimizer: Any,
     *,
-    prepare: Prepare | None = None,
+    prepare: Any = None,
     measures: Mapping[str, Measure] | None = None,
     dtype: Any = None,
 ) -> Training:
@@ -38,13 +39,14 @@ def make_training(
 
 
 def check(
-    training: Training, method: Method, data: Batch, teacher: Teacher | None, start: PyTree, *, batch_size: int
+    training: Training, method: Method, data: Batch, teacher: Teacher | None, start: PyTree, *, batch_size: Any
 ) -> Output:
     """The shapes of the student's output on a batch of in-memory data.
 
     Raises `MethodError`, `ConfigError` or `DataError` where data, method, model and teacher do not go together.
     """
     count = check_counts(data)
+    check_epochs(batch_size, "batch_size")
     # The same refusals as when the order is drawn, before anything else is done.
     jax.eval_shape(lambda key: epoch_order(key, 0, examples=count, batch_size=batch_size), jax.random.key(0))
     if teacher is not None and teacher.examples is not None and teacher.examples != count:
@@ -76,18 +78,59 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
 
     def ask(inputs: PyTree, variables: PyTree) -> Output:
         variables = training.network.init(key) if variables is None else variables
-        return training.network.apply(variables, inputs, train=True, key=key, features=method.student_features)[0]
+        return student_output(training, method, variables, inputs, key)[0]
 
     student = _tried("the student", inputs, ask, inputs, start)
+    _check_output("the student", student, batch)
+    taught: tuple[Output, ...] = ()
     if teacher is not None:
         taught = _tried(
             "the teacher", inputs,
             lambda inputs, teacher: teacher.outputs(inputs, features=method.teacher_features), inputs, teacher,
         )  # fmt: skip
         for one in taught:
+            _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)
-    fit_labels(batch, student.logits)
+    _check_loss(training, method, jax.eval_shape(fit_labels, batch, student.logits), student, taught, start)
     return student
+
+
+def _check_output(who: str, output: Output, batch: Batch) -> None:
+    shape, examples = output.logits.shape, jax.tree.leaves(batch.inputs)[0].shape[0]
+    if len(shape) < 2 or shape[0] != examples:
+        raise ConfigError(
+            f"{who} gives logits of the shape {shape} for {examples} examples: they must have the shape "
+            f"({examples}, …, classes), with an axis of 1 for one output"
+        )
+
+
+def _check_loss(
+    training: Training, method: Method, batch: Batch, student: Output, taught: tuple[Output, ...], start: PyTree
+) -> None:
+    """Whether loss and optimiser can be computed at all."""
+    key, name = jax.random.key(0), type(method).__name__
+    parts = _tried_loss(
+        name, batch, student, lambda: as_parts(method.init(key, student, taught[0] if taught else None), method)
+    )
+
+    def loss(parts: PyTree, student: Output, taught: tuple[Output, ...], batch: Batch) -> Any:
+        return weighted_sum(all_terms(method, parts, student, taught, batch, jnp.int32(0))[0], batch.weights)
+
+    _tried_loss(name, batch, student, loss, parts, student, taught, batch)
+    variables = jax.eval_shape(training.network.init, key) if start is None else start
+    trained = training.network.split(variables)[0], parts.learned
+
+    def update(trained: PyTree) -> Any:
+        optimizer = optax.with_extra_args_support(training.optimizer)
+        return optimizer.update(trained, optimizer.init(trained), trained, value=jnp.float32(0))
+
+    try:
+        jax.eval_shape(update, trained)
+    except Exception as error:
+        raise ConfigError(
+            f"the optimizer cannot update these parameters ({_reason(error)}): give one that needs gradients, "
+            "parameters and the loss alone"
+        ) from error
 
 
 def check_same_outputs(method: Method, student: Output, teacher: Output) -> None:
@@ -120,6 +163,23 @@ def first_batch(data: Batch, teacher: Teacher | None, batch_size: int) -> tuple[
     )  # fmt: skip
 
 
+def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *arguments: Any) -> Any:
+    try:
+        return jax.eval_shape(function, *arguments)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        labels = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch.labels)) or "none"
+        raise MethodError(
+            f"the loss of {name} cannot be computed with logits of {list(student.logits.shape)} and labels of {labels} "
+            f"({_reason(error)}): mend the loss, or give labels as it takes them"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).partition(chr(10))[0].split())[:300]}".removesuffix(": ")
+
+
 def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any) -> Any:
     """The shapes of a result; what a model raises is told in one sentence, with what it was given."""
     try:
@@ -128,8 +188,7 @@ def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any) -> Any:
         raise
     except Exception as error:
         given = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
-        reason = " ".join(str(error).partition("\n")[0].split())[:300] or type(error).__name__
         raise ConfigError(
-            f"{who} cannot be called with inputs of {given} ({type(error).__name__}: {reason}): give inputs as the "
+            f"{who} cannot be called with inputs of {given} ({_reason(error)}): give inputs as the "
             "model takes them, or say how it is called with call="
         ) from error

@@ -19,7 +19,7 @@ from kd_jax.train.checks import check, check_epochs, first_batch, make_training
 from kd_jax.train.convolution import canonical
 from kd_jax.train.measures import Measure
 from kd_jax.train.sizes import SMALL
-from kd_jax.train.step import Metrics, Prepare, Training, TrainState, init, step
+from kd_jax.train.step import Metrics, Prepare, Training, TrainState, init, is_finite, step
 
 PyTree = Any
 
@@ -83,6 +83,8 @@ def fit(
                 f"the loss is not finite in epoch {int(bad.argmax()) + 1}: choose a smaller learning rate, or look for "
                 "inputs that are not finite"
             )
+        if not programs.call(lambda state: is_finite(state, model.network), state, same=("finite", model.network)):
+            raise NotFiniteError("a parameter is not finite after the last step: choose a smaller learning rate")
     return state, history
 
 

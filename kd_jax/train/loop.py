@@ -10,6 +10,7 @@ import numpy as np
 
 from kd_jax.errors import NotFiniteError
 from kd_jax.train.callbacks import Callback, Epoch, value_of
+from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Silent
 from kd_jax.train.resume import Folder, Progress
 from kd_jax.train.sources import Memory, Stream
@@ -93,6 +94,8 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
             if due and plan.folder is not None:
                 plan.folder.save(now())
         look()
+        if isinstance(plan.source, Stream) and not plan.source.is_finite(state):
+            _require_finite({"loss": np.zeros(done)}, False, progress.epoch, 0)
     except KeyboardInterrupt:
         if plan.folder is not None and done > progress.start:
             look()
@@ -121,11 +124,12 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
             # A copy: the next step may take the memory of the state.
             best = jax.tree.map(lambda leaf: leaf.copy(), progress.state.variables)
             progress = progress._replace(best=best, best_value=value, best_epoch=progress.epoch - 1)
-    shown = {name: value for name, value in metrics.items() if not name.startswith(("teacher_", "student_"))}
+    shown = {name: value for name, value in metrics.items() if not name.startswith(WATCHED)}
     plan.bar.epoch(shown)
     record = Epoch(
-        number, plan.epochs, int(progress.state.step), seconds, shown, lambda: plan.as_given(progress.state.variables)
-    )
+        number, plan.epochs, int(progress.state.step), seconds, shown, lambda: plan.as_given(progress.state.variables),
+        {name: tuple(history[name]) for name in (*shown, "seconds")},
+    )  # fmt: skip
     # All of them are called, whichever says stop.
     answers = [callback(record) for callback in plan.callbacks]
     return progress._replace(stopped=any(answer is True for answer in answers))

@@ -12,6 +12,9 @@ from kd_jax.models import Output
 Measure = Callable[[Output, Batch, tuple[Output, ...]], Float[Array, "..."]]
 """Values `[batch]` or `[batch, positions]`, averaged with the batch's weights."""
 
+WATCHED = "watched."
+"""What the names begin with of measures that only warnings are made of."""
+
 _ROUNDING = 1e-3
 
 

@@ -56,7 +56,10 @@ def compiled(
     first = len(jax.tree.leaves(arguments[0])) if donate else 0
     lowered = jax.jit(flat, donate_argnums=tuple(range(first)), keep_unused=True).lower(*leaves)
     of_result = structures[-1]
-    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    # The text does not say on which devices the program runs.
+    usual = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = repr([None if sharding == usual else sharding for _, _, sharding in shapes])
+    text = hashlib.sha256((lowered.as_text() + places).encode()).hexdigest()
     program = _recall(_by_text, text)
     if program is None:
         program = _keep(_by_text, text, lowered.compile())

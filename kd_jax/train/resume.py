@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -121,14 +122,29 @@ def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) ->
             store.close()
 
 
-def identity(settings: dict[str, Any], data: Any, start: PyTree) -> dict[str, Any]:
+def identity(settings: dict[str, Any], data: Any, start: PyTree, teacher: PyTree) -> dict[str, Any]:
     """What makes a training the same training. data: a `Batch` in memory, by its bytes; an iterator, by its type."""
     known = digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
-        "settings": settings, "data": known, "start": None if start is None else digest(start), "versions": versions,
+        "settings": settings, "data": known, "start": None if start is None else digest(start),
+        "teacher": None if teacher is None else digest(teacher), "versions": versions,
         "backend": jax.default_backend(),
     }  # fmt: skip
+
+
+def description(value: Any) -> str:
+    """A method as text that another process writes alike: functions by name, arrays by their bytes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f"{field.name}={description(getattr(value, field.name))}" for field in dataclasses.fields(value)]
+        return f"{type(value).__qualname__}({', '.join(fields)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(description, value))})"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return repr(np.asarray(value).item()) if np.ndim(value) == 0 else digest(value)
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return repr(value)
 
 
 def _require_same(store: Store, asked: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.convolution import canonical
 from kd_jax.train.fit import scan_steps
-from kd_jax.train.step import Metrics, Training, TrainState, step
+from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
 PyTree = Any
 
@@ -59,7 +59,7 @@ class Memory:
         self.examples = check_counts(data)
         self.steps = self.examples // batch_size
         self.lengths = [
-            length for first in range(0, self.steps, every or self.steps)
+            length for first in range(0, self.steps, every or max(1, self.steps))
             for length in chunk_lengths(min(every or self.steps, self.steps - first), _REPORTS_PER_EPOCH)
         ]  # fmt: skip
 
@@ -87,7 +87,7 @@ class Memory:
         self, state: TrainState, key: Any, data: Batch, teacher: Teacher | None, rows: Any, method: Method
     ) -> tuple[TrainState, Metrics, Array]:
         state, metrics = scan_steps(state, key, data, teacher, rows, method, training=self.training)
-        return state, metrics, is_finite(state)
+        return state, metrics, is_finite(state, self.training.network)
 
 
 class Stream:
@@ -138,7 +138,6 @@ class Stream:
         """The steps of an epoch from `start` on."""
         done = start
         for batch, position in self._prefetched(start):
-            check_values(batch, self.classes if self.labels_count else None)
             program = programs.compiled(
                 self._step, state, self.key, batch, self.teacher, self.method,
                 same=("step", self.training), donate=True,
@@ -156,6 +155,11 @@ class Stream:
                 f"the iterator ended after {done} of the {self.steps} steps of epoch {number + 1}: give fewer steps, "
                 "or more batches"
             )
+
+    def is_finite(self, state: TrainState) -> bool:
+        """Whether a state is; the steps look at their losses alone."""
+        network = self.training.network
+        return bool(programs.call(lambda state: is_finite(state, network), state, same=("finite", network)))
 
     def _step(
         self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method
@@ -206,6 +210,8 @@ class Stream:
         def draw() -> None:
             try:
                 for batch, position in self._batches(start):
+                    # On the host still: looking at values on a device would wait for it.
+                    check_values(batch, self.classes if self.labels_count else None)
                     if not put((jax.tree.map(jnp.asarray, batch), position)):
                         return
                 put(None)
@@ -224,12 +230,6 @@ class Stream:
             thread.join()
 
 
-def is_finite(tree: PyTree) -> Array:
-    """Whether all floats of a tree are finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.bool_(True)
-
-
 def chunk_lengths(steps: int, reports: int) -> list[int]:
     """`steps` steps in about `reports` chunks; equal ones where some number of them divides the steps.
 
@@ -244,7 +244,7 @@ def chunk_lengths(steps: int, reports: int) -> list[int]:
 
 def make_source(
     data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
-    *, batch_size: int | None, steps: int | None, epochs: int, every: int | None,
+    *, batch_size: Any, steps: int | None, epochs: int, every: int | None,
 ) -> Memory | Stream:  # fmt: skip
     """The source of `data`. Raises `ConfigError` where it and the other arguments do not go together."""
     in_memory = isinstance(data, Batch | tuple | dict) or (isinstance(data, list) and _is_pair(data))
@@ -256,7 +256,7 @@ def make_source(
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size!r}: it must be a whole number of at least 1")
         return Memory(as_batch(data), teacher, key, method, training, batch_size=int(batch_size), every=every)
-    if not hasattr(data, "__iter__"):
+    if not hasattr(data, "__iter__") or hasattr(data, "shape"):
         as_batch(data)
     if batch_size is not None:
         raise ConfigError(

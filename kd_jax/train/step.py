@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError, ShapeError
@@ -72,7 +72,9 @@ def init(
     parts = Parts()
     if type(method).init is not Method.init:
         shapes = jax.eval_shape(
-            lambda variables, batch, teacher: _outputs(training, method, variables, batch, teacher, key)[0],
+            lambda variables, batch, teacher: _outputs(
+                training, method, variables, _prepared(training, batch, key), teacher, key
+            )[0],
             variables, batch, teacher,
         )  # fmt: skip
         student, taught = shapes
@@ -93,9 +95,7 @@ def step(
     """
     network = training.network
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
-    if training.prepare is not None:
-        prepare_key = jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step)
-        batch = batch._replace(inputs=training.prepare(prepare_key, batch.inputs, True))
+    batch = _prepared(training, batch, jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step))
     batch = _without_absent(batch)
     params, state = network.split(train_state.variables)
 
@@ -106,7 +106,7 @@ def step(
         fitted = fit_labels(batch, student.logits)
         student, taught = _masked(student, fitted), tuple(_masked(one, fitted) for one in taught)
         labelled = _masked_labels(fitted, student)
-        terms, carried = _terms(
+        terms, carried = all_terms(
             method, Parts(learned, train_state.carried), student, taught, labelled, train_state.step
         )
         loss = weighted_sum(terms, labelled.weights)
@@ -114,11 +114,13 @@ def step(
         seen = jax.lax.stop_gradient(student)
         for name, measure in training.measures:
             known[name] = weighted_mean(measure(seen, labelled, taught), labelled.weights)
-        return loss, (new, carried, {"loss": loss, **known})
+        return loss, (new, carried, {"loss": loss, **known} | {"loss": loss})
 
     trained = (params, train_state.learned)
     gradients, (state, carried, metrics) = jax.grad(mean_loss, has_aux=True)(trained)
-    updates, optimizer_state = training.optimizer.update(gradients, train_state.optimizer_state, trained)
+    # Some, such as `optax.contrib.reduce_on_plateau`, look at the loss.
+    optimizer = optax.with_extra_args_support(training.optimizer)
+    updates, optimizer_state = optimizer.update(gradients, train_state.optimizer_state, trained, value=metrics["loss"])
     params, learned = optax.apply_updates(trained, updates)
     after = TrainState(network.merge(params, state), learned, carried, optimizer_state, train_state.step + 1)
     return after, jax.tree.map(jax.lax.stop_gradient, metrics)
@@ -153,10 +155,12 @@ def weighted_sum(terms: Metrics, weights: Any) -> Float[Array, ""]:
 def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
     """The batch with labels that fit the logits `[..., classes]`. Raises `ShapeError` where they cannot.
 
-    Whole numbers in a column, `[..., 1]`, are taken out of it.
+    Whole numbers in a column, `[..., 1]`, are taken out of it; floats `[...]` are put into one where there is one
+    output.
     """
     labels, weights = batch.labels, batch.weights
-    if weights is not None and jnp.shape(weights) != logits.shape[: jnp.ndim(weights)]:
+    places = logits.shape[:-1]
+    if weights is not None and not (jnp.ndim(weights) >= 1 and jnp.shape(weights) == places[: jnp.ndim(weights)]):
         raise ShapeError(
             f"the weights have the shape {jnp.shape(weights)} and the logits {logits.shape}: give one weight for each "
             "example, or one for each position"
@@ -164,13 +168,14 @@ def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
     if labels is None or not hasattr(labels, "dtype"):
         return batch
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        return batch
-    if labels.shape == (*logits.shape[:-1], 1) and logits.ndim == labels.ndim:
-        return batch._replace(labels=labels[..., 0])
-    if labels.shape != logits.shape[:-1]:
+        single = logits.shape[-1] == 1 and labels.shape == places
+        return batch._replace(labels=jnp.asarray(labels)[..., None]) if single else batch
+    if labels.shape == (*places, 1) and logits.ndim == labels.ndim:
+        return batch._replace(labels=jnp.asarray(labels)[..., 0])
+    if labels.shape != places:
         raise ShapeError(
             f"the labels have the shape {labels.shape} and the logits {logits.shape}: labels of whole numbers must "
-            f"have the shape {logits.shape[:-1]} (one-hot and soft labels must be floats)"
+            f"have the shape {places} (one-hot and soft labels must be floats)"
         )
     return batch
 
@@ -183,20 +188,40 @@ def _outputs(
     training: Training, method: Method, variables: PyTree, batch: Batch, teacher: Teacher | None, key: Key[Array, ""]
 ) -> tuple[tuple[Output, tuple[Output, ...]], PyTree]:
     """The student's output and those of its teachers; and the student's new state."""
-    network = training.network
-    given, inputs = variables, batch.inputs
-    if training.dtype is not None:
-        params, state = network.split(variables)
-        given, inputs = network.merge(as_dtype(params, training.dtype), state), as_dtype(inputs, training.dtype)
-    student, new = network.apply(given, inputs, train=True, key=key, features=method.student_features)
-    if training.dtype is not None:
-        student = as_dtype(student, jnp.float32)
-        new = jax.tree.map(lambda after, before: after.astype(before.dtype), new, network.split(variables)[1])
+    student, new = student_output(training, method, variables, batch.inputs, key)
     if teacher is None:
         return (student, ()), new
     taught = teacher.outputs(batch.inputs, features=method.teacher_features)
     taught = tuple(jax.tree.map(jax.lax.stop_gradient, one) for one in taught)
     return (student, taught), new
+
+
+def student_output(
+    training: Training, method: Method, variables: PyTree, inputs: PyTree, key: Key[Array, ""]
+) -> tuple[Output, PyTree]:
+    """The student's output in training mode, in the type of the training, and its new state."""
+    network, features = training.network, method.student_features
+    if training.dtype is None:
+        return network.apply(variables, inputs, train=True, key=key, features=features)
+    params, state = network.split(variables)
+    given = network.merge(as_dtype(params, training.dtype), state)
+    output, new = network.apply(given, as_dtype(inputs, training.dtype), train=True, key=key, features=features)
+    return as_dtype(output, jnp.float32), jax.tree.map(lambda after, old: after.astype(old.dtype), new, state)
+
+
+def _prepared(training: Training, batch: Batch, key: Key[Array, ""]) -> Batch:
+    return batch if training.prepare is None else batch._replace(inputs=training.prepare(key, batch.inputs, True))
+
+
+def is_finite(state: TrainState, network: Network) -> Bool[Array, ""]:
+    """Whether all that is trained is finite, and nothing else is NaN: a mask or a best value may be infinite."""
+
+    def every(tree: PyTree, test: Callable[[Array], Array]) -> list[Array]:
+        return [jnp.all(test(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    params, _ = network.split(state.variables)
+    found = every((params, state.learned), jnp.isfinite) + every(state, lambda leaf: ~jnp.isnan(leaf))
+    return jnp.all(jnp.stack(found)) if found else jnp.bool_(True)
 
 
 def as_dtype(tree: PyTree, dtype: Any) -> PyTree:
@@ -206,47 +231,70 @@ def as_dtype(tree: PyTree, dtype: Any) -> PyTree:
     )
 
 
-def _terms(
+def all_terms(
     method: Method, parts: Parts, student: Output, taught: tuple[Output, ...], batch: Batch, step: Int[Array, ""]
 ) -> tuple[Metrics, PyTree]:
-    """The terms of the loss; where there are several teachers, the means of theirs."""
+    """The terms of the loss; where there are several teachers, the means of theirs. Raises `ShapeError`."""
     if len(taught) < 2:
-        return terms_of(method, parts, student, taught[0] if taught else None, batch, step)
+        terms, carried = terms_of(method, parts, student, taught[0] if taught else None, batch, step)
+        _check_shapes(method, terms, (student, *taught))
+        return terms, carried
     if jax.tree.leaves(parts.carried):
         raise ConfigError(
             f"{type(method).__name__} carries values from step to step, which the mean of the losses of {len(taught)} "
             'teachers cannot: use kd.several(teachers, mean="probabilities")'
         )
-    all_terms = [terms_of(method, parts, student, one, batch, step)[0] for one in taught]
-    return {name: sum((t[name] for t in all_terms[1:]), all_terms[0][name]) / len(taught) for name in all_terms[0]}, (
-        parts.carried
-    )
+    each = [terms_of(method, parts, student, one, batch, step)[0] for one in taught]
+    means = {name: sum((terms[name] for terms in each[1:]), each[0][name]) / len(taught) for name in each[0]}
+    _check_shapes(method, means, (student, *taught))
+    return means, parts.carried
+
+
+def _check_shapes(method: Method, terms: Metrics, outputs: tuple[Output, ...]) -> None:
+    """Raises `ShapeError` for values that are of no examples or positions: what was broadcast, `[batch, batch]`."""
+    known = [leaf.shape for output in outputs for leaf in jax.tree.leaves((output.logits, dict(output.features)))]
+    for name, values in terms.items():
+        if values.ndim and not any(values.shape == shape[: values.ndim] for shape in known):
+            raise ShapeError(
+                f"the term {name} of {type(method).__name__} has the shape {values.shape} and the logits {known[0]}: "
+                f"give one value for each example, {known[0][:1]}, or for each position"
+            )
 
 
 def _without_absent(batch: Batch) -> Batch:
-    """Inputs of 0 for examples of the weight 0, so that nothing that stands there (NaN, say) reaches a gradient."""
+    """A copy of a present example in the place of each whose weight is 0: nothing that stands there (NaN, a number out
+    of a vocabulary) reaches a gradient.
+    """
     if batch.weights is None:
         return batch
-    weights = jnp.asarray(batch.weights)
+    return batch._replace(inputs=_with_present(batch.inputs, jnp.asarray(batch.weights)))
+
+
+def _with_present(tree: PyTree, weights: Array) -> PyTree:
+    """The first example with a weight in the place of those without; zeros where none has one."""
     absent = jnp.all((weights == 0).reshape(weights.shape[0], -1), axis=-1)
+    first, none = jnp.argmin(absent), jnp.all(absent)
 
-    def cleared(leaf: Array) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return jnp.where(_broadened(absent, leaf.ndim), jnp.zeros_like(leaf), leaf)
+    def present(leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf)
+        instead = jnp.where(none, jnp.zeros_like(leaf[:1]), leaf[first][None])
+        return jnp.where(_broadened(absent, leaf.ndim), instead, leaf)
 
-    return batch._replace(inputs=jax.tree.map(cleared, batch.inputs))
+    return jax.tree.map(present, tree)
 
 
 def _masked(output: Output, batch: Batch) -> Output:
-    """Logits of 0 where the weight is 0."""
+    """Logits of 0 where the weight is 0, and features of a present example where an example has none."""
     if batch.weights is None:
         return output
     weights, logits = jnp.asarray(batch.weights), output.logits
-    if weights.ndim >= logits.ndim or weights.shape != logits.shape[: weights.ndim]:
-        return output
-    absent = _broadened(weights == 0, logits.ndim)
-    return output._replace(logits=jnp.where(absent, jnp.zeros_like(logits), logits))
+    if weights.ndim < logits.ndim and weights.shape == logits.shape[: weights.ndim]:
+        logits = jnp.where(_broadened(weights == 0, logits.ndim), jnp.zeros_like(logits), logits)
+    whole = {
+        path: _with_present(feature, weights) if feature.ndim and feature.shape[0] == weights.shape[0] else feature
+        for path, feature in output.features.items()
+    }
+    return Output(logits, whole)
 
 
 def _masked_labels(batch: Batch, student: Output) -> Batch:

@@ -1,191 +1,345 @@
+"""One update, against the same one written out; what weighs nothing; and what the losses of several teachers are."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teacher
 
-from kd_jax.data.dataset import Dataset
-from kd_jax.methods import logits as methods
-from kd_jax.models.network import Output, from_function, mlp
-from kd_jax.train import step as train
-from kd_jax.train.step import Examples, Hyperparameters, Recipe
+import kd_jax as kd
+from kd_jax.errors import ConfigError, MethodError, ShapeError
+from kd_jax.optimizers import adam
+from kd_jax.teacher import as_teacher
+from kd_jax.train.step import Training, TrainState, fit_labels, init, is_finite, step, weighted_mean, weighted_sum
 
 KEY = jax.random.key(7)
-WEIGHTS = methods.KDWeights(jnp.float32(0.5), jnp.float32(3.0))
+BATCH = jax.tree.map(jnp.asarray, kd.Batch(X[:8], Y[:8]))
+TRAINING = Training(net().network, SGD)
 
 
-@pytest.fixture
-def examples(small_dataset: Dataset) -> Examples:
-    return Examples(jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels))
+def once(
+    batch: kd.Batch = BATCH, method: kd.Method | None = None, taught: Any = None, training: Training = TRAINING
+) -> tuple[TrainState, Any]:
+    own = kd.CrossEntropy() if method is None else method
+    known = as_teacher(taught)
+    state = init(KEY, training, own, batch, known)
+    return step(state, batch, known, KEY, own, training=training)
 
 
-@pytest.fixture
-def taught(examples: Examples) -> Examples:
-    """Each image's teacher logits tell its own number, so that one that is looked up wrongly is seen."""
-    numbers = jnp.arange(240, dtype=jnp.float32)
-    return examples._replace(teacher=Output(jnp.stack([numbers, -numbers, 0 * numbers], axis=1) / 100))
+def params(state: TrainState) -> Any:
+    return TRAINING.network.split(state.variables)[0]
 
 
-def hyperparameters(rate: float = 1e-2, weights: object = ()) -> Hyperparameters:
-    return Hyperparameters(jnp.float32(rate), weights)
-
-
-def test_a_student_learns(examples: Examples) -> None:
-    _, metrics = train.fit(KEY, examples, hyperparameters(), recipe=Recipe(mlp([36, 16, 3]), batch_size=8), epochs=6)
-    assert metrics.loss.shape == (6,)
-    assert metrics.accuracy[-1] > 0.95
-    assert metrics.loss[-1] < metrics.loss[0] / 2
-
-
-def test_every_epoch_shows_every_image_once_in_another_order() -> None:
-    orders = [train.epoch_order(KEY, epoch, examples=50, batch_size=7) for epoch in range(3)]
-    for order in orders:
-        assert order.shape == (7, 7)
-        assert len(np.unique(order)) == 49
-    assert (orders[0] != orders[1]).any()
-    whole = train.epoch_order(KEY, 0, examples=48, batch_size=8)
-    np.testing.assert_array_equal(np.sort(whole.ravel()), np.arange(48))
-
-
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size is 51: it must be at most the 50 examples"):
-        train.epoch_order(KEY, 0, examples=50, batch_size=51)
-
-
-def test_steps_see_the_teachers_logits_of_their_own_images(taught: Examples) -> None:
-    """Every image carries its number in its pixels, and its teacher's logits the same number."""
-    numbers = jnp.arange(240)
-    images = jnp.zeros((240, 6, 6, 1), jnp.uint8).at[:, 0, 0, 0].set(numbers.astype(jnp.uint8))
-    marked = taught._replace(images=images)
-    network = from_function(
-        lambda key: jnp.zeros(()),
-        lambda params, x: jnp.stack([x[:, 0, 0, 0] * 255, params * x[:, 0, 0, 0], 0 * x[:, 0, 0, 0]], axis=1),
-    )
-
-    def mismatch(weights: object, learned: object, student: Output, teacher: Output, labels: jax.Array) -> jax.Array:
-        return jnp.abs(jnp.round(student.logits[:, 0]) - jnp.round(teacher.logits[:, 0] * 100))
-
-    recipe = Recipe(network, methods.Method(lambda key: (), mismatch), optimizer=optax.sgd, batch_size=16)
-    _, metrics = jax.vmap(lambda key: train.fit(key, marked, hyperparameters(), recipe=recipe, epochs=2))(
-        jax.random.split(KEY, 3)
-    )
-    np.testing.assert_array_equal(metrics.loss, np.zeros((3, 2)))
-
-
-def test_one_step_is_one_update_of_the_mean_loss(taught: Examples) -> None:
+def test_one_step_is_one_update_of_the_mean_loss() -> None:
     """Against the same step, written out with plain SGD."""
-    network = mlp([36, 8, 3])
-    recipe = Recipe(network, methods.KD, optimizer=optax.sgd, batch_size=8)
-    given = hyperparameters(0.1, WEIGHTS)
-    state = train.init(KEY, given, recipe=recipe)
-    rows = jnp.arange(3, 11)
-    found, metrics = train.train_step(state, KEY, taught, rows, given, recipe=recipe)
+    found, metrics = once(method=kd.KD(0.5, 3.0), taught=teacher())
+    first = init(KEY, TRAINING, kd.KD(), BATCH, as_teacher(teacher()))
+    network = TRAINING.network
 
-    def loss(params: object) -> jax.Array:
-        pixels = taught.images[rows].astype(jnp.float32) / 255
-        z = network.apply(params, state.state, pixels, train=True, key=KEY)[0].logits
-        hard = optax.losses.softmax_cross_entropy_with_integer_labels(z, taught.labels[rows])
-        t = jax.nn.log_softmax(taught.teacher.logits[rows] / 3)
+    def loss(own: Any) -> jax.Array:
+        z = network.apply(network.merge(own, network.split(first.variables)[1]), BATCH.inputs, train=True, key=KEY)[
+            0
+        ].logits
+        hard = optax.losses.softmax_cross_entropy_with_integer_labels(z, BATCH.labels)
+        t = jax.nn.log_softmax(teacher()(BATCH.inputs) / 3)
         soft = jnp.sum(jnp.exp(t) * (t - jax.nn.log_softmax(z / 3)), axis=-1)
         return jnp.mean(0.5 * hard + 0.5 * 9 * soft)
 
-    value, gradient = jax.value_and_grad(loss)(state.params)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found.params, expected)
-    assert metrics.loss == pytest.approx(float(value), rel=1e-5)
+    value, gradient = jax.value_and_grad(loss)(params(first))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params(first), gradient)
+    assert_close(params(found), expected)
+    assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(float(metrics["hard"] + metrics["soft"]), rel=1e-5)
     assert found.step == 1
 
 
-def test_alpha_1_trains_as_labels_alone(taught: Examples) -> None:
-    weights = WEIGHTS._replace(alpha=jnp.float32(1))
-    alone, _ = train.fit(KEY, taught, hyperparameters(), recipe=Recipe(mlp([36, 8, 3])), epochs=2)
-    distilled, _ = train.fit(
-        KEY, taught, hyperparameters(weights=weights), recipe=Recipe(mlp([36, 8, 3]), methods.KD), epochs=2
+def test_pairs_start_from_the_same_parameters_whatever_their_method() -> None:
+    alone = init(KEY, TRAINING, kd.CrossEntropy(), BATCH)
+    for method in (kd.KD(), kd.KD() + Projected()):
+        assert_same(init(KEY, TRAINING, method, BATCH, as_teacher(teacher())).variables, alone.variables)
+
+
+@dataclass(frozen=True)
+class Projected(kd.Method):
+    """Learns a number towards 2, and counts its steps."""
+
+    compares_logits: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
+
+    def init(self, key: Any, student: kd.Output, teacher: Any) -> kd.Parts:
+        assert isinstance(student.logits, jax.ShapeDtypeStruct)
+        return kd.Parts(jnp.zeros(()), jnp.int32(0))
+
+    def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+        assert step.dtype == jnp.int32
+        return {"distance": (parts.learned - 2) ** 2 * jnp.ones(student.logits.shape[0])}, parts.carried + 1
+
+
+def test_learned_parts_are_trained_and_carried_ones_handed_on() -> None:
+    state, _ = once(method=Projected())
+    assert state.learned == pytest.approx(0.4)
+    assert state.carried == 1
+    again, metrics = step(state, BATCH, None, KEY, Projected(), training=TRAINING)
+    assert again.carried == 2
+    assert metrics["distance"] == pytest.approx(1.6**2)
+
+
+def test_a_method_that_needs_shapes_sees_those_behind_prepare() -> None:
+    """Bytes in a row of 12 become six floats, and the hint of five units is compared with one of seven."""
+
+    def prepare(key: Any, given: jax.Array, train: bool) -> jax.Array:
+        return given[:, :6].astype(jnp.float32) / 255
+
+    rows = kd.Batch(jnp.ones((8, 12), jnp.uint8), BATCH.labels)
+    training = TRAINING._replace(prepare=prepare)
+    state, _ = once(rows, kd.FitNet("hidden.0", "hidden.0"), teacher(), training)
+    assert state.learned["kernel"].shape == (5, 7)
+
+
+def test_the_dropout_mask_differs_from_step_to_step() -> None:
+    """A learning rate of 0, so that nothing else differs."""
+    network = kd.mlp([6, 50, 4], dropout=0.5).network
+    training = Training(network, optax.sgd(0.0))
+    state = init(KEY, training, kd.CrossEntropy(), BATCH)
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, BATCH, None, KEY, kd.CrossEntropy(), training=training)
+        losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 3
+    other = step(
+        init(KEY, training, kd.CrossEntropy(), BATCH),
+        BATCH,
+        None,
+        jax.random.key(8),
+        kd.CrossEntropy(),
+        training=training,
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), distilled.params, alone.params)
+    assert float(other[1]["loss"]) != losses[0]
 
 
-def test_pairs_start_from_the_same_parameters_whatever_their_method(taught: Examples) -> None:
-    alone = train.init(KEY, hyperparameters(), recipe=Recipe(mlp([36, 8, 3])))
-    distilled = train.init(KEY, hyperparameters(weights=WEIGHTS), recipe=Recipe(mlp([36, 8, 3]), methods.KD))
-    jax.tree.map(np.testing.assert_array_equal, alone.params, distilled.params)
+def test_prepare_is_drawn_anew_in_each_step_and_shared_with_the_teacher() -> None:
+    def noise(key: Any, given: jax.Array, train: bool) -> jax.Array:
+        return given + jax.random.normal(key, given.shape)
+
+    view = kd.from_function(lambda scale, given: given * scale, jnp.float32(1))
+    method = kd.KD(alpha=0.0) + Seen()
+    training = Training(view.network, optax.sgd(0.0), noise)
+    known = as_teacher(lambda given: given)
+    state = init(KEY, training, method, BATCH, known, variables=view.variables)
+    seen = []
+    for _ in range(2):
+        state, metrics = step(state, BATCH, known, KEY, method, training=training)
+        assert metrics["soft"] == pytest.approx(0, abs=1e-6)
+        seen.append(float(metrics["seen"]))
+    assert seen[0] != seen[1]
 
 
-@pytest.mark.parametrize("units", [8, 4])
-def test_a_seed_gives_the_same_bits_again_and_inside_a_vmap(taught: Examples, units: int) -> None:
-    """Kernels of 36 inputs and 4 units train turned."""
-    recipe = Recipe(mlp([36, units, 3], dropout=0.5), methods.KD, batch_size=8)
-    fit = jax.jit(lambda key: train.fit(key, taught, hyperparameters(weights=WEIGHTS), recipe=recipe, epochs=2)[0])
-    keys = jax.random.split(KEY, 3)
-    alone, again = fit(keys[1]), fit(keys[1])
-    jax.tree.map(np.testing.assert_array_equal, alone.params, again.params)
-    together = jax.vmap(fit)(keys)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), together.params, alone.params)
-    assert any((a[0] != a[1]).any() for a in jax.tree.leaves(together.params))
+class Seen(kd.Method):
+    """What the student sees."""
+
+    def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+        return {"seen": jnp.mean(student.logits, axis=-1)}
 
 
-def test_learned_parts_of_a_method_are_trained(examples: Examples) -> None:
-    def loss(weights: object, learned: jax.Array, student: Output, teacher: object, labels: jax.Array) -> jax.Array:
-        return (learned - 2) ** 2 + jnp.zeros(len(labels))
-
-    method = methods.Method(lambda key: jnp.zeros(()), loss)
-    state, _ = train.fit(KEY, examples, hyperparameters(0.1), recipe=Recipe(mlp([36, 4, 3]), method), epochs=30)
-    assert state.learned == pytest.approx(2, abs=0.1)
-
-
-def test_hyperparameters_are_a_grid_without_another_trace(taught: Examples) -> None:
-    recipe, traces = Recipe(mlp([36, 4, 3]), methods.KD), []
-
-    def fit(temperature: jax.Array) -> jax.Array:
-        traces.append(1)
-        weights = WEIGHTS._replace(temperature=temperature)
-        return train.fit(KEY, taught, hyperparameters(weights=weights), recipe=recipe, epochs=1)[1].loss
-
-    grid = jax.jit(jax.vmap(fit))
-    losses = grid(jnp.array([1.0, 4.0, 20.0]))
-    grid(jnp.array([2.0, 3.0, 5.0]))
-    assert len(traces) == 1
-    assert len(np.unique(losses)) == 3
-
-
-def test_a_method_without_its_teacher_says_so(examples: Examples) -> None:
-    with pytest.raises(ValueError, match="needs a teacher"):
-        train.fit(KEY, examples, hyperparameters(weights=WEIGHTS), recipe=Recipe(mlp([36, 4, 3]), methods.KD), epochs=1)
-
-
-@pytest.mark.parametrize(("method", "factor"), [(methods.KD, 9.0), (methods.KD_WITHOUT_T_SQUARED, 1.0)])
-def test_methods_mix_by_alpha(method: methods.Method, factor: float) -> None:
-    student, teacher = Output(jnp.array([[1.0, 2.0, 4.0]])), Output(jnp.array([[3.0, 1.0, 0.0]]))
-    p = np.exp(np.array([3, 1, 0]) / 3) / np.exp(np.array([3, 1, 0]) / 3).sum()
-    q = np.exp(np.array([1, 2, 4]) / 3) / np.exp(np.array([1, 2, 4]) / 3).sum()
-    hard = -np.log(np.exp(2) / np.exp([1, 2, 4]).sum())
-    expected = 0.5 * hard + 0.5 * factor * np.sum(p * np.log(p / q))
-    found = method.loss(WEIGHTS, (), student, teacher, jnp.array([1]))
-    np.testing.assert_allclose(found, [expected], rtol=1e-5)
-
-
-MISTAKES = {
-    "scaled images": ({"images": jnp.zeros((240, 6, 6, 1))}, "type"),
-    "too few labels": ({"labels": jnp.zeros(200, jnp.int32)}, "240 images and 200 labels"),
-    "another teacher's logits": (
-        {"teacher": Output(jnp.zeros((100, 3)))},
-        "240 images and the teacher's logits of 100",
-    ),
-    "bare logits": ({"teacher": jnp.zeros((240, 3))}, "logits as Output"),
+BAD_ROWS = {
+    "NaN inputs": (np.nan, 0),
+    "infinite inputs": (np.inf, 0),
+    "labels of -1": (0.0, -1),
+    "labels of 99": (0.0, 99),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_examples_that_do_not_fit_together_are_refused(taught: Examples, mistake: str) -> None:
-    changed, says = MISTAKES[mistake]
-    wrong = Examples(**{**taught._asdict(), **changed})
-    recipe = Recipe(mlp([36, 4, 3]), methods.KD, optimizer=optax.sgd)
-    # Images of another type are refused by the jaxtyping of `scale` already, which users do not have.
-    with pytest.raises((ValueError, TypeError), match=says):
-        train.fit(KEY, wrong, hyperparameters(weights=WEIGHTS), recipe=recipe, epochs=1)
+@pytest.mark.parametrize("bad", BAD_ROWS)
+@pytest.mark.parametrize("labels", ["whole", "soft"])
+def test_what_weighs_nothing_does_not_matter(bad: str, labels: str) -> None:
+    """Rows 2 and 5: gradients are those of the other six, whatever stands there; of a live and of a cached teacher."""
+    value, label = BAD_ROWS[bad]
+    absent = np.isin(np.arange(8), [2, 5])
+    inputs = np.where(absent[:, None], value, X[:8]).astype(np.float32)
+    weights = (~absent).astype(np.float32)
+    if labels == "whole":
+        given, kept = np.where(absent, label, Y[:8]).astype(np.int32), Y[:8][~absent]
+    else:
+        hot = np.eye(4, dtype=np.float32)[Y[:8]]
+        given, kept = np.where(absent[:, None], np.nan, hot), hot[~absent]
+        pytest.importorskip("kd_jax.losses.labels", reason="cross entropy takes soft labels there")
+    batch = jax.tree.map(jnp.asarray, kd.Batch(inputs, given, weights))
+    without = jax.tree.map(jnp.asarray, kd.Batch(X[:8][~absent], kept))
+    logits = np.asarray(teacher()(X[:8]))
+    pairs = [(teacher(), teacher()), (np.where(absent[:, None], np.nan, logits), logits[~absent])]
+    for one, other in pairs:
+        found, metrics = once(batch, kd.KD(0.5, 2.0), one)
+        wanted, expected = once(without, kd.KD(0.5, 2.0), other)
+        assert_close(params(found), params(wanted), rtol=1e-5, atol=1e-7)
+        assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
 
 
-def test_a_method_without_its_weights_says_so(taught: Examples) -> None:
-    recipe = Recipe(mlp([36, 4, 3]), methods.KD, optimizer=optax.sgd)
-    with pytest.raises(ValueError, match="KDWeights"):
-        train.fit(KEY, taught, hyperparameters(), recipe=recipe, epochs=1)
+def test_features_that_weigh_nothing_do_not_matter() -> None:
+    """Of a cached teacher whose features of an absent example are NaN."""
+    weights = jnp.ones(8).at[3].set(0)
+    found = []
+    for broken in (np.nan, 0.0):
+        output = teacher()(BATCH.inputs, features=("hidden.0",))
+        features = {"hidden.0": output.features["hidden.0"].at[3].set(broken)}
+        known = kd.teacher.CachedTeacher(kd.Output(output.logits, features))
+        state, _ = once(BATCH._replace(weights=weights), kd.FitNet("hidden.0", "hidden.0"), known)
+        found.append(state)
+    assert_same(found[0], found[1])
+    assert all(np.isfinite(leaf).all() for leaf in leaves(found[0]))
+
+
+def test_a_token_out_of_the_vocabulary_that_weighs_nothing_does_not_matter() -> None:
+    embed = kd.from_function(
+        lambda table, tokens: jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan),
+        jax.random.normal(KEY, (5, 4)),
+    )
+    training = Training(embed.network, SGD)
+    batch = kd.Batch(jnp.array([1, 99]), jnp.array([0, 0]), jnp.array([1.0, 0.0]))
+    state = init(KEY, training, kd.CrossEntropy(), batch, variables=embed.variables)
+    after, metrics = step(state, batch, None, KEY, kd.CrossEntropy(), training=training)
+    assert np.isfinite(after.variables).all()
+    assert np.isfinite(metrics["loss"])
+
+
+def test_a_batch_of_nothing_changes_nothing() -> None:
+    batch = BATCH._replace(inputs=BATCH.inputs * jnp.nan, weights=jnp.zeros(8))
+    state, metrics = once(batch)
+    assert_same(params(state), params(init(KEY, TRAINING, kd.CrossEntropy(), BATCH)))
+    assert metrics["loss"] == 0
+
+
+def test_weighted_means() -> None:
+    values, rows = np.array([[1.0, 2.0], [3.0, 5.0]], np.float32), np.array([1.0, 3.0], np.float32)
+    each = np.array([[1.0, 0.0], [2.0, 1.0]], np.float32)
+    assert weighted_mean(jnp.asarray(values), None) == pytest.approx(2.75)
+    assert weighted_mean(jnp.asarray(values), rows) == pytest.approx(np.average(values, weights=[[1, 1], [3, 3]]))
+    assert weighted_mean(jnp.asarray(values), each) == pytest.approx(np.average(values, weights=each))
+    # An example counts as often as its positions do.
+    assert weighted_mean(jnp.asarray(values[:, 0]), each) == pytest.approx((1 * 1 + 3 * 3) / 4)
+    assert weighted_mean(jnp.float32(7), rows) == 7
+    broken = jnp.asarray([[1.0, np.nan], [3.0, 5.0]], jnp.float32)
+    assert weighted_mean(broken, each) == pytest.approx(np.average(values, weights=each))
+    assert weighted_mean(broken, np.zeros(2, np.float32)) == 0
+    terms = {"a": jnp.asarray(values), "b": jnp.asarray(values[:, 0]), "c": jnp.asarray(values)}
+    assert weighted_sum(terms, rows) == pytest.approx(float(sum(weighted_mean(v, rows) for v in terms.values())))
+    with pytest.raises(ShapeError, match=r"weights have the shape \(3,\)"):
+        weighted_mean(jnp.asarray(values), np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "wanted"),
+    [
+        (np.zeros((8, 1), np.int32), (8, 4), (8,)),
+        (np.zeros(8, np.int32), (8, 4), (8,)),
+        (np.zeros((8, 3), np.uint8), (8, 3, 4), (8, 3)),
+        (np.zeros((8, 3, 1), np.int32), (8, 3, 4), (8, 3)),
+        (np.zeros(8, np.float32), (8, 1), (8, 1)),
+        (np.zeros((8, 1), np.float32), (8, 1), (8, 1)),
+        (np.zeros((8, 1), np.int32), (8, 1), (8,)),
+        (np.zeros((8, 4), np.float32), (8, 4), (8, 4)),
+    ],
+)
+def test_labels_are_fitted_to_the_logits(labels: Any, logits: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    assert fit_labels(kd.Batch(None, labels), jnp.zeros(logits)).labels.shape == wanted
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits"),
+    [((8, 4), (8, 4)), ((7,), (8, 4)), ((8,), (8, 3, 4)), ((8, 3), (8, 4)), ((8, 4, 1), (8, 3, 4))],
+)
+def test_labels_that_do_not_fit_are_refused(labels: tuple[int, ...], logits: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="labels of whole numbers must have the shape"):
+        fit_labels(kd.Batch(None, np.zeros(labels, np.int32)), jnp.zeros(logits))
+
+
+def test_labels_in_a_column_train_as_those_in_a_row() -> None:
+    column, _ = once(BATCH._replace(labels=BATCH.labels[:, None]))
+    assert_same(column, once()[0])
+
+
+def test_the_losses_by_several_teachers_are_averaged() -> None:
+    both = [teacher(), teacher(6, 3, 4)]
+    _, metrics = once(method=kd.KD(0.5, 2.0), taught=kd.several(both, mean="losses"))
+    alone = [once(method=kd.KD(0.5, 2.0), taught=one)[1] for one in both]
+    for name in ("loss", "hard", "soft"):
+        assert metrics[name] == pytest.approx(float(alone[0][name] + alone[1][name]) / 2, rel=1e-5)
+    with pytest.raises(ConfigError, match="carries values from step to step"):
+        once(method=Projected(), taught=kd.several(both, mean="losses"))
+
+
+def test_nothing_reaches_the_teacher() -> None:
+    """No gradient: the student's update does not know that the teacher has the same parameters."""
+    shared = net().init(3)
+    network = shared.network
+
+    def loss(values: Any) -> Any:
+        known = as_teacher(kd.Model(network, values))
+        state = init(KEY, TRAINING, kd.KD(0.0), BATCH, known)
+        return step(state, BATCH, known, KEY, kd.KD(0.0), training=TRAINING)[1]["loss"]
+
+    assert all((leaf == 0).all() for leaf in leaves(jax.grad(loss)(shared.variables)))
+
+
+def test_the_loss_is_the_whole_whatever_a_term_is_called() -> None:
+    class Odd(kd.Method):
+        needs_teacher: ClassVar[bool] = False
+
+        def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+            return {"loss": student.logits[:, 0], "other": jnp.ones(8)}
+
+    _, metrics = once(method=Odd())
+    _, alone = once(method=kd.CrossEntropy() + Odd())
+    assert metrics["loss"] == pytest.approx(float(alone["loss_2"]) + 1, rel=1e-5)
+    assert alone["loss"] == pytest.approx(float(alone["hard"] + alone["loss_2"] + alone["other"]), rel=1e-5)
+
+
+def test_values_that_are_of_no_example_are_refused() -> None:
+    class Pairs(kd.Method):
+        def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+            return {"pairs": student.logits @ teacher.logits.T}
+
+    with pytest.raises(ShapeError, match=r"the term pairs of Pairs has the shape \(8, 8\) .*: give one value for each"):
+        once(method=Pairs(), taught=teacher())
+
+
+def test_a_method_without_its_teacher_says_so() -> None:
+    with pytest.raises(MethodError, match="needs a teacher"):
+        once(method=kd.KD())
+
+
+def test_an_optimizer_is_told_the_loss() -> None:
+    """`reduce_on_plateau` halves the rate where it does not fall."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
+    training = Training(net().network, optax.chain(optax.sgd(0.0), plateau))
+    state = init(KEY, training, kd.CrossEntropy(), BATCH)
+    for _ in range(4):
+        state, _ = step(state, BATCH, None, KEY, kd.CrossEntropy(), training=training)
+    assert state.optimizer_state[-1].scale < 1
+
+
+def test_what_is_finite() -> None:
+    state = init(KEY, Training(net().network, adam(1e-3)), kd.CrossEntropy(), BATCH)
+    network = net().network
+    assert is_finite(state, network)
+    assert is_finite(state._replace(carried=jnp.float32(np.inf)), network), "a carried best value may be infinite"
+    assert not is_finite(state._replace(carried=jnp.float32(np.nan)), network)
+    for value in (np.nan, np.inf):
+        broken = jax.tree.map(lambda leaf, v=value: leaf * v, state.variables)
+        assert not is_finite(state._replace(variables=broken), network)
+    assert not is_finite(state._replace(learned=jnp.float32(np.inf)), network)
+
+
+def test_bfloat16_keeps_parameters_and_statistics_wide() -> None:
+    training = TRAINING._replace(dtype=jnp.bfloat16)
+    state, metrics = once(method=kd.KD(), taught=teacher(), training=training)
+    wide, expected = once(method=kd.KD(), taught=teacher())
+    assert all(leaf.dtype == np.float32 for leaf in leaves(state.variables))
+    assert metrics["loss"].dtype == jnp.float32
+    assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=0.02)
+    assert metrics["loss"] != expected["loss"]
+    assert_close(params(state), params(wide), rtol=0.05, atol=0.01)
+    assert DATA.inputs.dtype == np.float32

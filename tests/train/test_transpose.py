@@ -1,4 +1,7 @@
-from typing import Any
+"""A loop whose tall kernels lie transposed trains as single steps do, and others are left alone."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -6,113 +9,132 @@ import numpy as np
 import optax
 import pytest
 
-from kd_jax.data.dataset import Dataset
-from kd_jax.methods import logits as methods
-from kd_jax.models.network import Output, mlp
+import kd_jax as kd
+from kd_jax.data.batch import epoch_order, take
 from kd_jax.optimizers import adam, max_norm
-from kd_jax.train import step as train
-from kd_jax.train import transpose as layout
-from kd_jax.train.step import Examples, Hyperparameters, Recipe, TrainState
+from kd_jax.train import transpose
+from kd_jax.train.fit import scan_steps
+from kd_jax.train.step import Training, TrainState, init, step
 
 KEY = jax.random.key(7)
-HYPERPARAMETERS = Hyperparameters(jnp.float32(1e-2))
+RNG = np.random.default_rng(0)
+DATA = kd.Batch(jnp.asarray(RNG.normal(size=(80, 36)), jnp.float32), jnp.asarray(RNG.integers(0, 3, 80)))
+# 36 → 4 is tall, 4 → 40 is wide, 40 → 3 is tall: a wide kernel must not be taken for a transposed one.
+NETWORK = kd.mlp([36, 4, 40, 3]).network
+ALONE = kd.CrossEntropy()
 
 
-@pytest.fixture
-def examples(small_dataset: Dataset) -> Examples:
-    return Examples(jnp.asarray(small_dataset.train_images), jnp.asarray(small_dataset.train_labels))
-
-
-def bounded_sgd(learning_rate: Any) -> optax.GradientTransformation:
-    return optax.chain(optax.sgd(learning_rate), max_norm(1e-3))
-
-
-def regressed() -> methods.Method:
+@dataclass(frozen=True)
+class Regressed(kd.Method):
     """A method with a tall kernel of its own, which maps the 40 units of the second layer to three numbers."""
 
-    def loss(weights: Any, learned: Any, student: Output, teacher: Any, labels: Any) -> jax.Array:
-        found = student.features[1] @ learned
-        return methods.CROSS_ENTROPY.loss(weights, (), student, teacher, labels) + jnp.sum((found - 1) ** 2, axis=-1)
+    needs_teacher: ClassVar[bool] = False
 
-    return methods.Method(lambda key: 0.1 * jax.random.normal(key, (40, 3)), loss)
+    @property
+    def student_features(self) -> tuple[str, ...]:
+        return ("hidden.1",)
+
+    def init(self, key: Any, student: Any, teacher: Any) -> kd.Parts:
+        return kd.Parts(0.1 * jax.random.normal(key, (40, 3)))
+
+    def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+        return {"distance": jnp.sum((student.features["hidden.1"] @ parts.learned - 1) ** 2, axis=-1)}
 
 
-def recipe(optimizer: Any = adam, method: methods.Method = methods.CROSS_ENTROPY) -> Recipe:
-    """36 → 4 is tall, 4 → 40 is wide, 40 → 3 is tall: a wide kernel must not be taken for a turned one."""
-    return Recipe(mlp([36, 4, 40, 3]), method, optimizer, batch_size=8)
+def bounded_sgd() -> optax.GradientTransformation:
+    return optax.chain(optax.sgd(1e-2), max_norm(1e-3))
 
 
-def carried(examples: Examples, given: Recipe) -> set[tuple[int, ...]]:
+ELEMENTWISE = {
+    "sgd": optax.sgd(1e-2),
+    "momentum": optax.sgd(1e-2, momentum=0.9, nesterov=True),
+    "adam": optax.adam(1e-2),
+    "own adam": adam(1e-2),
+    "adamw": optax.adamw(optax.schedules.cosine_decay_schedule(1e-2, 20), weight_decay=1e-2),
+    "rmsprop": optax.rmsprop(1e-2),
+}
+OTHERS = {
+    "max_norm": bounded_sgd(),
+    "clipped by norm": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-2)),
+    "adafactor": optax.adafactor(1e-2),
+    "lamb": optax.lamb(1e-2),
+}
+
+
+def order() -> jax.Array:
+    return epoch_order(KEY, 0, examples=80, batch_size=8)
+
+
+def carried(training: Training, method: kd.Method = ALONE) -> set[tuple[int, ...]]:
     """Shapes of what the loop of the steps carries."""
-    state = train.init(KEY, HYPERPARAMETERS, recipe=given)
-    order = train.epoch_order(KEY, 0, examples=240, batch_size=8)
-    traced = jax.make_jaxpr(lambda s: train.scan_steps(s, KEY, examples, order, HYPERPARAMETERS, recipe=given))(state)
+    state = init(KEY, training, method, take(DATA, jnp.arange(8)))
+    traced = jax.make_jaxpr(lambda s: scan_steps(s, KEY, DATA, None, order(), method, training=training))(state)
     (scan,) = (equation for equation in traced.eqns if equation.primitive.name == "scan")
     return {atom.aval.shape for atom in scan.invars}
 
 
-def step_by_step(examples: Examples, given: Recipe) -> TrainState:
-    step = jax.jit(lambda state, rows: train.train_step(state, KEY, examples, rows, HYPERPARAMETERS, recipe=given)[0])
-    state = train.init(KEY, HYPERPARAMETERS, recipe=given)
-    for rows in train.epoch_order(KEY, 0, examples=240, batch_size=8):
-        state = step(state, rows)
-    return state
+def both(training: Training, method: kd.Method, data: kd.Batch = DATA) -> tuple[TrainState, TrainState]:
+    """After an epoch as one loop, and step by step."""
+    first = init(KEY, training, method, take(data, jnp.arange(8)))
+    if data.inputs.dtype == jnp.float64:
+        wide = lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf  # noqa: E731
+        first = jax.tree.map(wide, first)
+    loop = jax.jit(lambda s: scan_steps(s, KEY, data, None, order(), method, training=training)[0])
+    one = jax.jit(lambda s, batch: step(s, batch, None, KEY, method, training=training)[0])
+    single = first
+    for rows in order():
+        single = one(single, take(data, rows))
+    return loop(first), single
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "method"), [*((each, methods.CROSS_ENTROPY) for each in layout.ELEMENTWISE), (adam, regressed())]
-)
-def test_a_turned_loop_trains_as_single_steps_do(
-    examples: Examples, optimizer: Any, method: methods.Method, request: pytest.FixtureRequest
-) -> None:
-    if optimizer is not adam:
-        request.getfixturevalue("standard_promotion")
-    given = recipe(optimizer, method)
-    if layout.pays(optimizer):
-        assert (4, 36) in carried(examples, given)
-    state, _ = train.train_epoch(
-        train.init(KEY, HYPERPARAMETERS, recipe=given), KEY, examples, 0, HYPERPARAMETERS, recipe=given
-    )
-    expected = step_by_step(examples, given)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_optimizers_are_known(name: str, standard_promotion: None) -> None:
+    assert transpose.elementwise(ELEMENTWISE[name])
+    assert {(4, 36), (4, 40), (3, 40)} <= carried(Training(NETWORK, ELEMENTWISE[name]))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_optimizer_that_looks_at_whole_units_is_not_transposed(name: str, standard_promotion: None) -> None:
+    assert not transpose.elementwise(OTHERS[name])
+    shapes = carried(Training(NETWORK, OTHERS[name]))
+    assert (36, 4) in shapes
+    assert (4, 36) not in shapes
+
+
+@pytest.mark.parametrize(("name", "method"), [("adamw", ALONE), ("momentum", ALONE), ("own adam", Regressed())])
+def test_a_transposed_loop_trains_as_single_steps_do(name: str, method: kd.Method, standard_promotion: None) -> None:
+    training = Training(NETWORK, ELEMENTWISE[name])
+    state, expected = both(training, method)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, expected)
     for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
 
 
-def test_in_float64_they_agree_to_rounding(examples: Examples) -> None:
+def test_a_method_s_own_kernels_stay_as_they_are() -> None:
+    assert (40, 3) in carried(Training(NETWORK, adam(1e-2)), Regressed())
+
+
+def test_in_float64_they_agree_to_rounding() -> None:
     with jax.enable_x64(True):
-        given = recipe()._replace(dtype=jnp.float64)
-        own = Hyperparameters(jnp.float64(1e-2))
-        first = jax.tree.map(
-            lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-            train.init(KEY, own, recipe=given),
-        )
-        order = train.epoch_order(KEY, 0, examples=240, batch_size=8)
-        together, _ = train.scan_steps(first, KEY, examples, order, own, recipe=given)
-        step = jax.jit(lambda state, rows: train.train_step(state, KEY, examples, rows, own, recipe=given)[0])
-        single = first
-        for rows in order:
-            single = step(single, rows)
-        for found, wanted in zip(jax.tree.leaves(together), jax.tree.leaves(single), strict=True):
+        data = DATA._replace(inputs=DATA.inputs.astype(jnp.float64))
+        for found, wanted in zip(*map(jax.tree.leaves, both(Training(NETWORK, adam(1e-2)), ALONE, data)), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-11)
 
 
-def test_an_optimizer_that_looks_at_whole_units_is_not_turned(examples: Examples) -> None:
-    given = recipe(bounded_sgd)
-    assert (36, 4) in carried(examples, given)
-    assert (4, 36) not in carried(examples, given)
-    state, _ = train.train_epoch(
-        train.init(KEY, HYPERPARAMETERS, recipe=given), KEY, examples, 0, HYPERPARAMETERS, recipe=given
-    )
-    kernel = np.asarray(state.params["hidden"][0]["kernel"])
+def test_a_norm_is_kept_of_whole_units() -> None:
+    state, _ = both(Training(NETWORK, bounded_sgd()), ALONE)
+    kernel = np.asarray(NETWORK.split(state.variables)[0]["hidden"][0]["kernel"])
     assert (np.sum(kernel**2, axis=0) <= 1e-3 * (1 + 1e-5)).all()
 
 
-def test_what_is_turned_twice_is_what_it_was() -> None:
-    params = mlp([36, 4, 40, 3]).init(KEY)[0]
-    which = layout.tall(params)
-    assert jax.tree.leaves(which) == [False, True, False, False, False, True]
-    turned = layout.turn(params, which)
-    assert turned["hidden"][0]["kernel"].shape == (4, 36)
-    assert turned["hidden"][1]["kernel"].shape == (4, 40)
-    jax.tree.map(np.testing.assert_array_equal, layout.turn(turned, which), params)
+def test_what_is_transposed_twice_is_what_it_was() -> None:
+    variables = NETWORK.init(KEY)
+    which = transpose.tall(NETWORK.split(variables)[0])
+    assert list(which) == [False, True, False, False, False, True]
+    other = transpose.Transposed(NETWORK, which)
+    turned = other.transpose(variables)
+    assert turned[0]["hidden"][0]["kernel"].shape == (4, 36)
+    assert turned[0]["hidden"][1]["kernel"].shape == (4, 40)
+    jax.tree.map(np.testing.assert_array_equal, other.back(turned), variables)
+    x = DATA.inputs[:3]
+    np.testing.assert_array_equal(other.apply(turned, x)[0].logits, NETWORK.apply(variables, x)[0].logits)

@@ -1,0 +1,165 @@
+"""`distill`: what it gives back, warns of, and leaves alone."""
+
+import warnings
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from small import DATA, HOW, SGD, X, Y, assert_close, assert_same, leaves, net, teacher
+
+import kd_jax as kd
+from kd_jax.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+
+class Linear(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.head = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(x)
+
+
+def module(seed: int = 0) -> Linear:
+    return Linear(rngs=nnx.Rngs(seed))
+
+
+def test_what_goes_in_comes_out() -> None:
+    """A module gives a module, a class gives one, a model gives a model."""
+    for given in (module(), Linear, lambda rngs: Linear(rngs=rngs)):
+        result = kd.distill(given, None, DATA, **HOW)
+        assert isinstance(result.student, Linear)
+        np.testing.assert_allclose(result.student(X), result.model(X), rtol=1e-6)
+    for given in (net(), kd.from_nnx(module())):
+        result = kd.distill(given, None, DATA, **HOW)
+        assert isinstance(result.student, kd.Model)
+        assert_same(result.student.variables, result.model.variables)
+
+
+def test_the_module_that_was_given_is_not_changed() -> None:
+    student, taught = module(), module(1)
+    before = [np.array(student.head.kernel[...]), np.array(taught.head.kernel[...])]
+    result = kd.distill(student, taught, DATA, **(HOW | {"epochs": 2}))
+    np.testing.assert_array_equal(student.head.kernel[...], before[0])
+    np.testing.assert_array_equal(taught.head.kernel[...], before[1])
+    assert (np.asarray(result.student.head.kernel[...]) != before[0]).any()
+
+
+def test_a_model_that_was_given_can_be_used_again() -> None:
+    """Its arrays are not those whose memory the steps use again."""
+    model = net().init(0)
+    first = kd.distill(model, teacher(), DATA, **HOW)
+    assert_same(kd.distill(model, teacher(), DATA, **HOW).student.variables, first.student.variables)
+
+
+def test_a_module_that_is_changed_while_it_trains_is_told() -> None:
+    student = module()
+
+    def meddle(epoch: Any) -> None:
+        student.head.kernel[...] = student.head.kernel[...] + 1
+
+    with pytest.warns(UserWarning, match="the student module was changed while it was trained"):
+        kd.distill(student, None, DATA, callbacks=meddle, **HOW)
+
+
+def test_probabilities_in_place_of_logits_are_told() -> None:
+    class Probabilities(Linear):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jax.nn.softmax(self.head(x))
+
+    with pytest.warns(UserWarning, match="the student's outputs look like probabilities"):
+        kd.distill(Probabilities(rngs=nnx.Rngs(0)), None, DATA, **HOW)
+    with pytest.warns(UserWarning, match="the teacher's outputs look like probabilities"):
+        kd.distill(module(), lambda x: jax.nn.softmax(x[:, :4]), DATA, **HOW)
+
+
+def test_a_teacher_far_less_right_than_sure_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"the teacher is right on 0\.0% of the training examples, and its own confid"):
+        kd.distill(module(), 10 * np.eye(4, dtype=np.float32)[(Y + 1) % 4], DATA, **HOW)
+
+
+def test_unlabelled_examples_and_a_right_teacher_warn_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = kd.distill(module(), teacher(), kd.Batch(X, np.full(24, -1)), method=kd.KD(0.0), **HOW)
+        assert "accuracy" not in result.history
+        kd.distill(module(), 10 * np.eye(4, dtype=np.float32)[Y], DATA, **HOW)
+
+
+def test_history_has_the_names_of_a_users_terms() -> None:
+    class Named(kd.Method):
+        needs_teacher: ClassVar[bool] = False
+
+        def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+            return {"teacher_distance": student.logits[:, 0], "student_norm": student.logits[:, 1] ** 2}
+
+    result = kd.distill(module(), None, DATA, method=Named(), **HOW)
+    assert result.history.keys() == {"loss", "teacher_distance", "student_norm", "accuracy", "seconds"}
+
+
+def test_the_best_epoch_is_given_back() -> None:
+    """Rates that first improve and then ruin it: the best is neither the last nor a later change of the same memory."""
+    schedule = optax.schedules.piecewise_constant_schedule(0.3, {9: -2.0})
+    seen: list[Any] = []
+    result = kd.distill(
+        net(), None, DATA, **(HOW | {"epochs": 6, "optimizer": optax.sgd(schedule)}), validation=DATA, best="nll",
+        callbacks=lambda epoch: seen.append(leaves(epoch.model().variables)),
+    )  # fmt: skip
+    nll = result.history["validation_nll"]
+    assert result.best_epoch == nll.argmin() + 1 < 6
+    for found, wanted in zip(leaves(result.student.variables), seen[nll.argmin()], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert kd.evaluate(result.student, DATA)["nll"] == pytest.approx(nll.min(), rel=1e-5)
+
+
+def test_own_measures_are_part_of_the_validation() -> None:
+    result = kd.distill(
+        net(), teacher(), DATA, **HOW, validation=[(X[:10], Y[:10]), (X[10:], Y[10:])], best="margin", higher=True,
+        measures={"margin": lambda logits, labels: logits[:, 0] - logits[:, 1]},
+    )  # fmt: skip
+    logits = np.asarray(result.student(X))
+    np.testing.assert_allclose(result.history["validation_margin"], [np.mean(logits[:, 0] - logits[:, 1])], rtol=1e-4)
+    assert {"validation_agreement", "validation_kl_to_teacher"} <= result.history.keys()
+    with pytest.raises(ConfigError, match="measures are given without data"):
+        kd.distill(net(), None, DATA, measures={"a": lambda logits, labels: logits[:, 0]}, **HOW)
+
+
+def test_a_cached_teacher_teaches_as_a_live_one_does() -> None:
+    """Two epochs are cached by `distill` itself, one is not; the same parameters to rounding."""
+    live = kd.distill(net(), lambda x: x[:, :4], DATA, **(HOW | {"epochs": 2}))
+    kept = kd.distill(net(), kd.cached(lambda x: x[:, :4], X), DATA, **(HOW | {"epochs": 2}))
+    array = kd.distill(net(), X[:, :4], DATA, **(HOW | {"epochs": 2}))
+    assert_close(live.model.variables, kept.model.variables)
+    assert_close(array.model.variables, kept.model.variables)
+
+
+def test_a_key_is_all_that_is_random() -> None:
+    one, same, other = (kd.distill(net(), None, DATA, key=key, **HOW) for key in (3, jax.random.key(3), 4))
+    assert_same(one.model.variables, same.model.variables)
+    assert any((a != b).any() for a, b in zip(leaves(one.model.variables), leaves(other.model.variables), strict=True))
+
+
+def test_without_a_method_there_is_kd_or_labels_alone(standard_promotion: None) -> None:
+    assert "soft" in kd.distill(net(), teacher(), DATA, batch_size=8).history
+    assert "soft" not in kd.distill(net(), None, DATA, batch_size=8).history
+
+
+def test_inputs_may_be_a_dict() -> None:
+    model = kd.from_function(lambda params, given: given["a"] @ params + given["b"], jnp.zeros((6, 4)))
+    result = kd.distill(model, None, kd.Batch({"a": X, "b": X[:, :4]}, Y), **HOW)
+    assert np.isfinite(result.history["loss"]).all()
+
+
+def test_a_bar_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    kd.distill(net(), None, DATA, **(HOW | {"epochs": 2}), validation=DATA, progress=True)
+    shown = capsys.readouterr().err
+    assert "epoch 2/2" in shown
+    assert "6/6" in shown
+    assert "validation accuracy" in shown
+    kd.distill(net(), None, DATA, optimizer=SGD, batch_size=8, progress=False)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,314 @@
+"""What does not fit is told in one sentence, before anything is compiled."""
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from small import CNN, DATA, HOW, IMAGES, SGD, Residual, X, Y, net, teacher
+
+import kd_jax as kd
+from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
+from kd_jax.train import programs
+
+FLOAT_IMAGES = IMAGES.astype(np.float32)
+
+
+class ForFloats(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.head = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if x.dtype != jnp.float32:
+            raise TypeError(f"float32 is needed, not {x.dtype}")
+        return self.head(x)
+
+
+class Twice(ForFloats):
+    def __call__(self, x: jax.Array) -> Any:
+        return self.head(x), x
+
+
+@dataclass(frozen=True)
+class Unfinished(kd.Method):
+    needs_teacher: ClassVar[bool] = False
+
+
+def functional(apply: Callable[..., Any]) -> kd.Model:
+    return kd.from_function(apply, {"w": jnp.ones((6, 4))})
+
+
+# Without the run-time types of the tests, which users do not have.
+DISTILL, FIT = inspect.unwrap(kd.distill), inspect.unwrap(kd.fit)
+
+
+def distill(student: Any = None, taught: Any = None, data: Any = DATA, **named: Any) -> Any:
+    return DISTILL(net() if student is None else student, taught, data, **(HOW | named))
+
+
+def stream(data: Any, **named: Any) -> Any:
+    return distill(data=data, batch_size=None, **named)
+
+
+def trained_module() -> nnx.Module:
+    return CNN(rngs=nnx.Rngs(0))
+
+
+def student_is_teacher() -> Any:
+    module = trained_module()
+    return distill(module, module, kd.Batch(FLOAT_IMAGES, Y[:16]))
+
+
+def student_among_teachers() -> Any:
+    module = trained_module()
+    return distill(module, [trained_module(), module], kd.Batch(FLOAT_IMAGES, Y[:16]))
+
+
+W = np.ones(24, np.float32)
+BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
+    "classes differ": (
+        ConfigError,
+        "the teacher has 7 classes and the student 4",
+        lambda: distill(None, teacher(6, 7)),
+    ),
+    "one column": (ConfigError, "the teacher has 1 classes and the student 4", lambda: distill(None, teacher(6, 1))),
+    "teacher without an axis": (
+        ConfigError,
+        r"the teacher gives logits of the shape \(8,\) for 8 examples",
+        lambda: distill(None, lambda x: x[:, 0]),
+    ),
+    "student without examples": (
+        ConfigError,
+        r"the student gives logits of the shape \(1, 4\) for 8 examples",
+        lambda: distill(functional(lambda p, x: jnp.mean(x @ p["w"], axis=0, keepdims=True))),
+    ),
+    "labels above": (
+        DataError,
+        "the label 4 is outside the 4 classes",
+        lambda: distill(data=kd.Batch(X, np.where(Y == 3, 4, Y))),
+    ),
+    "labels below": (DataError, "the label -1 is outside", lambda: distill(data=kd.Batch(X, Y - 1))),
+    "labels outside, of an iterator": (DataError, "the label -1 is outside", lambda: stream([(X, Y - 1)])),
+    "labels one-hot of whole numbers": (
+        ShapeError,
+        r"the labels have the shape \(8, 4\) .*one-hot and soft labels must be floats",
+        lambda: distill(data=kd.Batch(X, np.eye(4, dtype=np.int32)[Y])),
+    ),
+    "labels as floats": (
+        (ConfigError, DataError),
+        r"\[8\]|\(8,\)",
+        lambda: distill(data=kd.Batch(X, Y.astype(np.float32))),
+    ),
+    "too few labels": (DataError, "24 examples and labels of 23", lambda: distill(data=kd.Batch(X, Y[:23]))),
+    "no labels": (MethodError, "CrossEntropy needs labels, and the data has none", lambda: distill(data=kd.Batch(X))),
+    "no labels for a function": (
+        MethodError,
+        "LossFunction needs labels",
+        lambda: distill(None, teacher(), kd.Batch(X), method=lambda s, t, y: s[:, 0]),
+    ),
+    "a feature that does not exist": (
+        ConfigError,
+        "the feature 'convv' does not exist: the nearest are 'conv'",
+        lambda: distill(
+            trained_module(), trained_module(), kd.Batch(FLOAT_IMAGES, Y[:16]), method=kd.FitNet("convv", "conv")
+        ),
+    ),
+    "a teacher's feature that does not exist": (
+        ConfigError,
+        "the feature 'nor' does not exist: the nearest are 'norm'",
+        lambda: distill(
+            trained_module(), trained_module(), kd.Batch(FLOAT_IMAGES, Y[:16]), method=kd.FitNet("conv", "nor")
+        ),
+    ),
+    "the student its own teacher": (ConfigError, "its teacher's own object", student_is_teacher),
+    "the student among its teachers": (ConfigError, "its teacher's own object", student_among_teachers),
+    "a batch above the data": (
+        DataError,
+        "batch_size is 25: it must be at most the 24",
+        lambda: distill(batch_size=25),
+    ),
+    "a batch of nothing": (ConfigError, "batch_size is 0: it must be a whole number", lambda: distill(batch_size=0)),
+    "a batch of a half": (ConfigError, "batch_size is 2.5", lambda: distill(batch_size=2.5)),
+    "no batch size": (ConfigError, "batch_size is missing", lambda: distill(batch_size=None)),
+    "epochs of a half": (ConfigError, "epochs is 1.5", lambda: distill(epochs=1.5)),
+    "an empty iterator": (DataError, "the iterator of training batches is empty", lambda: stream([])),
+    "an endless iterator": (
+        ConfigError,
+        "an iterator, which may have no end, and epochs is 1: say with steps=",
+        lambda: stream(itertools.repeat((X, Y))),
+    ),
+    "batch_size of an iterator": (
+        ConfigError,
+        "batch_size is 8, and the data is an iter",
+        lambda: distill(data=[(X, Y)]),
+    ),
+    "steps in memory": (ConfigError, "steps is 3, and the data is in memory", lambda: distill(steps=3)),
+    "inputs alone": (DataError, "the data is a ndarray: give kd.Batch", lambda: distill(data=X)),
+    "NaN weights": (DataError, "a weight is NaN", lambda: distill(data=kd.Batch(X, Y, W * np.nan))),
+    "weights below 0": (DataError, "a weight is -1", lambda: distill(data=kd.Batch(X, Y, -W))),
+    "weights of 0": (DataError, "the weights sum to 0", lambda: distill(data=kd.Batch(X, Y, 0 * W))),
+    "weights of an iterator of 0": (DataError, "the weights sum to 0", lambda: stream([kd.Batch(X, Y, 0 * W)])),
+    "weights of classes": (
+        ShapeError,
+        r"the weights have the shape \(8, 4\)",
+        lambda: distill(data=kd.Batch(X, Y, np.ones((24, 4)))),
+    ),
+    "weights in a column": (
+        ShapeError,
+        r"the weights have the shape \(8, 1\)",
+        lambda: distill(data=kd.Batch(X, Y, W[:, None])),
+    ),
+    "a type that the model refuses": (
+        ConfigError,
+        r"the student cannot be called with inputs of float16\[8, 6\] \(TypeError: float32 is needed",
+        lambda: distill(ForFloats(rngs=nnx.Rngs(0)), data=kd.Batch(X.astype(np.float16), Y)),
+    ),
+    "inputs that the teacher refuses": (
+        ConfigError,
+        "the teacher cannot be called",
+        lambda: distill(None, teacher(9, 4)),
+    ),
+    "a prepare that fails": (
+        ConfigError,
+        "prepare cannot be called",
+        lambda: distill(prepare=lambda key, x, train: x.nothing),
+    ),
+    "a prepare that is none": (ConfigError, "prepare is 3: give a function", lambda: distill(prepare=3)),
+    "an optimizer's class": (
+        ConfigError,
+        "optimizer is .*: give an optax.GradientTransformation",
+        lambda: distill(optimizer=optax.adamw),
+    ),
+    "a number as optimizer": (ConfigError, "optimizer is 0.001", lambda: distill(optimizer=1e-3)),
+    "an optimizer of more than gradients": (
+        ConfigError,
+        "the optimizer cannot update these parameters",
+        lambda: distill(optimizer=optax.lbfgs()),
+    ),
+    "a module that returns a tuple": (
+        ConfigError,
+        "a tuple of 2 and no logits",
+        lambda: distill(Twice(rngs=nnx.Rngs(0))),
+    ),
+    "a loss that fails": (
+        MethodError,
+        r"the loss of LossFunction cannot be computed with logits of \[8, 4\] and labels of int32\[8\] \(TypeError",
+        lambda: distill(None, teacher(), method=lambda s, t, y: jnp.dot(s, t)),
+    ),
+    "a loss of pairs": (
+        ShapeError,
+        r"the term loss of LossFunction has the shape \(8, 8\) and the logits \(8, 4\)",
+        lambda: distill(None, teacher(), method=lambda s, t, y: jnp.dot(s, t.T)),
+    ),
+    "a loss without terms": (MethodError, "has no terms", lambda: distill(None, teacher(), method=lambda s, t: {})),
+    "a loss of whole numbers": (
+        MethodError,
+        "is of type int32: it must be a float array",
+        lambda: distill(None, teacher(), method=lambda s, t: jnp.argmax(s, axis=-1).astype(jnp.int32)),
+    ),
+    "a method without a loss": (MethodError, "Unfinished has no loss", lambda: distill(method=Unfinished())),
+    "a method that is none": (MethodError, "method is 3: give a kd.Method", lambda: distill(method=3)),
+    "a function of one": (MethodError, "give a kd.Method", lambda: distill(method=lambda s: s)),
+    "a class of methods that needs arguments": (
+        MethodError,
+        r"FitNet is a class that needs arguments: give FitNet\(…\)",
+        lambda: distill(method=kd.FitNet),
+    ),
+    "a Linen module": (
+        ConfigError,
+        "Residual is a Linen module, .* give kd.from_linen",
+        lambda: distill(Residual(), data=kd.Batch(FLOAT_IMAGES, Y[:16])),
+    ),
+    "KD without a teacher": (MethodError, "KD needs a teacher, and none was given", lambda: distill(method=kd.KD())),
+    "KD without a teacher in a sum": (
+        MethodError,
+        "needs a teacher",
+        lambda: distill(method=kd.CrossEntropy() + 0.5 * kd.KD()),
+    ),
+    "a teacher without variables": (ConfigError, "the teacher has no variables", lambda: distill(None, net())),
+    "an empty list of teachers": (ConfigError, "there is no teacher in the list", lambda: distill(None, [])),
+    "cached logits of other data": (
+        ConfigError,
+        "24 examples and the teacher's outputs of 23",
+        lambda: distill(None, np.zeros((23, 4), np.float32)),
+    ),
+    "cached logits with an iterator": (
+        ConfigError,
+        "a cached teacher is looked up by rows",
+        lambda: kd.distill(net(), np.zeros((24, 4), np.float32), [(X, Y)], optimizer=SGD),
+    ),
+    "a key that is none": (DataError, "key is 'a'", lambda: distill(key="a")),
+    "a number that is too large": (
+        DataError,
+        "the data has the number 10995116",
+        lambda: distill(data=kd.Batch(X, Y.astype(np.int64) + 2**40)),
+    ),
+    "a share as validation": (ConfigError, "validation is a float: give a kd.Batch", lambda: distill(validation=0.2)),
+    "validation labels outside": (
+        DataError,
+        r"the label \d is outside the 4 classes",
+        lambda: distill(validation=kd.Batch(X, Y + 6)),
+    ),
+    "validation of an iterator": (
+        ConfigError,
+        "validation is an iterator",
+        lambda: distill(validation=iter([(X, Y)])),
+    ),
+    "best of nothing": (ConfigError, "there is no validation to measure it on", lambda: distill(best="nll")),
+    "best of what nobody knows": (
+        ConfigError,
+        "whether more of nothing is better",
+        lambda: distill(best="nothing", validation=DATA),
+    ),
+    "resume without a folder": (ConfigError, "resume is asked for without a folder", lambda: distill(resume=True)),
+    "whole numbers as dtype": (ConfigError, "dtype is int8: give a type of floats", lambda: distill(dtype=jnp.int8)),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_mistake_is_one_sentence_before_anything_is_compiled(mistake: str) -> None:
+    kind, says, call = BAD[mistake]
+    programs.forget()
+    with pytest.raises(kind, match=says) as error:
+        call()
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    assert re.search(r"[:(]", sentence), "a remedy stands behind a colon"
+    assert not programs._by_text
+
+
+@pytest.mark.parametrize(
+    ("says", "changed"),
+    [
+        ("label 4 is outside", {"data": kd.Batch(X, np.where(Y == 3, 4, Y))}),
+        ("KD needs a teacher", {"method": kd.KD()}),
+        ("batch_size is 0", {"batch_size": 0}),
+        ("optimizer is 0.1", {"optimizer": 0.1}),
+        ("give kd.Batch", {"data": iter([(X, Y)])}),
+        ("7 classes", {"method": kd.KD(), "teacher": teacher(6, 7)}),
+        (r"shape \(8, 4\)", {"data": kd.Batch(X, np.eye(4, dtype=np.int32)[Y])}),
+    ],
+)
+def test_fit_refuses_the_same(says: str, changed: dict[str, Any]) -> None:
+    given = {"data": DATA, "method": kd.CrossEntropy(), **HOW} | changed
+    with pytest.raises((ConfigError, DataError), match=says):
+        FIT(0, given.pop("data"), net(), **given)
+
+
+def test_shapes_are_refused_while_tracing() -> None:
+    """So under `jit` and `vmap`, where nothing is known of values."""
+
+    def trained(labels: jax.Array) -> Any:
+        return kd.fit(0, kd.Batch(X, labels), net(), method=kd.CrossEntropy(), **HOW)[1]["loss"]
+
+    with pytest.raises(ShapeError, match="one-hot"):
+        jax.eval_shape(trained, jax.ShapeDtypeStruct((24, 4), jnp.int32))
+    assert jax.eval_shape(jax.vmap(trained), jax.ShapeDtypeStruct((3, 24), jnp.int32)).shape == (3, 1)

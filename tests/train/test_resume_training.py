@@ -1,0 +1,195 @@
+"""A training that was stopped goes on to the same bytes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import DATA, X, Y, assert_same, net, teacher
+
+import kd_jax as kd
+from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.methods.base import LossFunction
+from kd_jax.train.resume import description
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+BATCHES = list(kd.batches(DATA, key=7, batch_size=4, epochs=3))
+NAMED = {"optimizer": optax.sgd(0.1, momentum=0.9), "method": kd.KD(0.3) + kd.FitNet("hidden.0"), "epochs": 3}
+
+
+class Positioned:
+    """An iterator that tells where it is, as Grain's do."""
+
+    def __init__(self, kind: type = dict):
+        self.at, self.kind, self.restored = 0, kind, False
+
+    def __iter__(self) -> "Positioned":
+        return self
+
+    def __next__(self) -> kd.Batch:
+        self.at += 1
+        return BATCHES[(self.at - 1) % len(BATCHES)]
+
+    def get_state(self) -> Any:
+        return {"at": self.at} if self.kind is dict else str(self.at).encode()
+
+    def set_state(self, state: Any) -> None:
+        self.at, self.restored = int(state["at"] if self.kind is dict else state), True
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+class Stopping:
+    """An iterable of the same batches that breaks down at one of them."""
+
+    def __init__(self, source: Any, after: int):
+        self.source, self.left = source, after
+
+    def __iter__(self) -> "Stopping":
+        self.iterator = iter(self.source)
+        return self
+
+    def __next__(self) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped
+        return next(self.iterator)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["source"], name)
+
+
+def generator() -> Iterator[kd.Batch]:
+    yield from BATCHES
+
+
+SOURCES = {
+    "a state of a dict": lambda: Positioned(dict),
+    "a state of bytes": lambda: Positioned(bytes),
+    "an iterator without a state": generator,
+    "an iterable": lambda: BATCHES,
+}
+
+
+def train(data: Any, folder: Path | None = None, **more: Any) -> kd.Result:
+    named = NAMED | ({"batch_size": 4} if isinstance(data, kd.Batch) else {"steps": 6}) | more
+    return kd.distill(net(), teacher(), data, checkpoint=folder, **named)
+
+
+def assert_equal(found: kd.Result, wanted: kd.Result) -> None:
+    assert_same(found.state, wanted.state)
+    for name, values in wanted.history.items():
+        if name != "seconds":
+            np.testing.assert_array_equal(found.history[name], values)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("where", ["between epochs", "amid an epoch"])
+def test_a_resumed_training_on_an_iterator_equals_one_that_was_not_stopped(
+    source: str, where: str, tmp_path: Path
+) -> None:
+    make = SOURCES[source]
+    whole = train(make())
+
+    def stop(epoch: Any) -> None:
+        if epoch.number == 2:
+            raise Stopped
+
+    amid = where == "amid an epoch"
+    first = Stopping(make(), 11) if amid else make()
+    with pytest.raises(Stopped):
+        train(first, tmp_path, checkpoint_steps=2 if amid else None, callbacks=stop)
+    again = make()
+    resumed = train(Stopping(again, 99) if amid else again, tmp_path, checkpoint_steps=2 if amid else None, resume=True)
+    assert_equal(resumed, whole)
+    if isinstance(again, Positioned):
+        assert again.restored
+
+
+@pytest.mark.parametrize("every", [None, 2, 4])
+def test_a_resumed_training_in_memory_equals_one_that_was_not_stopped(every: int | None, tmp_path: Path) -> None:
+    """With the best, of a validation, and stopped early as it would have been."""
+    stopping = kd.callbacks.early_stopping("validation_nll", patience=2)
+    more = {"validation": DATA, "best": "nll", "checkpoint_steps": every, "epochs": 5}
+    whole = train(DATA, tmp_path / "whole", callbacks=stopping, **more)
+
+    def stop(epoch: Any) -> None:
+        if epoch.number == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(DATA, tmp_path / "own", callbacks=[stopping, stop], **more)
+    fresh = kd.callbacks.early_stopping("validation_nll", patience=2)
+    resumed = train(DATA, tmp_path / "own", callbacks=fresh, resume=True, **more)
+    assert_equal(resumed, whole)
+    assert resumed.best_epoch == whole.best_epoch
+    assert_same(resumed.student.variables, whole.student.variables)
+
+
+def test_early_stopping_counts_what_was_before(tmp_path: Path) -> None:
+    """A loss that only grows, and two epochs of patience: epoch 3 is the last, resumed or not."""
+    named = {"epochs": 6, "batch_size": 4, "optimizer": optax.sgd(-0.05)}
+
+    def once(*also: Any, **more: Any) -> kd.Result:
+        callbacks = [kd.callbacks.early_stopping("loss", patience=2), *also]
+        return kd.distill(net(), None, DATA, callbacks=callbacks, **named, **more)
+
+    def stop(epoch: Any) -> None:
+        if epoch.number == 2:
+            raise Stopped
+
+    assert len(once().history["loss"]) == 3
+    with pytest.raises(Stopped):
+        once(stop, checkpoint=tmp_path)
+    assert len(once(checkpoint=tmp_path, resume=True).history["loss"]) == 3
+
+
+def test_a_finished_training_is_given_back(tmp_path: Path) -> None:
+    whole = train(DATA, tmp_path)
+    assert_equal(train(DATA, tmp_path, resume=True), whole)
+
+
+def test_a_folder_with_a_training_is_not_written_over(tmp_path: Path) -> None:
+    train(DATA, tmp_path, epochs=1)
+    with pytest.raises(ConfigError, match="already holds a training: go on with resume=True"):
+        train(DATA, tmp_path, epochs=1)
+
+
+CHANGES = {
+    "settings.method": {"method": kd.KD(0.4) + kd.FitNet("hidden.0")},
+    "settings.key": {"key": 1},
+    "settings.epochs": {"epochs": 2},
+    "data": {"data": kd.Batch(X + 1, Y)},
+    "teacher": {"teacher": teacher(6, 9, 4)},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_training_is_not_resumed(what: str, tmp_path: Path) -> None:
+    named = {"data": DATA, "teacher": teacher(), "batch_size": 4, **NAMED, "epochs": 1}
+    kd.distill(net(), named.pop("teacher"), named.pop("data"), checkpoint=tmp_path, **named)
+    other = {"data": DATA, "teacher": teacher(), "batch_size": 4, **NAMED, "epochs": 1} | CHANGES[what]
+    with pytest.raises(MismatchError, match=f"{what}[a-z.]* is .*: go on with what it was started with"):
+        kd.distill(net(), other.pop("teacher"), other.pop("data"), checkpoint=tmp_path, resume=True, **other)
+
+
+def my_loss(student: Any, teacher: Any, labels: Any) -> Any:
+    return student[:, 0]
+
+
+def test_a_method_is_described_alike_in_every_process() -> None:
+    """No address of a function, and arrays by what they hold."""
+    assert description(LossFunction(my_loss)) == "LossFunction(function=my_loss)"
+    assert description(kd.KD() + 2 * kd.FitNet("a")) == (
+        "Sum(methods=(KD(alpha=0.1, temperature=4.0), Scaled(method=FitNet(hint='a', guided=None), factor=2)))"
+    )
+    one, two = (description(kd.KD(jnp.arange(2000.0) + add)) for add in (0, 1))
+    assert one != two
+    assert description(kd.KD(jnp.float32(0.5))) == description(kd.KD(np.float32(0.5)))
+    assert jax.tree.leaves(kd.KD()) == [0.1, 4.0]

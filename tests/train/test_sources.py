@@ -1,0 +1,140 @@
+"""Where batches come from: data in memory and iterators give the same training."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teacher
+
+import kd_jax as kd
+from kd_jax.errors import DataError, NotFiniteError
+from kd_jax.train.sources import chunk_lengths
+
+MEMORY = {"optimizer": optax.sgd(0.1, momentum=0.9), "method": kd.KD(0.3), "key": 7}
+
+
+class Counted:
+    """An iterable that begins anew each time, and tells how often."""
+
+    def __init__(self, batches: list[Any]):
+        self.batches, self.begun, self.given = batches, 0, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.begun += 1
+        for batch in self.batches:
+            self.given += 1
+            yield batch
+
+
+def batches(epochs: int = 2) -> list[kd.Batch]:
+    return list(kd.batches(DATA, key=7, batch_size=8, epochs=epochs))
+
+
+def test_memory_and_an_iterator_in_the_same_order_give_the_same_parameters() -> None:
+    """Within 1e-5 of the values: one is a loop in one program, the other a program for each step."""
+    memory = kd.distill(net(), teacher(), DATA, epochs=2, batch_size=8, **MEMORY)
+    stream = kd.distill(net(), teacher(), iter(batches()), epochs=2, steps=3, **MEMORY)
+    assert_close(stream.model.variables, memory.model.variables, rtol=1e-5, atol=1e-6)
+    for name in ("loss", "hard", "soft", "accuracy"):
+        np.testing.assert_allclose(stream.history[name], memory.history[name], rtol=1e-5)
+    other = kd.distill(net(), teacher(), reversed(batches()), epochs=2, steps=3, **MEMORY)
+    assert any(
+        (a != b).any() for a, b in zip(leaves(other.model.variables), leaves(stream.model.variables), strict=True)
+    )
+
+
+def test_an_iterable_begins_anew_in_every_epoch_without_steps() -> None:
+    data = Counted(batches(1))
+    result = kd.distill(net(), teacher(), data, epochs=3, **MEMORY)
+    assert int(result.state.step) == 9
+    assert (data.begun, data.given) == (3, 9)
+    flat = kd.distill(net(), teacher(), iter(batches(1) * 3), epochs=3, steps=3, **MEMORY)
+    assert_same(result.model.variables, flat.model.variables)
+
+
+def test_steps_go_on_where_the_epoch_before_ended() -> None:
+    """Of an iterable, too, which begins anew where it ends; nothing is lost between."""
+    data = Counted(batches(1))
+    result = kd.distill(net(), teacher(), data, epochs=3, steps=2, **MEMORY)
+    flat = kd.distill(net(), teacher(), iter(batches(1) * 2), epochs=3, steps=2, **MEMORY)
+    assert_same(result.model.variables, flat.model.variables)
+
+
+def test_no_more_is_drawn_than_is_trained_on() -> None:
+    drawn = []
+
+    def endless() -> Iterator[Any]:
+        for number in itertools.count():
+            drawn.append(number)
+            yield X[:8], Y[:8]
+
+    kd.distill(net(), None, endless(), epochs=2, steps=2, optimizer=SGD)
+    time.sleep(0.05)
+    assert len(drawn) == 4
+
+
+def test_a_batch_counts_by_its_examples() -> None:
+    """The mean of an epoch's losses, of batches of 8 and of 16."""
+    result = kd.distill(net(), None, [(X[:8], Y[:8]), (X[8:], Y[8:])], optimizer=optax.sgd(0.0), key=7)
+    whole = kd.distill(net(), None, [(X, Y)], optimizer=optax.sgd(0.0), key=7)
+    np.testing.assert_allclose(result.history["loss"], whole.history["loss"], rtol=1e-6)
+
+
+def test_an_iterator_that_ends_too_early_is_told() -> None:
+    with pytest.raises(DataError, match="the iterator ended after 1 of the 2 steps of epoch 2: give fewer steps"):
+        kd.distill(net(), None, iter([(X[:8], Y[:8])] * 3), epochs=2, steps=2, optimizer=SGD)
+    once = [[(X[:8], Y[:8])]]
+
+    class Once:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(once.pop() if once else [])
+
+    with pytest.raises(DataError, match="the iterator of training batches is empty in epoch 2"):
+        kd.distill(net(), None, Once(), epochs=2, optimizer=SGD)
+
+
+def test_what_an_iterator_raises_reaches_the_user() -> None:
+    def broken() -> Iterator[Any]:
+        yield X[:8], Y[:8]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        kd.distill(net(), None, broken(), steps=3, optimizer=SGD)
+
+
+def test_labels_outside_are_told_in_any_batch() -> None:
+    with pytest.raises(DataError, match="the label 7 is outside the 4 classes"):
+        kd.distill(net(), None, [(X[:8], Y[:8]), (X[:8], np.full(8, 7))], optimizer=SGD)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_a_training_stops_at_the_first_loss_that_is_not_finite(kind: str) -> None:
+    """Step 2 of epoch 1, of inputs that are infinite."""
+    bad = np.where(np.arange(24)[:, None] < 20, X, np.inf).astype(np.float32)
+    where = r"the loss is not finite at step \d of epoch 1: choose a smaller learning rate"
+    if kind == "memory":
+        with pytest.raises(NotFiniteError, match=where):
+            kd.distill(net(), None, (bad, Y), batch_size=8, optimizer=SGD)
+    else:
+        with pytest.raises(NotFiniteError, match="at step 2 of epoch 1"):
+            kd.distill(net(), None, [(X[:8], Y[:8]), (bad[16:], Y[16:]), (X[:8], Y[:8])], optimizer=SGD)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_parameters_that_are_not_finite_are_told_although_every_loss_is(kind: str) -> None:
+    """The loss of the one step is of before the update."""
+    data, named = ((X[:8], Y[:8]), {"batch_size": 8}) if kind == "memory" else ([(X[:8], Y[:8])], {})
+    with pytest.raises(NotFiniteError, match="a parameter or a moment of the optimiser is not finite after step 1"):
+        kd.distill(net(), None, data, optimizer=optax.sgd(float("inf")), **named)
+
+
+def test_chunks_cover_all_steps_with_two_lengths_at_most() -> None:
+    for steps in (*range(1, 60), 97, 1000, 1875):
+        lengths = chunk_lengths(steps, 10)
+        assert sum(lengths) == steps
+        assert len(set(lengths)) <= 2
+        assert len(lengths) <= 21
