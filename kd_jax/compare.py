@@ -26,7 +26,7 @@ from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.fit import fit
 from kd_jax.train.measures import accuracy
 from kd_jax.train.progress import is_watched
-from kd_jax.train.resume import identity, opened
+from kd_jax.train.resume import description, identity, opened
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Prepare
 
@@ -118,10 +118,10 @@ def compare(
     entries = {name: one if isinstance(one, Grid) else as_method(one) for name, one in methods.items()}
     how = _How(model, optimizer, int(epochs), int(batch_size), prepare, measures, measure, better)
     settings = {
-        "methods": {name: repr(one) for name, one in entries.items()}, "epochs": epochs, "batch_size": batch_size,
+        "methods": {name: description(one) for name, one in entries.items()}, "epochs": epochs, "batch_size": batch_size,
         "seeds": list(numbers), "measure": measure,
     }  # fmt: skip
-    own = identity(settings, Batch(data.inputs, data.labels, data.weights), None) if folder is not None else {}
+    own = identity(settings, data, None, known) if folder is not None else {}
     with opened(folder, own, resume=resume, warn=lambda sentence: None) as opened_folder:
         kept = None if opened_folder is None else _Kept(opened_folder.store.folder / "trainings")
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)

@@ -15,7 +15,7 @@ from kd_jax.data.batch import Batch, as_batch, as_key, check_values
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.evaluate import evaluate
 from kd_jax.methods import KD, CrossEntropy, as_method
-from kd_jax.models import Model, as_model, count_parameters, to_module
+from kd_jax.models import Model, Output, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
 from kd_jax.teacher import Teacher, as_teacher, cached
 from kd_jax.train import measures as of_training

@@ -64,7 +64,7 @@ class AT(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
-    exponent: Scalar = 2.0
+    exponent: float | Array = 2.0
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.at`."""
@@ -131,8 +131,8 @@ class RKD(FeatureMethod):
         ours, theirs = self.pair(student, teacher)
         weights = example_weights(batch)
         return {
-            "distance": self.distance * losses.rkd_distance(ours, theirs, weights=weights),
-            "angle": self.angle * losses.rkd_angle(ours, theirs, weights=weights),
+            "distance": jnp.asarray(self.distance) * losses.rkd_distance(ours, theirs, weights=weights),
+            "angle": jnp.asarray(self.angle) * losses.rkd_angle(ours, theirs, weights=weights),
         }
 
 
