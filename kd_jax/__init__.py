@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from kd_jax import stats as stats
     from kd_jax import teacher as teacher
     from kd_jax import train as train
-    from kd_jax.compare import Grid as Grid
     from kd_jax.compare import compare as compare
-    from kd_jax.compare import grid as grid
     from kd_jax.comparison import Table as Table
     from kd_jax.data.batch import Batch as Batch
     from kd_jax.data.batch import batches as batches
@@ -61,6 +59,8 @@ if TYPE_CHECKING:
     from kd_jax.methods import Method as Method
     from kd_jax.methods import Parts as Parts
     from kd_jax.methods import static as static
+    from kd_jax.methods.grid import Grid as Grid
+    from kd_jax.methods.grid import grid as grid
     from kd_jax.models import MLP as MLP
     from kd_jax.models import Model as Model
     from kd_jax.models import Network as Network
@@ -97,7 +97,7 @@ _MODULES = {name: f".{name}" for name in _ROOMS} | {
     "torch_weights": ".models.torch_weights",
 }
 _NAMES = {
-    ".compare": "Grid compare grid",
+    ".compare": "compare",
     ".comparison": "Table",
     ".data.batch": "Batch batches",
     ".data.dataset": "Dataset make_dataset",
@@ -106,6 +106,7 @@ _NAMES = {
     ".errors": "CheckpointError ConfigError DataError MethodError MismatchError NotFiniteError RunError ShapeError",
     ".evaluate": "evaluate predict",
     ".experiments.notebook.config": "Config make_config",
+    ".methods.grid": "Grid grid",
     ".methods": (
         "AT CC KD NST PKT RKD SP SRD VID Cosine CrossEntropy FitNet HiddenStates KDWithoutTSquared LabelSmoothing "
         "Method Parts static"

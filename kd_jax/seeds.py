@@ -1,0 +1,146 @@
+"""One method with several seeds: side by side where that pays, else in turn; what is done is kept in a folder."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from kd_jax.data.batch import Batch
+from kd_jax.errors import CheckpointError, DataError, NotFiniteError
+from kd_jax.methods import Method
+from kd_jax.models import Model, count_parameters, parameters
+from kd_jax.teacher import Teacher
+from kd_jax.train import programs
+from kd_jax.train.caching import kept_teacher
+from kd_jax.train.fit import fit
+from kd_jax.train.measures import accuracy
+from kd_jax.train.sizes import SMALL
+from kd_jax.train.step import Prepare
+
+PyTree = Any
+
+
+class Setup(NamedTuple):
+    """How all students of a comparison are trained and measured."""
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    epochs: int
+    batch_size: int
+    prepare: Prepare | None
+    measures: Mapping[str, Callable[..., Any]] | None
+    measure: str
+    higher: bool
+
+
+class Trained(NamedTuple):
+    """One training. history: `[epochs]` by metric."""
+
+    variables: PyTree
+    history: dict[str, Float[np.ndarray, " epochs"]]
+    seconds: float
+
+
+class KeptTrainings:
+    """Trainings that are done, in a folder: their values, and what is known of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str, model: Model) -> Trained | None:
+        """A training that is done; None where it is not, or is damaged."""
+        facts = self.folder / f"{name}.json"
+        if not facts.exists():
+            return None
+        try:
+            known = json.loads(facts.read_text(encoding="utf-8"))
+            restored = parameters.restore(model, self.folder / f"{name}.safetensors")
+        except (OSError, ValueError, DataError):
+            # It is trained again.
+            return None
+        history = {metric: np.asarray(values, np.float32) for metric, values in known["history"].items()}
+        return Trained(restored.variables, history, known["seconds"])
+
+    def write(self, name: str, trained: Trained, model: Model) -> None:
+        """Keeps a training. Raises `CheckpointError`."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            parameters.save(Model(model.network, trained.variables), self.folder / f"{name}.safetensors")
+            history = {metric: values.tolist() for metric, values in trained.history.items()}
+            beside = self.folder / f".{name}.json"
+            beside.write_text(json.dumps({"history": history, "seconds": trained.seconds}), encoding="utf-8")
+            beside.replace(self.folder / f"{name}.json")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be written ({error.strerror or error}): make room, and go on with resume=True"
+            ) from None
+
+
+def train_seeds(
+    methods: Mapping[str, Method], how: Setup, teacher: Teacher | None, data: Batch, seeds: tuple[int, ...], role: int,
+    kept: KeptTrainings | None, done: Callable[[str, int], None],
+) -> dict[str, list[Trained]]:  # fmt: skip
+    """Every method with every seed: small dense networks side by side, others in turn."""
+    shapes = jax.eval_shape(how.model.network.init, jax.random.key(0))
+    params = how.model.network.split(shapes)[0]
+    dense = all(leaf.ndim <= 2 for leaf in jax.tree.leaves(params))
+    side_by_side = dense and (count_parameters(params) < SMALL or jax.default_backend() != "cpu")
+    found: dict[str, list[Trained]] = {}
+    for name, method in methods.items():
+        taught = kept_teacher(teacher, method, data, how.prepare, how.epochs) if method.needs_teacher else None
+        known = {s: None if kept is None else kept.read(f"{name}-seed{s}", how.model) for s in seeds}
+        missing = [seed for seed, one in known.items() if one is None]
+        together = side_by_side and len(missing) > 1
+        for group in [missing] if together else [[seed] for seed in missing]:
+            for seed, one in zip(group, _fit(method, how, taught, data, group, role), strict=True):
+                known[seed] = one
+                if kept is not None:
+                    kept.write(f"{name}-seed{seed}", one, how.model)
+        done(name, len(seeds))
+        found[name] = [one for one in known.values() if one is not None]
+    return found
+
+
+def _fit(
+    method: Method, how: Setup, teacher: Teacher | None, data: Batch, seeds: list[int], role: int
+) -> list[Trained]:
+    if not seeds:
+        return []
+    whole = data.labels is not None and jnp.issubdtype(jnp.asarray(data.labels).dtype, jnp.integer)
+    measures = {"accuracy": accuracy} if whole else {}
+
+    def one(key: Any, data: Batch, teacher: Teacher | None, method: Method) -> Any:
+        state, history = fit(
+            key, data, how.model, method=method, optimizer=how.optimizer, epochs=how.epochs,
+            batch_size=how.batch_size, teacher=teacher, prepare=how.prepare, measures=measures,
+        )  # fmt: skip
+        return state.variables, history
+
+    keys = [jax.random.fold_in(jax.random.key(seed), role) for seed in seeds]
+    started = time.perf_counter()
+    if len(seeds) == 1:
+        variables, history = one(keys[0], data, teacher, method)
+        results = [(variables, history)]
+    else:
+        many = jax.vmap(one, in_axes=(0, None, None, None))
+        stacked = programs.call(many, jnp.stack(keys), data, teacher, method)
+        results = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(seeds))]
+    results = jax.block_until_ready(results)
+    seconds = (time.perf_counter() - started) / len(seeds)
+    trained = []
+    for seed, (variables, history) in zip(seeds, results, strict=True):
+        known = {name: np.asarray(values) for name, values in history.items()}
+        if not np.isfinite(known["loss"]).all():
+            raise NotFiniteError(
+                f"the loss of {type(method).__name__} with seed {seed} is not finite in epoch "
+                f"{int(np.argmax(~np.isfinite(known['loss']))) + 1}: choose a smaller learning rate"
+            )
+        trained.append(Trained(variables, known, seconds))
+    return trained
