@@ -235,7 +235,8 @@ def evaluate_logits(
 
     In float32 or better, whatever the logits are.
     """
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    # Not promote_types, which refuses float64 beside float32 where nothing may be promoted.
+    wide = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
     logits, labels = logits.astype(wide), labels.astype(jnp.int32)
     answers = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     correct = jnp.sum(answers == labels)

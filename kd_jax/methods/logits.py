@@ -66,7 +66,8 @@ class SoftLoss(Method):
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` and `soft`, with their weights; without labels `soft` alone."""
         taught = require_teacher(self, teacher)
-        alpha = jnp.asarray(self.alpha, jnp.promote_types(student.logits.dtype, jnp.float32))
+        # Not promote_types, which refuses float64 beside float32 where nothing may be promoted.
+        alpha = jnp.asarray(self.alpha, jnp.float64 if student.logits.dtype == jnp.float64 else jnp.float32)
         # What has the weight 0 must not matter, whatever it is: it is replaced by what certainly is finite. A `where`
         # around the product would do, too, but for rounding, which also knows which of both comes first.
         ours = jax.lax.stop_gradient(student.logits)

@@ -45,7 +45,8 @@ def student_normalised(student: Output, batch: Batch, taught: tuple[Output, ...]
 
 def _right(output: Output, batch: Batch) -> Float[Array, "..."]:
     answers = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
-    kind = jnp.promote_types(output.logits.dtype, jnp.float32)
+    # Not promote_types, which refuses float64 beside float32 where nothing may be promoted.
+    kind = jnp.float64 if output.logits.dtype == jnp.float64 else jnp.float32
     return (answers == jnp.asarray(batch.labels).astype(jnp.int32)).astype(kind)
 
 
