@@ -237,7 +237,7 @@ def evaluate_logits(
     """
     # Not promote_types, which refuses float64 beside float32 where nothing may be promoted.
     wide = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
-    logits, labels = logits.astype(wide), labels.astype(jnp.int32)
+    logits, labels = logits.astype(kind), labels.astype(jnp.int32)
     answers = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     correct = jnp.sum(answers == labels)
     errors = jnp.sum(answers != labels)
@@ -245,7 +245,7 @@ def evaluate_logits(
     count = (correct + errors).astype(logits.dtype)
     agreement = distance = None
     if teacher_logits is not None:
-        teacher_logits = teacher_logits.astype(wide)
+        teacher_logits = teacher_logits.astype(kind)
         agreeing = jnp.sum(answers == jnp.argmax(teacher_logits, axis=-1).astype(labels.dtype))
         agreement = agreeing.astype(logits.dtype) / count
         distance = jnp.mean(kl_divergence(logits, teacher_logits))
