@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 from pathlib import Path
@@ -8,23 +9,34 @@ import pytest
 
 import kd_jax
 from kd_jax.data.dataset import make_dataset
+from kd_jax.models import torch_weights
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As it stands, on a few images of MNIST."""
+def test_the_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As they stand, one after the other, on a few images of MNIST."""
     whole = kd_jax.load("mnist")
     few = make_dataset(
         "few", whole.train_images[:640], whole.train_labels[:640], whole.test_images[:100], whole.test_labels[:100]
     )
     monkeypatch.setattr(kd_jax, "load", lambda source: few)
-    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    with jax.numpy_rank_promotion("allow"):
-        exec(compile(example, "README.md", "exec"), {})
-    correct = np.array(re.findall(r"\d+", capsys.readouterr().out), int)
-    assert correct.shape == (3,)
-    assert (correct > 10).all()
+    monkeypatch.chdir(tmp_path)
+    known = kd_jax.mlp([784, 30, 10]).init(0).variables["params"]
+    torch_weights.save(known, "teacher.safetensors", names=["fc1", "fc2"])
+    distilled, seeds, from_torch = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        exec(compile(distilled, "README.md", "exec"), names)
+        measures = ast.literal_eval(capsys.readouterr().out)
+        assert {"accuracy", "errors", "nll", "ece", "agreement", "kl_to_teacher"} <= set(measures)
+        exec(compile(seeds, "README.md", "exec"), names)
+        correct = np.array(re.findall(r"\d+", capsys.readouterr().out), int)
+        assert correct.shape == (3,)
+        assert (correct > 10).all()
+        exec(compile(from_torch, "README.md", "exec"), names)
+    found = torch_weights.from_state_dict("student.safetensors")
+    assert torch_weights.layer_sizes(found) == (784, 20, 20, 10)
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
