@@ -167,7 +167,10 @@ def test_what_is_sown_is_not_carried_and_neither_is_what_a_call_leaves_behind():
 def test_a_module_that_has_sown_before_gives_no_state():
     module = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
     module.seen = nnx.Intermediate((X,))
-    assert from_nnx(module).variables["state"] == {}
+    model = from_nnx(module)
+    assert model.variables["state"] == {}
+    np.testing.assert_allclose(model(X), module(X), rtol=1e-6)
+    assert model.network == from_nnx(nnx.Linear(6, 3, rngs=nnx.Rngs(1))).network
     assert module.seen.get_value()[0] is X
 
 
