@@ -123,7 +123,7 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert parts["distilled-30"].temperatures == (1, 2.5, 4, 8, 20)
     assert parts["no3"].kept == (0, 1, 2, 4, 5, 6, 7, 8, 9)
     assert parts["only78"].kept == parts["only78"].moved == (7, 8)
-    assert {name for row in hinton.ROWS for name in hinton.parts_of(row, hinton.PLAN, 10)} == set(parts)
+    assert {name for row in hinton.ROWS for name in hinton.names_of(row, hinton.PLAN, 10)} == set(parts)
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
     for name, part in hinton.all_trials(short, 10).items():
@@ -211,7 +211,7 @@ def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     plan, asked = TINY._replace(seeds=2), {}
     original = row_trials.train_row
 
-    def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
         return original(part, own, dataset, taught, *arguments)
 
@@ -240,7 +240,7 @@ def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
     plan, asked, seen = TINY._replace(seeds=2), {}, {}
     original, trained = row_trials.train_row, row_trials.train_trials
 
-    def watched(part: hinton.Part, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, own: Plan, dataset: Dataset, taught: Any, *arguments: Any) -> Any:
         asked[part.name] = taught
         return original(part, own, dataset, taught, *arguments)
 
@@ -294,7 +294,7 @@ def test_a_later_part_that_does_not_fit_is_refused_before_the_first_is_trained(
     """What is not asked for, or done already, need not fit."""
     fits, trained = row_trials.at_once, []
 
-    def of_all_but_the_last(part: hinton.Part, *others: Any) -> int:
+    def of_all_but_the_last(part: hinton.RowTrials, *others: Any) -> int:
         if part.name == PARTS[-1]:
             raise ConfigError("there is no room")
         return fits(part, *others)
@@ -487,7 +487,7 @@ def test_finished_rows_are_read_and_not_trained_again(
     trained = []
     original = row_trials.train_row
 
-    def watched(part: hinton.Part, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, *arguments: Any) -> Any:
         trained.append(part.name)
         return original(part, *arguments)
 
@@ -534,7 +534,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
     """Stopped between two parts, and with files damaged meanwhile, it ends with the numbers of a run in one go."""
     original = row_trials.train_row
 
-    def stopping(part: hinton.Part, *arguments: Any) -> Any:
+    def stopping(part: hinton.RowTrials, *arguments: Any) -> Any:
         if part.name == "no3":
             raise KeyboardInterrupt
         return original(part, *arguments)
@@ -551,7 +551,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
         (folder / "parameters" / "teacher-seed42.safetensors").unlink()
     trained = []
 
-    def watched(part: hinton.Part, *arguments: Any) -> Any:
+    def watched(part: hinton.RowTrials, *arguments: Any) -> Any:
         trained.append(part.name)
         return original(part, *arguments)
 
@@ -632,7 +632,7 @@ def test_a_failure_leaves_nothing_or_what_goes_on_with_the_rows_asked_for(
 ) -> None:
     out, original, failing = tmp_path / "out", row_trials.train_row, ["teacher", "distilled-8"]
 
-    def train(part: hinton.Part, *arguments: Any) -> Any:
+    def train(part: hinton.RowTrials, *arguments: Any) -> Any:
         if part.name in failing:
             raise RunError("it failed")
         return original(part, *arguments)
