@@ -124,7 +124,7 @@ def test_every_row_has_its_parts_and_the_papers_recipe() -> None:
     assert parts["distilled-30"].temperatures == (1, 2.5, 4, 8, 20)
     assert parts["no3"].kept == (0, 1, 2, 4, 5, 6, 7, 8, 9)
     assert parts["only78"].kept == parts["only78"].moved == (7, 8)
-    assert {name for row in hinton.ROWS for name in hinton.parts_of(row, hinton.PLAN, 10)} == set(parts)
+    assert {name for row in hinton.ROWS for name in hinton.names_of(row, hinton.PLAN, 10)} == set(parts)
     assert [part.name for part in hinton.wanted(("distilled",), hinton.PLAN, 10)] == ["teacher", "distilled-800"]
     short = hinton.quick(hinton.PLAN)
     for name, part in hinton.all_trials(short, 10).items():
