@@ -163,7 +163,7 @@ def _prepare(
         "distilled": recipes.make_setup(student_network, config.training, count),
     }
     logits = recipes.abstract_logits(count, dataset.classes, config.shift)
-    images = {**seen, "distilled": seen["student"]._replace(logits=logits)}
+    images = {**seen, "distilled": seen["student"]._replace(logits=logits)}  # type: ignore[arg-type]
 
     def prepare(name: str) -> Stage:
         own, training = (seeds[:1], config.teacher_training) if name == "teacher" else (seeds, config.training)

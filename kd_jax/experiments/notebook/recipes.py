@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from kd_jax import optimizers
 from kd_jax.data import shifts
@@ -120,7 +119,7 @@ def optimizer(max_norm: float) -> Callable[..., optax.GradientTransformation]:
     return BoundedAdam(max_norm) if max_norm else optimizers.adam
 
 
-def abstract_logits(examples: int, classes: int, shift: int) -> Float[Array, "..."]:
+def abstract_logits(examples: int, classes: int, shift: int) -> jax.ShapeDtypeStruct:
     """The shapes of what `images.teacher_logits` will give."""
     shape = (shifts.view_count(shift), examples, classes) if shift else (examples, classes)
-    return jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[return-value]
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
