@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from kd_jax import run
 from kd_jax.data.dataset import Dataset
@@ -66,9 +65,7 @@ def test_a_class_is_made_anew_and_what_a_function_returns_has_its_values(place: 
     fresh, given = (own.load(f"{place}:{name}", "--student", (6, 6, 1)) for name in ("Net", "load"))
     assert fresh.variables is None
     assert given.variables is not None
-    assert fresh.network == given.network
     assert isinstance(own.load(f"{place}:linen", "--student", (6, 6, 1)), Model)
-    assert nn.Module is not None
 
 
 @pytest.mark.parametrize(
