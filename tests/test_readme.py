@@ -18,7 +18,7 @@ def test_the_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """As they stand, one after the other, on a few images of MNIST."""
     whole = kd_jax.load("mnist")
     few = make_dataset(
-        "few", whole.train_images[:640], whole.train_labels[:640], whole.test_images[:100], whole.test_labels[:100]
+        "few", whole.train_images[:2560], whole.train_labels[:2560], whole.test_images[:100], whole.test_labels[:100]
     )
     monkeypatch.setattr(kd_jax, "load", lambda source: few)
     monkeypatch.chdir(tmp_path)
