@@ -6,7 +6,7 @@ import pytest
 from kd_jax import teacher
 from kd_jax.data import shifts as augment
 from kd_jax.data.dataset import Dataset
-from kd_jax.experiments.notebook import experiment
+from kd_jax.experiments.notebook import recipes
 from kd_jax.experiments.notebook.config import Training
 from kd_jax.methods import logits as methods
 from kd_jax.models.network import Output, from_function, mlp
@@ -68,7 +68,7 @@ def test_a_recipe_trains_with_the_share_of_its_training(small_dataset: Dataset) 
     training, network = Training(2, 16, 0.1, "constant", 2), mlp([36, 4, 3])
 
     def loss(share: float) -> np.ndarray:
-        recipe = experiment.recipe(network, training._replace(shift_share=share), 240)
+        recipe = recipes.make_recipe(network, training._replace(shift_share=share), 240)
         return np.asarray(train.fit(KEY, examples, Hyperparameters(jnp.float32(0.1)), recipe=recipe, epochs=2)[1].loss)
 
     still = train.fit(

@@ -9,7 +9,7 @@ from flax import linen, nnx
 
 import kd_jax as kd
 from kd_jax.experiments.notebook import report
-from kd_jax.experiments.notebook.experiment import Result, Trained
+from kd_jax.experiments.notebook.experiment import Result, TrainedModels
 from kd_jax.models import parameters
 
 SEEDS = (3, 4)
@@ -47,8 +47,8 @@ NETWORKS = {
 def _written(network, folder):
     """Writes the initial parameters of two seeds as a run does, and returns them."""
     params, state = jax.vmap(network.init)(jax.random.split(jax.random.key(0), len(SEEDS)))
-    rest = [None] * (len(Trained._fields) - 4)
-    trained = Trained(SEEDS, 0, params, state, *rest)
+    rest = [None] * (len(TrainedModels._fields) - 4)
+    trained = TrainedModels(SEEDS, 0, params, state, *rest)
     result = Result(None, trained, trained, trained, *[None] * (len(Result._fields) - 4))
     report._write_parameters(result, folder)
     return params, state
