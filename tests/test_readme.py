@@ -55,3 +55,11 @@ def test_kept_runs_are_of_the_presets_as_they_are(folder: str, preset: str) -> N
     config = kd_jax.make_config(preset, seeds=kept["seeds"], seed=kept["seed"])
     earlier = {"warmup": 0.0, "teacher_warmup": 0.0, "shift_share": 1.0, "teacher_shift_share": 1.0}
     assert earlier | kept | {"preset": preset} == json.loads(json.dumps(config.as_dict()))
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    root = Path(__file__).parents[1]
+    named = set(re.findall(r"`((?:tests|kd_jax|benchmarks)/[\w/]+\.py)`", README))
+    named |= {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (root / name).exists()] == []
