@@ -1,8 +1,10 @@
 """What a new user brings: each works in a few lines."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -427,3 +429,15 @@ def test_the_five_lines(standard_promotion: None) -> None:
     found = kd.evaluate(result.student, kd.Batch(x_test, y_test), teacher=module(1))
     assert all(math.isfinite(value) for value in found.values())
     assert found["correct"] + found["errors"] == 16
+
+
+def test_metrics_go_to_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    with warnings.catch_warnings():
+        # What tensorboardX itself is warned of.
+        warnings.simplefilter("ignore")
+        log = kd.callbacks.tensorboard(tmp_path)
+        kd.distill(net(), None, kd.Batch(X, Y), callbacks=[log], **HOW)
+    written = b"".join(path.read_bytes() for path in tmp_path.glob("events*"))
+    assert b"loss" in written
+    assert b"accuracy" in written

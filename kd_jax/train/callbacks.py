@@ -64,6 +64,8 @@ def tensorboard(folder: Any) -> Callback:
         for name, value in epoch.metrics.items():
             writers[0].add_scalar(name, value, epoch.number)
         writers[0].flush()
+        if epoch.number == epoch.epochs:
+            writers.pop().close()
 
     return write
 
