@@ -1,6 +1,8 @@
+import ast
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,19 +14,30 @@ from kd_jax.data.dataset import make_dataset
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As it stands, on a few images of MNIST."""
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As they stand, one after the other in one program, on a few images of MNIST, and as users have set JAX."""
     whole = kd_jax.load("mnist")
     few = make_dataset(
         "few", whole.train_images[:640], whole.train_labels[:640], whole.test_images[:100], whole.test_labels[:100]
     )
     monkeypatch.setattr(kd_jax, "load", lambda source: few)
-    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    with jax.numpy_rank_promotion("allow"):
-        exec(compile(example, "README.md", "exec"), {})
-    correct = np.array(re.findall(r"\d+", capsys.readouterr().out), int)
-    assert correct.shape == (3,)
-    assert (correct > 10).all()
+    monkeypatch.chdir(tmp_path)
+    taught = kd_jax.mlp([784, 30, 10]).init(0)
+    kd_jax.torch_weights.save(taught.variables["params"], "teacher.safetensors", names=["hidden", "output"])
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        for example in examples:
+            exec(compile(example, "README.md", "exec"), names)
+    measures, counts = re.fullmatch(r"(\{.*\})\n\[(.*)\]\n", capsys.readouterr().out).groups()  # type: ignore[union-attr]
+    found = ast.literal_eval(measures)
+    assert found["correct"] + found["errors"] == 100
+    assert found["agreement"] > 0.1
+    assert all(np.isfinite(value) for value in found.values())
+    assert (np.array(counts.split(), int) > 10).all()
+    assert kd_jax.torch_weights.layer_sizes(kd_jax.torch_weights.from_state_dict("student.safetensors")) == (
+        784, 20, 20, 10,
+    )  # fmt: skip
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
