@@ -4,8 +4,9 @@ A step takes the gradients of a mean square by the parameters and the inputs, an
 step, in a `lax.scan` of 4 steps and as 4 seeds in a `vmap`, as JAX compiles it and with
 `kd_jax.train.convolution.canonical`, and in eager PyTorch with channels last. The contestants take turns, so the ratios
 hold on a busy machine, and the milliseconds do not; where other programs use the cores, PyTorch's threads wait for one
-another, so give the process one core then (`taskset -c 0 …`). `--only NAME …` takes some rows, `--rounds N` another
-number of turns.
+another, so give the process one core then (`taskset -c 0 …`). `--only NAME …` takes some rows, `--columns NAME …` some
+columns (those without `canonical` take most of the time), `--rounds N` another number of turns. Rows of an earlier run
+in the same folder stay.
 """
 
 import argparse
@@ -32,7 +33,9 @@ except ImportError:  # PyTorch is an extra of kd_jax
 
 STEPS = 4
 FOLDER = Path("results/throughput/operations")
-COLUMNS = ("step", "scan", "scan, canonical", "vmap, each", "vmap, canonical, each", "PyTorch")
+COLUMNS = ("step", "scan", "scan, canonical", "scan, no YNN", "vmap, each", "vmap, canonical, each", "PyTorch")
+# XLA's library YNN makes the kernel's gradient twice as slow in jax 0.10; "scan, no YNN" is canonical, too.
+WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 class Operation(NamedTuple):
@@ -153,8 +156,8 @@ def _run(compiled: Callable[[Any], Any], carry: Any) -> None:
     jax.block_until_ready(compiled(carry))
 
 
-def contestants(name: str, operation: Operation) -> dict[str, Contestant]:
-    """By column, compiled; each runs the same number of steps of one seed."""
+def contestants(name: str, operation: Operation, columns: Sequence[str]) -> dict[str, Contestant]:
+    """By column, compiled; seconds are for one step of one seed."""
     step, start = training(operation)
     starts = jax.tree.map(lambda array: jnp.stack([array] * STEPS), start)
 
@@ -168,14 +171,17 @@ def contestants(name: str, operation: Operation) -> dict[str, Contestant]:
         "step": (one, start, 1),
         "scan": (loop, start, STEPS),
         "scan, canonical": (canonical(loop), start, STEPS),
+        "scan, no YNN": (canonical(loop), start, STEPS),
         "vmap, each": (jax.vmap(one), starts, STEPS),
         "vmap, canonical, each": (canonical(jax.vmap(one)), starts, STEPS),
     }
     there = {}
-    for column, (function, carry, units) in functions.items():
-        compiled = jax.jit(function).lower(carry).compile()
+    for column in functions.keys() & set(columns):
+        function, carry, units = functions[column]
+        options = WITHOUT_YNN if "YNN" in column else None
+        compiled = jax.jit(function, compiler_options=options).lower(carry).compile()
         there[column] = Contestant(partial(_run, compiled, carry), units)
-    if operations_torch is not None:
+    if operations_torch is not None and "PyTorch" in columns:
         there["PyTorch"] = Contestant(operations_torch.step(name, operation.shape))
     return there
 
@@ -184,7 +190,7 @@ def row(name: str, seconds: dict[str, list[float]]) -> str:
     """A line of the table: milliseconds, and medians of ratios of one round."""
     cells = [f"{1000 * statistics.median(seconds[column]):.3g}" if column in seconds else "–" for column in COLUMNS]
     for other in ("step", "PyTorch"):
-        if other in seconds:
+        if other in seconds and "scan, canonical" in seconds:
             low, middle, high = quartiles(ratios(seconds["scan, canonical"], seconds[other]))
             cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
         else:
@@ -192,32 +198,42 @@ def row(name: str, seconds: dict[str, list[float]]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
+def markdown(kept: dict[str, dict[str, list[float]]]) -> str:
+    """All rows, in the order of `OPERATIONS`."""
+    heading = [*COLUMNS, "scan, canonical / step", "scan, canonical / PyTorch"]
+    rounds = {len(values) for by_column in kept.values() for values in by_column.values()}
+    cores = len(os.sched_getaffinity(0))
+    lines = [
+        "A training step in ms, and medians (quartiles) of ratios of one round; "
+        f"{min(rounds)} to {max(rounds)} rounds, "
+        f"jax {jax.__version__}, {cores} cores: `python -m benchmarks.operations`",
+        "",
+        f"| | {' | '.join(heading)} |",
+        f"|:--|{'--:|' * len(heading)}",
+        *(row(name, kept[name]) for name in OPERATIONS if name in kept),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measures, prints and writes Markdown and JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
-    os.makedirs(options.out, exist_ok=True)
-    heading = [*COLUMNS, "scan, canonical / step", "scan, canonical / PyTorch"]
-    lines = [
-        f"A training step in ms, and medians (quartiles) of ratios of one round; {options.rounds} rounds, "
-        f"jax {jax.__version__}, {len(os.sched_getaffinity(0))} cores: `python -m benchmarks.operations`",
-        "",
-        f"| | {' | '.join(heading)} |",
-        f"|:--|{'--:|' * len(heading)}",
-    ]
-    print("\n".join(lines), flush=True)
-    kept: dict[str, Any] = {}
+    options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / f"jax-{jax.__version__}"
+    kept: dict[str, dict[str, list[float]]] = {}
+    if Path(f"{stem}.json").exists():
+        kept = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))["seconds"]
     for name in options.only:
-        seconds = take_turns(contestants(name, OPERATIONS[name]), options.rounds, label=name)
-        kept[name] = seconds
-        lines.append(row(name, seconds))
-        print(lines[-1], flush=True)
-        Path(f"{stem}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        facts = {"jax": jax.__version__, "rounds": options.rounds, "unit": "seconds a step", "seconds": kept}
+        own = contestants(name, OPERATIONS[name], options.columns)
+        kept[name] = take_turns(own, options.rounds, label=name)
+        print(row(name, kept[name]), flush=True)
+        Path(f"{stem}.md").write_text(markdown(kept), encoding="utf-8")
+        facts = {"jax": jax.__version__, "unit": "seconds a step", "seconds": kept}
         Path(f"{stem}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         jax.clear_caches()
 

@@ -150,8 +150,8 @@ class Table:
 
     def _form(self, name: str) -> tuple[float, str]:
         if name in _PER_CENT:
-            return 100, ".2f"
-        return (1, ".0f") if name in ("errors", "correct") else (1, ".4g")
+            return 100.0, ".2f"
+        return (1.0, ".0f") if name in ("errors", "correct") else (1.0, ".4g")
 
     def _spread(self, name: str, values: Float[np.ndarray, " seeds"]) -> str:
         factor, form = self._form(name)

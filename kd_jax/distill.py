@@ -26,7 +26,7 @@ from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
 from kd_jax.train.resume import Folder, Progress, description, identity, opened
-from kd_jax.train.sources import Memory, Stream, make_source
+from kd_jax.train.sources import Memory, Stream, is_iterator, make_source
 from kd_jax.train.step import Prepare, TrainState, init
 
 PyTree = Any
@@ -224,7 +224,7 @@ def _examiner(
     if isinstance(validation, Batch | tuple | dict):
         validation = as_batch(validation)
         check_values(validation, classes)
-    elif iter(validation) is validation:
+    elif is_iterator(validation):
         raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
     size = max(batch_size or 0, 1000)
     asked: Any = None if teacher is None or teacher.per_example else teacher

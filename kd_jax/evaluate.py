@@ -14,6 +14,7 @@ from kd_jax.data.batch import Batch, as_batch, check_values
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.compensated import difference, exp
+from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
 from kd_jax.models.predict import outputs_in_batches
 from kd_jax.teacher import Teacher, as_teacher
@@ -235,9 +236,8 @@ def evaluate_logits(
 
     In float32 or better, whatever the logits are.
     """
-    # Not promote_types, which refuses float64 beside float32 where nothing may be promoted.
-    wide = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
-    logits, labels = logits.astype(wide), labels.astype(jnp.int32)
+    kind = wide(logits)
+    logits, labels = logits.astype(kind), labels.astype(jnp.int32)
     answers = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     correct = jnp.sum(answers == labels)
     errors = jnp.sum(answers != labels)
@@ -245,7 +245,7 @@ def evaluate_logits(
     count = (correct + errors).astype(logits.dtype)
     agreement = distance = None
     if teacher_logits is not None:
-        teacher_logits = teacher_logits.astype(wide)
+        teacher_logits = teacher_logits.astype(kind)
         agreeing = jnp.sum(answers == jnp.argmax(teacher_logits, axis=-1).astype(labels.dtype))
         agreement = agreeing.astype(logits.dtype) / count
         distance = jnp.mean(kl_divergence(logits, teacher_logits))

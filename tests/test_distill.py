@@ -104,7 +104,8 @@ def test_history_has_the_names_of_a_users_terms() -> None:
 
 def test_the_best_epoch_is_given_back() -> None:
     """Rates that first improve and then ruin it: the best is neither the last nor a later change of the same memory."""
-    schedule = optax.schedules.piecewise_constant_schedule(0.3, {9: -2.0})
+    constant = optax.schedules.constant_schedule
+    schedule = optax.schedules.join_schedules([constant(0.3), constant(-0.6)], [9])
     seen: list[Any] = []
     result = kd.distill(
         net(), None, DATA, **(HOW | {"epochs": 6, "optimizer": optax.sgd(schedule)}), validation=DATA, best="nll",

@@ -2,7 +2,6 @@ import ast
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,34 +9,34 @@ import pytest
 
 import kd_jax
 from kd_jax.data.dataset import make_dataset
+from kd_jax.models import torch_weights
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As they stand, one after the other in one program, on a few images of MNIST, and as users have set JAX."""
+def test_the_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As they stand, one after the other, on a few images of MNIST."""
     whole = kd_jax.load("mnist")
     few = make_dataset(
-        "few", whole.train_images[:640], whole.train_labels[:640], whole.test_images[:100], whole.test_labels[:100]
+        "few", whole.train_images[:2560], whole.train_labels[:2560], whole.test_images[:100], whole.test_labels[:100]
     )
     monkeypatch.setattr(kd_jax, "load", lambda source: few)
     monkeypatch.chdir(tmp_path)
-    taught = kd_jax.mlp([784, 30, 10]).init(0)
-    kd_jax.torch_weights.save(taught.variables["params"], "teacher.safetensors", names=["hidden", "output"])
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names: dict[str, Any] = {}
+    known = kd_jax.mlp([784, 30, 10]).init(0).variables["params"]
+    torch_weights.save(known, "teacher.safetensors", names=["fc1", "fc2"])
+    distilled, seeds, from_torch = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for example in examples:
-            exec(compile(example, "README.md", "exec"), names)
-    measures, counts = re.fullmatch(r"(\{.*\})\n\[(.*)\]\n", capsys.readouterr().out).groups()  # type: ignore[union-attr]
-    found = ast.literal_eval(measures)
-    assert found["correct"] + found["errors"] == 100
-    assert found["agreement"] > 0.1
-    assert all(np.isfinite(value) for value in found.values())
-    assert (np.array(counts.split(), int) > 10).all()
-    assert kd_jax.torch_weights.layer_sizes(kd_jax.torch_weights.from_state_dict("student.safetensors")) == (
-        784, 20, 20, 10,
-    )  # fmt: skip
+        exec(compile(distilled, "README.md", "exec"), names)
+        measures = ast.literal_eval(capsys.readouterr().out)
+        assert {"accuracy", "errors", "nll", "ece", "agreement", "kl_to_teacher"} <= set(measures)
+        exec(compile(seeds, "README.md", "exec"), names)
+        correct = np.array(re.findall(r"\d+", capsys.readouterr().out), int)
+        assert correct.shape == (3,)
+        assert (correct > 10).all()
+        exec(compile(from_torch, "README.md", "exec"), names)
+    found = torch_weights.from_state_dict("student.safetensors")
+    assert torch_weights.layer_sizes(found) == (784, 20, 20, 10)
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
@@ -56,3 +55,11 @@ def test_kept_runs_are_of_the_presets_as_they_are(folder: str, preset: str) -> N
     config = kd_jax.make_config(preset, seeds=kept["seeds"], seed=kept["seed"])
     earlier = {"warmup": 0.0, "teacher_warmup": 0.0, "shift_share": 1.0, "teacher_shift_share": 1.0}
     assert earlier | kept | {"preset": preset} == json.loads(json.dumps(config.as_dict()))
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    root = Path(__file__).parents[1]
+    named = set(re.findall(r"`((?:tests|kd_jax|benchmarks)/[\w/]+\.py)`", README))
+    named |= {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (root / name).exists()] == []

@@ -47,7 +47,7 @@ def kd(student_logits: Logits, teacher_logits: Logits, *, temperature: Scalar) -
     RepDistiller's `DistillKL` is the mean of these values; its alpha (0.9) weighs them, its gamma (0.1) the hard loss.
     torchdistill's `KDLoss` is the mean of `mix(hard, kd, alpha)`, but drops T² at alpha 0 exactly and without labels.
     Keras's `LogitsDistillation` is their mean if it is given an instance of `KLDivergence`; its default (3.15) takes
-    neither softmax nor T² and is another loss. Their values for the same logits are in `tests/test_peers.py`.
+    neither softmax nor T² and is another loss. Their values for the same logits are in `tests/losses/test_peers.py`.
 
     temperature: T > 0. Logits `[..., classes]`. Returns `[...]`.
     """

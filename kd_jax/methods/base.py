@@ -16,7 +16,7 @@ from kd_jax.errors import MethodError
 from kd_jax.models import Output
 
 PyTree = Any
-Scalar = float | int | np.number | Num[np.ndarray, "..."] | Num[Array, "..."]
+Scalar = float | int | Num[Array, "..."]
 """A number; with axes it is a grid, for `vmap`."""
 Values = Float[Array, "..."]
 Terms = Mapping[str, Values]
@@ -83,9 +83,9 @@ class Method:
         """Both methods' terms together."""
         return Sum((*_summands(self), *_summands(other)))
 
-    def __mul__(self, factor: Scalar) -> "Scaled":
+    def __mul__(self, factor: Any) -> "Scaled":
         """Every term times a number."""
-        return Scaled(self, factor)
+        return Scaled(self, jnp.asarray(factor) if isinstance(factor, np.generic | np.ndarray) else factor)
 
     __rmul__ = __mul__
 

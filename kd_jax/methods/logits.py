@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
-from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values
+from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, weighted
 from kd_jax.models import Output
 
 
@@ -114,6 +114,13 @@ class KDWithoutTSquared(SoftLoss):
 def hard_loss(method: Method, student: Output, batch: Batch) -> Values:
     """Cross entropy of the batch's labels, whole or soft. Raises `MethodError` where there are none."""
     return losses.cross_entropy(student.logits, require_labels(method, batch))
+
+
+def hard_term(method: Method, weight: Scalar, student: Output, batch: Batch) -> dict[str, Values]:
+    """The term `hard` with its weight; none where that is known to be 0, or where labels are missing then."""
+    if is_zero(weight):
+        return {}
+    return {"hard": weighted(weight, hard_loss(method, student, batch))}
 
 
 def require_labels(method: Method, batch: Batch) -> Array:

@@ -6,6 +6,7 @@ import jax
 from flax import linen, nnx
 
 from kd_jax.errors import ConfigError
+from kd_jax.files import as_numpy
 from kd_jax.models.network import Model, Network, PyTree
 from kd_jax.models.nnx import from_nnx
 
@@ -48,7 +49,12 @@ def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]
     output; one that is not called has none. Raises `ConfigError`.
     """
     model = as_model(model)
+    inputs = jax.tree.map(_array, inputs, is_leaf=lambda value: isinstance(value, list))
     variables = model.variables
     if variables is None:
         variables = jax.eval_shape(model.network.init, jax.random.key(0))
     return model.network.feature_shapes(variables, inputs)
+
+
+def _array(value: Any) -> Any:
+    return value if hasattr(value, "shape") and hasattr(value, "dtype") else as_numpy(value, "an input")

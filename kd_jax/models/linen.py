@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import jax
@@ -100,12 +100,7 @@ class LinenNetwork(Network):
                 "this network was made from variables alone, and fresh ones need example inputs: give "
                 "kd.from_linen(module, inputs)"
             )
-        structure, shapes = self.example
-        inputs = jax.tree.unflatten(structure, [jnp.zeros(shape, dtype) for shape, dtype in shapes])
-        streams = ("params", *self.rngs)
-        keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
-        module, method, args, kwargs = self._call(inputs, train=False)
-        return _plain(module.init(keys, *args, method=method, **kwargs))
+        return _initial(self, key)
 
     def apply(
         self,
@@ -219,6 +214,17 @@ class LinenNetwork(Network):
         except ValueError:
             # A field that is an array: its comparison is no truth value.
             return False
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial(network: LinenNetwork, key: Any) -> Variables:
+    """Compiled, so that the outputs for the zeros are not computed."""
+    structure, shapes = network.example or (None, ())
+    inputs = jax.tree.unflatten(structure, [jnp.zeros(shape, dtype) for shape, dtype in shapes])
+    streams = ("params", *network.rngs)
+    keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+    module, method, args, kwargs = network._call(inputs, train=False)
+    return _plain(module.init(keys, *args, method=method, **kwargs))
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -47,6 +47,7 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
     if isinstance(module, nnx.Module):
         graph, values, streams = _split(_copy(module))
         network = NNXNetwork(graph, _shapes(values), _shapes(streams), call)
+        # What trains them may donate the model's arrays.
         return Model(network, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), values))
     if not callable(module):
         raise ConfigError(
@@ -282,7 +283,13 @@ def _split(module: nnx.Module) -> tuple[Any, Variables, PyTree]:
     graph, *parts = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     params, streams, _, state = parts
     values = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
-    return graph, values, nnx.to_pure_dict(streams)
+    return graph, jax.tree.map(_strong, values), nnx.to_pure_dict(streams)
+
+
+def _strong(leaf: Any) -> Any:
+    """An array of its type for good: one of a Python number would change its type in the first step."""
+    array = jnp.asarray(leaf)
+    return jnp.asarray(array, array.dtype) if array.weak_type else leaf
 
 
 def _shapes(tree: PyTree) -> PyTree:

@@ -6,73 +6,34 @@
   (float64, complex): matrix products, one for each offset in the window, or for each output where there are fewer.
 - Depthwise: sums of shifted products.
 - Groups (which a `vmap` over kernels makes): one after another, but small ones together.
+- Three axes of space: sums of convolutions of two.
 - Inputs dilated with zeros (gradients of strided convolutions): one smaller convolution for each phase, without zeros.
 
 What was measured: results/throughput/findings.md.
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
+from kd_jax.train.convolution_operands import Operands, dilated, places
+
 _EIGEN = (jnp.float32, jnp.bfloat16, jnp.float16)
 # More products than this are slower to compile than they save.
 _PRODUCTS = 128
 # Groups that have fewer outputs together are computed as one, with zeros: a vector's lanes, which were idle.
 _VECTOR = 16
+# As many sums of planar convolutions are faster than a spatial one.
+_PLANES = 8
 # So many groups are unrolled; more are a loop.
 _UNROLLED_GROUPS = 8
 # So many rows are added number by number before what is left is summed by a matrix product (column sums are slow).
 _ADDED_ROWS = 8
-
-
-class Operands(NamedTuple):
-    """A convolution in canonical order, its parameters those of `lax.conv_general_dilated`.
-
-    lhs: [batch, *space, groups · inputs]. rhs: [*window, inputs, groups · outputs].
-    """
-
-    lhs: Array
-    rhs: Array
-    window_strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    lhs_dilation: tuple[int, ...]
-    rhs_dilation: tuple[int, ...]
-    groups: int
-    options: dict[str, Any]
-
-    @property
-    def dims(self) -> int:
-        """How many axes of space there are."""
-        return self.lhs.ndim - 2
-
-    @property
-    def window(self) -> tuple[int, ...]:
-        """The kernel's extent in space, without dilation."""
-        return self.rhs.shape[:-2]
-
-    @property
-    def extents(self) -> tuple[int, ...]:
-        """The output's extent in space."""
-        sizes = self.lhs.shape[1:-1], self.window, self.window_strides, self.padding
-        return tuple(
-            (_dilated(size, dilation) + low + high - _dilated(window, own)) // stride + 1
-            for size, window, stride, (low, high), dilation, own in zip(
-                *sizes, self.lhs_dilation, self.rhs_dilation, strict=True
-            )
-        )
-
-    @property
-    def dtype(self) -> Any:
-        """Of the output."""
-        return self.options.get("preferred_element_type") or self.lhs.dtype
 
 
 def convolve(
@@ -121,7 +82,11 @@ def _form(own: Operands) -> Array:
         return _grouped(own)
     products = math.prod(map(min, own.window, own.extents))
     slow = own.lhs.dtype not in _EIGEN
-    return _matrix_products(own) if products == 1 or (slow and products <= _PRODUCTS) else _library(own)
+    if products == 1 or (slow and products <= _PRODUCTS):
+        return _matrix_products(own)
+    if own.dims == 3 and not slow and own.lhs_dilation[0] == 1 and min(own.window[0], own.extents[0]) <= _PLANES:
+        return _by_planes(own)
+    return _library(own)
 
 
 def _library(own: Operands) -> Array:
@@ -171,7 +136,7 @@ def _swapped(own: Operands) -> Operands:
     for (low, high), size, window, dilation, other in zip(
         own.padding, own.lhs.shape[1:-1], own.window, own.lhs_dilation, own.rhs_dilation, strict=True
     ):
-        more = _dilated(size, dilation) - _dilated(window, other)
+        more = dilated(size, dilation) - dilated(window, other)
         padding.append((low + more, high + more))
     own = own._replace(lhs=inputs, rhs=kernel, padding=tuple(padding))
     return own._replace(lhs_dilation=own.rhs_dilation, rhs_dilation=own.lhs_dilation)
@@ -200,19 +165,51 @@ def _by_phases(own: Operands, axis: int) -> Array:
     return lax.slice_in_dim(merged, 0, extent, 1, axis + 1)
 
 
+def _by_planes(own: Operands) -> Array:
+    """Three axes of space as two: the first as examples or, where there are fewer outputs than offsets, as inputs."""
+    (low, high), size, stride, dilation = own.padding[0], own.window[0], own.window_strides[0], own.rhs_dilation[0]
+    extent, features = own.extents[0], own.lhs.shape[-1]
+    padded = lax.pad(own.lhs, jnp.zeros((), own.lhs.dtype), [(0, 0, 0), (low, high, 0), *[(0, 0, 0)] * 3])
+    planar = own._replace(
+        window_strides=own.window_strides[1:],
+        padding=own.padding[1:],
+        lhs_dilation=own.lhs_dilation[1:],
+        rhs_dilation=own.rhs_dilation[1:],
+    )
+    batch, plane = len(own.lhs), own.lhs.shape[2:-1]
+    parts = []
+    if size <= extent:
+        for offset in range(size):
+            first = offset * dilation
+            seen = lax.slice_in_dim(padded, first, first + (extent - 1) * stride + 1, stride, 1)
+            lhs = lax.reshape(seen, (batch * extent, *plane, features))
+            options = {**own.options, "preferred_element_type": own.sum_type}
+            parts.append(_form(planar._replace(lhs=lhs, rhs=own.rhs[offset], options=options)))
+        total = functools.reduce(lax.add, parts).astype(own.dtype)
+        return lax.reshape(total, (batch, extent, *total.shape[1:]))
+    rhs = jnp.moveaxis(own.rhs, 0, -3)
+    rhs = lax.reshape(rhs, (*own.window[1:], size * features, own.rhs.shape[-1]))
+    for output in range(extent):
+        first = output * stride
+        seen = lax.slice_in_dim(padded, first, first + (size - 1) * dilation + 1, dilation, 1)
+        lhs = lax.reshape(jnp.moveaxis(seen, 1, -2), (batch, *plane, size * features))
+        parts.append(_form(planar._replace(lhs=lhs, rhs=rhs)))
+    return jnp.stack(parts, 1)
+
+
 def _matrix_products(own: Operands) -> Array:
     """Ungrouped: a product for each offset in the window or, where there are fewer, for each output."""
     options = {name: own.options.get(name) for name in ("precision", "preferred_element_type")}
-    lhs, last = _padded(own), own.dims + 1
+    lhs, last = own.padded(), own.dims + 1
     if math.prod(own.window) <= math.prod(own.extents):
-        taps = [(_seen_at(own, lhs, at), own.rhs[at]) for at in _places(own.window)]
+        taps = [(own.seen_at(lhs, at), own.rhs[at]) for at in places(own.window)]
         products = [lax.dot_general(piece, tap, (((last,), (0,)), ((), ())), **options) for piece, tap in taps]
         return functools.reduce(lax.add, products)
     # Features first, which are the batch of the convolution whose gradient this mostly is: nothing is transposed then.
     numbers = (((last, *range(1, last)), (own.dims, *range(own.dims))), ((), ()))
-    pieces = [_seen_by(own, lhs, at) for at in _places(own.extents)]
+    pieces = [own.seen_by(lhs, at) for at in places(own.extents)]
     outputs = [lax.dot_general(piece, own.rhs, numbers, **options) for piece in pieces]
-    return _assembled(own, outputs)
+    return own.assembled(outputs)
 
 
 def _shifted_products(own: Operands) -> Array:
@@ -221,10 +218,10 @@ def _shifted_products(own: Operands) -> Array:
     lhs = jnp.repeat(own.lhs, multiplier, axis=-1) if multiplier > 1 else own.lhs
     own = own._replace(lhs=lhs)
     # Else the zeros are put in where each product is made, which costs more.
-    padded, wide = lax.optimization_barrier(_padded(own)), _sum_type(own)
+    padded, wide = lax.optimization_barrier(own.padded()), own.sum_type
     terms = []
-    for at in _places(own.window):
-        piece = _seen_at(own, padded, at).astype(wide)
+    for at in places(own.window):
+        piece = own.seen_at(padded, at).astype(wide)
         terms.append(piece * lax.broadcast_in_dim(own.rhs[at][0].astype(wide), piece.shape, (piece.ndim - 1,)))
     return functools.reduce(lax.add, terms).astype(own.dtype)
 
@@ -236,17 +233,17 @@ def _summed_products(own: Operands) -> Array:
     lhs = lax.transpose(split, (own.dims + 1, *range(own.dims + 1)))
     lhs = jnp.repeat(lhs, outputs // own.groups, axis=-1)
     rhs = lax.transpose(own.rhs, (own.dims, *range(own.dims), own.dims + 1))
-    own, wide = own._replace(lhs=lhs), _sum_type(own)
-    padded = lax.optimization_barrier(_padded(own))
+    own, wide = own._replace(lhs=lhs), own.sum_type
+    padded = lax.optimization_barrier(own.padded())
     parts = max(part for part in range(1, _ADDED_ROWS + 1) if inputs % part == 0)
 
     def summed(at: tuple[int, ...]) -> Array:
-        pairs = zip(*(jnp.split(array, parts) for array in (_seen_by(own, padded, at), rhs)), strict=True)
+        pairs = zip(*(jnp.split(array, parts) for array in (own.seen_by(padded, at), rhs)), strict=True)
         added = functools.reduce(lax.add, [one.astype(wide) * other.astype(wide) for one, other in pairs])
         rows = lax.reshape(added, (added.size // outputs, outputs))
         return jnp.ones((1, len(rows)), wide) @ rows
 
-    return _assembled(own, [summed(at).astype(own.dtype) for at in _places(own.extents)])
+    return own.assembled([summed(at).astype(own.dtype) for at in places(own.extents)])
 
 
 def _grouped(own: Operands) -> Array:
@@ -295,38 +292,8 @@ def _group_by_group(own: Operands) -> Array:
     return lax.reshape(out, (*out.shape[:-2], own.groups * outputs))
 
 
-def _padded(own: Operands) -> Array:
-    """The inputs with their zeros."""
-    space = [(low, high, dilation - 1) for (low, high), dilation in zip(own.padding, own.lhs_dilation, strict=True)]
-    return lax.pad(own.lhs, jnp.zeros((), own.lhs.dtype), [(0, 0, 0), *space, (0, 0, 0)])
-
-
-def _places(extents: Sequence[int]) -> list[tuple[int, ...]]:
-    return list(itertools.product(*map(range, extents)))
-
-
-def _seen_at(own: Operands, padded: Array, offset: Sequence[int]) -> Array:
-    """What all outputs see at one offset of the window."""
-    return _strided(padded, offset, own.rhs_dilation, own.extents, own.window_strides)
-
-
-def _seen_by(own: Operands, padded: Array, output: Sequence[int]) -> Array:
-    """What one output sees at all offsets of the window."""
-    return _strided(padded, output, own.window_strides, own.window, own.rhs_dilation)
-
-
-def _strided(
-    array: Array, place: Sequence[int], steps: Sequence[int], counts: Sequence[int], strides: Sequence[int]
-) -> Array:
-    """In each axis of space, `count` numbers every `stride`, from `place · step` on."""
-    starts = [at * step for at, step in zip(place, steps, strict=True)]
-    ends = [start + (count - 1) * stride + 1 for start, count, stride in zip(starts, counts, strides, strict=True)]
-    return lax.slice(array, (0, *starts, 0), (len(array), *ends, array.shape[-1]), (1, *strides, 1))
-
-
-def _assembled(own: Operands, outputs: Sequence[Array]) -> Array:
-    """[batch, *extents, features] of a [batch, features] for each place."""
-    return lax.reshape(jnp.stack(outputs, 1), (len(outputs[0]), *own.extents, outputs[0].shape[-1]))
+def _replaced(values: tuple[Any, ...], axis: int, value: Any) -> tuple[Any, ...]:
+    return (*values[:axis], value, *values[axis + 1 :])
 
 
 def _batch_groups_as_features(lhs: Array, groups: int) -> Array:
@@ -335,16 +302,3 @@ def _batch_groups_as_features(lhs: Array, groups: int) -> Array:
     parts = lax.reshape(lhs, (groups, batch // groups, *space, features))
     moved = lax.transpose(parts, (*range(1, parts.ndim - 1), 0, parts.ndim - 1))
     return lax.reshape(moved, (batch // groups, *space, groups * features))
-
-
-def _sum_type(own: Operands) -> Any:
-    """Sums of bfloat16 and float16 are of float32, as in XLA's kernel."""
-    return jnp.float32 if own.dtype in (jnp.bfloat16, jnp.float16) else own.dtype
-
-
-def _dilated(size: int, dilation: int) -> int:
-    return (size - 1) * dilation + 1
-
-
-def _replaced(values: tuple[Any, ...], axis: int, value: Any) -> tuple[Any, ...]:
-    return (*values[:axis], value, *values[axis + 1 :])

@@ -128,7 +128,8 @@ class Stream:
             self.first = None
             self.iterator.set_state(position.state)
         else:
-            for _ in range(position.drawn - (self.first is None and self.iterator is self.data)):
+            # The first was drawn to look at it.
+            for _ in range(position.drawn - (self.first is not None)):
                 if next(self.iterator, None) is None:
                     break
             self.first = None
@@ -183,7 +184,7 @@ class Stream:
         while self.steps is None or start < self.steps:
             raw = next(self.iterator, None)
             if raw is None:
-                if self.steps is None or fresh or iter(self.data) is self.data:
+                if self.steps is None or fresh or is_iterator(self.data):
                     return
                 # One pass is over before the epoch is.
                 self.iterator, self.drawn, fresh = iter(self.data), 0, True
@@ -262,7 +263,7 @@ def make_source(
         raise ConfigError(
             f"batch_size is {batch_size}, and the data is an iterator, whose batches have their own size: leave it out"
         )
-    if steps is None and iter(data) is data:
+    if steps is None and is_iterator(data):
         raise ConfigError(
             f"the data is an iterator, which may have no end, and epochs is {epochs}: say with steps= how many batches "
             "an epoch has, or give an iterable that begins anew each time"
@@ -275,6 +276,11 @@ def make_source(
             "itself, or the data as a kd.Batch in memory"
         )
     return Stream(data, teacher, key, method, training, steps=steps, labels_count=bool(method.needs_labels))
+
+
+def is_iterator(data: Any) -> bool:
+    """Whether `data` begins once only. Nothing is begun to find out: a loader may start processes then."""
+    return hasattr(data, "__next__")
 
 
 def _is_pair(data: list[Any]) -> bool:

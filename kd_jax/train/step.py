@@ -70,7 +70,9 @@ def init(
     network_key, method_key = jax.random.split(jax.random.fold_in(key, _INIT))
     variables = training.network.init(network_key) if variables is None else variables
     parts = Parts()
-    if type(method).init is not Method.init:
+    if type(method).init is not Method.init and batch is None:
+        parts = as_parts(method.init(method_key, None, None), method)  # type: ignore[arg-type]
+    elif type(method).init is not Method.init:
         shapes = jax.eval_shape(
             lambda variables, batch, teacher: _outputs(
                 training, method, variables, _prepared(training, batch, key), teacher, key

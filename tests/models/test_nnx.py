@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
+from flax import nnx
 
 from kd_jax.errors import ConfigError
 from kd_jax.models import Output, as_model, count_parameters, from_function, from_nnx, mlp, to_module
@@ -35,21 +35,6 @@ class Normed(nnx.Module):
 
     def __call__(self, x):
         return self.last(self.dropout(self.norm(self.first(x))))
-
-
-def dropped(model, **named):
-    """Whether training differs from evaluation and from another key, and the state."""
-    variables = model.init(KEY).variables if model.variables is None else model.variables
-
-    def logits(train, seed):
-        return np.asarray(
-            model.network.apply(variables, named.get("x", X), train=train, key=jax.random.key(seed))[0].logits
-        )
-
-    assert (logits(True, 1) != logits(True, 2)).any()
-    same(logits(True, 1), logits(True, 1))
-    same(logits(False, 1), logits(False, 2))
-    return logits(False, 1)
 
 
 def test_a_living_module_gives_its_values_and_is_not_changed():
@@ -182,7 +167,10 @@ def test_what_is_sown_is_not_carried_and_neither_is_what_a_call_leaves_behind():
 def test_a_module_that_has_sown_before_gives_no_state():
     module = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
     module.seen = nnx.Intermediate((X,))
-    assert from_nnx(module).variables["state"] == {}
+    model = from_nnx(module)
+    assert model.variables["state"] == {}
+    np.testing.assert_allclose(model(X), module(X), rtol=1e-6)
+    assert model.network == from_nnx(nnx.Linear(6, 3, rngs=nnx.Rngs(1))).network
     assert module.seen.get_value()[0] is X
 
 
@@ -214,143 +202,6 @@ def test_every_kind_of_variable():
     assert int(state["calls"]) == 1
     np.testing.assert_allclose(state["cache"], output.logits[0])
     same(model.network.apply(model.variables, X)[1], model.variables["state"])
-
-
-class TakesRngs(nnx.Module):
-    def __init__(self, rngs):
-        self.inner, self.dropout = nnx.Linear(6, 3, rngs=rngs), nnx.Dropout(0.5)
-
-    def __call__(self, x, *, rngs):
-        return self.dropout(self.inner(x), rngs=rngs)
-
-
-class MayTakeRngs(TakesRngs):
-    def __call__(self, x, rngs=None):
-        x = self.inner(x)
-        if rngs is None:
-            return x
-        return x + jax.random.normal(rngs.noise(), x.shape) + jax.random.normal(rngs.dropout(), x.shape)
-
-
-class TakesTrain(TakesRngs):
-    def __init__(self, rngs):
-        self.inner, self.dropout = nnx.Linear(6, 3, rngs=rngs), nnx.Dropout(0.5, deterministic=None, rngs=rngs)
-
-    def __call__(self, x, *, train):
-        return self.dropout(self.inner(x), deterministic=not train)
-
-
-class TakesTraining(TakesTrain):
-    def __call__(self, x, training=False):
-        return self.dropout(self.inner(x), deterministic=not training)
-
-
-class TakesDeterministic(TakesTrain):
-    def __call__(self, x, deterministic: bool):
-        return self.dropout(self.inner(x), deterministic=deterministic)
-
-
-class HasTrain(TakesTrain):
-    """An attribute hides the method."""
-
-    def __init__(self, rngs):
-        self.inner, self.dropout = nnx.Linear(6, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
-        self.train = True
-
-    def __call__(self, x):
-        return self.dropout(self.inner(x))
-
-
-@pytest.mark.parametrize(
-    "kind", [TakesRngs, MayTakeRngs, TakesTrain, TakesTraining, TakesDeterministic, HasTrain, Normed]
-)
-def test_modes_and_random_streams_are_given_as_the_signature_has_them(kind):
-    model = from_nnx(kind)
-    if kind is not Normed:
-        variables = model.init(KEY).variables["params"]["inner"]
-        np.testing.assert_allclose(dropped(model), X @ variables["kernel"] + variables["bias"][None], rtol=1e-5)
-    else:
-        dropped(model)
-
-
-@pytest.mark.parametrize("kind", [TakesRngs, Normed])
-def test_training_with_random_streams_needs_a_key(kind):
-    model = from_nnx(kind).init(KEY)
-    with pytest.raises(ConfigError, match=r"key=jax\.random\.key"):
-        model.network.apply(model.variables, X, train=True)
-
-
-def test_a_module_without_random_streams_trains_without_a_key():
-    model = mlp([6, 3]).init(KEY)
-    same(
-        model.network.apply(model.variables, X, train=True)[0].logits, model.network.apply(model.variables, X)[0].logits
-    )
-
-
-def test_batch_norm_alone_by_use_running_average():
-    class Takes(nnx.Module):
-        def __init__(self, rngs):
-            self.norm = nnx.BatchNorm(6, use_running_average=None, rngs=rngs)
-
-        def __call__(self, x, *, use_running_average):
-            return self.norm(x, use_running_average=use_running_average)
-
-    model = from_nnx(Takes).init(KEY)
-    output, state = model.network.apply(model.variables, X, train=True)
-    np.testing.assert_allclose(output.logits.mean(axis=0), np.zeros(6), atol=1e-6)
-    np.testing.assert_allclose(state["norm"]["mean"], 0.01 * X.mean(axis=0), rtol=1e-4)
-    np.testing.assert_allclose(model(X), X / np.sqrt(1 + 1e-5), rtol=1e-5)
-
-
-def test_inputs_are_an_array_a_tuple_or_a_dict():
-    class Two(nnx.Module):
-        def __init__(self, rngs):
-            self.inner = nnx.Linear(6, 3, rngs=rngs)
-
-        def __call__(self, tokens, mask=None):
-            return self.inner(tokens if mask is None else jnp.where(mask[:, None], tokens, 0))
-
-    model, mask = from_nnx(Two).init(KEY), jnp.array([True, False, True, False])
-    expected = model(jnp.where(mask[:, None], X, 0))
-    same(model((X, mask)), expected)
-    same(model({"mask": mask, "tokens": X}), expected)
-    assert (model(X) != expected).any()
-    with pytest.raises(ConfigError, match=r"Two cannot be called with these inputs .*call=lambda"):
-        model({"words": X})
-
-
-def test_a_linen_module_within_the_bridge_of_nnx():
-    class Bridged(nnx.Module):
-        def __init__(self, rngs):
-            self.linen = nnx.bridge.ToNNX(linen.Dense(3), rngs=rngs).lazy_init(X)
-
-        def __call__(self, x):
-            return self.linen(x)
-
-    model = from_nnx(Bridged(nnx.Rngs(0)))
-    params = model.variables["params"]["linen"]
-    np.testing.assert_allclose(model(X), X @ params["kernel"] + params["bias"][None], rtol=1e-5)
-    assert model(X, features="linen").features["linen"].shape == (4, 3)
-
-
-def test_call_says_how_a_module_is_called():
-    class Encoder(nnx.Module):
-        def __init__(self, rngs):
-            self.inner = nnx.Linear(6, 3, rngs=rngs)
-            self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-        def encode(self, x, *, noisy):
-            return {"hidden": x}, self.dropout(self.inner(x), deterministic=not noisy)
-
-    def call(module, inputs, train):
-        return module.encode(inputs, noisy=train)[1]
-
-    model = from_nnx(Encoder, call=call)
-    assert dropped(model).shape == (4, 3)
-    assert model.network == from_nnx(Encoder, call=call).network
-    assert model.network != from_nnx(Encoder, call=lambda module, inputs, train: call(module, inputs, train)).network
-    with pytest.raises(ConfigError, match=r"Encoder has no __call__.*call=lambda"):
-        from_nnx(Encoder).init(KEY)(X)
 
 
 def test_outputs_are_passed_through():
@@ -442,6 +293,34 @@ def test_variables_of_another_model_are_refused():
     model = mlp([6, 3])
     with pytest.raises(ConfigError, match="a dict with params and state"):
         model.network.apply({"kernel": X}, X)
+
+
+def test_numbers_of_python_in_a_state_do_not_change_their_type():
+    class Counting(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(6, 3, rngs=rngs)
+            self.calls = nnx.Variable(jnp.array(0))
+            self.scale = nnx.Variable(1.0)
+
+        def __call__(self, x):
+            self.calls[...] += 1
+            self.scale[...] *= 0.5
+            return self.scale[...] * self.inner(x)
+
+    for model in (from_nnx(Counting).init(KEY), from_nnx(Counting(nnx.Rngs(0)))):
+        assert not any(leaf.weak_type for leaf in jax.tree.leaves(model.variables))
+        network, traces = model.network, []
+
+        @jax.jit
+        def step(params, state, network=network, traces=traces):
+            traces.append(state)
+            return network.apply(network.merge(params, state), X, train=True)[1]
+
+        params, state = network.split(model.variables)
+        for _ in range(3):
+            state = step(params, state)
+        assert int(state["calls"]) == 3
+        assert len(traces) == 1
 
 
 def test_a_network_is_frozen():

@@ -14,6 +14,7 @@ import kd_jax as kd
 from kd_jax.errors import DataError, NotFiniteError
 from kd_jax.train.sources import chunk_lengths
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 MEMORY = {"optimizer": optax.sgd(0.1, momentum=0.9), "method": kd.KD(0.3), "key": 7}
 
 

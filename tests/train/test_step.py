@@ -13,10 +13,13 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teach
 import kd_jax as kd
 from kd_jax.errors import ConfigError, MethodError, ShapeError
 from kd_jax.optimizers import adam
-from kd_jax.teacher import as_teacher
-from kd_jax.train.step import Training, TrainState, fit_labels, init, is_finite, step, weighted_mean, weighted_sum
+from kd_jax.teacher import CachedTeacher, as_teacher
+from kd_jax.train.step import Training, TrainState, fit_labels, init, is_finite, weighted_mean, weighted_sum
+from kd_jax.train.step import step as one_step
 
 KEY = jax.random.key(7)
+step = jax.jit(one_step, static_argnames="training")
+pytestmark = pytest.mark.usefixtures("quick_compiling")
 BATCH = jax.tree.map(jnp.asarray, kd.Batch(X[:8], Y[:8]))
 TRAINING = Training(net().network, SGD)
 
@@ -170,7 +173,8 @@ def test_what_weighs_nothing_does_not_matter(bad: str, labels: str) -> None:
     batch = jax.tree.map(jnp.asarray, kd.Batch(inputs, given, weights))
     without = jax.tree.map(jnp.asarray, kd.Batch(X[:8][~absent], kept))
     logits = np.asarray(teacher()(X[:8]))
-    pairs = [(teacher(), teacher()), (np.where(absent[:, None], np.nan, logits), logits[~absent])]
+    broken = CachedTeacher(kd.Output(jnp.asarray(np.where(absent[:, None], np.nan, logits))))
+    pairs = [(teacher(), teacher()), (broken, logits[~absent])]
     for one, other in pairs:
         found, metrics = once(batch, kd.KD(0.5, 2.0), one)
         wanted, expected = once(without, kd.KD(0.5, 2.0), other)
@@ -185,7 +189,7 @@ def test_features_that_weigh_nothing_do_not_matter() -> None:
     for broken in (np.nan, 0.0):
         output = teacher()(BATCH.inputs, features=("hidden.0",))
         features = {"hidden.0": output.features["hidden.0"].at[3].set(broken)}
-        known = kd.teacher.CachedTeacher(kd.Output(output.logits, features))
+        known = CachedTeacher(kd.Output(output.logits, features))
         state, _ = once(BATCH._replace(weights=weights), kd.FitNet("hidden.0", "hidden.0"), known)
         found.append(state)
     assert_same(found[0], found[1])
@@ -311,7 +315,7 @@ def test_a_method_without_its_teacher_says_so() -> None:
         once(method=kd.KD())
 
 
-def test_an_optimizer_is_told_the_loss() -> None:
+def test_an_optimizer_is_told_the_loss(standard_promotion: None) -> None:
     """`reduce_on_plateau` halves the rate where it does not fall."""
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
     training = Training(net().network, optax.chain(optax.sgd(0.0), plateau))

@@ -1,0 +1,94 @@
+"""The operands and parameters of one convolution in canonical order, and what its window sees."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+
+class Operands(NamedTuple):
+    """A convolution in canonical order, its parameters those of `lax.conv_general_dilated`.
+
+    lhs: [batch, *space, groups · inputs]. rhs: [*window, inputs, groups · outputs].
+    """
+
+    lhs: Array
+    rhs: Array
+    window_strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: tuple[int, ...]
+    rhs_dilation: tuple[int, ...]
+    groups: int
+    options: dict[str, Any]
+
+    @property
+    def dims(self) -> int:
+        """How many axes of space there are."""
+        return self.lhs.ndim - 2
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """The kernel's extent in space, without dilation."""
+        return self.rhs.shape[:-2]
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The output's extent in space."""
+        sizes = self.lhs.shape[1:-1], self.window, self.window_strides, self.padding
+        return tuple(
+            (dilated(size, dilation) + low + high - dilated(window, own)) // stride + 1
+            for size, window, stride, (low, high), dilation, own in zip(
+                *sizes, self.lhs_dilation, self.rhs_dilation, strict=True
+            )
+        )
+
+    @property
+    def dtype(self) -> Any:
+        """Of the output."""
+        return self.options.get("preferred_element_type") or self.lhs.dtype
+
+    @property
+    def sum_type(self) -> Any:
+        """Sums of bfloat16 and float16 are of float32, as in XLA's kernel."""
+        return jnp.float32 if self.dtype in (jnp.bfloat16, jnp.float16) else self.dtype
+
+    def padded(self) -> Array:
+        """The inputs with their zeros."""
+        space = [
+            (low, high, dilation - 1) for (low, high), dilation in zip(self.padding, self.lhs_dilation, strict=True)
+        ]
+        return lax.pad(self.lhs, jnp.zeros((), self.lhs.dtype), [(0, 0, 0), *space, (0, 0, 0)])
+
+    def seen_at(self, padded: Array, offset: Sequence[int]) -> Array:
+        """What all outputs see at one offset of the window."""
+        return _strided(padded, offset, self.rhs_dilation, self.extents, self.window_strides)
+
+    def seen_by(self, padded: Array, output: Sequence[int]) -> Array:
+        """What one output sees at all offsets of the window."""
+        return _strided(padded, output, self.window_strides, self.window, self.rhs_dilation)
+
+    def assembled(self, outputs: Sequence[Array]) -> Array:
+        """[batch, *extents, features] of a [batch, features] for each output."""
+        return lax.reshape(jnp.stack(outputs, 1), (len(outputs[0]), *self.extents, outputs[0].shape[-1]))
+
+
+def places(extents: Sequence[int]) -> list[tuple[int, ...]]:
+    """All places in a space."""
+    return list(itertools.product(*map(range, extents)))
+
+
+def dilated(size: int, dilation: int) -> int:
+    """The size with `dilation - 1` zeros between numbers."""
+    return (size - 1) * dilation + 1
+
+
+def _strided(
+    array: Array, place: Sequence[int], steps: Sequence[int], counts: Sequence[int], strides: Sequence[int]
+) -> Array:
+    """In each axis of space, `count` numbers every `stride`, from `place · step` on."""
+    starts = [at * step for at, step in zip(place, steps, strict=True)]
+    ends = [start + (count - 1) * stride + 1 for start, count, stride in zip(starts, counts, strides, strict=True)]
+    return lax.slice(array, (0, *starts, 0), (len(array), *ends, array.shape[-1]), (1, *strides, 1))

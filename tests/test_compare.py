@@ -1,0 +1,198 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import kd_jax as kd
+from kd_jax import seeds as of_seeds
+from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.stats import paired_comparison
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+RNG = np.random.default_rng(3)
+CENTRES = RNG.normal(size=(3, 6))
+
+
+def examples(count: int) -> kd.Batch:
+    labels = RNG.integers(0, 3, count)
+    return kd.Batch((CENTRES[labels] + 0.7 * RNG.normal(size=(count, 6))).astype(np.float32), labels.astype(np.int32))
+
+
+TRAIN, TEST = examples(96), examples(60)
+STUDENT = kd.mlp([6, 4, 3])
+HOW = {"optimizer": optax.adam(1e-2), "epochs": 2, "batch_size": 16, "seeds": 3}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> kd.Model:
+    with jax.numpy_dtype_promotion("standard"):
+        return kd.distill(kd.mlp([6, 16, 3]), None, TRAIN, optimizer=optax.adam(1e-2), epochs=8, batch_size=16).model
+
+
+@pytest.fixture(scope="module")
+def table(teacher: kd.Model) -> kd.Table:
+    methods = {"alone": kd.CrossEntropy(), "kd": kd.KD(alpha=0.2, temperature=3.0)}
+    with jax.numpy_dtype_promotion("standard"):
+        return kd.compare(STUDENT, teacher, TRAIN, TEST, methods=methods, **HOW)
+
+
+def test_each_value_is_what_a_training_of_its_own_finds(table: kd.Table, teacher: kd.Model) -> None:
+    for seed in table.seeds:
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        state, _ = kd.fit(
+            key, TRAIN, STUDENT, method=kd.KD(alpha=0.2, temperature=3.0), optimizer=HOW["optimizer"], epochs=2,
+            batch_size=16, teacher=kd.cached(teacher, TRAIN),
+        )  # fmt: skip
+        found = kd.evaluate(kd.Model(STUDENT.network, state.variables), TEST)
+        assert table.values["kd"]["accuracy"][seed] == pytest.approx(found["accuracy"])
+        assert table.values["kd"]["nll"][seed] == pytest.approx(found["nll"], rel=1e-4)
+
+
+def test_pairs_are_compared_with_the_first(table: kd.Table) -> None:
+    before, after = (table.values[name]["accuracy"] for name in ("alone", "kd"))
+    assert table.comparisons == {"kd": paired_comparison(before, after, metric="accuracy")}
+    assert list(table.values) == ["alone", "kd"]
+    assert "agreement" in table.values["kd"]
+
+
+def test_pairs_start_alike_and_at_alpha_1_end_alike(teacher: kd.Model) -> None:
+    methods = {"alone": kd.CrossEntropy(), "kd": kd.KD(alpha=1.0)}
+    found = kd.compare(STUDENT, teacher, TRAIN, TEST, methods=methods, measure="nll", **HOW)
+    np.testing.assert_allclose(found.values["kd"]["nll"], found.values["alone"]["nll"], rtol=1e-5)
+    assert len(set(found.values["alone"]["nll"])) == 3
+
+
+def test_the_best_of_a_grid_is_chosen_on_other_data_than_it_is_tested_on(teacher: kd.Model) -> None:
+    """A rate of learning that labels have no part in: alpha 1 with false labels loses on the development data."""
+    false = kd.Batch(TRAIN.inputs, (TRAIN.labels + 1) % 3)
+    grid = kd.grid(kd.KD, alpha=[1.0, 0.0], temperature=2.0)
+    assert grid.labels == ("alpha 1", "alpha 0")
+    methods = {"alone": kd.CrossEntropy(), "grid": grid}
+    found = kd.compare(STUDENT, teacher, false, TEST, methods=methods, development=TEST, **HOW)
+    assert found.chosen == {"grid": "alpha 0"}
+    assert "grid (alpha 0)" in str(found)
+    by_false = kd.compare(STUDENT, teacher, false, TEST, methods=methods, **HOW)
+    assert by_false.chosen == {"grid": "alpha 1"}
+
+
+def test_a_comparison_that_was_killed_goes_on_to_the_same(
+    teacher: kd.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compared(folder: str, **more: object) -> kd.Table:
+        methods = {"alone": kd.CrossEntropy(), "kd": kd.KD()}
+        return kd.compare(STUDENT, teacher, TRAIN, TEST, methods=methods, folder=tmp_path / folder, **HOW, **more)  # type: ignore[arg-type]
+
+    whole = compared("whole")
+    original, written = of_seeds.KeptTrainings.write, []
+
+    def dies(self: object, name: str, *rest: object) -> None:
+        if name == "kd-seed1":
+            raise KeyboardInterrupt
+        written.append(name)
+        original(self, name, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(of_seeds.KeptTrainings, "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            compared("killed")
+    assert written == ["alone-seed0", "alone-seed1", "alone-seed2", "kd-seed0"]
+    with pytest.raises(ConfigError, match="already holds a training: go on with resume=True"):
+        compared("killed")
+    resumed = compared("killed", resume=True)
+    for name in ("alone", "kd"):
+        for measure, values in whole.values[name].items():
+            np.testing.assert_allclose(resumed.values[name][measure], values, rtol=1e-5)
+    with pytest.raises(MismatchError, match="seeds"):
+        kd.compare(
+            STUDENT, teacher, TRAIN, TEST, methods={"alone": kd.CrossEntropy(), "kd": kd.KD()},
+            folder=tmp_path / "killed", resume=True, **{**HOW, "seeds": 2},
+        )  # fmt: skip
+
+
+def test_convolutions_train_in_turn_and_find_the_same_measures() -> None:
+    from flax import nnx
+
+    class CNN(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.conv, self.out = nnx.Conv(1, 2, (3, 3), rngs=rngs), nnx.Linear(2, 3, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.out(nnx.relu(self.conv(x)).mean((1, 2)))
+
+    data = kd.Batch(RNG.normal(size=(32, 6, 6, 1)).astype(np.float32), RNG.integers(0, 3, 32).astype(np.int32))
+    found = kd.compare(
+        CNN, None, data, data, methods={"alone": kd.CrossEntropy()}, measures={"top2": _top2},
+        measure="top2", higher=True, **{**HOW, "seeds": (4, 5)},
+    )  # fmt: skip
+    assert found.seeds == (4, 5)
+    assert (found.values["alone"]["top2"] >= found.values["alone"]["accuracy"]).all()
+    assert found.comparisons == {}
+
+
+def _top2(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    _, best = jax.lax.top_k(logits, 2)
+    return jnp.any(best == jnp.asarray(labels)[:, None], axis=-1).astype(jnp.float32)
+
+
+REFUSED = {
+    "no methods": ({"methods": {}}, "methods is empty"),
+    "values": ({"student": kd.mlp([6, 4, 3]).init(0)}, "has its values already"),
+    "seeds": ({"seeds": 0}, "seeds is 0"),
+    "measure": ({"measure": "f1", "higher": True}, "there is no measure f1: use one of accuracy"),
+    "direction": ({"measures": {"f1": _top2}, "measure": "f1"}, "whether more of f1 is better"),
+    "teacher": ({"methods": {"kd": kd.KD()}, "teacher": None}, "KD needs a teacher"),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_bad_input_is_one_sentence(mistake: str) -> None:
+    changed, says = REFUSED[mistake]
+    given = {"student": STUDENT, "teacher": None, "methods": {"alone": kd.CrossEntropy()}, **HOW} | changed
+    with pytest.raises(ConfigError, match=says):
+        kd.compare(given.pop("student"), given.pop("teacher"), TRAIN, TEST, **given)  # type: ignore[arg-type]
+
+
+def test_a_grid_is_every_combination_and_refuses_what_it_cannot_make() -> None:
+    grid = kd.grid(kd.KD, temperature=[1.0, 4.0], alpha=[0.1, 0.5])
+    assert [(m.temperature, m.alpha) for m in grid.methods] == [(1.0, 0.1), (1.0, 0.5), (4.0, 0.1), (4.0, 0.5)]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="alpha is an empty list"):
+        kd.grid(kd.KD, alpha=[])
+    with pytest.raises(ConfigError, match="KD cannot be made of"):
+        kd.grid(kd.KD, heat=[1.0])
+
+
+def test_the_table_says_and_keeps_what_was_found(table: kd.Table, tmp_path: Path) -> None:
+    text = str(table)
+    assert "accuracy (%)" in text
+    assert "kd changed accuracy by" in text
+    assert table.conclusion("kd") in table._repr_html_()
+    assert table.markdown().startswith("|")
+    written = table.save(tmp_path / "mine")
+    assert {path.name for path in written} == {"results.json", "results.md", "comparison.png", "learning-curves.png"}
+    kept = json.loads((tmp_path / "mine" / "results.json").read_text())
+    assert [run["seed"] for run in kept["methods"]["kd"]["runs"]] == [0, 1, 2]
+    assert [run["accuracy"] for run in kept["methods"]["kd"]["runs"]] == list(table.values["kd"]["accuracy"])
+    assert kept["comparisons"]["kd"]["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("differences", "higher", "says"),
+    [
+        ([0.10, 0.11, 0.12], True, "a gain"),
+        ([0.10, 0.11, 0.12], False, "a loss"),
+        ([-0.10, -0.11, -0.12], False, "a gain"),
+        ([-0.10, 0.11, 0.0], True, "no evidence of a difference"),
+        ([0.0, 0.0, 0.0], True, "too alike"),
+    ],
+)
+def test_a_conclusion_follows_the_interval(differences: list[float], higher: bool, says: str) -> None:
+    before = np.array([0.5, 0.6, 0.55])
+    values = {"a": {"score": before}, "b": {"score": before + np.array(differences)}}
+    history = {name: {"loss": np.ones((3, 2))} for name in values}
+    found = kd.Table("score", higher, (0, 1, 2), values, history, {}, 10, {"a": 1.0, "b": 1.0}, {}, 1)
+    assert says in found.conclusion("b")
