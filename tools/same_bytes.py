@@ -7,6 +7,7 @@ and what bad options are answered with. Everything that is printed or left in a 
 - kd_jax's own version, and digests of what holds it or seconds (`sha256` of run.json, `run` of a checkpoint);
 - of checkpoints whatever Orbax writes beside the arrays, such as dates: the arrays of the newest ones are compared;
 - which older checkpoints there are, since they keep a pause in seconds;
+- of checkpoints whether the names of parameters begin with `variables.`;
 - of memory, how much is free.
 
 Both compile into one cache: the table says how many programs the second checkout did not find there. Exit code 0 where
@@ -177,7 +178,8 @@ def _checkpoint(path: Path) -> Any:
     arrays = ocp.load(path)
     facts = dict(ocp.metadata(path).custom_metadata)
     facts = {name: value for name, value in facts.items() if name not in ("train_s", "run")}
-    return facts, {name: (array.shape, str(array.dtype), array.tobytes()) for name, array in sorted(arrays.items())}
+    named = {name.removeprefix("variables."): array for name, array in arrays.items()}
+    return facts, {name: (array.shape, str(array.dtype), array.tobytes()) for name, array in sorted(named.items())}
 
 
 if __name__ == "__main__":

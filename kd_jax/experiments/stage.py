@@ -238,9 +238,12 @@ def _in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _large(setup: Setup, states: TrainState, trainings: int) -> bool:
-    """Whether trainings are done in turn: on a CPU, and with networks that keep all of its cores busy one at a time."""
+    """Whether trainings are done in turn: on a CPU, and with networks that keep all of its cores busy one at a time.
+
+    states: every leaf `[seeds, settings, ...]`.
+    """
     params, _ = setup.network.split(states.variables)
-    if jax.default_backend() == "cpu" and any(leaf.ndim > 3 for leaf in jax.tree.leaves(params)):
+    if jax.default_backend() == "cpu" and any(leaf.ndim > 2 + 2 for leaf in jax.tree.leaves(params)):
         # Kernels of convolutions: side by side they would be grouped convolutions, which are slow on a CPU.
         return True
     return jax.default_backend() == "cpu" and count_parameters(params) // trainings >= sizes.SMALL
