@@ -43,21 +43,39 @@ if TYPE_CHECKING:
     from kd_jax.experiments.notebook.config import make_config as make_config
     from kd_jax.methods import AT as AT
     from kd_jax.methods import CC as CC
+    from kd_jax.methods import DIST as DIST
+    from kd_jax.methods import DKD as DKD
+    from kd_jax.methods import JSD as JSD
     from kd_jax.methods import KD as KD
+    from kd_jax.methods import NKD as NKD
     from kd_jax.methods import NST as NST
+    from kd_jax.methods import OFA as OFA
     from kd_jax.methods import PKT as PKT
+    from kd_jax.methods import PLD as PLD
     from kd_jax.methods import RKD as RKD
+    from kd_jax.methods import RLD as RLD
     from kd_jax.methods import SP as SP
     from kd_jax.methods import SRD as SRD
+    from kd_jax.methods import TTM as TTM
     from kd_jax.methods import VID as VID
+    from kd_jax.methods import WTTM as WTTM
+    from kd_jax.methods import AdaptiveKL as AdaptiveKL
+    from kd_jax.methods import AlphaBeta as AlphaBeta
     from kd_jax.methods import Cosine as Cosine
     from kd_jax.methods import CrossEntropy as CrossEntropy
     from kd_jax.methods import FitNet as FitNet
     from kd_jax.methods import HiddenStates as HiddenStates
     from kd_jax.methods import KDWithoutTSquared as KDWithoutTSquared
     from kd_jax.methods import LabelSmoothing as LabelSmoothing
+    from kd_jax.methods import LogitMSE as LogitMSE
     from kd_jax.methods import Method as Method
     from kd_jax.methods import Parts as Parts
+    from kd_jax.methods import ReverseKL as ReverseKL
+    from kd_jax.methods import SkewKL as SkewKL
+    from kd_jax.methods import SkewReverseKL as SkewReverseKL
+    from kd_jax.methods import SymmetricKL as SymmetricKL
+    from kd_jax.methods import TopKKL as TopKKL
+    from kd_jax.methods import TotalVariation as TotalVariation
     from kd_jax.methods import static as static
     from kd_jax.methods.grid import Grid as Grid
     from kd_jax.methods.grid import grid as grid
@@ -108,8 +126,9 @@ _NAMES = {
     ".experiments.notebook.config": "Config make_config",
     ".methods.grid": "Grid grid",
     ".methods": (
-        "AT CC KD NST PKT RKD SP SRD VID Cosine CrossEntropy FitNet HiddenStates KDWithoutTSquared LabelSmoothing "
-        "Method Parts static"
+        "AT CC DIST DKD JSD KD NKD NST OFA PKT PLD RKD RLD SP SRD TTM VID WTTM AdaptiveKL AlphaBeta Cosine "
+        "CrossEntropy FitNet HiddenStates KDWithoutTSquared LabelSmoothing LogitMSE Method Parts ReverseKL "
+        "SkewKL SkewReverseKL SymmetricKL TopKKL TotalVariation static"
     ),
     ".models": (
         "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"

@@ -114,7 +114,8 @@ def _soft_cross_entropy_jvp(primals: tuple[Array, Array], tangents: tuple[Any, A
     if not isinstance(by_logits, SymbolicZero):
         tangent += jnp.sum((q * _of_others(labels) - labels * _of_others(q)) * by_logits, axis=-1)
     if not isinstance(by_labels, SymbolicZero):
-        tangent -= jnp.sum(jnp.where((labels == 0) & jnp.isneginf(logs), 0, logs) * by_labels, axis=-1)
+        # Where a class is ruled out, by -inf or by the lowest number, its label of 0 has no derivative.
+        tangent -= jnp.sum(jnp.where((labels == 0) & (logs < -1e30), 0, logs) * by_labels, axis=-1)
     return value, tangent
 
 

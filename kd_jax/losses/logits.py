@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
 from kd_jax.losses.compensated import Compensated, divide, exp, subtract
-from kd_jax.losses.softmax import exp_minus_1_minus_x, is_top, largest_exponent, softmax
+from kd_jax.losses.softmax import exp_minus_1_minus_x, gaps_of_another, is_top, largest_exponent, softmax
 from kd_jax.losses.softmax import gaps as gaps_of
 
 LARGE_TEMPERATURE = 2.0**40
@@ -159,7 +159,7 @@ class _KLParts(NamedTuple):
 def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) -> _KLParts:
     """All is measured from the teacher's top class r: then what v is centred by is a sum of the other classes alone."""
     top = is_top(teacher_logits)
-    student_gaps, teacher_gaps = gaps_of(student_logits, top), gaps_of(teacher_logits, top)
+    student_gaps, teacher_gaps = gaps_of_another(student_logits, top), gaps_of(teacher_logits, top)
     a, b = divide(student_gaps, temperature), divide(teacher_gaps, temperature)
     d = divide(subtract(student_gaps, teacher_gaps), temperature).value
     odds = exp(b)

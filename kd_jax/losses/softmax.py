@@ -20,6 +20,13 @@ def gaps(logits: Array, chosen: Array) -> Compensated:
     return difference(logits, jnp.sum(jnp.where(chosen, logits, 0), axis=-1, keepdims=True))
 
 
+def gaps_of_another(logits: Array, chosen: Array) -> Compensated:
+    """Logits above that of a class which another network chose; above their largest, if they rule that class out."""
+    of_chosen = jnp.sum(jnp.where(chosen, logits, 0), axis=-1, keepdims=True)
+    ruled_out = of_chosen < jnp.finfo(logits.dtype).min / 2
+    return difference(logits, jnp.where(ruled_out, jnp.max(logits, axis=-1, keepdims=True), of_chosen))
+
+
 def of_chosen(z: Compensated, chosen: Array) -> Compensated:
     """The value of the chosen class of each row."""
     return Compensated(*(jnp.sum(jnp.where(chosen, part, 0), axis=-1, keepdims=True) for part in z))

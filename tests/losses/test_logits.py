@@ -108,6 +108,8 @@ def test_extreme_logits_equal_the_definition() -> None:
     np.testing.assert_allclose(found, oracle_kl(np.float64(student), np.float64(teacher)), rtol=1e-6)
 
 
+LOWEST = float(np.finfo(np.float32).min)
+
 # Multiples of 1/64, so that float32 adds 8 or -16 to them exactly.
 finite = arrays.arrays(np.int32, (3, 5), elements=st.integers(-3200, 3200)).map(lambda steps: np.float32(steps / 64))
 SOFT = [jax.jit(loss) for loss in (losses.kd, losses.distillation_kl, losses.kd_as_written)]
@@ -205,15 +207,16 @@ def test_cross_entropy_of_any_finite_logits_is_finite(size: float) -> None:
         ([0.0, 1.0, 2.0], [0.0, 1.0, -np.inf], np.log((1 + np.e + np.e**2) / (1 + np.e))),
         ([0.0, -np.inf, 1.0], [0.0, -np.inf, 1.0], 0.0),
         ([0.0, -np.inf], [0.0, 0.0], np.inf),
+        ([0.0, 1.0, -np.inf], [0.0, 1.0, 2.0], np.inf),
+        ([0.0, 1.0, LOWEST], [0.0, 1.0, 2.0], -LOWEST * np.exp(2) / (1 + np.e + np.exp(2))),
     ],
 )
 def test_a_class_may_be_ruled_out(student: list[float], teacher: list[float], expected: float) -> None:
     found = losses.kl_divergence(jnp.array([student]), jnp.array([teacher]))[0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    if np.isfinite(expected):
-        gradient = jax.grad(lambda z: losses.kl_divergence(z, jnp.array([teacher]))[0])(jnp.array([student]))
-        p, q = (np.exp(z) / np.exp(z).sum() for z in (np.array(student), np.array(teacher)))
-        np.testing.assert_allclose(gradient[0], p - q, rtol=1e-6, atol=1e-7)
+    gradient = jax.grad(lambda z: losses.kl_divergence(z, jnp.array([teacher]))[0])(jnp.array([student]))
+    p, q = (np.exp(z) / np.exp(z).sum() for z in (np.array(student), np.array(teacher)))
+    np.testing.assert_allclose(gradient[0], p - q, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("loss", [losses.distillation_kl, losses.kd, losses.kd_as_written])

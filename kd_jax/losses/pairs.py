@@ -1,0 +1,113 @@
+"""A teacher's and a student's distributions, what divergences are made of, and sums that lose nothing where they agree.
+
+Each divergence is a sum over the classes of terms that are never negative and 0 where p = q: $p \\log(p/q) - p + q$ in
+place of $p \\log(p/q)$, whose sum is the same. Then neither a value nor a gradient cancels where the two are close.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kd_jax.losses.checks import Logits, Scalar, as_pair, number
+from kd_jax.losses.compensated import divide, exp, subtract
+from kd_jax.losses.softmax import exp_minus_1_minus_x, gaps, gaps_of_another, is_top, largest_exponent, softmax
+
+
+class Pair(NamedTuple):
+    """Teacher p and student q, `[..., classes]`: probabilities, their logarithms, and log(q / p).
+
+    A class that both rule out has the ratio log(q / p) = 0.
+    """
+
+    p: Array
+    q: Array
+    log_p: Array
+    log_q: Array
+    ratio: Array
+
+
+def as_distributions(student_logits: Logits, teacher_logits: Logits, temperature: Scalar) -> tuple[Pair, Array]:
+    """Softmaxes at a temperature, and the temperature as an array."""
+    student, teacher = as_pair(student_logits, teacher_logits)
+    t = number(temperature, student)
+    return pair(student, teacher, t), t
+
+
+@jax.custom_jvp
+def pair(student: Array, teacher: Array, temperature: Array) -> Pair:
+    """Softmaxes of checked logits. log(q / p) is not the difference of two logarithms where these are close."""
+    top = is_top(teacher)
+    student_gaps, teacher_gaps = gaps_of_another(student, top), gaps(teacher, top)
+    a, b = divide(student_gaps, temperature), divide(teacher_gaps, temperature)
+    d = divide(subtract(student_gaps, teacher_gaps), temperature).value
+    (q, log_q), (p, log_p) = softmax(a), softmax(b)
+    ruled_out = jnp.isneginf(log_p) | jnp.isneginf(log_q)
+    d = jnp.where(ruled_out, 0, d)
+    # log(q / p) is d - log(sum of p e^d), which is near d where the two are close.
+    moderate = jnp.max(a.value, axis=-1, keepdims=True) < largest_exponent(d.dtype)
+    raised = exp(jax.tree.map(lambda x: jnp.where(moderate, x, 0), a)) * jnp.sum(
+        jnp.where(top, p, 0), axis=-1, keepdims=True
+    )
+    slight = (jnp.abs(d) < 1) & ~ruled_out
+    surplus = jnp.where(slight, p * jnp.expm1(jnp.where(slight, d, 0)), raised - p)
+    total = jnp.sum(surplus, axis=-1, keepdims=True)
+    known = moderate & (total > -0.5) & ~ruled_out
+    exact = d - jnp.log1p(jnp.where(known, total, 0))
+    both = jnp.isneginf(log_p) & jnp.isneginf(log_q)
+    plain = jnp.where(both, 0, log_q) - jnp.where(both, 0, log_p)
+    return Pair(p, q, log_p, log_q, jnp.where(known, exact, plain))
+
+
+@pair.defjvp
+def _pair_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Pair, Pair]:
+    """A logarithm of a softmax moves as its logit moves above the mean of the movements.
+
+    All are measured from the top class: then the gradient of a class whose probability is nearly 1 does not cancel.
+    """
+    student, teacher, temperature = primals
+    found = pair(*primals)
+
+    def moved(logits: Array, tangent: Array, probabilities: Array) -> Array:
+        top = is_top(logits)
+        above = logits - jnp.sum(jnp.where(top, logits, 0), axis=-1, keepdims=True)
+        by_logit = (tangent - jnp.where(jnp.isneginf(above), 0, above / temperature) * tangents[2]) / temperature
+        from_top = jnp.where(top, 0, by_logit - jnp.sum(jnp.where(top, by_logit, 0), axis=-1, keepdims=True))
+        return from_top - jnp.sum(probabilities * from_top, axis=-1, keepdims=True)
+
+    by_log_q, by_log_p = moved(student, tangents[0], found.q), moved(teacher, tangents[1], found.p)
+    return found, Pair(found.p * by_log_p, found.q * by_log_q, by_log_p, by_log_q, by_log_q - by_log_p)
+
+
+def relative_entropy(p: Array, q: Array, ratio: Array) -> Array:
+    """KL(p‖q) from ratio = log(q / p), `[...]`."""
+    near = jnp.abs(ratio) < 1
+    close = p * exp_minus_1_minus_x(jnp.where(near, ratio, 0))
+    # A class of p = 0 counts by q alone, whatever its ratio.
+    far = (q - p) - p * jnp.where((p == 0) | near, 0, ratio)
+    return jnp.sum(jnp.where(near, close, far), axis=-1)
+
+
+def log_mixture(ratio: Array, rest: Array, weight: Array) -> Array:
+    """log(rest + weight e^ratio) for rest + weight = 1: the logarithm of a mixture's ratio to its first part."""
+    near, above = jnp.abs(ratio) < 1, ratio >= 1
+    slight = jnp.log1p(weight * jnp.expm1(jnp.where(near, ratio, 0)))
+    share = jnp.exp(jnp.where(near, 0, -jnp.abs(ratio)))
+    inner = jnp.where(above, weight + rest * share, rest + weight * share)
+    # Where the mixture's only part has vanished, the ratio is its own logarithm.
+    kept = inner > 0
+    logs = jnp.log(jnp.where(kept, inner, 1))
+    below = jnp.where(kept, logs, jnp.where(near, 0, ratio))
+    return jnp.where(near, slight, jnp.where(above, jnp.where(kept, ratio + logs, 0), below))
+
+
+def size_of(x: Array) -> Array:
+    """|x|, whose derivative at 0 is 0."""
+    return jax.lax.stop_gradient(jnp.sign(x)) * x
+
+
+def difference_of(pair: Pair) -> Array:
+    """q - p, to rounding also where they are close."""
+    near = jnp.abs(pair.ratio) < 1
+    return jnp.where(near, pair.p * jnp.expm1(jnp.where(near, pair.ratio, 0)), pair.q - pair.p)

@@ -1,0 +1,187 @@
+"""Methods that are cross entropy and another divergence than KL in its place."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Array, Int
+
+from kd_jax import losses
+from kd_jax.data.batch import Batch
+from kd_jax.methods.base import Parts, Scalar, Terms, Values, static
+from kd_jax.methods.logits import SoftLoss, hard_term, is_zero, require_teacher
+from kd_jax.models import Output
+
+
+@dataclass(frozen=True)
+class ReverseKL(SoftLoss):
+    """alpha · CE + (1 − alpha) · T² KL(student ‖ teacher): MiniLLM, Gu et al. (2024),
+    https://arxiv.org/abs/2306.08543.
+    """
+
+    alpha: Scalar = 0.1
+    temperature: Scalar = 1.0
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """T² KL(student ‖ teacher)."""
+        return losses.reverse_kl(student.logits, teacher.logits, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class SymmetricKL(SoftLoss):
+    """alpha · CE + (1 − alpha) · a mean of both KLs, of which the reverse one weighs `skew`."""
+
+    alpha: Scalar = 0.1
+    skew: Scalar = 0.9
+    temperature: Scalar = 1.0
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.symmetric_kl`."""
+        return losses.symmetric_kl(student.logits, teacher.logits, skew=self.skew, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class SkewKL(SoftLoss):
+    """DistiLLM's skewed KL to a mixture: Ko et al. (2024), https://arxiv.org/abs/2402.03898. skew: the teacher's
+    share.
+    """
+
+    alpha: Scalar = 0.1
+    skew: Scalar = 0.1
+    temperature: Scalar = 1.0
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.skew_kl`."""
+        return losses.skew_kl(student.logits, teacher.logits, skew=self.skew, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class SkewReverseKL(SoftLoss):
+    """DistiLLM's skewed reverse KL: Ko et al. (2024). detached: no gradient through the student in the mixture."""
+
+    alpha: Scalar = 0.1
+    skew: Scalar = 0.1
+    temperature: Scalar = 1.0
+    detached: bool = False
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.skew_reverse_kl`."""
+        return losses.skew_reverse_kl(
+            student.logits, teacher.logits, skew=self.skew, temperature=self.temperature, detached=self.detached
+        )
+
+
+@dataclass(frozen=True)
+class JSD(SoftLoss):
+    """Generalised Jensen-Shannon divergence: GKD, Agarwal et al. (2024), https://arxiv.org/abs/2306.13649."""
+
+    alpha: Scalar = 0.1
+    beta: Scalar = 0.5
+    temperature: Scalar = 1.0
+    convention: str = "paper"
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.jsd`."""
+        return losses.jsd(
+            student.logits, teacher.logits, beta=self.beta, temperature=self.temperature, convention=self.convention
+        )
+
+
+@dataclass(frozen=True)
+class AdaptiveKL(SoftLoss):
+    """Adaptive KL: Wu et al. (2024), https://arxiv.org/abs/2404.02657. mu: the share of the mass that is the head."""
+
+    alpha: Scalar = 0.1
+    mu: Scalar = 0.5
+    temperature: Scalar = 1.0
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.adaptive_kl`."""
+        return losses.adaptive_kl(student.logits, teacher.logits, mu=self.mu, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class TotalVariation(SoftLoss):
+    """alpha · CE + (1 − alpha) · half the sum of the absolute differences of the probabilities."""
+
+    alpha: Scalar = 0.1
+    temperature: Scalar = 1.0
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.total_variation`."""
+        return losses.total_variation(student.logits, teacher.logits, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class LogitMSE(SoftLoss):
+    """Logit matching: Ba and Caruana (2014), https://arxiv.org/abs/1312.6184; the mean over the classes."""
+
+    alpha: Scalar = 0.1
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.logit_mse`."""
+        return losses.logit_mse(student.logits, teacher.logits)
+
+
+@dataclass(frozen=True)
+class TTM(SoftLoss):
+    """Transformed teacher matching: Zheng and Yang (2024), https://arxiv.org/abs/2402.11148. gamma: 1/T, of the
+    teacher alone.
+    """
+
+    alpha: Scalar = 0.1
+    gamma: Scalar = 0.1
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.ttm`."""
+        return losses.ttm(student.logits, teacher.logits, gamma=self.gamma)
+
+
+@dataclass(frozen=True)
+class WTTM(SoftLoss):
+    """`TTM` with each example weighted by how uncertain its teacher is: Zheng and Yang (2024). gamma: 1/T."""
+
+    alpha: Scalar = 0.1
+    gamma: Scalar = 0.1
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.wttm`."""
+        return losses.wttm(student.logits, teacher.logits, gamma=self.gamma)
+
+
+@dataclass(frozen=True)
+class TopKKL(SoftLoss):
+    """KL by the teacher's k largest classes. rest: `tail` (one bucket), `renormalised` or `zero`."""
+
+    alpha: Scalar = 0.1
+    k: int = static(64)
+    temperature: Scalar = 1.0
+    rest: str = "tail"
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.top_k_kl`."""
+        return losses.top_k_kl(student.logits, teacher.logits, k=self.k, temperature=self.temperature, rest=self.rest)
+
+
+@dataclass(frozen=True)
+class AlphaBeta(SoftLoss):
+    """Alpha-beta divergence: ABKD, Wang et al. (2025), https://arxiv.org/abs/2505.04560.
+
+    alpha, beta: the divergence's own. hard: the weight of the cross entropy, beside it.
+    """
+
+    alpha: Scalar = 0.2
+    beta: Scalar = 0.7
+    temperature: Scalar = 1.0
+    hard: Scalar = 0.0
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        """Unless `hard` is 0."""
+        return not is_zero(self.hard)
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """Two terms, `hard` with its weight, and `soft`."""
+        taught = require_teacher(self, teacher)
+        soft = losses.alpha_beta(
+            student.logits, taught.logits, alpha=self.alpha, beta=self.beta, temperature=self.temperature
+        )
+        return {**hard_term(self, self.hard, student, batch), "soft": soft}

@@ -1,0 +1,118 @@
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import oracles
+import proof
+import pytest
+
+from kd_jax import losses
+
+LOSSES: dict[str, tuple[Callable[..., jax.Array], Callable[..., mp.mpf]]] = {
+    "dist": (
+        lambda s, t, **more: losses.dist(s, t, beta=1.0, gamma=2.0, temperature=4.0, **more),
+        lambda s, t: oracles.dist(s, t, beta=1, gamma=2, temperature=4),
+    ),
+    "mlkd": (
+        lambda s, t, **more: losses.mlkd(s, t, temperature=(2.0, 4.0), **more),
+        lambda s, t: oracles.mlkd(s, t, (2, 4)),
+    ),
+}
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    student, teacher = proof.pairs()
+    return student[[0, 1, 7, 8]], teacher[[0, 1, 7, 8]]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_mean_of_the_values_is_the_loss_of_the_batch(name: str) -> None:
+    loss, oracle = LOSSES[name]
+    student, teacher = batch()
+    with jax.enable_x64(True):
+        given = jnp.asarray(student), jnp.asarray(teacher)
+        value, gradients = jax.value_and_grad(lambda *z: loss(*z).mean(), (0, 1))(*given)
+    rows = oracles.rows(student), oracles.rows(teacher)
+    proof.assert_near(value, [oracle(*rows)], 1e-10)
+    for side in (0, 1):
+        for i in range(len(student)):
+
+            def of_row(z: Any, side: int = side, i: int = i) -> mp.mpf:
+                changed = [list(x) for x in rows]
+                changed[side][i] = z
+                return oracle(*changed)
+
+            proof.assert_near(gradients[side][i], proof.gradient(of_row, rows[side][i]), 1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_absent_example_has_no_influence(name: str) -> None:
+    loss, _ = LOSSES[name]
+    student, teacher = (jnp.asarray(z, jnp.float32) for z in batch())
+    weights = jnp.array([1.0, 0.0, 1.0, 1.0])
+    filled = student.at[1].set(jnp.nan), teacher.at[1].set(jnp.inf)
+    kept = jnp.array([0, 2, 3])
+
+    def mean(*pair: jax.Array) -> jax.Array:
+        values = loss(*pair, weights=weights)
+        return jnp.sum(jnp.where(weights > 0, values, 0)) / weights.sum()
+
+    value, gradients = jax.value_and_grad(mean, (0, 1))(*filled)
+    expected, rest = jax.value_and_grad(lambda *z: loss(*z).mean(), (0, 1))(student[kept], teacher[kept])
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for gradient, other in zip(gradients, rest, strict=True):
+        np.testing.assert_array_equal(gradient[1], 0)
+        np.testing.assert_allclose(gradient[kept], other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_weight_of_2_is_an_example_twice(name: str) -> None:
+    loss, _ = LOSSES[name]
+    student, teacher = (jnp.asarray(z, jnp.float32) for z in batch())
+    weights = jnp.array([1.0, 2.0, 1.0, 1.0])
+    found = jnp.sum(weights * loss(student, teacher, weights=weights)) / weights.sum()
+    twice = jnp.array([0, 1, 1, 2, 3])
+    np.testing.assert_allclose(found, loss(student[twice], teacher[twice]).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_extremes_types_and_modes(name: str) -> None:
+    proof.assert_sound(LOSSES[name][0], coupled=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equal_networks_have_nothing_between_them_and_order_is_nothing(name: str) -> None:
+    loss, _ = LOSSES[name]
+    student, teacher = (jnp.asarray(z, jnp.float32) for z in batch())
+    value, gradient = jax.value_and_grad(lambda s: loss(s, teacher).sum())(teacher)
+    assert value == 0
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    np.testing.assert_allclose(loss(student[::-1], teacher[::-1])[::-1], loss(student, teacher), rtol=1e-4)
+
+
+def test_one_example_is_refused_by_dist_and_taken_by_mlkd() -> None:
+    z = jnp.asarray(batch()[0][:1], jnp.float32)
+    with pytest.raises(ValueError, match="batch of 1"):
+        losses.dist(z, z)
+    assert losses.mlkd(z, z)[0] == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_shapes_that_do_not_fit_are_refused(name: str) -> None:
+    z = jnp.zeros((2, 3, 4))
+    with pytest.raises(ValueError, match="couples"):
+        LOSSES[name][0](z, z)
+    with pytest.raises(ValueError, match="weights"):
+        LOSSES[name][0](z[0], z[0], weights=jnp.ones((3, 1)))
+
+
+def test_rows_that_do_not_vary() -> None:
+    """Uniform on both sides correlates fully, on one side not at all."""
+    flat, varied = jnp.zeros((2, 4)), jnp.asarray(batch()[0][:2, :4], jnp.float32)
+    assert losses.dist(flat, flat).max() == 0
+    value, gradient = jax.value_and_grad(lambda s: losses.dist(s, varied, gamma=0.0).sum())(flat)
+    assert value == 2
+    assert jnp.isfinite(gradient).all()

@@ -1,0 +1,106 @@
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import proof
+import pytest
+
+from kd_jax import losses
+
+RESTS = ["renormalised", "tail", "zero"]
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_top_k_kl(rest: str) -> None:
+    proof.assert_proven(
+        partial(losses.top_k_kl, k=3, rest=rest),
+        partial(oracles.top_k_kl, k=3, rest=rest),
+        temperature=2.0,
+    )
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_top_k_at_extremes_types_modes_and_transformations(rest: str) -> None:
+    proof.assert_sound(partial(losses.top_k_kl, k=3, rest=rest))
+
+
+def test_all_classes_are_kd_and_the_tail_is_a_lower_bound() -> None:
+    student, teacher = (jnp.asarray(z, jnp.float32) for z in proof.pairs())
+    whole = losses.kd(student, teacher, temperature=2.0)
+    for rest in RESTS:
+        found = losses.top_k_kl(student, teacher, k=proof.CLASSES, temperature=2.0, rest=rest)
+        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6)
+    for k in range(1, proof.CLASSES):
+        found = losses.top_k_kl(student, teacher, k=k, temperature=2.0, rest="tail")
+        assert (found >= 0).all()
+        assert (found <= whole * (1 + 1e-5) + 1e-7).all()
+
+
+def test_what_is_unknown_or_out_of_bounds_is_refused() -> None:
+    z = jnp.zeros((2, 5))
+    with pytest.raises(ValueError, match="from 1 to the 5"):
+        losses.top_k_kl(z, z, k=6)
+    with pytest.raises(ValueError, match="tail"):
+        losses.top_k_kl(z, z, k=2, rest="bucket")
+    with pytest.raises(ValueError, match="align"):
+        losses.uld(z, z[:1])
+
+
+def drawn(student: jax.Array, teacher: jax.Array, samples: int, **numbers: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and the weights of the draws: by the student's logits the derivative is q - w."""
+
+    def values(s: jax.Array) -> jax.Array:
+        return losses.sampled_kl(s, teacher, key=jax.random.key(3), samples=samples, **numbers)
+
+    gradient = jax.grad(lambda s: values(s).sum())(student)
+    return np.array(values(student)), np.array(jax.nn.softmax(student) - gradient)
+
+
+def test_the_gradient_of_samples_is_that_of_their_counts() -> None:
+    with jax.enable_x64(True):
+        student, teacher = (jnp.asarray(z[:4]) for z in proof.pairs())
+        values, weights = drawn(student, teacher, 20)
+        counts = 20 * weights
+        np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
+        np.testing.assert_allclose(counts.sum(-1), 20, rtol=1e-12)
+        logs = jax.nn.log_softmax(teacher) - jax.nn.log_softmax(student)
+        np.testing.assert_allclose(values, (weights * logs).sum(-1), rtol=1e-9, atol=1e-12)
+        by_teacher = jax.grad(lambda t: losses.sampled_kl(student, t, key=jax.random.key(3)).sum())(teacher)
+        np.testing.assert_array_equal(by_teacher, 0)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.7])
+def test_samples_are_kd_on_average(power: float) -> None:
+    """Over 40,000 draws, within 5 standard errors; reweighted ones have a bias of 1 / N of their spread."""
+    student, teacher = (jnp.asarray(np.random.default_rng(i).normal(0, 1, 6), jnp.float32) for i in (0, 1))
+    rows = [jnp.broadcast_to(z, (2000, 6)) for z in (student, teacher)]
+    found = losses.sampled_kl(*rows, key=jax.random.key(0), samples=20, power=power)
+    expected = losses.kl_divergence(student, teacher)
+    error = np.std(found) / np.sqrt(2000)
+    assert abs(found.mean() - expected) < 5 * error + (0 if power == 1 else np.std(found) / 20)
+
+
+def test_a_class_that_the_teacher_rules_out_is_never_drawn() -> None:
+    teacher = jnp.broadcast_to(jnp.array([-jnp.inf, 0.0, -1e4, 0.0, -jnp.inf]), (50, 5))
+    values, weights = drawn(jnp.zeros((50, 5)), teacher, 100)
+    assert np.isfinite(values).all()
+    assert np.abs(weights[:, [0, 2, 4]]).max() < 1e-6
+    assert weights[:, [1, 3]].min() > 0.2
+
+
+def test_uld() -> None:
+    proof.assert_proven(losses.uld, oracles.uld, temperature=2.0)
+    proof.assert_sound(losses.uld)
+
+
+def test_uld_pads_the_smaller_vocabulary_and_knows_no_order() -> None:
+    student, teacher = (jnp.asarray(z, jnp.float32) for z in proof.pairs())
+    found = losses.uld(student[:, :4], teacher)
+    rows = zip(oracles.rows(np.array(student[:, :4])), oracles.rows(np.array(teacher)), strict=True)
+    expected = [float(oracles.uld(s, t, temperature=1)) for s, t in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses.uld(student[:, ::-1], teacher), losses.uld(student, teacher), rtol=1e-6)
+    assert losses.uld(teacher[:, ::-1], teacher).max() == 0

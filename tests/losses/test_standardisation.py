@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import proof
+import pytest
+
+from kd_jax import losses
+
+
+def test_values_and_gradients() -> None:
+    """What rounds a standardised logit is large beside the difference of networks that are 1e-6 apart."""
+    proof.assert_proven(
+        lambda s, t, temperature: losses.kd(losses.standardise(s), losses.standardise(t), temperature=temperature),
+        lambda s, t, temperature: (
+            temperature**2 * oracles.kl(oracles.standardised(s), oracles.standardised(t), temperature)
+        ),
+        rtol=1e-8,
+        temperature=2.0,
+    )
+
+
+def test_shift_and_scale_are_taken_out() -> None:
+    z = jnp.asarray(proof.pairs()[0], jnp.float32)
+    found = losses.standardise(z)
+    np.testing.assert_allclose(losses.standardise(4 * z + 8), found, atol=1e-3)
+    np.testing.assert_allclose(found.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(np.float64(found), axis=-1, ddof=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo(np.float32).min])
+def test_a_ruled_out_class_stays_so_and_counts_for_nothing(mask: float) -> None:
+    z = jnp.asarray(proof.pairs()[0], jnp.float32)
+    found = losses.standardise(z.at[:, 2].set(mask))
+    np.testing.assert_allclose(np.delete(found, 2, axis=1), losses.standardise(jnp.delete(z, 2, axis=1)), rtol=1e-5)
+    np.testing.assert_array_equal(found[:, 2], mask)
+    assert jnp.isfinite(jax.grad(lambda z: losses.kd(losses.standardise(z), z, temperature=2.0).sum())(z)).all()
+
+
+def test_equal_logits_give_0_and_a_finite_gradient() -> None:
+    value, gradient = jax.value_and_grad(lambda z: losses.standardise(z)[0, 0])(jnp.full((1, 4), 3.0))
+    assert value == 0
+    assert jnp.isfinite(gradient).all()
+
+
+def test_one_class_has_no_deviation() -> None:
+    with pytest.raises(ValueError, match="one class"):
+        losses.standardise(jnp.zeros((2, 1)))
