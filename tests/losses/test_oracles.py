@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kd_jax import losses
-from kd_jax.evaluate import calibration_error, evaluate
+from kd_jax.evaluate import calibration_error, evaluate_logits
 from kd_jax.stats import paired_comparison
 
 BOUNDS = {np.float64: 1e-12, np.float32: 1e-6}
@@ -192,7 +192,7 @@ def assert_measures(dtype: type, logits: Any, teacher: Any, labels: Any) -> None
         "teacher_agreement": sum(z.index(max(z)) == t.index(max(t)) for z, t in pairs) / n,
     }
     with precision(dtype):
-        found = evaluate(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
+        found = evaluate_logits(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(teacher))
         assert found.ece.dtype == found.nll.dtype == dtype
     for name, value in expected.items():
         # In the calibration error, right and wrong answers of a bin cancel: to the mean size of these terms.
@@ -214,7 +214,7 @@ def test_measures_of_a_whole_test_set_in_float32(sure: float) -> None:
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 10, 10_000)
     logits = (rng.normal(0, 2, (10_000, 10)) + sure * np.eye(10)[labels]).astype(np.float32)
-    found = evaluate(jnp.asarray(logits), jnp.asarray(labels))
+    found = evaluate_logits(jnp.asarray(logits), jnp.asarray(labels))
     calibration, terms = oracles.calibration_error(logits, labels)
     assert_close(found.ece, calibration, rtol=1e-6, scale=terms)
     nll = sum(oracles.cross_entropy(z, y) for z, y in zip(oracles.rows(logits), labels.tolist(), strict=True)) / 10_000
