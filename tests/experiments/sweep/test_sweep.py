@@ -566,8 +566,8 @@ def test_trainings_are_told_apart_by_words(source: str) -> None:
     assert set(words) == set(plan.costs(asked, split)[0])
     assert sorted(words.values()) == [
         "alone 1 of 2", "alone 2 of 2", "distilled 1 of 2", "distilled 2 of 2", "label smoothing 1 of 2",
-        "label smoothing 2 of 2", "teacher 1 of 2", "teacher 2 of 2", "test: alone", "test: alone", "test: distilled",
-        "test: distilled", "test: label smoothing", "test: label smoothing",
+        "label smoothing 2 of 2", "teacher", "test: alone", "test: alone", "test: distilled", "test: distilled",
+        "test: label smoothing", "test: label smoothing",
     ]  # fmt: skip
     assert plan.words(sweep._grid({"batch_size": (8,)}), split)["distilled-2"] == "distilled"
 
