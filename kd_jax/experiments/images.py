@@ -211,23 +211,17 @@ def _training(settings: Settings, setup: Setup) -> Training:
 def _check(data: Images, setup: Setup) -> None:
     """JAX itself reads the last row in place of one that is missing, and says nothing."""
     if not 0 < setup.shift_share <= 1:
-        raise ValueError(f"shift_share is {setup.shift_share}: it must be above 0 and at most 1")
+        raise ConfigError(f"shift_share is {setup.shift_share}: it must be above 0 and at most 1")
     count = len(data.images)
     if len(data.labels) != count:
-        raise ValueError(f"there are {count} images and {len(data.labels)} labels: give one label for each image")
+        raise ShapeError(f"there are {count} images and {len(data.labels)} labels: give one label for each image")
     if data.logits is None:
         return
-    if setup.shift:
-        expected = (shifts.view_count(setup.shift), count)
-        if data.logits.shape[:2] != expected:
-            raise ValueError(
-                f"the teacher's logits are of the shape {data.logits.shape}: images that are shifted need them of "
-                f"every view, {expected}"
-            )
-    elif len(data.logits) != count:
-        raise ValueError(
-            f"there are {count} images and the teacher's logits of {len(data.logits)}: give its logits of every image, "
-            "in the images' order"
+    places = (shifts.view_count(setup.shift), count) if setup.shift else (count,)
+    if data.logits.shape[:-1] != places:
+        raise ShapeError(
+            f"the teacher's logits have the shape {data.logits.shape}: images that are "
+            f"{'shifted need them of every view' if setup.shift else 'not shifted need them once'}, {places}"
         )
 
 
@@ -236,14 +230,6 @@ def _look_up(
 ) -> tuple[Batch, CachedTeacher | None]:
     """The scaled images of a step, their labels, and what the teacher says of them."""
     labels = data.labels[rows]
-    if setup.shift and not 0 < setup.shift_share <= 1:
-        raise ConfigError(f"shift_share is {setup.shift_share}: it must be above 0 and at most 1")
-    places = (shifts.view_count(setup.shift), len(data.images)) if setup.shift else (len(data.images),)
-    if data.logits is not None and data.logits.shape[:-1] != places:
-        raise ShapeError(
-            f"the teacher's logits have the shape {data.logits.shape}: images that are "
-            f"{'shifted need them of every view' if setup.shift else 'not shifted need them once'}, {places}"
-        )
     if not setup.shift:
         logits = None if data.logits is None else data.logits[rows]
         pixels = scale(data.images[rows], setup.dtype)
