@@ -12,7 +12,7 @@ from kd_jax.train.step import TrainState
 def test_trees_are_named_and_restored() -> None:
     tree = TrainState({"hidden": {0: jnp.ones(2)}}, (), {}, (jnp.zeros(3),), jnp.int32(4))
     arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named_arrays(tree).items()}
-    assert list(arrays) == ["params.hidden.0", "optimizer_state.0", "step"]
+    assert list(arrays) == ["variables.hidden.0", "optimizer_state.0", "step"]
     restored = restore_tree(arrays, tree)
     assert isinstance(restored, TrainState)
     assert int(restored.step) == 4
