@@ -25,7 +25,7 @@ from kd_jax.train.checks import check, check_batch, check_epochs, first_batch, m
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
-from kd_jax.train.resume import Folder, Progress, description, identity, opened
+from kd_jax.train.resume import Folder, Progress, description, identity, opened, optimizer_digest
 from kd_jax.train.sources import Memory, Stream, is_iterator, make_source
 from kd_jax.train.step import Prepare, TrainState, init
 
@@ -115,13 +115,16 @@ def distill(
     if best is not None and examine is None and best not in ("loss", "accuracy"):
         raise ConfigError(f"best is {best!r}, and there is no validation to measure it on: give validation=")
     state = _first_state(source, model.variables)
+    params, _ = model.network.split(state.variables)
     settings = {
         "method": description(method), "epochs": epochs, "steps": steps, "batch_size": batch_size, "best": best,
         "key": np.asarray(jax.random.key_data(key)).tolist(), "dtype": None if dtype is None else jnp.dtype(dtype).name,
-        "parameters": count_parameters(model.network.split(state.variables)[0]),
+        "parameters": count_parameters(params),
     }  # fmt: skip
-    asked = source.data if isinstance(source, Memory) else data
-    own = identity(settings, asked, model.variables, known) if checkpoint is not None else {}
+    own = {}
+    if checkpoint is not None:
+        own = identity(settings, source.data if isinstance(source, Memory) else data, model.variables, known)
+        own["optimizer"] = optimizer_digest(optimizer, state, params)
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()

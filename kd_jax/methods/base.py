@@ -224,6 +224,12 @@ class Scaled(Method):
         self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
     ) -> tuple[Terms, PyTree]:
         """The method's terms times `factor`."""
+        if isinstance(self.factor, jax.core.Tracer) or np.any(np.asarray(self.factor) == 0):
+            # Else a derivative that is not finite would be NaN, times 0.
+            learned, student = jax.tree.map(
+                lambda leaf: jnp.where(self.factor == 0, jax.lax.stop_gradient(leaf), leaf), (parts.learned, student)
+            )
+            parts = parts._replace(learned=learned)
         terms, carried = terms_of(self.method, parts, student, teacher, batch, step)
         return {name: weighted(self.factor, values) for name, values in terms.items()}, carried
 

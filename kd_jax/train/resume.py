@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
@@ -147,14 +149,31 @@ def description(value: Any) -> str:
     return repr(value)
 
 
+def optimizer_digest(optimizer: optax.GradientTransformation, state: TrainState, params: PyTree) -> str:
+    """SHA-256 of what the optimiser computes, its numbers included, for such parameters."""
+    trained, loss = (params, state.learned), jnp.zeros(())
+    starts = jax.jit(optimizer.init).lower(trained).as_text()
+    update = jax.jit(lambda *given: optax.with_extra_args_support(optimizer).update(*given, value=loss))
+    updates = update.lower(trained, state.optimizer_state, trained).as_text()
+    return hashlib.sha256(f"{starts}{updates}".encode()).hexdigest()
+
+
 def _require_same(store: Store, asked: dict[str, Any]) -> None:
     saved, wanted = _flat(store.identity()), _flat(json.loads(json.dumps(asked)))
     for name in (*wanted, *saved):
-        if saved.get(name) != wanted.get(name):
-            raise MismatchError(
+        if saved.get(name) == wanted.get(name):
+            continue
+        if _is_digest(saved.get(name)) and _is_digest(wanted.get(name)):
+            place = f"the training in {store.folder} has another {name}"
+            raise MismatchError(f"{place}: go on with what it was started with, or choose another folder")
+        raise MismatchError(
                 f"{name} is {wanted.get(name)}, and the training in {store.folder} has {saved.get(name)}: go on with "
                 "what it was started with, or choose another folder"
             )
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

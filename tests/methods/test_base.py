@@ -104,6 +104,21 @@ def test_a_term_of_weight_0_is_not_computed() -> None:
     assert jnp.isnan(weighted(1e-30, nothing)[0])
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_method_of_weight_0_has_no_gradient_where_its_own_is_not_finite(traced: bool) -> None:
+    def gradient(factor: Any) -> jax.Array:
+        def loss(logits: jax.Array) -> jax.Array:
+            method = factor * LossFunction(lambda student, teacher: jnp.sqrt(jnp.sum((student - LOGITS) ** 2, axis=-1)))
+            (values,) = terms_of(method, kd.Parts(), kd.Output(logits), None, BATCH, STEP)[0].values()
+            return jnp.sum(values)
+
+        return jax.grad(loss)(LOGITS)
+
+    computed = jax.jit(gradient) if traced else gradient
+    np.testing.assert_array_equal(computed(0.0), 0)
+    assert np.all(np.isnan(computed(1.0)))
+
+
 def test_functions_are_methods() -> None:
     three = as_method(lambda s, t, y: jnp.sum(s * t, axis=-1) * y.astype(jnp.float32))
     two = as_method(lambda s, t: {"a": s[:, 0], "b": t[:, 0]})
