@@ -1,9 +1,10 @@
 """Distillation by soft targets: pure functions of logits `[..., classes]`, one value for each position `[...]`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
@@ -73,15 +74,22 @@ def _kl(student_logits: Array, teacher_logits: Array, temperature: Array) -> Arr
     return _kl_parts(student_logits, teacher_logits, temperature).value
 
 
-@_kl.defjvp
-def _kl_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+def _kl_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
     """dKL = (p_s - p_t)·da - p_t v·db, with a and b the tempered logits: z/T, so that da = dz/T - a dT/T."""
     temperature = primals[2]
     student_tangent, teacher_tangent, temperature_tangent = tangents
     parts = _kl_parts(*primals)
-    tangent = parts.gap * student_tangent - parts.surprise * teacher_tangent
-    tangent -= _by_temperature(parts) * temperature_tangent
+    tangent = _product(parts.gap, student_tangent) - _product(parts.surprise, teacher_tangent)
+    tangent -= _product(_by_temperature(parts), temperature_tangent)
     return parts.value, jnp.sum(tangent, axis=-1) / temperature
+
+
+_kl.defjvp(_kl_jvp, symbolic_zeros=True)
+
+
+def _product(derivative: Array, tangent: Any) -> Array:
+    """A derivative may be infinite by what does not move."""
+    return jnp.zeros_like(derivative) if isinstance(tangent, SymbolicZero) else derivative * tangent
 
 
 def _by_temperature(parts: "_KLParts") -> Array:
@@ -95,16 +103,15 @@ def _kd(student_logits: Array, teacher_logits: Array, temperature: Array) -> Arr
     return _times_t_squared(_kl_parts(student_logits, teacher_logits, temperature).value, matching, temperature)
 
 
-@_kd.defjvp
-def _kd_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+def _kd_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
     """That of the KL times T², or in the limit, where it is logit matching, d·dz with d = z_s - z_t centred, over K."""
     temperature = primals[2]
     student_tangent, teacher_tangent, temperature_tangent = tangents
     parts, matching = _kl_parts(*primals), _logit_matching(*primals)
     limit = matching.reached[..., None]
-    tangent = jnp.where(limit, matching.slope, parts.gap) * student_tangent
-    tangent -= jnp.where(limit, matching.slope, parts.surprise) * teacher_tangent
-    tangent -= jnp.where(limit, 0, _by_temperature(parts)) * temperature_tangent
+    tangent = _product(jnp.where(limit, matching.slope, parts.gap), student_tangent)
+    tangent -= _product(jnp.where(limit, matching.slope, parts.surprise), teacher_tangent)
+    tangent -= _product(jnp.where(limit, 0, _by_temperature(parts)), temperature_tangent)
     total = jnp.sum(tangent, axis=-1)
     large = temperature > LARGE_TEMPERATURE
     moderate = jnp.where(large, jnp.ones_like(temperature), temperature)
@@ -112,7 +119,10 @@ def _kd_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, A
         large, jnp.where(matching.reached, total, temperature * total), moderate**2 * (total / moderate)
     )
     by_factor = jnp.where(matching.reached, 0, 2 * temperature * parts.value)
-    return _times_t_squared(parts.value, matching, temperature), by_logits + by_factor * temperature_tangent
+    return _times_t_squared(parts.value, matching, temperature), by_logits + _product(by_factor, temperature_tangent)
+
+
+_kd.defjvp(_kd_jvp, symbolic_zeros=True)
 
 
 class _Matching(NamedTuple):

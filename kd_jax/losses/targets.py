@@ -111,7 +111,8 @@ def rld(
     is_top = top == jax.lax.broadcasted_iota(top.dtype, teacher.shape, teacher.ndim - 1)
     confidence = t**2 * _against_others(pair(student, teacher, t), label, is_top)
     below = teacher < jnp.sum(jnp.where(label, teacher, 0), axis=-1, keepdims=True)
-    some = jnp.any(below, axis=-1, keepdims=True)
+    # Classes that are all ruled out by the teacher have no softmax.
+    some = jnp.any(below & ~jnp.isneginf(teacher), axis=-1, keepdims=True)
     lower = (jnp.where(some, jnp.where(below, z, -jnp.inf), 0) for z in (student, teacher))
     others = jnp.where(some[..., 0], kd(*lower, temperature=t), 0)
     return where_known(known, number(alpha, t) * confidence + number(beta, t) * others)

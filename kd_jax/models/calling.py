@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import ConfigError
+from kd_jax.files.names import path_name
 from kd_jax.models.network import Output
 
 PyTree = Any
@@ -99,11 +100,6 @@ def named_arrays(name: str, tree: PyTree) -> list[tuple[str, Any]]:
     """The arrays of a PyTree by their paths below `name`: `name` itself for an array, `name.0`, … for a tuple."""
     leaves = jax.tree.leaves_with_path(tree)
     return [(path_name((name, *path)), leaf) for path, leaf in leaves if _is_array(leaf)]
-
-
-def path_name(path: Iterable[Any]) -> str:
-    """`hidden.0.kernel` for a path of keys, numbers and attributes in a PyTree."""
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
 def unknown_feature(path: str, names: Iterable[str]) -> ConfigError:

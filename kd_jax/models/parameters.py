@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import check_shape, listed, shown, tensors
-from kd_jax.models.calling import path_name
+from kd_jax.files.names import path_name
 from kd_jax.models.doors import as_model
 from kd_jax.models.network import Model, Network, Params, PyTree, State, Variables
 from kd_jax.models.nnx import to_module
@@ -22,8 +22,6 @@ from kd_jax.models.nnx import to_module
 _LONGEST_NAME = 200
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
-
-tensor_name = path_name
 
 
 def save(model: Any, path: str | Path) -> None:

@@ -167,9 +167,9 @@ def _require_same(store: Store, asked: dict[str, Any]) -> None:
             place = f"the training in {store.folder} has another {name}"
             raise MismatchError(f"{place}: go on with what it was started with, or choose another folder")
         raise MismatchError(
-                f"{name} is {wanted.get(name)}, and the training in {store.folder} has {saved.get(name)}: go on with "
-                "what it was started with, or choose another folder"
-            )
+            f"{name} is {wanted.get(name)}, and the training in {store.folder} has {saved.get(name)}: go on with "
+            "what it was started with, or choose another folder"
+        )
 
 
 def _is_digest(value: Any) -> bool:

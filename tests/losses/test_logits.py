@@ -217,6 +217,8 @@ def test_a_class_may_be_ruled_out(student: list[float], teacher: list[float], ex
     gradient = jax.grad(lambda z: losses.kl_divergence(z, jnp.array([teacher]))[0])(jnp.array([student]))
     p, q = (np.exp(z) / np.exp(z).sum() for z in (np.array(student), np.array(teacher)))
     np.testing.assert_allclose(gradient[0], p - q, rtol=1e-6, atol=1e-7)
+    forward = jax.jacfwd(lambda z: losses.kl_divergence(z, jnp.array([teacher]))[0])(jnp.array([student]))
+    np.testing.assert_allclose(forward, gradient, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("loss", [losses.distillation_kl, losses.kd, losses.kd_as_written])

@@ -106,3 +106,11 @@ def test_identities() -> None:
 def test_two_classes_are_needed() -> None:
     with pytest.raises(ValueError, match="one class"):
         losses.dkd(jnp.zeros((2, 1)), jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32))
+
+
+def test_rld_has_no_softmax_over_classes_that_are_all_ruled_out() -> None:
+    student, teacher = jnp.array([[1.0, 2.0, -0.5]]), jnp.array([[0.3, -jnp.inf, 2.0]])
+    of_label = losses.rld(student, teacher, jnp.array([0]), beta=0.0)
+    assert jnp.isfinite(of_label).all()
+    np.testing.assert_array_equal(losses.rld(student, teacher, jnp.array([0])), of_label)
+    assert jnp.isfinite(jax.grad(lambda z: losses.rld(z, teacher, jnp.array([0])).sum())(student)).all()

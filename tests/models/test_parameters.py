@@ -10,6 +10,7 @@ import safetensors.numpy
 from flax import linen, nnx
 
 from kd_jax.errors import ConfigError, DataError
+from kd_jax.files.names import path_name
 from kd_jax.models import MLP, Model, from_function, from_linen, from_nnx, mlp, parameters, restore, save
 
 X = jnp.ones((4, 6))
@@ -109,7 +110,7 @@ def test_an_mlp_needs_no_network(kind, tmp_path):
 def test_files_of_earlier_runs(tmp_path):
     """One file for a seed, scalars with an axis, and a description beside the arrays."""
     model = from_function(tupled, init=start).init(0)
-    leaves = {parameters.tensor_name(path): leaf for path, leaf in jax.tree.leaves_with_path(model.variables)}
+    leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(model.variables)}
     assert set(leaves) == {"0", "1.0", "1.1.b", "1.1.half", "1.1.whole"}
     arrays = {name: np.atleast_1d(np.asarray(leaf)) for name, leaf in leaves.items()}
     path = tmp_path / "student-seed3.safetensors"

@@ -176,7 +176,9 @@ def test_another_training_is_not_resumed(what: str, tmp_path: Path) -> None:
     named = {"data": DATA, "teacher": teacher(), "batch_size": 4, **NAMED, "epochs": 1}
     kd.distill(net(), named.pop("teacher"), named.pop("data"), checkpoint=tmp_path, **named)
     other = {"data": DATA, "teacher": teacher(), "batch_size": 4, **NAMED, "epochs": 1} | CHANGES[what]
-    with pytest.raises(MismatchError, match=f"(another {what}|{what}[a-z.]* is .*): go on with what it was started with"):
+    with pytest.raises(
+        MismatchError, match=f"(another {what}|{what}[a-z.]* is .*): go on with what it was started with"
+    ):
         kd.distill(net(), other.pop("teacher"), other.pop("data"), checkpoint=tmp_path, resume=True, **other)
 
 
