@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -19,7 +20,7 @@ from kd_jax.seeds import KeptTrainings, Setup, Trained, train_seeds
 from kd_jax.teacher import Teacher, as_teacher, cached
 from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.progress import is_watched
-from kd_jax.train.resume import description, identity, opened
+from kd_jax.train.resume import description, identity, opened, optimizer_digest
 from kd_jax.train.step import Prepare
 
 PyTree = Any
@@ -83,7 +84,11 @@ def compare(
         "methods": {name: description(one) for name, one in entries.items()}, "epochs": epochs,
         "batch_size": batch_size, "seeds": list(numbers), "measure": measure,
     }  # fmt: skip
-    own = identity(settings, data, None, known) if folder is not None else {}
+    own = {}
+    if folder is not None:
+        shapes = jax.eval_shape(model.network.init, jax.random.key(0))
+        own = identity(settings, data, None, known)
+        own["optimizer"] = optimizer_digest(optimizer, model.network.split(shapes)[0])
     with opened(folder, own, resume=resume, warn=lambda sentence: None) as opened_folder:
         kept = None if opened_folder is None else KeptTrainings(opened_folder.store.folder / "trainings")
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)

@@ -124,7 +124,7 @@ def distill(
     own = {}
     if checkpoint is not None:
         own = identity(settings, source.data if isinstance(source, Memory) else data, model.variables, known)
-        own["optimizer"] = optimizer_digest(optimizer, state, params)
+        own["optimizer"] = optimizer_digest(optimizer, (params, state.learned))
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
