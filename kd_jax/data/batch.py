@@ -91,7 +91,8 @@ def check_values(batch: Batch, classes: int | None) -> None:
             raise DataError(f"a weight is {known.min():g}: every weight must be at least 0")
         if known.size and known.sum() == 0:
             raise DataError("the weights sum to 0: at least one example must have a weight above 0")
-    if labels is None or isinstance(labels, jax.core.Tracer) or classes is None:
+    if labels is None or isinstance(labels, jax.core.Tracer) or classes in (None, 1):
+        # One output is a number, which labels no class.
         return
     whole = np.asarray(labels)
     if whole.dtype.kind not in "iu" or whole.size == 0:
