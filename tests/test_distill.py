@@ -176,7 +176,7 @@ def test_a_batch_counts_by_its_weights() -> None:
     batch = kd.Batch(X, labels, weights)
     still = {"method": kd.CrossEntropy(), "optimizer": optax.sgd(1e-7), "epochs": 1}
     wanted = kd.evaluate(student, batch)
-    for data, size in ((batch, {"batch_size": 4}), (list(kd.batches(batch, key=0, batch_size=4)), {})):
+    for data, size in ((batch, {"batch_size": 4}), (list(kd.batches(batch, key=0, batch_size=4, epochs=1)), {})):
         history = kd.distill(student, None, data, **still, **size).history
         np.testing.assert_allclose(history["accuracy"], wanted["accuracy"], rtol=1e-5)
         np.testing.assert_allclose(history["loss"], wanted["nll"], rtol=1e-5)
@@ -201,7 +201,7 @@ def test_a_hard_loss_of_weight_0_needs_no_labels(method: kd.Method) -> None:
 
 def test_a_mask_may_be_a_tree_of_the_parameters(standard_promotion: None) -> None:
     params = {"w": np.ones((6, 4), np.float32), "b": np.ones(4, np.float32)}
-    model = kd.from_function(lambda p, x: x @ p["w"] + p["b"], params)
+    model = kd.from_function(lambda p, x: x @ p["w"] + p["b"][None], params)
     decay = optax.adamw(1e-2, weight_decay=50.0, mask={"w": True, "b": False})
     trained = kd.distill(model, None, DATA, **HOW | {"optimizer": decay}).student.variables
     assert np.abs(trained["w"]).max() < 0.6

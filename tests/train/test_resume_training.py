@@ -170,7 +170,6 @@ CHANGES = {
     "optimizer": {"optimizer": optax.sgd(0.2, momentum=0.9)},
     "data": {"data": kd.Batch(X + 1, Y)},
     "teacher": {"teacher": teacher(6, 9, 4)},
-    "computation of a step": {"prepare": lambda key, inputs, train: 2 * inputs, "teacher": teacher()},
 }
 
 
@@ -183,6 +182,19 @@ def test_another_training_is_not_resumed(what: str, tmp_path: Path) -> None:
         MismatchError, match=f"(another {what}|{what}[a-z.]* is .*): go on with what it was started with"
     ):
         kd.distill(net(), other.pop("teacher"), other.pop("data"), checkpoint=tmp_path, resume=True, **other)
+
+
+def test_a_function_that_computes_something_else_is_another_training(tmp_path: Path) -> None:
+    """What it closes over is not in its name."""
+
+    def loss(factor: float) -> Any:
+        return lambda student, taught, labels: factor * jnp.sum((student - taught) ** 2, axis=-1)
+
+    named = {"batch_size": 4, "epochs": 1, "optimizer": optax.sgd(0.01), "checkpoint": tmp_path}
+    kd.distill(net(), teacher(), DATA, method=loss(1.0), **named)
+    kd.distill(net(), teacher(), DATA, method=loss(1.0), resume=True, **named)
+    with pytest.raises(MismatchError, match="has another computation of a step: go on with what it was started with"):
+        kd.distill(net(), teacher(), DATA, method=loss(5.0), resume=True, **named)
 
 
 def my_loss(student: Any, teacher: Any, labels: Any) -> Any:
