@@ -12,6 +12,7 @@ from kd_jax.data.batch import Batch, check_counts, check_values, epoch_order, ta
 from kd_jax.errors import ConfigError, DataError, MethodError
 from kd_jax.methods import Method
 from kd_jax.methods.base import as_parts
+from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.models import Model, Output
 from kd_jax.teacher import Teacher
 from kd_jax.train.measures import Measure
@@ -55,12 +56,13 @@ def check(
             "example, in the examples' order"
         )
     student = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
-    check_values(data, student.logits.shape[-1] if method.needs_labels else None)
+    check_values(data, student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
     return student
 
 
 def check_batch(training: Training, method: Method, batch: Batch, teacher: Teacher | None, start: PyTree) -> Output:
     """As `check`, of one batch, whose shapes are enough; values are not looked at."""
+    check_numbers(method)
     if method.needs_teacher and teacher is None:
         raise MethodError(
             f"{type(method).__name__} needs a teacher, and none was given: give one, or train with kd.CrossEntropy()"
@@ -82,6 +84,12 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
 
     student = _tried("the student", inputs, ask, inputs, start)
     _check_output("the student", student, batch)
+    softmax = next((type(one).__name__ for one in walk(method) if one.of_classes), None)
+    if softmax is not None and student.logits.shape[-1] == 1:
+        raise MethodError(
+            f"the student has 1 output, and {softmax} takes a softmax over the classes, which is 1 whatever it says: "
+            "give an output for each class, or a loss of sigmoids such as kd.losses.binary_kd, or one of your own"
+        )
     taught: tuple[Output, ...] = ()
     if teacher is not None:
         taught = _tried(
@@ -113,10 +121,13 @@ def _check_loss(
         name, batch, student, lambda: as_parts(method.init(key, student, taught[0] if taught else None), method)
     )
 
-    def loss(parts: PyTree, student: Output, taught: tuple[Output, ...], batch: Batch) -> Any:
-        return weighted_sum(all_terms(method, parts, student, taught, batch, jnp.int32(0))[0], batch.weights)
+    # The method is an argument, as in a step: its numbers are traced there.
+    def loss(method: Method, parts: PyTree, student: Output, taught: tuple[Output, ...], batch: Batch) -> Any:
+        terms = all_terms(method, parts, student, taught, batch, jnp.int32(0))[0]
+        return weighted_sum(terms, batch.weights), terms
 
-    _tried_loss(name, batch, student, loss, parts, student, taught, batch)
+    numbers = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), method)
+    _tried_loss(name, batch, student, loss, numbers, parts, student, taught, batch)
     variables = jax.eval_shape(training.network.init, key) if start is None else start
     trained = training.network.split(variables)[0], parts.learned
 
@@ -131,6 +142,11 @@ def _check_loss(
             f"the optimizer cannot update these parameters ({_reason(error)}): give one that needs gradients, "
             "parameters and the loss alone"
         ) from error
+
+
+def are_probabilities(method: Method) -> bool:
+    """Whether a method takes float labels as probabilities of the classes."""
+    return any(one.needs_labels and one.of_classes for one in walk(method))
 
 
 def check_same_outputs(method: Method, student: Output, teacher: Output) -> None:
@@ -169,6 +185,11 @@ def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *argume
     except (ConfigError, DataError):
         raise
     except Exception as error:
+        if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) or "Tracer" in str(error):
+            raise MethodError(
+                f"the loss of {name} needs the value of a number while it is compiled ({_reason(error)}): mark a field "
+                "that shapes or conditions depend on, as width: int = kd.static(128), or use jnp.where"
+            ) from error
         labels = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch.labels)) or "none"
         raise MethodError(
             f"the loss of {name} cannot be computed with logits of {list(student.logits.shape)} and labels of {labels} "

@@ -15,6 +15,7 @@ from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
+from kd_jax.train.checks import are_probabilities, check_batch
 from kd_jax.train.convolution import canonical
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
@@ -208,11 +209,13 @@ class Stream:
                     continue
             return False
 
+        soft = are_probabilities(self.method)
+
         def draw() -> None:
             try:
                 for batch, position in self._batches(start):
                     # On the host still: looking at values on a device would wait for it.
-                    check_values(batch, self.classes if self.labels_count else None)
+                    check_values(batch, self.classes if self.labels_count else None, soft=soft)
                     if not put((jax.tree.map(jnp.asarray, batch), position)):
                         return
                 put(None)

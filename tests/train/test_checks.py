@@ -46,6 +46,41 @@ def functional(apply: Callable[..., Any]) -> kd.Model:
     return kd.from_function(apply, {"w": jnp.ones((6, 4))})
 
 
+class OfLabels(kd.Method):
+    needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+
+    def factor(self) -> Any:
+        return 1.0
+
+    def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+        return {"own": self.factor() * kd.losses.cross_entropy(student.logits, batch.labels)}
+
+
+@dataclass(frozen=True)
+class Wide(OfLabels):
+    width: int = 2
+
+    def factor(self) -> Any:
+        return jnp.ones(self.width)[0]
+
+
+@dataclass(frozen=True)
+class If(OfLabels):
+    weight: float = 2.0
+
+    def factor(self) -> Any:
+        return 2.0 if self.weight > 1 else 1.0
+
+
+class Plain(OfLabels):
+    def __init__(self, weight: float):
+        self.weight, self.name = weight, "plain"
+
+    def factor(self) -> Any:
+        return self.weight
+
+
 # Without the run-time types of the tests, which users do not have.
 DISTILL, FIT = inspect.unwrap(kd.distill), inspect.unwrap(kd.fit)
 
@@ -234,6 +269,46 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
         lambda: distill(method=kd.CrossEntropy() + 0.5 * kd.KD()),
     ),
     "a teacher without variables": (ConfigError, "the teacher has no variables", lambda: distill(None, net())),
+    "one output": (
+        MethodError,
+        "the student has 1 output, and CrossEntropy takes a softmax .*kd.losses.binary_kd",
+        lambda: distill(net(6, 1), data=kd.Batch(X, Y.astype(np.float32)), method=3 * kd.CrossEntropy()),
+    ),
+    "one output of both": (
+        MethodError,
+        "the student has 1 output, and KD takes",
+        lambda: distill(net(6, 1), teacher(6, 1), method=kd.KD(alpha=0)),
+    ),
+    "a number out of its bounds": (
+        MethodError,
+        "the temperature of KD is 0: it must be above 0",
+        lambda: distill(None, teacher(), method=kd.KD(temperature=0)),
+    ),
+    "soft labels below 0": (
+        DataError,
+        r"a row of soft labels has -1: give probabilities",
+        lambda: distill(data=kd.Batch(X, -np.eye(4, dtype=np.float32)[Y])),
+    ),
+    "soft labels of an iterator": (
+        DataError,
+        r"a row of soft labels sums to 2: give probabilities",
+        lambda: stream([(X, 2 * np.eye(4, dtype=np.float32)[Y])]),
+    ),
+    "a number that shapes depend on": (
+        MethodError,
+        r"the loss of Wide needs the value of a number .*kd\.static",
+        lambda: distill(method=Wide()),
+    ),
+    "a number that a condition depends on": (
+        MethodError,
+        r"the loss of If needs the value of a number .*kd\.static",
+        lambda: distill(method=If()),
+    ),
+    "weights of positions and labels of examples": (
+        ShapeError,
+        r"the weights have the shape \(8, 3\)",
+        lambda: distill(data=kd.Batch(X, Y, np.ones((24, 3)))),
+    ),
     "an empty list of teachers": (ConfigError, "there is no teacher in the list", lambda: distill(None, [])),
     "cached logits of other data": (
         ConfigError,
@@ -301,6 +376,14 @@ def test_fit_refuses_the_same(says: str, changed: dict[str, Any]) -> None:
     given = {"data": DATA, "method": kd.CrossEntropy(), **HOW} | changed
     with pytest.raises((ConfigError, DataError), match=says):
         FIT(0, given.pop("data"), net(), **given)
+
+
+def test_a_method_that_is_no_dataclass_works() -> None:
+    """Its attributes are its fields."""
+    one, other = (distill(method=method).history["own"] for method in (Plain(1.0), Plain(2.0)))
+    np.testing.assert_allclose(2 * one, other, rtol=1e-2)
+    assert jax.tree.leaves(Plain(2.0)) == [2.0]
+    assert repr(Plain(2.0)) == "Plain(weight=2.0, name='plain')"
 
 
 def test_shapes_are_refused_while_tracing() -> None:
