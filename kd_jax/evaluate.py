@@ -17,6 +17,7 @@ from kd_jax.losses.compensated import difference, exp
 from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
 from kd_jax.models.predict import outputs_in_batches
+from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher, as_teacher
 
 PyTree = Any
@@ -124,8 +125,10 @@ def teacher_logits(
 @partial(jax.jit, static_argnames="prepare")
 def _ask(teacher: Teacher, inputs: PyTree, prepare: Any) -> Float[Array, "..."]:
     if prepare is not None:
-        inputs = prepare(jax.random.key(0), inputs, False)
-    return _mean_logits(teacher.outputs(inputs))
+        with told("prepare", inputs, PREPARE):
+            inputs = prepare(jax.random.key(0), inputs, False)
+    with told("the teacher", inputs):
+        return _mean_logits(teacher.outputs(inputs))
 
 
 def _mean_logits(outputs: tuple[Any, ...]) -> Float[Array, "..."]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Num
 
 from kd_jax.errors import ConfigError
 from kd_jax.files import as_numpy
+from kd_jax.models.trying import told
 
 PyTree = Any
 Params = PyTree
@@ -100,7 +101,8 @@ class Model:
             raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")
         inputs = jax.tree.map(_array, inputs, is_leaf=lambda value: isinstance(value, list))
         paths = (features,) if isinstance(features, str) else tuple(features)
-        output = _output(self.network, self.variables, inputs, train, key, paths)
+        with told("the model", inputs):
+            output = _output(self.network, self.variables, inputs, train, key, paths)
         return output if paths else output.logits
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.network import Network, Output
+from kd_jax.models.trying import PREPARE, told
 
 PyTree = Any
 
@@ -53,9 +54,10 @@ def outputs_in_batches(
 
 def _apply(variables: PyTree, inputs: PyTree, *, network: Network, features: tuple[str, ...], prepare: Any) -> Output:
     if prepare is not None:
-        inputs = prepare(jax.random.key(0), inputs, False)
+        with told("prepare", inputs, PREPARE):
+            inputs = prepare(jax.random.key(0), inputs, False)
     inputs = jax.tree.map(jnp.asarray, inputs)
-    with jax.default_matmul_precision(jax.config.values["jax_default_matmul_precision"] or "highest"):
+    with told("the model", inputs), jax.default_matmul_precision(jax.config.values["jax_default_matmul_precision"] or "highest"):
         return network.apply(variables, inputs, train=False, key=jax.random.key(0), features=features)[0]
 
 

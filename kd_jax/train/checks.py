@@ -14,6 +14,7 @@ from kd_jax.methods import Method
 from kd_jax.methods.base import as_parts
 from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.models import Model, Output
+from kd_jax.models.trying import CALL, PREPARE, reason, told
 from kd_jax.teacher import Teacher
 from kd_jax.train.measures import Measure
 from kd_jax.train.step import Training, all_terms, fit_labels, student_output, weighted_sum
@@ -76,7 +77,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
     prepare = training.prepare
     inputs = batch.inputs
     if prepare is not None:
-        inputs = _tried("prepare", inputs, lambda inputs: prepare(key, inputs, True), inputs)
+        inputs = _tried("prepare", inputs, lambda inputs: prepare(key, inputs, True), inputs, remedy=PREPARE)
 
     def ask(inputs: PyTree, variables: PyTree) -> Output:
         variables = training.network.init(key) if variables is None else variables
@@ -139,7 +140,7 @@ def _check_loss(
         jax.eval_shape(update, trained)
     except Exception as error:
         raise ConfigError(
-            f"the optimizer cannot update these parameters ({_reason(error)}): give one that needs gradients, "
+            f"the optimizer cannot update these parameters ({reason(error)}): give one that needs gradients, "
             "parameters and the loss alone"
         ) from error
 
@@ -187,29 +188,17 @@ def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *argume
     except Exception as error:
         if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) or "Tracer" in str(error):
             raise MethodError(
-                f"the loss of {name} needs the value of a number while it is compiled ({_reason(error)}): mark a field "
+                f"the loss of {name} needs the value of a number while it is compiled ({reason(error)}): mark a field "
                 "that shapes or conditions depend on, as width: int = kd.static(128), or use jnp.where"
             ) from error
         labels = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch.labels)) or "none"
         raise MethodError(
             f"the loss of {name} cannot be computed with logits of {list(student.logits.shape)} and labels of {labels} "
-            f"({_reason(error)}): mend the loss, or give labels as it takes them"
+            f"({reason(error)}): mend the loss, or give labels as it takes them"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).partition(chr(10))[0].split())[:300]}".removesuffix(": ")
-
-
-def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any) -> Any:
+def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any, remedy: str = CALL) -> Any:
     """The shapes of a result; what a model raises is told in one sentence, with what it was given."""
-    try:
+    with told(who, inputs, remedy):
         return jax.eval_shape(function, *arguments)
-    except (ConfigError, DataError):
-        raise
-    except Exception as error:
-        given = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
-        raise ConfigError(
-            f"{who} cannot be called with inputs of {given} ({_reason(error)}): give inputs as the "
-            "model takes them, or say how it is called with call="
-        ) from error
