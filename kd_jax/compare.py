@@ -1,5 +1,6 @@
 """`compare`: methods over the same seeds, on anybody's models, with paired intervals."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +14,17 @@ from kd_jax.comparison import Table
 from kd_jax.data.batch import Batch, as_batch, check_counts, take
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.evaluate import HIGHER_IS_BETTER, evaluate, measured, teacher_logits
-from kd_jax.methods import as_method
+from kd_jax.methods import Method, as_method
 from kd_jax.methods.grid import Grid
 from kd_jax.models import Model, as_model, count_parameters
 from kd_jax.seeds import KeptTrainings, Setup, Trained, train_seeds
-from kd_jax.teacher import Teacher, as_teacher, cached
+from kd_jax.teacher import Teacher, as_teacher
+from kd_jax.train.caching import answers_on, evaluation_batch_size
 from kd_jax.train.callbacks import is_higher_better
+from kd_jax.train.checks import check, first_batch, make_training
 from kd_jax.train.progress import is_watched
-from kd_jax.train.resume import description, identity, opened, optimizer_digest
-from kd_jax.train.step import Prepare
+from kd_jax.train.resume import description, identity, opened, optimizer_digest, program_digest
+from kd_jax.train.step import Prepare, Training, init, step
 
 PyTree = Any
 
@@ -84,11 +87,16 @@ def compare(
         "methods": {name: description(one) for name, one in entries.items()}, "epochs": epochs,
         "batch_size": batch_size, "seeds": list(numbers), "measure": measure,
     }  # fmt: skip
+    training = make_training(model, optimizer, prepare=prepare, dtype=None)
+    for one in entries.values():
+        for method in one.methods if isinstance(one, Grid) else (one,):
+            check(training, method, data, known, None, batch_size=batch_size)
     own = {}
     if folder is not None:
         shapes = jax.eval_shape(model.network.init, jax.random.key(0))
-        own = identity(settings, data, None, known)
+        own = identity(settings, data, None, known, prepare)
         own["optimizer"] = optimizer_digest(optimizer, model.network.split(shapes)[0])
+        own["computation of a step"] = _digest_of_steps(entries, training, known, data, batch_size)
     with opened(folder, own, resume=resume, warn=lambda sentence: None) as opened_folder:
         kept = None if opened_folder is None else KeptTrainings(opened_folder.store.folder / "trainings")
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)
@@ -176,10 +184,10 @@ def _chosen(
 def _measured(
     results: Mapping[str, list[Trained]], how: Setup, teacher: Teacher | None, data: Batch
 ) -> dict[str, dict[str, Float[np.ndarray, " seeds"]]]:
-    size = max(how.batch_size, 1000)
+    size = _batch_size(how)
     asked: Any = None
     if teacher is not None and not teacher.per_example:
-        asked = cached(teacher, data.inputs, batch_size=size, prepare=how.prepare)
+        asked = answers_on(teacher, data, _classes(how, data), batch_size=size, prepare=how.prepare)
     found = {}
     for name, ones in results.items():
         each = [
@@ -193,8 +201,39 @@ def _measured(
     return found
 
 
+def _batch_size(how: Setup) -> int:
+    return evaluation_batch_size(how.batch_size, jax.eval_shape(how.model.network.init, jax.random.key(0)))
+
+
+def _classes(how: Setup, data: Batch) -> int:
+    """Of the student."""
+    key, one = jax.random.key(0), jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), data.inputs)
+
+    def logits() -> Any:
+        inputs = one if how.prepare is None else how.prepare(key, one, False)
+        return how.model.network.apply(how.model.network.init(key), inputs, train=False, key=key)[0].logits
+
+    return int(jax.eval_shape(logits).shape[-1])
+
+
+def _digest_of_steps(
+    entries: Mapping[str, Any], training: Training, teacher: Teacher | None, data: Batch, batch_size: int
+) -> str:
+    """Of what each method computes in a step, with the student, its `prepare` and the teacher."""
+    batch, taught = first_batch(data, teacher, batch_size)
+    found = []
+    for one in entries.values():
+        method = one.methods[0] if isinstance(one, Grid) else one
+
+        def trained(key: Any, batch: Batch, taught: Teacher | None, method: Method = method) -> Any:
+            return step(init(key, training, method, batch, taught), batch, taught, key, method, training=training)
+
+        found.append(program_digest(trained, jax.random.key(0), batch, taught))
+    return hashlib.sha256("".join(found).encode()).hexdigest()
+
+
 def _of_teacher(teacher: Teacher, data: Batch, how: Setup) -> dict[str, float]:
-    logits = teacher_logits(teacher, data, batch_size=max(how.batch_size, 1000), prepare=how.prepare)
+    logits = teacher_logits(teacher, data, batch_size=_batch_size(how), prepare=how.prepare)
     return {name: float(value) for name, value in measured(np.asarray(logits, np.float32), data).items()}
 
 

@@ -17,17 +17,26 @@ from kd_jax.evaluate import evaluate
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, Output, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
-from kd_jax.teacher import Teacher, as_teacher, cached
+from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.train import measures as of_training
-from kd_jax.train.caching import kept_teacher
+from kd_jax.train.caching import answers_on, evaluation_batch_size, kept_teacher
 from kd_jax.train.callbacks import Callback, is_higher_better
 from kd_jax.train.checks import check, check_batch, check_epochs, first_batch, make_training
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
-from kd_jax.train.resume import Folder, Progress, description, identity, opened, optimizer_digest
+from kd_jax.train.resume import (
+    Folder,
+    Progress,
+    description,
+    digest,
+    identity,
+    opened,
+    optimizer_digest,
+    program_digest,
+)
 from kd_jax.train.sources import Memory, Stream, is_iterator, make_source
-from kd_jax.train.step import Prepare, TrainState, init
+from kd_jax.train.step import Prepare, TrainState, as_optimized, init
 
 PyTree = Any
 
@@ -123,8 +132,11 @@ def distill(
     }  # fmt: skip
     own = {}
     if checkpoint is not None:
-        own = identity(settings, source.data if isinstance(source, Memory) else data, model.variables, known)
-        own["optimizer"] = optimizer_digest(optimizer, (params, state.learned))
+        if isinstance(validation, Batch | tuple | dict):
+            settings["validation"] = digest(validation)
+        own = identity(settings, source.data if isinstance(source, Memory) else data, model.variables, known, prepare)
+        own["optimizer"] = optimizer_digest(optimizer, as_optimized(params, state.learned))
+        own["computation of a step"] = program_digest(source.one_step, state, *_first(source), source.method)
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
@@ -153,7 +165,7 @@ def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> Output
     training, method = source.training, source.method
     if isinstance(source, Memory):
         output = check(training, method, source.data, source.teacher, start, batch_size=source.batch_size)
-        source.teacher = kept_teacher(source.teacher, method, source.data, training.prepare, epochs)
+        source.teacher = kept_teacher(source.teacher, method, source.data, training.prepare, epochs, source.batch_size)
         known, taught = source.data, source.teacher
     else:
         first = source.peek()
@@ -190,12 +202,16 @@ def _are_classes(batch: Batch, classes: int) -> bool:
 
 
 def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
-    if isinstance(source, Memory):
-        batch, taught = first_batch(source.data, source.teacher, source.batch_size)
-    else:
-        batch, taught = source.peek(), source.teacher
+    batch, taught = _first(source)
     variables = None if start is None else _copied(start)
     return init(source.key, source.training, source.method, batch, taught, variables=variables)
+
+
+def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:
+    """Shapes of a batch, and the teacher of its rows."""
+    if isinstance(source, Memory):
+        return first_batch(source.data, source.teacher, source.batch_size)
+    return source.peek(), source.teacher
 
 
 def _begun(source: Memory | Stream, state: TrainState, folder: Folder | None) -> Progress:
@@ -229,10 +245,10 @@ def _examiner(
         check_values(validation, classes)
     elif is_iterator(validation):
         raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
-    size = max(batch_size or 0, 1000)
+    size = evaluation_batch_size(batch_size, model.variables or jax.eval_shape(model.network.init, jax.random.key(0)))
     asked: Any = None if teacher is None or teacher.per_example else teacher
     if asked is not None and isinstance(validation, Batch):
-        asked = cached(asked, validation.inputs, batch_size=size, prepare=prepare)
+        asked = answers_on(asked, validation, classes, batch_size=size, prepare=prepare)
 
     def examine(variables: PyTree) -> dict[str, float]:
         own = Model(model.network, variables)

@@ -16,7 +16,7 @@ from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.compensated import difference, exp
 from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
-from kd_jax.models.predict import outputs_in_batches
+from kd_jax.models.predict import highest_precision, outputs_in_batches
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher, as_teacher
 
@@ -90,12 +90,14 @@ def evaluate(
     for part in map(as_batch, parts):
         output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)
         logits.append(np.asarray(output.logits, np.float32))
-        labels.append(None if part.labels is None else np.asarray(part.labels))
+        labels.append(None if part.labels is None else jax.tree.map(np.asarray, part.labels))
         weights.append(None if part.weights is None else np.asarray(part.weights, np.float32))
         if asked is not None:
             taught.append(np.asarray(teacher_logits(asked, part, batch_size=batch_size, prepare=prepare), np.float32))
     if not logits:
         raise ConfigError("there is no batch to evaluate on: give at least one")
+    if len({part.shape[1:] for part in logits}) > 1 and all(part.ndim > 2 for part in logits):
+        logits, labels, weights, taught = _padded(logits, labels, weights, taught)
     together = Batch(None, _joined(labels, "labels"), _joined(weights, "weights"))
     found = measured(
         np.concatenate(logits), together, np.concatenate(taught) if taught else None, measures=measures or {}
@@ -108,17 +110,16 @@ def teacher_logits(
 ) -> Float[Array, "..."]:
     """The teacher's logits of a batch; of several whose losses are averaged, the mean of their probabilities' logs."""
     inputs = jax.tree.leaves(batch.inputs)[0]
-    if teacher.per_example:
-        if teacher.examples != inputs.shape[0]:
-            raise ConfigError(
-                f"the cached teacher knows {teacher.examples} examples and the batch has {inputs.shape[0]}: give the "
-                "teacher itself to evaluate on other data"
-            )
-        return _mean_logits(teacher.outputs(batch.inputs))
+    if teacher.per_example and teacher.examples != inputs.shape[0]:
+        raise ConfigError(
+            f"the cached teacher knows {teacher.examples} examples and the batch has {inputs.shape[0]}: give the "
+            "teacher itself to evaluate on other data"
+        )
     parts = []
     for start in range(0, max(1, inputs.shape[0]), batch_size):
         part = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], batch.inputs)
-        parts.append(_ask(teacher, part, prepare))
+        rows = jnp.arange(start, min(start + batch_size, inputs.shape[0]))
+        parts.append(_ask(teacher.take(rows) if teacher.per_example else teacher, part, prepare))
     return jnp.concatenate(parts)
 
 
@@ -127,7 +128,7 @@ def _ask(teacher: Teacher, inputs: PyTree, prepare: Any) -> Float[Array, "..."]:
     if prepare is not None:
         with told("prepare", inputs, PREPARE):
             inputs = prepare(jax.random.key(0), inputs, False)
-    with told("the teacher", inputs):
+    with told("the teacher", inputs), highest_precision():
         return _mean_logits(teacher.outputs(inputs))
 
 
@@ -164,7 +165,7 @@ def measured(
     kept = (counted != 0).ravel()
     flat, share = logits.reshape(-1, classes)[kept], counted.ravel()[kept]
     flat_taught = None if taught is None else taught.reshape(-1, classes)[kept]
-    if labels is not None:
+    if hasattr(labels, "dtype"):
         found |= _by_labels(flat, np.asarray(labels), logits.shape, kept, share, batch)
     if flat_taught is not None and len(flat):
         same = flat.argmax(-1) == flat_taught.argmax(-1)
@@ -190,6 +191,9 @@ def _by_labels(
     flat: Any, labels: Any, shape: tuple[int, ...], kept: Any, share: Any, batch: Batch
 ) -> dict[str, Num[Any, ""]]:
     """What the labels say, of the places that count."""
+    if shape[-1] == 1:
+        # A number that is predicted: it names no class.
+        labels = labels.astype(np.float32)
     if labels.dtype.kind in "iu":
         if labels.shape == (*shape[:-1], 1) and len(shape) == labels.ndim:
             labels = labels[..., 0]
@@ -305,7 +309,22 @@ def _joined(parts: list[Any], what: str) -> Any:
         return None
     if any(missing):
         raise ConfigError(f"some batches have {what} and some have none: give all of them {what}, or none")
-    return np.concatenate(parts)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _padded(logits: list[Any], labels: list[Any], weights: list[Any], taught: list[Any]) -> tuple[list[Any], ...]:
+    """Batches of sequences of different lengths with the length of the longest; what is added has the weight 0."""
+    longest = max(part.shape[1] for part in logits)
+
+    def pad(array: Any) -> Any:
+        return np.pad(array, [(0, 0), (0, longest - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
+
+    filled = []
+    for part, own in zip(logits, weights, strict=True):
+        given = np.ones(part.shape[:2], np.float32) if own is None else own
+        filled.append(pad(np.broadcast_to(given[:, None], part.shape[:2]) if given.ndim == 1 else given))
+    known = [None if part is None else jax.tree.map(pad, part) for part in labels]
+    return [pad(part) for part in logits], known, filled, [pad(part) for part in taught]
 
 
 def _count(measure: Callable[..., Any]) -> int:

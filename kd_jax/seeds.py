@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, DataError, NotFiniteError
-from kd_jax.methods import Method
+from kd_jax.methods import CrossEntropy, LabelSmoothing, Method
 from kd_jax.models import Model, count_parameters, parameters
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
@@ -93,8 +93,17 @@ def train_seeds(
     dense = all(leaf.ndim <= 2 for leaf in jax.tree.leaves(params))
     side_by_side = dense and (count_parameters(params) < SMALL or jax.default_backend() != "cpu")
     found: dict[str, list[Trained]] = {}
+    kept_teachers: dict[bool, Teacher | None] = {}
     for name, method in methods.items():
-        taught = kept_teacher(teacher, method, data, how.prepare, how.epochs) if method.needs_teacher else None
+        taught = None
+        # A loss function takes a teacher that it does not need.
+        if not isinstance(method, CrossEntropy | LabelSmoothing):
+            with_features = bool(method.teacher_features)
+            if with_features not in kept_teachers:
+                kept_teachers[with_features] = kept_teacher(
+                    teacher, method, data, how.prepare, how.epochs, how.batch_size
+                )
+            taught = kept_teachers[with_features]
         known = {s: None if kept is None else kept.read(f"{name}-seed{s}", how.model) for s in seeds}
         missing = [seed for seed, one in known.items() if one is None]
         together = side_by_side and len(missing) > 1

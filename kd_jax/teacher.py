@@ -18,7 +18,7 @@ from kd_jax.data.batch import as_batch
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model, as_output
-from kd_jax.models.predict import outputs_in_batches
+from kd_jax.models.predict import highest_precision, outputs_in_batches
 
 PyTree = Any
 
@@ -70,6 +70,7 @@ class LiveTeacher(Teacher):
 class FunctionTeacher(Teacher):
     """A function `inputs -> logits`, called inside the step."""
 
+    # What else it reads (a global array, say) is fixed when it is first compiled.
     function: Callable[[PyTree], Any]
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
@@ -180,7 +181,10 @@ class SeveralTeachers(Teacher):
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """One output, the mean; or those of all."""
-        each = [output for teacher in self.teachers for output in teacher.outputs(inputs, features=features)]
+        each = [
+            output for place, teacher in enumerate(self.teachers)
+            for output in teacher.outputs(inputs, features=features if place == 0 or self.mean == "losses" else ())
+        ]  # fmt: skip
         if self.mean == "losses":
             return tuple(each)
         shapes = {output.logits.shape for output in each}
@@ -206,6 +210,11 @@ def several(teachers: Sequence[Any], *, mean: str = "probabilities") -> SeveralT
     known = [as_teacher(teacher) for teacher in teachers]
     if not known or any(teacher is None for teacher in known):
         raise ConfigError("there is no teacher in the list: give at least one, and None for no teacher at all")
+    counts = sorted({teacher.examples for teacher in known if teacher is not None and teacher.examples is not None})
+    if len(counts) > 1:
+        raise ConfigError(
+            f"the teachers know {' and '.join(map(str, counts))} examples: give each the outputs of the same examples"
+        )
     return SeveralTeachers(tuple(teacher for teacher in known if teacher is not None), mean)
 
 
@@ -238,14 +247,21 @@ def cached(
         raise ConfigError(f"the teacher is {type(teacher).__name__}: only one that answers inputs can be cached")
     parts = []
     count = jax.tree.leaves(inputs)[0].shape[0]
-    ask = jax.jit(lambda live, part: live.outputs(part, features=features))
     for start in range(0, count, batch_size):
         part = jax.tree.map(lambda leaf, start=start: jnp.asarray(leaf[start : start + batch_size]), inputs)
-        said = ask(live, part if prepare is None else prepare(jax.random.key(0), part, False))
+        said = _ask(live, part, features=features, prepare=prepare)
         if len(said) > 1:
             raise ConfigError('the mean of losses cannot be cached: cache each teacher, or use mean="probabilities"')
         parts.append(said[0])
     return CachedTeacher(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts))
+
+
+@partial(jax.jit, static_argnames=("features", "prepare"))
+def _ask(teacher: Teacher, inputs: PyTree, *, features: tuple[str, ...], prepare: Any) -> tuple[Output, ...]:
+    if prepare is not None:
+        inputs = prepare(jax.random.key(0), inputs, False)
+    with highest_precision():
+        return teacher.outputs(inputs, features=features)
 
 
 def from_file(path: str | Path, *, classes: int | None = None) -> CachedTeacher:

@@ -91,11 +91,13 @@ def check_values(batch: Batch, classes: int | None, *, soft: bool = False, absen
             raise DataError(f"a weight is {known.min():g}: every weight must be at least 0")
         if known.size and known.sum() == 0 and not absent:
             raise DataError("the weights sum to 0: at least one example must have a weight above 0")
-    if labels is None or not hasattr(labels, "dtype") or isinstance(labels, jax.core.Tracer) or classes is None:
+    unknown = labels is None or not hasattr(labels, "dtype") or isinstance(labels, jax.core.Tracer)
+    if unknown or classes is None or classes == 1:
+        # One output is a number, which labels no class.
         return
     whole = np.asarray(labels)
     if whole.dtype.kind not in "iu":
-        if soft and whole.ndim > 1 and whole.shape[-1] == classes > 1 and whole.size:
+        if soft and whole.ndim > 1 and whole.shape[-1] == classes and whole.size:
             _check_probabilities(whole.astype(np.float32), weights)
         return
     outside = _counted((whole < 0) | (whole >= classes), weights)

@@ -122,7 +122,8 @@ def hard_loss(method: Method, student: Output, batch: Batch) -> Values:
 
 def hard_term(method: Method, weight: Scalar, student: Output, batch: Batch) -> dict[str, Values]:
     """The term `hard` with its weight; none where that is known to be 0, or where labels are missing then."""
-    if is_zero(weight):
+    if is_zero(weight) or (batch.labels is None and isinstance(weight, jax.core.Tracer)):
+        # Whether a traced weight is 0 was looked at before (`needs_labels`).
         return {}
     return {"hard": weighted(weight, hard_loss(method, student, batch))}
 

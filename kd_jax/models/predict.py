@@ -1,5 +1,6 @@
 """A network's outputs on many examples, in evaluation mode, a batch at a time."""
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -52,12 +53,17 @@ def outputs_in_batches(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0], *parts)
 
 
+def highest_precision() -> contextlib.AbstractContextManager[None]:
+    """Matrix products with all digits of float32, also on GPUs and TPUs, unless the user chose a precision."""
+    return jax.default_matmul_precision(jax.config.values["jax_default_matmul_precision"] or "highest")
+
+
 def _apply(variables: PyTree, inputs: PyTree, *, network: Network, features: tuple[str, ...], prepare: Any) -> Output:
     if prepare is not None:
         with told("prepare", inputs, PREPARE):
             inputs = prepare(jax.random.key(0), inputs, False)
     inputs = jax.tree.map(jnp.asarray, inputs)
-    with told("the model", inputs), jax.default_matmul_precision(jax.config.values["jax_default_matmul_precision"] or "highest"):
+    with told("the model", inputs), highest_precision():
         return network.apply(variables, inputs, train=False, key=jax.random.key(0), features=features)[0]
 
 

@@ -3,12 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.batch import Batch, check_counts
 from kd_jax.methods import Method
 from kd_jax.teacher import SeveralTeachers, Teacher, cached
 from kd_jax.train import memory
+from kd_jax.train.sizes import SMALL
 
 PyTree = Any
 
@@ -16,7 +18,9 @@ PyTree = Any
 _SHARE = 0.25
 
 
-def kept_teacher(teacher: Teacher | None, method: Method, data: Batch, prepare: Any, epochs: int) -> Teacher | None:
+def kept_teacher(
+    teacher: Teacher | None, method: Method, data: Batch, prepare: Any, epochs: int, batch_size: int | None = None
+) -> Teacher | None:
     """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit.
 
     They do not where views are random (`prepare`), features are needed, or an epoch is all there is.
@@ -31,4 +35,28 @@ def kept_teacher(teacher: Teacher | None, method: Method, data: Batch, prepare: 
     free = memory.available()
     if free is not None and 4 * int(np.prod(one.shape)) > _SHARE * free:
         return teacher
-    return cached(teacher, data.inputs, batch_size=min(count, 1000))
+    return cached(teacher, data.inputs, batch_size=min(count, evaluation_batch_size(batch_size, teacher)))
+
+
+def evaluation_batch_size(batch_size: int | None, network: PyTree) -> int:
+    """How many examples a network is asked at once: many where it is small, else about what a training step has.
+
+    network: parameters of it, as the leaves of a PyTree.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(network) if hasattr(leaf, "shape")]
+    small = sum(leaf.size for leaf in leaves) < SMALL and all(leaf.ndim <= 2 for leaf in leaves)
+    return max(batch_size or 0, 1000) if small else 2 * (batch_size or 128)
+
+
+def answers_on(teacher: Teacher, data: Batch, classes: int, *, batch_size: int, prepare: Any = None) -> Teacher | None:
+    """The teacher with its answers on `data`, for measures; None where it has other classes than the student."""
+
+    def ask(teacher: Teacher, inputs: PyTree) -> Any:
+        return teacher.outputs(inputs if prepare is None else prepare(jax.random.key(0), inputs, False))[0]
+
+    first = jax.eval_shape(ask, teacher, jax.tree.map(jnp.asarray, data.inputs))
+    if first.logits.shape[-1] != classes:
+        return None
+    if isinstance(teacher, SeveralTeachers) and teacher.mean == "losses":
+        return teacher
+    return cached(teacher, data.inputs, batch_size=batch_size, prepare=prepare)

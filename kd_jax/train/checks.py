@@ -17,7 +17,7 @@ from kd_jax.models import Model, Output
 from kd_jax.models.trying import CALL, PREPARE, reason, told
 from kd_jax.teacher import Teacher
 from kd_jax.train.measures import Measure
-from kd_jax.train.step import Training, all_terms, fit_labels, student_output, weighted_sum
+from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, student_output, weighted_sum
 
 PyTree = Any
 
@@ -130,7 +130,7 @@ def _check_loss(
     numbers = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), method)
     _tried_loss(name, batch, student, loss, numbers, parts, student, taught, batch)
     variables = jax.eval_shape(training.network.init, key) if start is None else start
-    trained = training.network.split(variables)[0], parts.learned
+    trained = as_optimized(training.network.split(variables)[0], parts.learned)
 
     def update(trained: PyTree) -> Any:
         optimizer = optax.with_extra_args_support(training.optimizer)

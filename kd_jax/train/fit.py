@@ -17,9 +17,9 @@ from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, first_batch, make_training
 from kd_jax.train.convolution import canonical
-from kd_jax.train.measures import Measure
+from kd_jax.train.measures import WEIGHT, Measure
 from kd_jax.train.sizes import SMALL
-from kd_jax.train.step import Metrics, Prepare, Training, TrainState, init, is_finite, step
+from kd_jax.train.step import Metrics, Prepare, Training, TrainState, as_optimized, init, is_finite, step
 
 PyTree = Any
 
@@ -70,7 +70,7 @@ def fit(
         def epoch(state: TrainState, number: Int[Array, ""]) -> tuple[TrainState, Metrics]:
             order = epoch_order(key, number, examples=check_counts(data), batch_size=batch_size)
             state, metrics = scan_steps(state, key, data, teacher, order, method, training=training)
-            return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+            return state, _means(metrics)
 
         return jax.lax.scan(epoch, state, jnp.arange(epochs))
 
@@ -86,6 +86,16 @@ def fit(
         if not programs.call(lambda state: is_finite(state, model.network), state, same=("finite", model.network)):
             raise NotFiniteError("a parameter is not finite after the last step: choose a smaller learning rate")
     return state, history
+
+
+def _means(metrics: Metrics) -> Metrics:
+    """Of an epoch's steps, each counting by its weights where it has some."""
+    counts = metrics.get(WEIGHT)
+    if counts is None:
+        return jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+    total = jnp.sum(counts)
+    shares = counts / jnp.where(total == 0, 1, total)
+    return {name: jnp.sum(values * shares, axis=0) for name, values in metrics.items() if name != WEIGHT}
 
 
 def scan_steps(
@@ -115,8 +125,10 @@ def loop(
     small = count_parameters(params) < SMALL
     transposed = None
     which = transpose.tall(params)
-    if small and any(which) and jax.default_backend() == "cpu" and transpose.elementwise(training.optimizer):
-        transposed = transpose.Transposed(training.network, which)
+    if small and any(which) and jax.default_backend() == "cpu":
+        other = transpose.Transposed(training.network, which)
+        pairs = [as_optimized(given, train_state.learned) for given in (params, other.turned(params))]
+        transposed = other if transpose.is_blind(training.optimizer, *pairs) else None
     own = training if transposed is None else training._replace(network=transposed)
 
     def one(state: TrainState, rows: Any) -> tuple[TrainState, Metrics]:
@@ -125,8 +137,7 @@ def loop(
 
     def turned(state: TrainState, variables: PyTree) -> TrainState:
         assert transposed is not None
-        pair = (params, state.learned)
-        moments = transposed.optimizer_state(training.optimizer, state.optimizer_state, pair)
+        moments = transposed.optimizer_state(training.optimizer, state.optimizer_state, params, state.learned)
         return state._replace(variables=variables, optimizer_state=moments)
 
     first = train_state

@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax.errors import NotFiniteError
 from kd_jax.train.callbacks import Callback, Epoch, value_of
-from kd_jax.train.measures import WATCHED
+from kd_jax.train.measures import WATCHED, WEIGHT
 from kd_jax.train.progress import Silent
 from kd_jax.train.resume import Folder, Progress
 from kd_jax.train.sources import Memory, Stream
@@ -66,21 +66,24 @@ def train(progress: Progress, plan: Plan) -> Progress:
 
 def _epoch(progress: Progress, plan: Plan) -> Progress:
     """The steps of one epoch that are left."""
-    seen: list[dict[str, Any]] = [progress.partial] if progress.partial else []
+    # By their first step.
+    seen: dict[int, dict[str, Any]] = {0: progress.partial} if progress.partial else {}
     waiting: list[Any] = []
     done = progress.start
     state, position = progress.state, progress.position
 
     def now() -> Progress:
-        return progress._replace(state=state, start=done, partial=_joined(seen), position=position)
+        return progress._replace(state=state, start=done, partial=_joined(seen, done), position=position)
 
     def look() -> None:
         """Brings to the host what is on its way, and raises for what is not finite."""
         while waiting:
-            first, some = waiting.pop(0)
+            first, some = waiting[0]
             metrics = {name: np.asarray(values) for name, values in some.metrics.items()}
             _require_finite(metrics, bool(some.finite), progress.epoch, first)
-            seen.append(metrics | {"examples": np.full(some.steps, some.examples, np.int32)})
+            seen[first] = metrics | {"examples": np.full(some.steps, some.examples, np.int32)}
+            # Not before, as an interrupt while it is waited for would lose it.
+            waiting.pop(0)
             plan.bar.advance(progress.epoch, some.steps, metrics)
 
     behind = 1 if isinstance(plan.source, Memory) else _BEHIND
@@ -99,17 +102,20 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
     except KeyboardInterrupt:
         if plan.folder is not None and done > progress.start:
             look()
-            plan.folder.save(now())
+            # The interrupt may have come before the next state was known here, when the last was given away already.
+            if not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+                plan.folder.save(now())
         raise
     return now()
 
 
 def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
     """Its means and measures, the best until now, and what the callbacks say."""
-    examples = progress.partial["examples"].astype(np.float64)
+    counts = progress.partial.get(WEIGHT, progress.partial["examples"]).astype(np.float64)
+    total = np.sum(counts)
     metrics = {
-        name: float(np.sum(values * examples) / np.sum(examples))
-        for name, values in progress.partial.items() if name != "examples"
+        name: float(np.sum(values * counts) / np.where(total == 0, 1, total))
+        for name, values in progress.partial.items() if name not in ("examples", WEIGHT)
     }  # fmt: skip
     if plan.examine is not None:
         metrics |= {f"validation_{name}": value for name, value in plan.examine(progress.state.variables).items()}
@@ -148,5 +154,7 @@ def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: in
         )
 
 
-def _joined(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+def _joined(parts: dict[int, dict[str, Any]], steps: int) -> dict[str, np.ndarray]:
+    """The metrics of the first `steps` steps of an epoch."""
+    names = next(iter(parts.values()), {})
+    return {name: np.concatenate([part[name] for part in parts.values()])[:steps] for name in names}

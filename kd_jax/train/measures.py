@@ -15,6 +15,9 @@ Measure = Callable[[Output, Batch, tuple[Output, ...]], Float[Array, "..."]]
 WATCHED = "watched."
 """What the names begin with of measures that only warnings are made of."""
 
+WEIGHT = f"{WATCHED}weight"
+"""The sum of a batch's weights, by which the batches of an epoch count in its means."""
+
 _ROUNDING = 1e-3
 
 

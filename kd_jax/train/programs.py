@@ -56,13 +56,16 @@ def compiled(
     first = len(jax.tree.leaves(arguments[0])) if donate else 0
     lowered = jax.jit(flat, donate_argnums=tuple(range(first)), keep_unused=True).lower(*leaves)
     of_result = structures[-1]
-    # The text does not say on which devices the program runs.
+    # The text does not say on which devices the program runs, nor which functions of Python it calls.
     usual = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = repr([None if sharding == usual else sharding for _, _, sharding in shapes])
-    text = hashlib.sha256((lowered.as_text() + places).encode()).hexdigest()
+    written = lowered.as_text()
+    text = None if "callback" in written else hashlib.sha256((written + places).encode()).hexdigest()
     program = _recall(_by_text, text)
     if program is None:
-        program = _keep(_by_text, text, lowered.compile())
+        program = lowered.compile()
+        if text is not None:
+            _keep(_by_text, text, program)
 
     def run(*given: PyTree) -> Any:
         results = program(*[_as_leaf(leaf) for leaf in jax.tree.leaves(given)])

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,10 @@ import optax
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
+from kd_jax.teacher import Teacher
 from kd_jax.train.checkpoint import Store, lock
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
+from kd_jax.train.checks import first_batch
 from kd_jax.train.sources import Position
 from kd_jax.train.step import TrainState
 
@@ -124,13 +126,25 @@ def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) ->
             store.close()
 
 
-def identity(settings: dict[str, Any], data: Any, start: PyTree, teacher: PyTree) -> dict[str, Any]:
+def identity(
+    settings: dict[str, Any], data: Any, start: PyTree, teacher: Teacher | None, prepare: Any = None
+) -> dict[str, Any]:
     """What makes a training the same training. data: a `Batch` in memory, by its bytes; an iterator, by its type."""
+    taught = None if teacher is None else digest(teacher)
+    if teacher is not None and isinstance(data, Batch):
+        # Its answers may be computed before the first step.
+        first, rows = first_batch(data, teacher, 1)
+
+        def answers(teacher: Teacher, inputs: PyTree) -> Any:
+            inputs = inputs if prepare is None else prepare(jax.random.key(0), inputs, False)
+            return [output.logits for output in teacher.outputs(inputs)]
+
+        taught = hashlib.sha256(f"{taught}{program_digest(answers, rows, first.inputs)}".encode()).hexdigest()
     known = digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
         "settings": settings, "data": known, "start": None if start is None else digest(start),
-        "teacher": None if teacher is None else digest(teacher), "versions": versions,
+        "teacher": taught, "versions": versions,
         "backend": jax.default_backend(),
     }  # fmt: skip
 
@@ -147,6 +161,12 @@ def description(value: Any) -> str:
     if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
     return repr(value)
+
+
+def program_digest(function: Callable[..., Any], *arguments: PyTree) -> str:
+    """SHA-256 of what a function computes, from shapes of its arguments alone."""
+    shapes = jax.eval_shape(lambda *given: given, *arguments)
+    return hashlib.sha256(jax.jit(function).lower(*shapes).as_text().encode()).hexdigest()
 
 
 def optimizer_digest(optimizer: optax.GradientTransformation, trained: PyTree) -> str:

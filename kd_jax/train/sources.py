@@ -74,15 +74,19 @@ class Memory:
         order = programs.call(draw, self.key, jnp.int32(number), same=("order", examples, batch_size))
         done = 0
         for length in self.lengths:
-            if done >= start:
-                rows = order[done : done + length]
+            first, done = max(done, start), done + length
+            if first < done:
+                rows = order[first:done]
                 program = programs.compiled(
                     self._chunk, state, self.key, self.data, self.teacher, rows, self.method,
                     same=("chunk", self.training), donate=True,
                 )  # fmt: skip
                 state, metrics, finite = program(state, self.key, self.data, self.teacher, rows, self.method)
-                yield Done(state, length, metrics, finite, self.batch_size)
-            done += length
+                yield Done(state, done - first, metrics, finite, self.batch_size)
+
+    def one_step(self, state: TrainState, batch: Batch, teacher: Teacher | None, method: Method) -> TrainState:
+        """One update."""
+        return step(state, batch, teacher, self.key, method, training=self.training)[0]
 
     def _chunk(
         self, state: TrainState, key: Any, data: Batch, teacher: Teacher | None, rows: Any, method: Method
@@ -163,6 +167,10 @@ class Stream:
         network = self.training.network
         return bool(programs.call(lambda state: is_finite(state, network), state, same=("finite", network)))
 
+    def one_step(self, state: TrainState, batch: Batch, teacher: Teacher | None, method: Method) -> TrainState:
+        """One update."""
+        return step(state, batch, teacher, self.key, method, training=self.training)[0]
+
     def _step(
         self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method
     ) -> tuple[TrainState, Metrics, Array]:
@@ -198,6 +206,8 @@ class Stream:
     def _prefetched(self, start: int) -> Iterator[tuple[Batch, Any]]:
         """`_batches`, drawn in a thread, already on the device."""
         ready: queue.Queue[Any] = queue.Queue(_AHEAD)
+        # A thread does not inherit it.
+        wide = jnp.zeros(0, float).dtype == jnp.float64
         stop = threading.Event()
 
         def put(item: Any) -> bool:
@@ -213,11 +223,12 @@ class Stream:
 
         def draw() -> None:
             try:
-                for batch, position in self._batches(start):
-                    # On the host still: looking at values on a device would wait for it.
-                    check_values(batch, self.classes if self.labels_count else None, soft=soft)
-                    if not put((jax.tree.map(jnp.asarray, batch), position)):
-                        return
+                with jax.enable_x64(wide):
+                    for batch, position in self._batches(start):
+                        # On the host still: looking at values on a device would wait for it.
+                        check_values(batch, self.classes if self.labels_count else None, soft=soft)
+                        if not put((jax.tree.map(jnp.asarray, batch), position)):
+                            return
                 put(None)
             except BaseException as error:
                 put(error)

@@ -13,8 +13,9 @@ from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.methods import Method, Parts
 from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Network, Output
+from kd_jax.models.predict import highest_precision
 from kd_jax.teacher import Teacher
-from kd_jax.train.measures import Measure
+from kd_jax.train.measures import WEIGHT, Measure
 
 PyTree = Any
 Prepare = Callable[[Key[Array, ""], PyTree, bool], PyTree]
@@ -24,7 +25,7 @@ class TrainState(NamedTuple):
     """What a step changes.
 
     variables: the network's (`Network.split` tells what of it is trained). learned, carried: the method's own `Parts`.
-    optimizer_state: of the parameters and of what the method learns, together. step: steps done.
+    optimizer_state: of the parameters; with a method that learns, of the pair of both. step: steps done.
     """
 
     variables: PyTree
@@ -82,7 +83,7 @@ def init(
         student, taught = shapes
         parts = as_parts(method.init(method_key, student, taught[0] if taught else None), method)
     params, _ = training.network.split(variables)
-    optimizer_state = training.optimizer.init((params, parts.learned))
+    optimizer_state = training.optimizer.init(as_optimized(params, parts.learned))
     return TrainState(variables, parts.learned, parts.carried, optimizer_state, jnp.zeros((), jnp.int32))
 
 
@@ -116,16 +117,26 @@ def step(
         seen = jax.lax.stop_gradient(student)
         for name, measure in training.measures:
             known[name] = weighted_mean(measure(seen, labelled, taught), labelled.weights)
+        if labelled.weights is not None:
+            known[WEIGHT] = jnp.sum(jnp.asarray(labelled.weights, jnp.float32))
         return loss, (new, carried, {"loss": loss, **known} | {"loss": loss})
 
-    trained = (params, train_state.learned)
-    gradients, (state, carried, metrics) = jax.grad(mean_loss, has_aux=True)(trained)
+    pair = (params, train_state.learned)
+    with highest_precision():
+        slopes, (state, carried, metrics) = jax.grad(mean_loss, has_aux=True)(pair)
+    gradients, trained = as_optimized(*slopes), as_optimized(*pair)
     # Some, such as `optax.contrib.reduce_on_plateau`, look at the loss.
     optimizer = optax.with_extra_args_support(training.optimizer)
     updates, optimizer_state = optimizer.update(gradients, train_state.optimizer_state, trained, value=metrics["loss"])
-    params, learned = optax.apply_updates(trained, updates)
+    after_update = optax.apply_updates(trained, updates)
+    params, learned = (after_update, train_state.learned) if trained is params else after_update
     after = TrainState(network.merge(params, state), learned, carried, optimizer_state, train_state.step + 1)
     return after, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def as_optimized(params: PyTree, learned: PyTree) -> PyTree:
+    """What an optimiser sees: the parameters; with a method that learns, the pair of them and what it learns."""
+    return (params, learned) if jax.tree.leaves(learned) else params
 
 
 def weighted_mean(values: Float[Array, "..."], weights: Any) -> Float[Array, ""]:
@@ -292,11 +303,18 @@ def _masked(output: Output, batch: Batch) -> Output:
     weights, logits = jnp.asarray(batch.weights), output.logits
     if weights.ndim < logits.ndim and weights.shape == logits.shape[: weights.ndim]:
         logits = jnp.where(_broadened(weights == 0, logits.ndim), jnp.zeros_like(logits), logits)
-    whole = {
-        path: _with_present(feature, weights) if feature.ndim and feature.shape[0] == weights.shape[0] else feature
-        for path, feature in output.features.items()
-    }
-    return Output(logits, whole)
+    return Output(logits, {path: _masked_feature(feature, weights) for path, feature in output.features.items()})
+
+
+def _masked_feature(feature: Array, weights: Array) -> Array:
+    """That of a present example where one is absent, and 0 at a position that is."""
+    if not feature.ndim or feature.shape[0] != weights.shape[0]:
+        return feature
+    feature = _with_present(feature, weights)
+    if weights.ndim < 2 or feature.shape[: weights.ndim] != weights.shape:
+        return feature
+    absent = (weights == 0) & jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)), keepdims=True)
+    return jnp.where(_broadened(absent, feature.ndim), jnp.zeros_like(feature), feature)
 
 
 def _masked_labels(batch: Batch, student: Output) -> Batch:

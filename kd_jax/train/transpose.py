@@ -71,10 +71,12 @@ class Transposed(Network):
         turned = [leaf.T if which else leaf for leaf, which in zip(leaves, self.which, strict=True)]
         return jax.tree.unflatten(structure, turned)
 
-    def optimizer_state(self, optimizer: optax.GradientTransformation, state: PyTree, params: PyTree) -> PyTree:
-        """The same for what `optimizer` keeps for each of the pair of parameters and learned parts."""
-        params, learned = params
-        flags = jax.tree.unflatten(jax.tree.structure(params), self.which), jax.tree.map(lambda _: False, learned)
+    def optimizer_state(
+        self, optimizer: optax.GradientTransformation, state: PyTree, params: PyTree, learned: PyTree
+    ) -> PyTree:
+        """The same for what `optimizer` keeps for each of the parameters and of what a method learns."""
+        of_params = jax.tree.unflatten(jax.tree.structure(params), self.which)
+        flags = (of_params, jax.tree.map(lambda _: False, learned)) if jax.tree.leaves(learned) else of_params
         return optax.tree_utils.tree_map_params(optimizer, lambda leaf, which: leaf.T if which else leaf, state, flags)
 
 
@@ -101,6 +103,40 @@ def elementwise(optimizer: optax.GradientTransformation) -> bool:
     except Exception:
         return False
     return _all_elementwise(jaxpr.jaxpr)
+
+
+def is_blind(optimizer: optax.GradientTransformation, params: PyTree, transposed: PyTree) -> bool:
+    """Whether an optimiser is elementwise, and does the same with parameters as with those where some are transposed.
+
+    A mask by the number of a kernel's rows, or a rate by their number, is not blind.
+    """
+    if not elementwise(optimizer):
+        return False
+
+    def once(gradients: PyTree, params: PyTree) -> Any:
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    try:
+        one, other = (jax.make_jaxpr(once)(given, given) for given in map(_shapes, (params, transposed)))
+    except Exception:
+        return False
+    return _operations(one.jaxpr) == _operations(other.jaxpr)
+
+
+def _shapes(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+
+
+def _operations(jaxpr: Any) -> list[Any]:
+    """What is computed, without shapes: the primitives in their order, and the numbers among their inputs."""
+    found: list[Any] = []
+    for equation in jaxpr.eqns:
+        numbers = [str(variable.val) for variable in equation.invars if hasattr(variable, "val")]
+        found.append((equation.primitive.name, len(equation.invars), numbers))
+        for inner in equation.params.values():
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                found.append(_operations(getattr(inner, "jaxpr", inner)))
+    return found
 
 
 def _all_elementwise(jaxpr: Any) -> bool:
