@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from kd_jax.data.batch import Batch, as_batch, check_values
+from kd_jax.data.batch import Batch, as_batch, check_values, check_whole, is_in_memory
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.compensated import difference, exp
@@ -57,6 +57,7 @@ def predict(model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any 
     No inputs give an empty answer of the right shape.
     """
     known = _with_variables(model)
+    check_whole(batch_size, "batch_size")
     inputs = as_batch((getattr(inputs, "inputs", inputs), None)).inputs
     return outputs_in_batches(known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare).logits
 
@@ -80,14 +81,16 @@ def evaluate(
     measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value
         for each example or position, averaged with the weights, or one number.
     """
-    known = _with_variables(model)
-    asked = as_teacher(teacher)
-    if isinstance(data, Batch) or not hasattr(data, "__iter__") or isinstance(data, tuple | dict):
+    known, asked = _with_variables(model), as_teacher(teacher)
+    check_whole(batch_size, "batch_size")
+    check_measures(measures)
+    if is_in_memory(data) or not hasattr(data, "__iter__") or hasattr(data, "shape"):
         parts: Iterable[Any] = [data]
     else:
         parts = data
     logits, labels, weights, taught = [], [], [], []
     for part in map(as_batch, parts):
+        check_values(part, None, absent=True)
         output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)
         logits.append(np.asarray(output.logits, np.float32))
         labels.append(None if part.labels is None else jax.tree.map(np.asarray, part.labels))
@@ -103,6 +106,13 @@ def evaluate(
         np.concatenate(logits), together, np.concatenate(taught) if taught else None, measures=measures or {}
     )
     return {name: int(v) if np.asarray(v).dtype.kind in "iu" else float(v) for name, v in found.items()}
+
+
+def check_measures(measures: Mapping[str, Any] | None) -> None:
+    """Raises `ConfigError` for what is no function."""
+    for name, measure in (measures or {}).items():
+        if not callable(measure):
+            raise ConfigError(f"the measure {name} is {measure!r}: give a function (logits, labels) -> values")
 
 
 def teacher_logits(

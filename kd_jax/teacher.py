@@ -19,6 +19,7 @@ from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model, as_output
 from kd_jax.models.predict import highest_precision, outputs_in_batches
+from kd_jax.models.trying import PREPARE, told
 
 PyTree = Any
 
@@ -259,8 +260,9 @@ def cached(
 @partial(jax.jit, static_argnames=("features", "prepare"))
 def _ask(teacher: Teacher, inputs: PyTree, *, features: tuple[str, ...], prepare: Any) -> tuple[Output, ...]:
     if prepare is not None:
-        inputs = prepare(jax.random.key(0), inputs, False)
-    with highest_precision():
+        with told("prepare", inputs, PREPARE):
+            inputs = prepare(jax.random.key(0), inputs, False)
+    with told("the teacher", inputs), highest_precision():
         return teacher.outputs(inputs, features=features)
 
 

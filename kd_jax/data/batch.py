@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from kd_jax.errors import DataError, ShapeError
+from kd_jax.errors import ConfigError, DataError, ShapeError
 
 PyTree = Any
 
 _INPUTS, _LABELS = ("inputs", "image", "images", "x"), ("labels", "label", "y", "targets")
+_WEIGHTS = ("weights", "weight", "sample_weight")
 
 
 class Batch(NamedTuple):
@@ -51,6 +52,20 @@ def as_batch(data: Any) -> Batch:
     batch = Batch(inputs, labels, None if parts.weights is None else _as_array(parts.weights))
     check_counts(batch)
     return batch
+
+
+def is_in_memory(data: Any) -> bool:
+    """Whether `data` is one batch, and no iterable of several: a list of two or three arrays is a batch, too."""
+    if isinstance(data, list):
+        return 2 <= len(data) <= 3 and all(hasattr(part, "shape") for part in data)
+    return isinstance(data, Batch | tuple | Mapping)
+
+
+def check_whole(number: Any, name: str, least: int = 1) -> int:
+    """`number` as one of Python. Raises `ConfigError` unless it is a whole number of at least `least`."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
+        raise ConfigError(f"{name} is {number!r}: it must be a whole number of at least {least}")
+    return int(number)
 
 
 def check_counts(batch: Batch) -> int:
@@ -166,6 +181,8 @@ def batches(data: Batch, *, key: Any, batch_size: int, epochs: int) -> Iterator[
 def as_key(key: Any) -> Key[Array, ""]:
     """A key of `jax.random` from a whole number or a key, of the old kind, too. Raises `DataError`."""
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not -(2**63) <= int(key) < 2**63:
+            raise DataError(f"key is {key}: a whole number must be -2**63 to 2**63 - 1")
         return jax.random.key(int(key))
     if isinstance(key, jax.Array) and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
@@ -186,7 +203,7 @@ def _of_mapping(data: Mapping[str, Any]) -> Batch:
             "kd.Batch(inputs, labels)"
         )
     labels = next((data[name] for name in _LABELS if name in data), None)
-    return Batch(inputs, labels, data.get("weights"))
+    return Batch(inputs, labels, next((data[name] for name in _WEIGHTS if name in data), None))
 
 
 def _is_array_like(value: Any) -> bool:

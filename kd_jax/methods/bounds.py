@@ -45,7 +45,7 @@ Finite = Annotated[Scalar, Bounds()]
 def walk(method: Method) -> Iterator[Method]:
     """A method, and those that it is made of."""
     yield method
-    for field in dataclasses.fields(method) if dataclasses.is_dataclass(method) else ():
+    for field in _fields(method):
         value = getattr(method, field.name)
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, Method):
@@ -58,7 +58,7 @@ def check_numbers(method: Method) -> None:
     Grids (numbers with axes) and what is traced are left alone.
     """
     for one in walk(method):
-        for field in dataclasses.fields(one) if dataclasses.is_dataclass(one) else ():
+        for field in _fields(one):
             value, name = getattr(one, field.name), f"the {field.name} of {type(one).__name__}"
             bounds = field.type.__metadata__[0] if get_origin(field.type) is Annotated else None
             known = not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
@@ -67,6 +67,10 @@ def check_numbers(method: Method) -> None:
             for leaf in () if isinstance(value, str) else jax.tree.leaves(value):
                 if isinstance(leaf, str) and not isinstance(value, tuple):
                     raise MethodError(f"{name} is {value!r}, which cannot be compared: give its texts in a tuple")
+
+
+def _fields(method: Method) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
 
 
 def _is_number(value: Any) -> bool:

@@ -1,15 +1,16 @@
 """What a training asks of its data, method, model and teacher before anything is compiled."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kd_jax.data.batch import Batch, check_counts, check_values, epoch_order, take
+from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, epoch_order, take
 from kd_jax.errors import ConfigError, DataError, MethodError
+from kd_jax.files.names import path_name
 from kd_jax.methods import Method
 from kd_jax.methods.base import as_parts
 from kd_jax.methods.bounds import check_numbers, walk
@@ -20,6 +21,16 @@ from kd_jax.train.measures import Measure
 from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, student_output, weighted_sum
 
 PyTree = Any
+
+# What a history has beside the terms.
+_RESERVED = ("accuracy", "examples", "seconds")
+
+
+class Checked(NamedTuple):
+    """What is known before anything is compiled: the shapes of the student's output on a batch, and the terms."""
+
+    student: Output
+    terms: tuple[str, ...]
 
 
 def make_training(
@@ -33,8 +44,13 @@ def make_training(
     """What is compiled. Raises `ConfigError` for an optimiser that is none, or a type that is none of floats."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ConfigError(f"optimizer is {optimizer!r}: give an optax.GradientTransformation such as optax.adamw(1e-3)")
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise ConfigError(f"dtype is {jnp.dtype(dtype)}: give a type of floats such as jnp.bfloat16")
+    if dtype is not None:
+        try:
+            known = jnp.dtype(dtype)
+        except TypeError:
+            raise ConfigError(f"dtype is {dtype!r}: give a type of floats such as jnp.bfloat16") from None
+        if not jnp.issubdtype(known, jnp.floating):
+            raise ConfigError(f"dtype is {known}: give a type of floats such as jnp.bfloat16")
     if prepare is not None and not callable(prepare):
         raise ConfigError(f"prepare is {prepare!r}: give a function prepare(key, inputs, train) of the inputs")
     return Training(model.network, optimizer, prepare, tuple((measures or {}).items()), dtype)
@@ -42,8 +58,8 @@ def make_training(
 
 def check(
     training: Training, method: Method, data: Batch, teacher: Teacher | None, start: PyTree, *, batch_size: Any
-) -> Output:
-    """The shapes of the student's output on a batch of in-memory data.
+) -> Checked:
+    """What is known of a training on in-memory data.
 
     Raises `MethodError`, `ConfigError` or `DataError` where data, method, model and teacher do not go together.
     """
@@ -56,12 +72,12 @@ def check(
             f"there are {count} examples and the teacher's outputs of {teacher.examples}: give its outputs of every "
             "example, in the examples' order"
         )
-    student = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
-    check_values(data, student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
-    return student
+    found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
+    check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
+    return found
 
 
-def check_batch(training: Training, method: Method, batch: Batch, teacher: Teacher | None, start: PyTree) -> Output:
+def check_batch(training: Training, method: Method, batch: Batch, teacher: Teacher | None, start: PyTree) -> Checked:
     """As `check`, of one batch, whose shapes are enough; values are not looked at."""
     check_numbers(method)
     if method.needs_teacher and teacher is None:
@@ -100,8 +116,8 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         for one in taught:
             _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)
-    _check_loss(training, method, jax.eval_shape(fit_labels, batch, student.logits), student, taught, start)
-    return student
+    fitted = jax.eval_shape(fit_labels, batch, student.logits)
+    return Checked(student, _check_loss(training, method, fitted, student, taught, start))
 
 
 def _check_output(who: str, output: Output, batch: Batch) -> None:
@@ -115,8 +131,8 @@ def _check_output(who: str, output: Output, batch: Batch) -> None:
 
 def _check_loss(
     training: Training, method: Method, batch: Batch, student: Output, taught: tuple[Output, ...], start: PyTree
-) -> None:
-    """Whether loss and optimiser can be computed at all."""
+) -> tuple[str, ...]:
+    """The terms of the loss. Whether it, the measures and the optimiser can be computed at all."""
     key, name = jax.random.key(0), type(method).__name__
     parts = _tried_loss(
         name, batch, student, lambda: as_parts(method.init(key, student, taught[0] if taught else None), method)
@@ -128,9 +144,29 @@ def _check_loss(
         return weighted_sum(terms, batch.weights), terms
 
     numbers = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), method)
-    _tried_loss(name, batch, student, loss, numbers, parts, student, taught, batch)
+    terms = tuple(_tried_loss(name, batch, student, loss, numbers, parts, student, taught, batch)[1])
+    own = dict(training.measures)
+    for term in terms:
+        if term in (*_RESERVED, *own) or (term == "loss" and len(terms) > 1):
+            raise MethodError(
+                f"a term of {name} is called {term}, which is the name of something else in a history: give it another"
+            )
+    for measure, function in own.items():
+        try:
+            jax.eval_shape(function, student, batch, taught)
+        except Exception as error:
+            raise ConfigError(
+                f"the measure {measure} cannot be computed ({reason(error)}): inside a step it is a function "
+                "(student's output, batch, teachers' outputs) -> values"
+            ) from error
     variables = jax.eval_shape(training.network.init, key) if start is None else start
     trained = as_optimized(training.network.split(variables)[0], parts.learned)
+    for path, leaf in jax.tree.leaves_with_path(trained):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ConfigError(
+                f"the parameter {path_name(path)} is {jnp.result_type(leaf)}, which has no gradient: give floats, or "
+                "keep it in the state, or in the function itself"
+            )
 
     def update(trained: PyTree) -> Any:
         optimizer = optax.with_extra_args_support(training.optimizer)
@@ -143,6 +179,7 @@ def _check_loss(
             f"the optimizer cannot update these parameters ({reason(error)}): give one that needs gradients, "
             "parameters and the loss alone"
         ) from error
+    return terms
 
 
 def are_probabilities(method: Method) -> bool:
@@ -167,8 +204,7 @@ def check_same_outputs(method: Method, student: Output, teacher: Output) -> None
 
 def check_epochs(epochs: Any, name: str = "epochs") -> None:
     """Raises `ConfigError` unless `epochs` is a whole number of at least 1."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
-        raise ConfigError(f"{name} is {epochs!r}: it must be a whole number of at least 1")
+    check_whole(epochs, name)
 
 
 def first_batch(data: Batch, teacher: Teacher | None, batch_size: int) -> tuple[Batch, Teacher | None]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from kd_jax.errors import NotFiniteError
-from kd_jax.train.callbacks import Callback, Epoch, value_of
+from kd_jax.train.callbacks import Callback, Epoch, says_stop, value_of
 from kd_jax.train.measures import WATCHED, WEIGHT
 from kd_jax.train.progress import Silent
 from kd_jax.train.resume import Folder, Progress
@@ -138,7 +138,7 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
     )  # fmt: skip
     # All of them are called, whichever says stop.
     answers = [callback(record) for callback in plan.callbacks]
-    return progress._replace(stopped=any(answer is True for answer in answers))
+    return progress._replace(stopped=any(map(says_stop, answers)))
 
 
 def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: int) -> None:
