@@ -206,7 +206,7 @@ def _are_classes(batch: Batch, classes: int) -> bool:
     if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer):
         return False
     try:
-        check_values(batch, classes)
+        check_values(batch, classes, absent=True)
     except DataError:
         return False
     return True
@@ -215,7 +215,9 @@ def _are_classes(batch: Batch, classes: int) -> bool:
 def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
     batch, taught = _first(source)
     variables = None if start is None else _copied(start)
-    return init(source.key, source.training, source.method, batch, taught, variables=variables)
+    state = init(source.key, source.training, source.method, batch, taught, variables=variables)
+    # An optimiser or a method may hand out an array of its own: a key, say.
+    return state._replace(**{name: _copied(getattr(state, name)) for name in ("learned", "carried", "optimizer_state")})
 
 
 def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ class KeptTrainings:
 
     def read(self, name: str, model: Model) -> Trained | None:
         """A training that is done; None where it is not, or is damaged."""
+        name = _as_file(name)
         facts = self.folder / f"{name}.json"
         if not facts.exists():
             return None
@@ -70,6 +72,7 @@ class KeptTrainings:
 
     def write(self, name: str, trained: Trained, model: Model) -> None:
         """Keeps a training. Raises `CheckpointError`."""
+        name = _as_file(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             parameters.save(Model(model.network, trained.variables), self.folder / f"{name}.safetensors")
@@ -81,6 +84,11 @@ class KeptTrainings:
             raise CheckpointError(
                 f"{self.folder} cannot be written ({error.strerror or error}): make room, and go on with resume=True"
             ) from None
+
+
+def _as_file(name: str) -> str:
+    """A name that no slash makes a folder of."""
+    return quote(name, safe=" ,=+()")
 
 
 def train_seeds(

@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 from jaxtyping import Array
 
 from kd_jax.errors import ConfigError
@@ -57,7 +58,17 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
     graphs: list[Any] = []
 
     def parts() -> tuple[Variables, PyTree]:
-        graph, values, streams = _split(_constructed(module, nnx.Rngs(0)))
+        try:
+            made = _constructed(module, nnx.Rngs(0))
+            # What was made elsewhere cannot be changed while this is traced.
+            made.made_here = True
+            del made.made_here
+            graph, values, streams = _split(made)
+        except TraceContextError:
+            raise ConfigError(
+                "the function gives a module, or a part of one, that was made outside of it, so that every start is "
+                "the same: make it inside, from rngs, or give the module itself (a part: nnx.clone(part))"
+            ) from None
         graphs.append(graph)
         return values, streams
 

@@ -98,7 +98,7 @@ class Validation:
 
 def check_watched(measure: str, what: str, known: Iterable[str], validation: Validation | None) -> None:
     """Raises `ConfigError` for a measure that no epoch will have. what: who asks for it, in words."""
-    names = [*known, *(() if validation is None else validation.names)]
+    names = dict.fromkeys((*known, *(() if validation is None else validation.names)))
     if measure.removeprefix("validation_" if validation is not None else "") in names:
         return
     if validation is None and measure.removeprefix("validation_") in HIGHER_IS_BETTER:
