@@ -20,7 +20,7 @@ from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.train import measures as of_training
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
-from kd_jax.train.checks import Checked, check, check_batch, first_batch, make_training
+from kd_jax.train.checks import Checked, check, check_batch, check_not_own, first_batch, make_training
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
@@ -108,6 +108,7 @@ def distill(
     if student is not None and any(student is one for one in teachers):
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
     model, known = as_model(student), as_teacher(teacher)
+    check_not_own(model, known)
     method = as_method(method if method is not None else CrossEntropy() if known is None else KD())
     epochs = check_whole(epochs, "epochs")
     steps = None if steps is None else check_whole(steps, "steps")

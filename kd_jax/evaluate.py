@@ -74,8 +74,9 @@ def evaluate(
     """The measures of a model on `data`, by name, as numbers of Python.
 
     With whole numbers as labels: accuracy (a fraction), correct and errors (counts), nll (mean negative log-likelihood,
-    nats) and ece (expected calibration error, a fraction). With soft labels, whose rows sum to 1: nll. With other
-    floats: mse. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at temperature 1).
+    nats) and ece (expected calibration error, a fraction). With floats: mse, of the outputs
+    themselves, and nll where every row sums to 1. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at
+    temperature 1).
 
     data: a `Batch`, or a finite iterable of batches. Labels of weight 0 do not count.
     measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value
@@ -229,9 +230,10 @@ def _by_labels(
             f"the labels have the shape {labels.shape} and the outputs {shape}: float labels need the same"
         )
     soft = labels.reshape(-1, shape[-1])[kept].astype(np.float32)
+    found = {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
     if shape[-1] > 1 and len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3):
-        return {"nll": np.float32(_average(np.asarray(_hard(flat, soft)), share))}
-    return {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
+        found["nll"] = np.float32(_average(np.asarray(_hard(flat, soft)), share))
+    return found
 
 
 _hard, _kl = jax.jit(cross_entropy), jax.jit(kl_divergence)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,8 @@ class LiveTeacher(Teacher):
 
     network: Network
     variables: PyTree
+    # The module that it was made of, to be known until it is flattened.
+    origin: ClassVar[Any] = None
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """In evaluation mode."""
@@ -319,7 +321,9 @@ def as_teacher(teacher: Any) -> Teacher | None:
     model = as_model(teacher)
     if model.variables is None:
         raise ConfigError("the teacher has no variables: give a trained module, or a model with its variables")
-    return LiveTeacher(model.network, model.variables)
+    taught = LiveTeacher(model.network, model.variables)
+    object.__setattr__(taught, "origin", model.origin)
+    return taught
 
 
 def load_logits(path: str | Path, *, examples: int, classes: int) -> Float[np.ndarray, "examples classes"]:

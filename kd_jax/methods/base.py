@@ -81,9 +81,13 @@ class Method:
         """
         raise MethodError(f"{type(self).__name__} has no loss: define loss(parts, student, teacher, batch, step)")
 
-    def __add__(self, other: "Method") -> "Sum":
-        """Both methods' terms together."""
-        return Sum((*_summands(self), *_summands(other)))
+    def __add__(self, other: Any) -> "Sum":
+        """Both methods' terms together; a function of logits will do. Raises `MethodError` for what is no method."""
+        return Sum((*_summands(self), *_summands(as_method(other))))
+
+    def __radd__(self, other: Any) -> "Method":
+        """As `__add__`; 0, with which `sum` begins, adds nothing."""
+        return self if isinstance(other, int) and other == 0 else as_method(other) + self
 
     def __mul__(self, factor: Any) -> "Scaled":
         """Every term times a number."""

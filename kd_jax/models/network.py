@@ -79,10 +79,12 @@ class Model:
     """A network with its variables; without them (None) a training makes them from its key.
 
     Called, it gives the logits of a batch, in evaluation mode unless `train` is asked for, compiled.
+    origin: a weak reference to the module that the variables were copied from.
     """
 
     network: Network
     variables: Variables = None
+    origin: Any = None
 
     def init(self, key: Any) -> "Model":
         """This model with fresh variables, from a whole number or a key of `jax.random`."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +50,8 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
         graph, values, streams = _split(_copy(module))
         network = NNXNetwork(graph, _shapes(values), _shapes(streams), call)
         # What trains them may donate the model's arrays.
-        return Model(network, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), values))
+        copied = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), values)
+        return Model(network, copied, weakref.ref(module))
     if not callable(module):
         raise ConfigError(
             f"a {type(module).__name__} is no NNX module: give an nnx.Module, or a function rngs -> nnx.Module"

@@ -16,7 +16,7 @@ from kd_jax.methods.base import as_parts
 from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.models import Model, Output
 from kd_jax.models.trying import CALL, PREPARE, reason, told
-from kd_jax.teacher import Teacher
+from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
 from kd_jax.train.measures import Measure
 from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, student_output, weighted_sum
 
@@ -180,6 +180,18 @@ def _check_loss(
             "parameters and the loss alone"
         ) from error
     return terms
+
+
+def check_not_own(model: Model, teacher: Teacher | None) -> None:
+    """Raises `ConfigError` where a student is its teacher, or one of several, itself."""
+    for one in teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,):
+        if isinstance(one, SeveralTeachers):
+            check_not_own(model, one)
+        if not isinstance(one, LiveTeacher) or model.variables is None:
+            continue
+        module = None if model.origin is None else model.origin()
+        if one.variables is model.variables or (module is not None and one.origin and one.origin() is module):
+            raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
 
 
 def are_probabilities(method: Method) -> bool:
