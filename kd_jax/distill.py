@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from kd_jax.data.batch import Batch, as_key, check_values, check_whole, is_in_memory
-from kd_jax.errors import ConfigError, DataError
+from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
@@ -21,6 +21,7 @@ from kd_jax.train import measures as of_training
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
 from kd_jax.train.checks import Checked, check, check_batch, check_not_own, first_batch, make_training
+from kd_jax.train.faults import check_teacher
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
@@ -134,6 +135,8 @@ def distill(
         if isinstance(one, EarlyStopping):
             check_watched(one.measure, "the measure of early_stopping", seen, held)
     higher = best is not None and is_higher_better(best, higher)
+    # A batch that is trained on is given away; this one is on the host.
+    sample = source.data if isinstance(source, Memory) else source.peek()
     if isinstance(source, Memory):
         source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size)
     examine = None if held is None else held.examiner(model, batch_size, prepare)
@@ -159,7 +162,11 @@ def distill(
             lambda variables: _as_given(student, Model(model.network, _copied(variables))),
             folder, checkpoint_steps, bar,
         )  # fmt: skip
-        after = train(begun, plan)
+        try:
+            after = train(begun, plan)
+        except NotFiniteError:
+            check_teacher(method, sample, known, prepare)
+            raise
     _warn_of_outputs(after.history)
     _warn_of_change(student, model)
     found = after.state.variables if after.best is None else after.best

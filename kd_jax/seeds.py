@@ -20,6 +20,7 @@ from kd_jax.models import Model, count_parameters, parameters
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.caching import kept_teacher
+from kd_jax.train.faults import check_teacher
 from kd_jax.train.fit import fit
 from kd_jax.train.measures import accuracy
 from kd_jax.train.sizes import SMALL
@@ -155,6 +156,7 @@ def _fit(
     for seed, (variables, history) in zip(seeds, results, strict=True):
         known = {name: np.asarray(values) for name, values in history.items()}
         if not np.isfinite(known["loss"]).all():
+            check_teacher(method, data, teacher, how.prepare)
             raise NotFiniteError(
                 f"the loss of {type(method).__name__} with seed {seed} is not finite in epoch "
                 f"{int(np.argmax(~np.isfinite(known['loss']))) + 1}: choose a smaller learning rate"

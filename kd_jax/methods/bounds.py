@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def check_numbers(method: Method) -> None:
     for one in walk(method):
         for field in _fields(one):
             value, name = getattr(one, field.name), f"the {field.name} of {type(one).__name__}"
-            bounds = field.type.__metadata__[0] if get_origin(field.type) is Annotated else None
+            bounds = get_args(field.type)[1] if get_origin(field.type) is Annotated else None
             known = not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
             if known and isinstance(bounds, Bounds) and _is_number(value) and not bounds.hold(float(value)):
                 raise MethodError(f"{name} is {float(value):g}: it must be {bounds}")

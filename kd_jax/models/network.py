@@ -86,6 +86,10 @@ class Model:
     variables: Variables = None
     origin: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the weak reference."""
+        return vars(self) | {"origin": None}
+
     def init(self, key: Any) -> "Model":
         """This model with fresh variables, from a whole number or a key of `jax.random`."""
         key = jax.random.key(int(key)) if isinstance(key, int | np.integer) else key

@@ -31,6 +31,7 @@ from kd_jax.models.network import Model, Network, Output, Params, PyTree, State,
 
 # What the key of a step is folded with for streams that are given at the call; those of the module count from 0.
 _AT_CALL = 0x7FFFFFFF
+_PROBE = "__made_here__"
 
 
 def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = None) -> Model:
@@ -63,8 +64,8 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
         try:
             made = _constructed(module, nnx.Rngs(0))
             # What was made elsewhere cannot be changed while this is traced.
-            made.made_here = True
-            del made.made_here
+            setattr(made, _PROBE, True)
+            delattr(made, _PROBE)
             graph, values, streams = _split(made)
         except TraceContextError:
             raise ConfigError(

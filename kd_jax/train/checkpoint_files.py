@@ -46,7 +46,7 @@ def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) 
             f"{expected.get(name, 'nothing')}: use the versions that wrote it"
         )
     leaves = [
-        jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(leaf)) if _is_key(leaf)
+        jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]), impl=jax.random.key_impl(leaf)) if _is_key(leaf)
         else jax.numpy.asarray(arrays[name])
         for name, (_, leaf) in zip(expected, paths, strict=True)
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
 from kd_jax.train.convolution import canonical
+from kd_jax.train.faults import check_teacher
 from kd_jax.train.measures import WEIGHT, Measure
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Metrics, Prepare, Training, TrainState, as_optimized, init, is_finite, step
@@ -83,6 +84,7 @@ def fit(
     if not programs.is_traced(history):
         bad = ~np.isfinite(np.asarray(history["loss"]))
         if bad.any():
+            check_teacher(method, data, known, prepare)
             raise NotFiniteError(
                 f"the loss is not finite in epoch {int(bad.argmax()) + 1}: choose a smaller learning rate, or look for "
                 "inputs that are not finite"
