@@ -1,6 +1,6 @@
 """What a student is measured on after each epoch: looked at before anything is compiled."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ from kd_jax.train.sources import is_iterator
 from kd_jax.train.step import Training, fit_labels
 
 PyTree = Any
-Measures = Mapping[str, Callable[..., Any]]
 
 
 class Validation:
@@ -27,7 +26,7 @@ class Validation:
     """
 
     def __init__(
-        self, data: Any, measures: Measures | None, teacher: Teacher | None, training: Training, start: PyTree,
+        self, data: Any, measures: Any, teacher: Teacher | None, training: Training, start: PyTree,
         classes: int,
     ) -> None:  # fmt: skip
         """start: the student's variables, or None. Raises `ConfigError` or `DataError` for what cannot be measured."""

@@ -17,7 +17,10 @@ from small import CNN, DATA, HOW, IMAGES, SGD, Residual, X, Y, net, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
+from kd_jax.models import as_model
+from kd_jax.teacher import as_teacher
 from kd_jax.train import programs
+from kd_jax.train.checks import check_not_own
 
 FLOAT_IMAGES = IMAGES.astype(np.float32)
 
@@ -100,6 +103,10 @@ def trained_module() -> nnx.Module:
 def student_is_teacher() -> Any:
     module = trained_module()
     return distill(module, module, kd.Batch(FLOAT_IMAGES, Y[:16]))
+
+
+def its_own(pair: Callable[[Any], tuple[Any, Any]]) -> Any:
+    return distill(*pair(trained_module()), kd.Batch(FLOAT_IMAGES, Y[:16]))
 
 
 def student_among_teachers() -> Any:
@@ -340,9 +347,82 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "best of nothing": (ConfigError, "there is no validation to measure it on", lambda: distill(best="nll")),
     "best of what nobody knows": (
         ConfigError,
-        "whether more of nothing is better",
+        "best is 'nothing', and there is no such measure: use one of loss, hard, accuracy, correct",
         lambda: distill(best="nothing", validation=DATA),
     ),
+    "best of a term": (
+        ConfigError,
+        "whether more of hard is better",
+        lambda: distill(best="hard"),
+    ),
+    "best of a teacher that is not there": (
+        ConfigError,
+        "best is 'agreement', and there is no such measure",
+        lambda: distill(best="agreement", validation=DATA),
+    ),
+    "early stopping without validation": (
+        ConfigError,
+        "the measure of early_stopping is 'validation_nll', and there is no validation",
+        lambda: distill(callbacks=[kd.callbacks.early_stopping()]),
+    ),
+    "early stopping that was not called": (
+        ConfigError,
+        r"the callback is the function early_stopping: call it",
+        lambda: distill(callbacks=kd.callbacks.early_stopping),
+    ),
+    "a callback that is none": (ConfigError, "a callback is 'x': give functions", lambda: distill(callbacks=["x"])),
+    "validation of other inputs": (
+        ConfigError,
+        r"the student cannot be called with inputs of float32\[24, 7\]",
+        lambda: distill(validation=kd.Batch(np.zeros((24, 7), np.float32), Y)),
+    ),
+    "a list whose second batch has labels outside": (
+        DataError,
+        r"the label \d is outside the 4 classes",
+        lambda: distill(validation=[DATA, kd.Batch(X, Y + 6)]),
+    ),
+    "an empty list as validation": (ConfigError, "validation is an empty list", lambda: distill(validation=[])),
+    "float labels of another shape in the validation": (
+        ShapeError,
+        r"the labels of the validation have the shape \(24, 3\) and the outputs \(24, 4\)",
+        lambda: distill(validation=kd.Batch(X, np.ones((24, 3), np.float32))),
+    ),
+    "a measure that is none": (
+        ConfigError,
+        "the measure t is 3: give a function",
+        lambda: distill(validation=DATA, measures={"t": 3}),
+    ),
+    "a dtype by another name": (ConfigError, "dtype is 'bf16': give a type", lambda: distill(dtype="bf16")),
+    "a key that is too large": (DataError, "key is 118.*: a whole number must be", lambda: distill(key=2**70)),
+    "a folder that is none": (ConfigError, "the folder of checkpoints is 5", lambda: distill(checkpoint=5)),
+    "a parameter of whole numbers": (
+        ConfigError,
+        "the parameter k is int32, which has no gradient",
+        lambda: distill(kd.from_function(lambda p, x: x @ p["w"] * p["k"], {"w": jnp.ones((6, 4)), "k": jnp.int32(2)})),
+    ),
+    "a term with the name of a measure": (
+        MethodError,
+        "a term of LossFunction is called accuracy, which is the name of something else",
+        lambda: distill(None, teacher(), method=lambda s, t: {"accuracy": s[:, 0]}),
+    ),
+    "a term beside the loss of that name": (
+        MethodError,
+        "a term of LossFunction is called loss",
+        lambda: distill(None, teacher(), method=lambda s, t: {"loss": s[:, 0], "more": s[:, 1]}),
+    ),
+    "a value for each class": (
+        ShapeError,
+        r"the term loss of LossFunction has the shape \(8, 4\)",
+        lambda: distill(None, teacher(), method=lambda s, t: (s - t) ** 2),
+    ),
+    "a first batch of nothing": (DataError, "a batch of the iterator has 0 examples", lambda: stream([(X[:0], Y[:0])])),
+    "the student in several": (
+        ConfigError,
+        "its teacher's own object",
+        lambda: its_own(lambda s: (s, kd.several([s]))),
+    ),
+    "the student as a model": (ConfigError, "its teacher's own object", lambda: its_own(lambda s: (s, kd.from_nnx(s)))),
+    "the teacher as a model": (ConfigError, "its teacher's own object", lambda: its_own(lambda s: (kd.from_nnx(s), s))),
     "resume without a folder": (ConfigError, "resume is asked for without a folder", lambda: distill(resume=True)),
     "whole numbers as dtype": (ConfigError, "dtype is int8: give a type of floats", lambda: distill(dtype=jnp.int8)),
 }
@@ -370,12 +450,26 @@ def test_a_mistake_is_one_sentence_before_anything_is_compiled(mistake: str) -> 
         ("give kd.Batch", {"data": iter([(X, Y)])}),
         ("7 classes", {"method": kd.KD(), "teacher": teacher(6, 7)}),
         (r"shape \(8, 4\)", {"data": kd.Batch(X, np.eye(4, dtype=np.int32)[Y])}),
+        ("the measure a cannot be computed", {"measures": {"a": lambda logits, labels: logits[:, 0]}}),
     ],
 )
 def test_fit_refuses_the_same(says: str, changed: dict[str, Any]) -> None:
     given = {"data": DATA, "method": kd.CrossEntropy(), **HOW} | changed
     with pytest.raises((ConfigError, DataError), match=says):
         FIT(0, given.pop("data"), net(), **given)
+
+
+def test_fit_refuses_a_student_that_is_its_teacher() -> None:
+    own = teacher()
+    with pytest.raises(ConfigError, match="its teacher's own object"):
+        FIT(0, DATA, own, teacher=own, method=kd.KD(), **HOW)
+
+
+def test_a_copy_and_what_was_trained_may_have_its_teacher() -> None:
+    """They have other values, or will have."""
+    module = trained_module()
+    for student in (nnx.clone(module), kd.Model(kd.from_nnx(module).network, kd.from_nnx(module).variables)):
+        check_not_own(as_model(student), as_teacher(module))
 
 
 def test_a_method_that_is_no_dataclass_works() -> None:
