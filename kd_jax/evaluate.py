@@ -91,7 +91,6 @@ def evaluate(
         parts = data
     logits, labels, weights, taught = [], [], [], []
     for part in map(as_batch, parts):
-        check_values(part, None, absent=True)
         output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)
         logits.append(np.asarray(output.logits, np.float32))
         labels.append(None if part.labels is None else jax.tree.map(np.asarray, part.labels))
@@ -103,17 +102,19 @@ def evaluate(
     if len({part.shape[1:] for part in logits}) > 1 and all(part.ndim > 2 for part in logits):
         logits, labels, weights, taught = _padded(logits, labels, weights, taught)
     together = Batch(None, _joined(labels, "labels"), _joined(weights, "weights"))
+    check_values(together, None)
     found = measured(
         np.concatenate(logits), together, np.concatenate(taught) if taught else None, measures=measures or {}
     )
     return {name: int(v) if np.asarray(v).dtype.kind in "iu" else float(v) for name, v in found.items()}
 
 
-def check_measures(measures: Mapping[str, Any] | None) -> None:
-    """Raises `ConfigError` for what is no function."""
-    for name, measure in (measures or {}).items():
-        if not callable(measure):
-            raise ConfigError(f"the measure {name} is {measure!r}: give a function (logits, labels) -> values")
+def check_measures(measures: Any) -> None:
+    """Raises `ConfigError` for what are no functions by name."""
+    named = measures or {}
+    wrong = [one for one in named.values() if not callable(one)] if isinstance(named, Mapping) else [named]
+    if wrong:
+        raise ConfigError(f"measures has {wrong[0]!r}: give functions (logits, labels) -> values, by name")
 
 
 def teacher_logits(

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from kd_jax.data.batch import as_batch
+from kd_jax.data.batch import as_batch, check_whole
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model, as_output
@@ -238,7 +238,7 @@ def cached(
         if isinstance(teacher, np.ndarray | jax.Array | list):
             return CachedTeacher(Output(jnp.asarray(floats(np.asarray(teacher), "the teacher's logits"))))
         raise ConfigError("kd.cached needs what the teacher is asked about: kd.cached(teacher, inputs)")
-    live = as_teacher(teacher)
+    live, batch_size = as_teacher(teacher), check_whole(batch_size, "batch_size")
     inputs = getattr(inputs, "inputs", inputs) if not isinstance(inputs, dict) else inputs
     inputs = as_batch((inputs, None)).inputs
     if isinstance(live, LiveTeacher):

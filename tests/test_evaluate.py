@@ -263,8 +263,9 @@ EVALUATE, PREDICT = inspect.unwrap(kd.evaluate), inspect.unwrap(kd.predict)
         ("prepare cannot be called .*mend prepare", lambda: kd.predict(teacher(), X, prepare=lambda key, x: x)),
         ("batch_size is 0", lambda: EVALUATE(teacher(), DATA, batch_size=0)),
         ("batch_size is 2.5", lambda: PREDICT(teacher(), X, batch_size=2.5)),
-        ("the measure t is 3", lambda: EVALUATE(teacher(), DATA, measures={"t": 3})),
+        ("measures has 3: give functions", lambda: EVALUATE(teacher(), DATA, measures={"t": 3})),
         ("a weight is -1", lambda: kd.evaluate(teacher(), kd.Batch(X, None, -np.ones(24)), teacher=teacher())),
+        ("the weights sum to 0", lambda: kd.evaluate(teacher(), kd.Batch(X, np.eye(4)[Y], np.zeros(24)))),
         ("a weight is NaN", lambda: kd.evaluate(teacher(), kd.Batch(X, np.eye(4)[Y], np.full(24, np.nan)))),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kd_jax.data.batch import check_whole
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER
 from kd_jax.train.measures import WATCHED
@@ -40,9 +41,9 @@ def early_stopping(measure: str = "validation_nll", *, patience: int = 3, higher
     higher: whether more is better; None for what is known of the measures that have a name in kd_jax.
     Raises `ConfigError` where that is not known.
     """
-    if patience < 1:
-        raise ConfigError(f"patience is {patience}: it must be at least 1")
-    better = is_higher_better(measure, higher)
+    if not isinstance(measure, str):
+        raise ConfigError(f"the measure of early_stopping is {measure!r}: give its name, such as 'validation_nll'")
+    patience, better = check_whole(patience, "patience"), is_higher_better(measure, higher)
 
     return EarlyStopping(measure, patience, better)
 

@@ -41,6 +41,7 @@ class Validation:
         names: Iterable[str] = HIGHER_IS_BETTER
         if is_in_memory(data):
             data = as_batch(data)
+            check_values(data, None)
             names = self._names(data, training, start)
         elif isinstance(data, list):
             data = [as_batch(part) for part in data]
@@ -95,8 +96,10 @@ class Validation:
         return examine
 
 
-def check_watched(measure: str, what: str, known: Iterable[str], validation: Validation | None) -> None:
+def check_watched(measure: Any, what: str, known: Iterable[str], validation: Validation | None) -> None:
     """Raises `ConfigError` for a measure that no epoch will have. what: who asks for it, in words."""
+    if not isinstance(measure, str):
+        raise ConfigError(f"{what} is {measure!r}: give the name of a measure, such as 'loss'")
     names = dict.fromkeys((*known, *(() if validation is None else validation.names)))
     if measure.removeprefix("validation_" if validation is not None else "") in names:
         return

@@ -85,7 +85,7 @@ class Plain(OfLabels):
 
 
 # Without the run-time types of the tests, which users do not have.
-DISTILL, FIT = inspect.unwrap(kd.distill), inspect.unwrap(kd.fit)
+DISTILL, FIT, EARLY_STOPPING = map(inspect.unwrap, (kd.distill, kd.fit, kd.callbacks.early_stopping))
 
 
 def distill(student: Any = None, taught: Any = None, data: Any = DATA, **named: Any) -> Any:
@@ -389,16 +389,24 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     ),
     "a measure that is none": (
         ConfigError,
-        "the measure t is 3: give a function",
+        "measures has 3: give functions",
         lambda: distill(validation=DATA, measures={"t": 3}),
     ),
+    "measures without names": (ConfigError, r"measures has \[1\]", lambda: distill(validation=DATA, measures=[1])),
+    "best that is no name": (ConfigError, "best is 3: give the name of a measure", lambda: distill(best=3)),
+    "patience of a half": (ConfigError, "patience is 0.5", lambda: EARLY_STOPPING(patience=0.5)),
+    "early stopping by a number": (ConfigError, "the measure of early_stopping is 3", lambda: EARLY_STOPPING(3)),
     "a dtype by another name": (ConfigError, "dtype is 'bf16': give a type", lambda: distill(dtype="bf16")),
     "a key that is too large": (DataError, "key is 118.*: a whole number must be", lambda: distill(key=2**70)),
     "a folder that is none": (ConfigError, "the folder of checkpoints is 5", lambda: distill(checkpoint=5)),
     "a parameter of whole numbers": (
         ConfigError,
         "the parameter k is int32, which has no gradient",
-        lambda: distill(kd.from_function(lambda p, x: x @ p["w"] * p["k"], {"w": jnp.ones((6, 4)), "k": jnp.int32(2)})),
+        lambda: distill(
+            kd.from_function(
+                lambda p, x: x @ p["w"] * p["k"].astype(x.dtype), {"w": jnp.ones((6, 4)), "k": jnp.int32(2)}
+            )
+        ),
     ),
     "a term with the name of a measure": (
         MethodError,
