@@ -1,7 +1,7 @@
 """`compare`: methods over the same seeds, on anybody's models, with paired intervals."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Float
 
 from kd_jax.comparison import Table
-from kd_jax.data.batch import Batch, as_batch, check_counts, take
+from kd_jax.data.batch import Batch, as_batch, check_counts, check_whole, take
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.evaluate import HIGHER_IS_BETTER, evaluate, measured, teacher_logits
 from kd_jax.methods import Method, as_method
@@ -25,6 +25,7 @@ from kd_jax.train.checks import check, first_batch, make_training
 from kd_jax.train.progress import is_watched
 from kd_jax.train.resume import description, identity, opened, optimizer_digest, program_digest
 from kd_jax.train.step import Prepare, Training, init, step
+from kd_jax.train.validation import Validation, check_watched
 
 PyTree = Any
 
@@ -67,22 +68,22 @@ def compare(
     """
     data, tested = as_batch(train), as_batch(test)
     model, known = as_model(student), as_teacher(teacher)
+    if not isinstance(methods, Mapping):
+        raise ConfigError(f"methods is a {type(methods).__name__}: give a dict with a name for each, {{'kd': kd.KD()}}")
     if len(methods) < 1:
         raise ConfigError("methods is empty: give at least one, by its name")
     if model.variables is not None:
         raise ConfigError(
             "the student has its values already, and every seed starts anew: give a class, or a function rngs -> module"
         )
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
-    if not numbers:
-        raise ConfigError(f"seeds is {seeds}: at least one is needed")
+    epochs, batch_size, numbers = check_whole(epochs, "epochs"), check_whole(batch_size, "batch_size"), _seeds(seeds)
     better = is_higher_better(measure, higher)
     if measure not in HIGHER_IS_BETTER and measure not in (measures or {}):
         raise ConfigError(
             f"there is no measure {measure}: use one of {', '.join([*HIGHER_IS_BETTER, *(measures or {})])}"
         )
     entries = {name: one if isinstance(one, Grid) else as_method(one) for name, one in methods.items()}
-    how = Setup(model, optimizer, int(epochs), int(batch_size), prepare, measures, measure, better)
+    how = Setup(model, optimizer, epochs, batch_size, prepare, measures, measure, better)
     settings = {
         "methods": {name: description(one) for name, one in entries.items()}, "epochs": epochs,
         "batch_size": batch_size, "seeds": list(numbers), "measure": measure,
@@ -90,7 +91,9 @@ def compare(
     training = make_training(model, optimizer, prepare=prepare, dtype=None)
     for one in entries.values():
         for method in one.methods if isinstance(one, Grid) else (one,):
-            check(training, method, data, known, None, batch_size=batch_size)
+            classes = check(training, method, data, known, None, batch_size=batch_size).student.logits.shape[-1]
+    for part in (tested,) if development is None else (tested, development):
+        check_watched(measure, "measure", (), Validation(part, measures, known, training, None, classes))
     own = {}
     if folder is not None:
         shapes = jax.eval_shape(model.network.init, jax.random.key(0))
@@ -126,6 +129,21 @@ def compare(
         names = ", ".join(next(iter(values.values())))
         raise ConfigError(f"there is no measure {measure}: use one of {names}")
     return table
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    """Each once. Raises `ConfigError`."""
+    if isinstance(seeds, int | np.integer):
+        return tuple(range(check_whole(seeds, "seeds")))
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise ConfigError(f"seeds is {seeds!r}: give how many, or a list of whole numbers")
+    numbers = tuple(check_whole(seed, "a seed", 0) for seed in seeds)
+    if not numbers:
+        raise ConfigError(f"seeds is {seeds}: at least one is needed")
+    twice = [seed for seed in numbers if numbers.count(seed) > 1]
+    if twice:
+        raise ConfigError(f"the seed {twice[0]} is there {numbers.count(twice[0])} times: give each seed once")
+    return numbers
 
 
 class _Bar:
@@ -173,7 +191,7 @@ def _chosen(
             teacher = teacher.take(rows[:-size])
     numbered = {f"{name}-choice{place}": method for place, method in enumerate(choice.methods)}
     results = train_seeds(numbered, how, teacher, seen, seeds, _CHOICE, kept, done)
-    on_held = _measured(results, how, None, as_batch(held))
+    on_held = _measured(results, how, teacher, as_batch(held))
     means = [float(np.mean(values[how.measure])) for values in on_held.values()]
     if all(np.isnan(means)):
         raise NotFiniteError(f"no training of the grid {name} has a finite {how.measure}: choose other values")

@@ -11,17 +11,17 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from kd_jax.data.batch import Batch, as_batch, as_key, check_values
-from kd_jax.errors import ConfigError, DataError
-from kd_jax.evaluate import evaluate
+from kd_jax.data.batch import Batch, as_key, check_values, check_whole, is_in_memory
+from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
-from kd_jax.models import Model, Output, as_model, count_parameters, to_module
+from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
 from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.train import measures as of_training
-from kd_jax.train.caching import answers_on, evaluation_batch_size, kept_teacher
-from kd_jax.train.callbacks import Callback, is_higher_better
-from kd_jax.train.checks import check, check_batch, check_epochs, first_batch, make_training
+from kd_jax.train.caching import kept_teacher
+from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
+from kd_jax.train.checks import Checked, check, check_batch, check_not_own, first_batch, make_training
+from kd_jax.train.faults import check_teacher
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
@@ -35,8 +35,9 @@ from kd_jax.train.resume import (
     optimizer_digest,
     program_digest,
 )
-from kd_jax.train.sources import Memory, Stream, is_iterator, make_source
+from kd_jax.train.sources import Memory, Stream, make_source
 from kd_jax.train.step import Prepare, TrainState, as_optimized, init
+from kd_jax.train.validation import Validation, check_watched
 
 PyTree = Any
 
@@ -108,21 +109,37 @@ def distill(
     if student is not None and any(student is one for one in teachers):
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
     model, known = as_model(student), as_teacher(teacher)
+    check_not_own(model, known)
     method = as_method(method if method is not None else CrossEntropy() if known is None else KD())
-    for name, number in (("epochs", epochs), ("steps", steps), ("checkpoint_steps", checkpoint_steps)):
-        if number is not None or name == "epochs":
-            check_epochs(number, name)
+    epochs = check_whole(epochs, "epochs")
+    steps = None if steps is None else check_whole(steps, "steps")
+    checkpoint_steps = None if checkpoint_steps is None else check_whole(checkpoint_steps, "checkpoint_steps")
+    several = as_callbacks(callbacks)
     key = as_key(key)
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     training = make_training(model, optimizer, prepare=prepare, dtype=dtype)
     source = make_source(
         data, known, key, method, training, batch_size=batch_size, steps=steps, epochs=epochs, every=checkpoint_steps
     )
-    classes = _check_source(source, model.variables, epochs).logits.shape[-1]
+    batch_size = source.batch_size if isinstance(source, Memory) else None
+    checked = _check_source(source, model.variables)
+    held = None
+    if validation is not None:
+        held = Validation(validation, measures, known, training, model.variables, checked.student.logits.shape[-1])
+    elif measures:
+        raise ConfigError("measures are given without data to measure on: give validation=, too")
+    seen = ("loss", *checked.terms, *(name for name, _ in source.training.measures if not name.startswith(WATCHED)))
+    if best is not None:
+        check_watched(best, "best", seen, held)
+    for one in several:
+        if isinstance(one, EarlyStopping):
+            check_watched(one.measure, "the measure of early_stopping", seen, held)
     higher = best is not None and is_higher_better(best, higher)
-    examine = _examiner(model, validation, known, measures, batch_size, prepare, classes)
-    if best is not None and examine is None and best not in ("loss", "accuracy"):
-        raise ConfigError(f"best is {best!r}, and there is no validation to measure it on: give validation=")
+    # A batch that is trained on is given away; this one is on the host.
+    sample = source.data if isinstance(source, Memory) else source.peek()
+    if isinstance(source, Memory):
+        source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size)
+    examine = None if held is None else held.examiner(model, batch_size, prepare)
     state = _first_state(source, model.variables)
     params, _ = model.network.split(state.variables)
     settings = {
@@ -132,7 +149,7 @@ def distill(
     }  # fmt: skip
     own = {}
     if checkpoint is not None:
-        if isinstance(validation, Batch | tuple | dict):
+        if is_in_memory(validation):
             settings["validation"] = digest(validation)
         own = identity(settings, source.data if isinstance(source, Memory) else data, model.variables, known, prepare)
         own["optimizer"] = optimizer_digest(optimizer, as_optimized(params, state.learned))
@@ -140,13 +157,16 @@ def distill(
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
-        several = [callbacks] if callable(callbacks) else list(callbacks)
         plan = Plan(
             source, epochs, examine, best, higher, several,
             lambda variables: _as_given(student, Model(model.network, _copied(variables))),
             folder, checkpoint_steps, bar,
         )  # fmt: skip
-        after = train(begun, plan)
+        try:
+            after = train(begun, plan)
+        except NotFiniteError:
+            check_teacher(method, sample, known, prepare)
+            raise
     _warn_of_outputs(after.history)
     _warn_of_change(student, model)
     found = after.state.variables if after.best is None else after.best
@@ -160,18 +180,17 @@ def distill(
     )
 
 
-def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> Output:
-    """Everything is looked at that can be before a step is compiled; a source in memory may get a cached teacher."""
-    training, method = source.training, source.method
+def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
+    """Everything is looked at that can be before a step is compiled."""
+    training, method, taught = source.training, source.method, source.teacher
     if isinstance(source, Memory):
-        output = check(training, method, source.data, source.teacher, start, batch_size=source.batch_size)
-        source.teacher = kept_teacher(source.teacher, method, source.data, training.prepare, epochs, source.batch_size)
-        known, taught = source.data, source.teacher
+        known = source.data
+        checked = check(training, method, known, taught, start, batch_size=source.batch_size)
     else:
-        first = source.peek()
-        output = check_batch(training, method, first, source.teacher, start)
-        source.classes = output.logits.shape[-1]
-        known, taught = first, source.teacher
+        known = source.peek()
+        checked = check_batch(training, method, known, taught, start)
+        source.classes = checked.student.logits.shape[-1]
+    output = checked.student
     watched: dict[str, of_training.Measure] = {}
     whole = _are_classes(known, output.logits.shape[-1])
     few = 1 < output.logits.shape[-1] <= _MOST_WATCHED
@@ -186,7 +205,7 @@ def _check_source(source: Memory | Stream, start: PyTree, epochs: int) -> Output
             watched["teacher_confidence"] = of_training.teacher_confidence
     named = tuple((name if name == "accuracy" else WATCHED + name, one) for name, one in watched.items())
     source.training = training._replace(measures=named)
-    return output
+    return checked
 
 
 def _are_classes(batch: Batch, classes: int) -> bool:
@@ -195,7 +214,7 @@ def _are_classes(batch: Batch, classes: int) -> bool:
     if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer):
         return False
     try:
-        check_values(batch, classes)
+        check_values(batch, classes, absent=True)
     except DataError:
         return False
     return True
@@ -204,7 +223,9 @@ def _are_classes(batch: Batch, classes: int) -> bool:
 def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
     batch, taught = _first(source)
     variables = None if start is None else _copied(start)
-    return init(source.key, source.training, source.method, batch, taught, variables=variables)
+    state = init(source.key, source.training, source.method, batch, taught, variables=variables)
+    # An optimiser or a method may hand out an array of its own: a key, say.
+    return state._replace(**{name: _copied(getattr(state, name)) for name in ("learned", "carried", "optimizer_state")})
 
 
 def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:
@@ -222,39 +243,6 @@ def _begun(source: Memory | Stream, state: TrainState, folder: Folder | None) ->
     if isinstance(source, Stream) and restored.position is not None:
         source.go_to(restored.position)
     return restored
-
-
-def _examiner(
-    model: Model,
-    validation: Any,
-    teacher: Teacher | None,
-    measures: Any,
-    batch_size: int | None,
-    prepare: Any,
-    classes: int,
-) -> Callable[[PyTree], dict[str, float]] | None:
-    """What measures a student's variables on the validation data; the teacher is asked once."""
-    if validation is None:
-        if measures:
-            raise ConfigError("measures are given without data to measure on: give validation=, too")
-        return None
-    if not hasattr(validation, "__iter__") or hasattr(validation, "shape"):
-        raise ConfigError(f"validation is a {type(validation).__name__}: give a kd.Batch, or a list of batches")
-    if isinstance(validation, Batch | tuple | dict):
-        validation = as_batch(validation)
-        check_values(validation, classes)
-    elif is_iterator(validation):
-        raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
-    size = evaluation_batch_size(batch_size, model.variables or jax.eval_shape(model.network.init, jax.random.key(0)))
-    asked: Any = None if teacher is None or teacher.per_example else teacher
-    if asked is not None and isinstance(validation, Batch):
-        asked = answers_on(asked, validation, classes, batch_size=size, prepare=prepare)
-
-    def examine(variables: PyTree) -> dict[str, float]:
-        own = Model(model.network, variables)
-        return evaluate(own, validation, teacher=asked, measures=measures, batch_size=size, prepare=prepare)
-
-    return examine
 
 
 def _as_given(student: Any, trained: Model) -> Any:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from kd_jax.data.batch import Batch, as_batch, check_values
+from kd_jax.data.batch import Batch, as_batch, check_values, check_whole, is_in_memory
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.compensated import difference, exp
 from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
 from kd_jax.models.predict import highest_precision, outputs_in_batches
+from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher, as_teacher
 
 PyTree = Any
@@ -56,6 +57,7 @@ def predict(model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any 
     No inputs give an empty answer of the right shape.
     """
     known = _with_variables(model)
+    check_whole(batch_size, "batch_size")
     inputs = as_batch((getattr(inputs, "inputs", inputs), None)).inputs
     return outputs_in_batches(known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare).logits
 
@@ -72,16 +74,18 @@ def evaluate(
     """The measures of a model on `data`, by name, as numbers of Python.
 
     With whole numbers as labels: accuracy (a fraction), correct and errors (counts), nll (mean negative log-likelihood,
-    nats) and ece (expected calibration error, a fraction). With soft labels, whose rows sum to 1: nll. With other
-    floats: mse. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at temperature 1).
+    nats) and ece (expected calibration error, a fraction). With floats: mse, of the outputs
+    themselves, and nll where every row sums to 1. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at
+    temperature 1).
 
     data: a `Batch`, or a finite iterable of batches. Labels of weight 0 do not count.
     measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value
         for each example or position, averaged with the weights, or one number.
     """
-    known = _with_variables(model)
-    asked = as_teacher(teacher)
-    if isinstance(data, Batch) or not hasattr(data, "__iter__") or isinstance(data, tuple | dict):
+    known, asked = _with_variables(model), as_teacher(teacher)
+    check_whole(batch_size, "batch_size")
+    check_measures(measures)
+    if is_in_memory(data) or not hasattr(data, "__iter__") or hasattr(data, "shape"):
         parts: Iterable[Any] = [data]
     else:
         parts = data
@@ -98,10 +102,19 @@ def evaluate(
     if len({part.shape[1:] for part in logits}) > 1 and all(part.ndim > 2 for part in logits):
         logits, labels, weights, taught = _padded(logits, labels, weights, taught)
     together = Batch(None, _joined(labels, "labels"), _joined(weights, "weights"))
+    check_values(together, None)
     found = measured(
         np.concatenate(logits), together, np.concatenate(taught) if taught else None, measures=measures or {}
     )
     return {name: int(v) if np.asarray(v).dtype.kind in "iu" else float(v) for name, v in found.items()}
+
+
+def check_measures(measures: Any) -> None:
+    """Raises `ConfigError` for what are no functions by name."""
+    named = measures or {}
+    wrong = [one for one in named.values() if not callable(one)] if isinstance(named, Mapping) else [named]
+    if wrong:
+        raise ConfigError(f"measures has {wrong[0]!r}: give functions (logits, labels) -> values, by name")
 
 
 def teacher_logits(
@@ -125,8 +138,9 @@ def teacher_logits(
 @partial(jax.jit, static_argnames="prepare")
 def _ask(teacher: Teacher, inputs: PyTree, prepare: Any) -> Float[Array, "..."]:
     if prepare is not None:
-        inputs = prepare(jax.random.key(0), inputs, False)
-    with highest_precision():
+        with told("prepare", inputs, PREPARE):
+            inputs = prepare(jax.random.key(0), inputs, False)
+    with told("the teacher", inputs), highest_precision():
         return _mean_logits(teacher.outputs(inputs))
 
 
@@ -217,9 +231,10 @@ def _by_labels(
             f"the labels have the shape {labels.shape} and the outputs {shape}: float labels need the same"
         )
     soft = labels.reshape(-1, shape[-1])[kept].astype(np.float32)
+    found = {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
     if shape[-1] > 1 and len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3):
-        return {"nll": np.float32(_average(np.asarray(_hard(flat, soft)), share))}
-    return {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
+        found["nll"] = np.float32(_average(np.asarray(_hard(flat, soft)), share))
+    return found
 
 
 _hard, _kl = jax.jit(cross_entropy), jax.jit(kl_divergence)

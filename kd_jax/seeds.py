@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from kd_jax.models import Model, count_parameters, parameters
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.caching import kept_teacher
+from kd_jax.train.faults import check_teacher
 from kd_jax.train.fit import fit
 from kd_jax.train.measures import accuracy
 from kd_jax.train.sizes import SMALL
@@ -56,6 +58,7 @@ class KeptTrainings:
 
     def read(self, name: str, model: Model) -> Trained | None:
         """A training that is done; None where it is not, or is damaged."""
+        name = _as_file(name)
         facts = self.folder / f"{name}.json"
         if not facts.exists():
             return None
@@ -70,6 +73,7 @@ class KeptTrainings:
 
     def write(self, name: str, trained: Trained, model: Model) -> None:
         """Keeps a training. Raises `CheckpointError`."""
+        name = _as_file(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             parameters.save(Model(model.network, trained.variables), self.folder / f"{name}.safetensors")
@@ -81,6 +85,11 @@ class KeptTrainings:
             raise CheckpointError(
                 f"{self.folder} cannot be written ({error.strerror or error}): make room, and go on with resume=True"
             ) from None
+
+
+def _as_file(name: str) -> str:
+    """A name that no slash makes a folder of."""
+    return quote(name, safe=" ,=+()")
 
 
 def train_seeds(
@@ -147,6 +156,7 @@ def _fit(
     for seed, (variables, history) in zip(seeds, results, strict=True):
         known = {name: np.asarray(values) for name, values in history.items()}
         if not np.isfinite(known["loss"]).all():
+            check_teacher(method, data, teacher, how.prepare)
             raise NotFiniteError(
                 f"the loss of {type(method).__name__} with seed {seed} is not finite in epoch "
                 f"{int(np.argmax(~np.isfinite(known['loss']))) + 1}: choose a smaller learning rate"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from flax import linen as nn
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from kd_jax.data.batch import as_batch
+from kd_jax.data.batch import as_batch, check_whole
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model, as_output
 from kd_jax.models.predict import highest_precision, outputs_in_batches
+from kd_jax.models.trying import PREPARE, told
 
 PyTree = Any
 
@@ -58,6 +59,8 @@ class LiveTeacher(Teacher):
 
     network: Network
     variables: PyTree
+    # The module that it was made of, to be known until it is flattened.
+    origin: ClassVar[Any] = None
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """In evaluation mode."""
@@ -235,7 +238,7 @@ def cached(
         if isinstance(teacher, np.ndarray | jax.Array | list):
             return CachedTeacher(Output(jnp.asarray(floats(np.asarray(teacher), "the teacher's logits"))))
         raise ConfigError("kd.cached needs what the teacher is asked about: kd.cached(teacher, inputs)")
-    live = as_teacher(teacher)
+    live, batch_size = as_teacher(teacher), check_whole(batch_size, "batch_size")
     inputs = getattr(inputs, "inputs", inputs) if not isinstance(inputs, dict) else inputs
     inputs = as_batch((inputs, None)).inputs
     if isinstance(live, LiveTeacher):
@@ -259,8 +262,9 @@ def cached(
 @partial(jax.jit, static_argnames=("features", "prepare"))
 def _ask(teacher: Teacher, inputs: PyTree, *, features: tuple[str, ...], prepare: Any) -> tuple[Output, ...]:
     if prepare is not None:
-        inputs = prepare(jax.random.key(0), inputs, False)
-    with highest_precision():
+        with told("prepare", inputs, PREPARE):
+            inputs = prepare(jax.random.key(0), inputs, False)
+    with told("the teacher", inputs), highest_precision():
         return teacher.outputs(inputs, features=features)
 
 
@@ -317,7 +321,9 @@ def as_teacher(teacher: Any) -> Teacher | None:
     model = as_model(teacher)
     if model.variables is None:
         raise ConfigError("the teacher has no variables: give a trained module, or a model with its variables")
-    return LiveTeacher(model.network, model.variables)
+    taught = LiveTeacher(model.network, model.variables)
+    object.__setattr__(taught, "origin", model.origin)
+    return taught
 
 
 def load_logits(path: str | Path, *, examples: int, classes: int) -> Float[np.ndarray, "examples classes"]:

@@ -1,5 +1,7 @@
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,13 +141,31 @@ def _top2(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.any(best == jnp.asarray(labels)[:, None], axis=-1).astype(jnp.float32)
 
 
-REFUSED = {
+# Without the run-time types of the tests, which users do not have.
+COMPARE = inspect.unwrap(kd.compare)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no methods": ({"methods": {}}, "methods is empty"),
     "values": ({"student": kd.mlp([6, 4, 3]).init(0)}, "has its values already"),
     "seeds": ({"seeds": 0}, "seeds is 0"),
     "measure": ({"measure": "f1", "higher": True}, "there is no measure f1: use one of accuracy"),
     "direction": ({"measures": {"f1": _top2}, "measure": "f1"}, "whether more of f1 is better"),
     "teacher": ({"methods": {"kd": kd.KD()}, "teacher": None}, "KD needs a teacher"),
+    "a list of methods": ({"methods": [kd.KD()]}, "methods is a list: give a dict"),
+    "a seed twice": ({"seeds": [1, 2, 1]}, "the seed 1 is there 2 times: give each seed once"),
+    "seeds that are none": ({"seeds": "ab"}, "seeds is 'ab': give how many"),
+    "half a seed": ({"seeds": [0.5]}, r"a seed is 0\.5: it must be a whole number"),
+    "epochs": ({"epochs": 1.9}, r"epochs is 1\.9: it must be a whole number"),
+    "batch size": ({"batch_size": 16.7}, r"batch_size is 16\.7: it must be a whole number"),
+    "a measure of no teacher": ({"measure": "agreement"}, "measure is 'agreement', and there is no such measure"),
+    "a measure of other labels": ({"measure": "mse"}, "measure is 'mse', and there is no such measure"),
+    "a second method out of bounds": (
+        {"teacher": kd.mlp([6, 3]).init(0), "methods": {"a": kd.CrossEntropy(), "b": kd.grid(kd.KD, alpha=[0.1, 2])}},
+        "the alpha of KD is 2: it must be 0 to 1",
+    ),
+    "texts in a grid": (
+        {"teacher": kd.mlp([6, 3]).init(0), "methods": {"a": kd.grid(kd.JSD, convention=["paper", "public"])}},
+        "convention 'public' is unknown",
+    ),
 }
 
 
@@ -154,12 +174,27 @@ def test_bad_input_is_one_sentence(mistake: str) -> None:
     changed, says = REFUSED[mistake]
     given = {"student": STUDENT, "teacher": None, "methods": {"alone": kd.CrossEntropy()}, **HOW} | changed
     with pytest.raises(ConfigError, match=says):
-        kd.compare(given.pop("student"), given.pop("teacher"), TRAIN, TEST, **given)  # type: ignore[arg-type]
+        COMPARE(given.pop("student"), given.pop("teacher"), TRAIN, TEST, **given)
+
+
+def test_a_grid_is_chosen_by_agreement_and_kept_under_any_name(teacher: kd.Model, tmp_path: Path) -> None:
+    """Numbers may be NumPy's, and a slash in a name makes no folder."""
+    how = {"optimizer": HOW["optimizer"], "epochs": np.int64(1), "batch_size": np.int32(16), "seeds": np.int64(1)}
+    methods = {"kd/2": kd.grid(kd.KD, temperature=[1.0, 2.0])}
+    first, again = (
+        COMPARE(STUDENT, teacher, TRAIN, TEST, methods=methods, measure="agreement", folder=tmp_path, resume=r, **how)
+        for r in (False, True)
+    )
+    assert first.chosen["kd/2"] in ("temperature 1", "temperature 2")
+    assert first.values["kd/2"]["agreement"] == again.values["kd/2"]["agreement"]
+    assert first.seconds == again.seconds
+    assert json.loads(json.dumps(first.as_json()))["seeds"] == [0]
 
 
 def test_a_grid_is_every_combination_and_refuses_what_it_cannot_make() -> None:
     grid = kd.grid(kd.KD, temperature=[1.0, 4.0], alpha=[0.1, 0.5])
     assert [(m.temperature, m.alpha) for m in grid.methods] == [(1.0, 0.1), (1.0, 0.5), (4.0, 0.1), (4.0, 0.5)]  # type: ignore[attr-defined]
+    assert kd.grid(kd.JSD, convention=["paper", "continuous"]).labels == ("convention paper", "convention continuous")
     with pytest.raises(ConfigError, match="alpha is an empty list"):
         kd.grid(kd.KD, alpha=[])
     with pytest.raises(ConfigError, match="KD cannot be made of"):

@@ -12,7 +12,8 @@ from flax import nnx
 from small import DATA, HOW, SGD, X, Y, assert_close, assert_same, leaves, net, teacher
 
 import kd_jax as kd
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, RunError
+from kd_jax.train.callbacks import says_stop
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -206,3 +207,23 @@ def test_a_mask_may_be_a_tree_of_the_parameters(standard_promotion: None) -> Non
     trained = kd.distill(model, None, DATA, **HOW | {"optimizer": decay}).student.variables
     assert np.abs(trained["w"]).max() < 0.6
     assert np.abs(trained["b"] - 1).max() < 0.1
+
+
+@pytest.mark.parametrize("answer", [True, np.True_, jnp.bool_(True), np.array(True)])
+def test_whatever_is_true_ends_the_training(answer: Any) -> None:
+    assert says_stop(answer)
+    assert not any(map(says_stop, (False, np.False_, jnp.bool_(False), None, 1, 1.0, np.ones(2, bool))))
+
+
+def test_a_student_that_is_asked_for_too_late_is_told() -> None:
+    """The memory of its state is that of the next."""
+    kept: list[Any] = []
+    kd.distill(net(), None, DATA, callbacks=kept.append, **(HOW | {"epochs": 2}))
+    with pytest.raises(RunError, match="the student of epoch 1 is asked for after later steps"):
+        kept[0].model()
+    assert_same(kept[1].model().variables, kept[1].model().variables)
+
+
+def test_validation_may_be_a_list_of_two_arrays() -> None:
+    pair, batch = (kd.distill(net(), None, DATA, validation=data, callbacks=None, **HOW) for data in ([X, Y], DATA))
+    assert pair.history["validation_nll"] == batch.history["validation_nll"]

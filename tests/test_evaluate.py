@@ -1,3 +1,7 @@
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -283,3 +287,44 @@ def test_teachers_that_are_cached_and_that_are_not_see_prepared_inputs():
     floats = scale(None, x, False)
     wanted = kd.evaluate(kd.mlp([6, 4]).init(3), kd.Batch(floats), teacher=kd.several([other, live]))
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+WIDE = np.zeros((24, 7), np.float32)
+# Without the run-time types of the tests, which users do not have.
+EVALUATE, PREDICT = inspect.unwrap(kd.evaluate), inspect.unwrap(kd.predict)
+
+
+@pytest.mark.parametrize(
+    ("says", "call"),
+    [
+        (r"the model cannot be called with inputs of float32\[24, 7\]", lambda: kd.predict(teacher(), WIDE)),
+        (r"the model cannot be called with inputs of float32\[24, 7\]", lambda: kd.evaluate(teacher(), (WIDE, Y))),
+        (r"the model cannot be called with inputs of float32\[24, 7\]", lambda: kd.cached(teacher(), WIDE)),
+        (
+            r"the teacher cannot be called with inputs of float32\[24, 7\]",
+            lambda: kd.cached(lambda x: x @ jnp.ones((6, 4)), WIDE),
+        ),
+        ("prepare cannot be called .*mend prepare", lambda: kd.predict(teacher(), X, prepare=lambda key, x: x)),
+        ("batch_size is 0", lambda: EVALUATE(teacher(), DATA, batch_size=0)),
+        ("batch_size is 2.5", lambda: PREDICT(teacher(), X, batch_size=2.5)),
+        ("measures has 3: give functions", lambda: EVALUATE(teacher(), DATA, measures={"t": 3})),
+        ("a weight is -1", lambda: kd.evaluate(teacher(), kd.Batch(X, None, -np.ones(24)), teacher=teacher())),
+        ("the weights sum to 0", lambda: kd.evaluate(teacher(), kd.Batch(X, np.eye(4)[Y], np.zeros(24)))),
+        ("a weight is NaN", lambda: kd.evaluate(teacher(), kd.Batch(X, np.eye(4)[Y], np.full(24, np.nan)))),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(says: str, call: Callable[[], Any]) -> None:
+    with pytest.raises((ConfigError, DataError), match=says) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_floats_always_have_an_mse() -> None:
+    """Whether rows happen to sum to 1 adds the likelihood, and takes nothing."""
+    soft, several = np.eye(4, dtype=np.float32)[Y], np.ones((24, 4), np.float32)
+    assert kd.evaluate(teacher(), (X, soft)).keys() == {"mse", "nll"}
+    assert kd.evaluate(teacher(), (X, several)).keys() == {"mse"}
+
+
+def test_a_list_of_two_arrays_is_a_pair() -> None:
+    assert kd.evaluate(teacher(), [X, Y]) == kd.evaluate(teacher(), DATA)

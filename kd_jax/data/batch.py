@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from kd_jax.errors import DataError
+from kd_jax.errors import ConfigError, DataError, ShapeError
 
 PyTree = Any
 
 _INPUTS, _LABELS = ("inputs", "image", "images", "x"), ("labels", "label", "y", "targets")
+_WEIGHTS = ("weights", "weight", "sample_weight")
 
 
 class Batch(NamedTuple):
@@ -53,6 +54,20 @@ def as_batch(data: Any) -> Batch:
     return batch
 
 
+def is_in_memory(data: Any) -> bool:
+    """Whether `data` is one batch, and no iterable of several: a list of two or three arrays is a batch, too."""
+    if isinstance(data, list):
+        return 2 <= len(data) <= 3 and all(hasattr(part, "shape") for part in data)
+    return isinstance(data, Batch | tuple | Mapping)
+
+
+def check_whole(number: Any, name: str, least: int = 1) -> int:
+    """`number` as one of Python. Raises `ConfigError` unless it is a whole number of at least `least`."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
+        raise ConfigError(f"{name} is {number!r}: it must be a whole number of at least {least}")
+    return int(number)
+
+
 def check_counts(batch: Batch) -> int:
     """The number of examples. Raises `DataError` where the parts do not have the same."""
     leaves = jax.tree.leaves(batch.inputs)
@@ -76,11 +91,11 @@ def check_counts(batch: Batch) -> int:
     return count
 
 
-def check_values(batch: Batch, classes: int | None) -> None:
+def check_values(batch: Batch, classes: int | None, *, soft: bool = False, absent: bool = False) -> None:
     """Raises `DataError` for labels outside the classes and for weights that cannot weigh.
 
-    Nothing that is traced is looked at. classes: None where the labels are none of classes. A label of weight 0 may be
-    anything.
+    Nothing that is traced is looked at. classes: None where the labels are none of classes. soft: whether float labels
+    must be probabilities. absent: whether all weights may be 0. A label of weight 0 may be anything.
     """
     labels, weights = batch.labels, batch.weights
     if weights is not None and not isinstance(weights, jax.core.Tracer):
@@ -89,23 +104,49 @@ def check_values(batch: Batch, classes: int | None) -> None:
             raise DataError("a weight is NaN or infinite: every weight must be finite and at least 0")
         if known.size and known.min() < 0:
             raise DataError(f"a weight is {known.min():g}: every weight must be at least 0")
-        if known.size and known.sum() == 0:
+        if known.size and known.sum() == 0 and not absent:
             raise DataError("the weights sum to 0: at least one example must have a weight above 0")
-    if labels is None or isinstance(labels, jax.core.Tracer) or classes in (None, 1):
+    unknown = labels is None or not hasattr(labels, "dtype") or isinstance(labels, jax.core.Tracer)
+    if unknown or classes is None or classes == 1:
         # One output is a number, which labels no class.
         return
     whole = np.asarray(labels)
-    if whole.dtype.kind not in "iu" or whole.size == 0:
+    if whole.dtype.kind not in "iu":
+        if soft and whole.ndim > 1 and whole.shape[-1] == classes and whole.size:
+            _check_probabilities(whole.astype(np.float32), weights)
         return
-    outside = (whole < 0) | (whole >= classes)
-    if weights is not None and not isinstance(weights, jax.core.Tracer):
-        counted = np.asarray(weights, np.float32) != 0
-        outside &= counted.reshape(counted.shape + (1,) * (outside.ndim - counted.ndim))
+    outside = _counted((whole < 0) | (whole >= classes), weights)
     if outside.any():
         raise DataError(
             f"the label {whole[outside][0]} is outside the {classes} classes: labels must be 0 to {classes - 1}, or "
             "have the weight 0"
         )
+
+
+def _check_probabilities(labels: Any, weights: Any) -> None:
+    """Raises `DataError` for rows that are negative or do not sum to 1."""
+    total = labels.sum(axis=-1)
+    # Of labels in half precision the sum is off by the last digits of each.
+    wrong = _counted(~(np.abs(total - 1) < 0.02) | (labels < 0).any(axis=-1), weights)
+    if wrong.any():
+        first, said = labels[wrong][0], total[wrong][0]
+        what = f"has {first.min():g}" if first.min() < 0 else f"sums to {said:g}"
+        raise DataError(
+            f"a row of soft labels {what}: give probabilities that sum to 1, or a loss of labels of another kind"
+        )
+
+
+def _counted(found: Any, weights: Any) -> Any:
+    """Where something is found that has a weight. Raises `ShapeError` for weights that do not fit."""
+    if weights is None or isinstance(weights, jax.core.Tracer):
+        return found
+    if np.shape(weights) != found.shape[: np.ndim(weights)]:
+        raise ShapeError(
+            f"the weights have the shape {np.shape(weights)} and the labels {found.shape}: give one weight for each "
+            "example, or one for each position"
+        )
+    counted = np.asarray(weights, np.float32) != 0
+    return found & counted.reshape(counted.shape + (1,) * (found.ndim - counted.ndim))
 
 
 def take(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:
@@ -140,6 +181,8 @@ def batches(data: Batch, *, key: Any, batch_size: int, epochs: int) -> Iterator[
 def as_key(key: Any) -> Key[Array, ""]:
     """A key of `jax.random` from a whole number or a key, of the old kind, too. Raises `DataError`."""
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not -(2**63) <= int(key) < 2**63:
+            raise DataError(f"key is {key}: a whole number must be -2**63 to 2**63 - 1")
         return jax.random.key(int(key))
     if isinstance(key, jax.Array) and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
@@ -160,7 +203,7 @@ def _of_mapping(data: Mapping[str, Any]) -> Batch:
             "kd.Batch(inputs, labels)"
         )
     labels = next((data[name] for name in _LABELS if name in data), None)
-    return Batch(inputs, labels, data.get("weights"))
+    return Batch(inputs, labels, next((data[name] for name in _WEIGHTS if name in data), None))
 
 
 def _is_array_like(value: Any) -> bool:

@@ -39,7 +39,7 @@ def static(default: Any) -> Any:
 
 
 class Method:
-    """The base of every method: subclass it as a frozen dataclass, and write `loss`.
+    """The base of every method: subclass it, best as a frozen dataclass, and write `loss`.
 
     Fields that are numbers or arrays are leaves, so that a grid of them is a `vmap` and compiles once; texts, truth
     values, functions and tuples of these are static, and numbers that `static` marks. Methods add up,
@@ -47,12 +47,14 @@ class Method:
 
     needs_teacher, needs_labels: what a training is asked for before anything is compiled.
     compares_logits: whether student and teacher must have logits of the same shape.
+    of_classes: whether it takes a softmax over the classes: two at least, and float labels are their probabilities.
     student_features, teacher_features: paths of the features that `loss` reads from the `Output`s.
     """
 
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = False
     # A number of NumPy times a method asks the method.
     __array_ufunc__ = None
 
@@ -79,15 +81,23 @@ class Method:
         """
         raise MethodError(f"{type(self).__name__} has no loss: define loss(parts, student, teacher, batch, step)")
 
-    def __add__(self, other: "Method") -> "Sum":
-        """Both methods' terms together."""
-        return Sum((*_summands(self), *_summands(other)))
+    def __add__(self, other: Any) -> "Sum":
+        """Both methods' terms together; a function of logits will do. Raises `MethodError` for what is no method."""
+        return Sum((*_summands(self), *_summands(as_method(other))))
+
+    def __radd__(self, other: Any) -> "Method":
+        """As `__add__`; 0, with which `sum` begins, adds nothing."""
+        return self if isinstance(other, int) and other == 0 else as_method(other) + self
 
     def __mul__(self, factor: Any) -> "Scaled":
         """Every term times a number."""
         return Scaled(self, jnp.asarray(factor) if isinstance(factor, np.generic | np.ndarray) else factor)
 
     __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        """Of a class that is no dataclass, too, by what its instance holds."""
+        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     def __init_subclass__(cls, **named: Any) -> None:
         """Registers every subclass as a PyTree."""
@@ -109,11 +119,12 @@ def _is_array(value: Any) -> bool:
 
 def _flatten(method: Any) -> tuple[list[tuple[Any, Any]], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
     fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
-    names = [field.name for field in fields]
+    # What a class that is no dataclass has of its own, it has from its `__init__`.
+    names = [field.name for field in fields] if dataclasses.is_dataclass(method) else list(vars(method))
+    marked = {field.name for field in fields if field.metadata.get("static")}
     static = tuple(
-        (field.name, getattr(method, field.name)) for field in fields
-        if field.metadata.get("static") or _is_static(getattr(method, field.name))
-    )  # fmt: skip
+        (name, getattr(method, name)) for name in names if name in marked or _is_static(getattr(method, name))
+    )
     known = dict(static)
     leaves = [(jax.tree_util.GetAttrKey(name), getattr(method, name)) for name in names if name not in known]
     return leaves, (tuple(name for name in names if name not in known), static)

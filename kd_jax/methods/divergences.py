@@ -1,12 +1,14 @@
 """Methods that are cross entropy and another divergence than KL in its place."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Array, Int
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
-from kd_jax.methods.base import Parts, Scalar, Terms, Values, static
+from kd_jax.methods.base import Parts, Terms, Values, static
+from kd_jax.methods.bounds import Bounds, Finite, Share, Temperature, Weight
 from kd_jax.methods.logits import SoftLoss, hard_term, is_zero, require_teacher
 from kd_jax.models import Output
 
@@ -17,8 +19,8 @@ class ReverseKL(SoftLoss):
     https://arxiv.org/abs/2306.08543.
     """
 
-    alpha: Scalar = 0.1
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    temperature: Temperature = 1.0
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """T² KL(student ‖ teacher)."""
@@ -29,9 +31,9 @@ class ReverseKL(SoftLoss):
 class SymmetricKL(SoftLoss):
     """alpha · CE + (1 − alpha) · a mean of both KLs, of which the reverse one weighs `skew`."""
 
-    alpha: Scalar = 0.1
-    skew: Scalar = 0.9
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    skew: Share = 0.9
+    temperature: Temperature = 1.0
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.symmetric_kl`."""
@@ -44,9 +46,9 @@ class SkewKL(SoftLoss):
     share.
     """
 
-    alpha: Scalar = 0.1
-    skew: Scalar = 0.1
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    skew: Share = 0.1
+    temperature: Temperature = 1.0
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.skew_kl`."""
@@ -57,9 +59,9 @@ class SkewKL(SoftLoss):
 class SkewReverseKL(SoftLoss):
     """DistiLLM's skewed reverse KL: Ko et al. (2024). detached: no gradient through the student in the mixture."""
 
-    alpha: Scalar = 0.1
-    skew: Scalar = 0.1
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    skew: Share = 0.1
+    temperature: Temperature = 1.0
     detached: bool = False
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
@@ -73,9 +75,9 @@ class SkewReverseKL(SoftLoss):
 class JSD(SoftLoss):
     """Generalised Jensen-Shannon divergence: GKD, Agarwal et al. (2024), https://arxiv.org/abs/2306.13649."""
 
-    alpha: Scalar = 0.1
-    beta: Scalar = 0.5
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    beta: Share = 0.5
+    temperature: Temperature = 1.0
     convention: str = "paper"
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
@@ -89,9 +91,9 @@ class JSD(SoftLoss):
 class AdaptiveKL(SoftLoss):
     """Adaptive KL: Wu et al. (2024), https://arxiv.org/abs/2404.02657. mu: the share of the mass that is the head."""
 
-    alpha: Scalar = 0.1
-    mu: Scalar = 0.5
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    mu: Share = 0.5
+    temperature: Temperature = 1.0
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.adaptive_kl`."""
@@ -102,8 +104,8 @@ class AdaptiveKL(SoftLoss):
 class TotalVariation(SoftLoss):
     """alpha · CE + (1 − alpha) · half the sum of the absolute differences of the probabilities."""
 
-    alpha: Scalar = 0.1
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    temperature: Temperature = 1.0
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.total_variation`."""
@@ -114,7 +116,12 @@ class TotalVariation(SoftLoss):
 class LogitMSE(SoftLoss):
     """Logit matching: Ba and Caruana (2014), https://arxiv.org/abs/1312.6184; the mean over the classes."""
 
-    alpha: Scalar = 0.1
+    alpha: Share = 0.1
+
+    @property
+    def of_classes(self) -> bool:  # type: ignore[override]
+        """As the hard loss does."""
+        return self.needs_labels
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.logit_mse`."""
@@ -127,8 +134,8 @@ class TTM(SoftLoss):
     teacher alone.
     """
 
-    alpha: Scalar = 0.1
-    gamma: Scalar = 0.1
+    alpha: Share = 0.1
+    gamma: Temperature = 0.1
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.ttm`."""
@@ -139,8 +146,8 @@ class TTM(SoftLoss):
 class WTTM(SoftLoss):
     """`TTM` with each example weighted by how uncertain its teacher is: Zheng and Yang (2024). gamma: 1/T."""
 
-    alpha: Scalar = 0.1
-    gamma: Scalar = 0.1
+    alpha: Share = 0.1
+    gamma: Temperature = 0.1
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.wttm`."""
@@ -151,9 +158,9 @@ class WTTM(SoftLoss):
 class TopKKL(SoftLoss):
     """KL by the teacher's k largest classes. rest: `tail` (one bucket), `renormalised` or `zero`."""
 
-    alpha: Scalar = 0.1
-    k: int = static(64)
-    temperature: Scalar = 1.0
+    alpha: Share = 0.1
+    k: Annotated[int, Bounds(1)] = static(64)
+    temperature: Temperature = 1.0
     rest: str = "tail"
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
@@ -168,10 +175,10 @@ class AlphaBeta(SoftLoss):
     alpha, beta: the divergence's own. hard: the weight of the cross entropy, beside it.
     """
 
-    alpha: Scalar = 0.2
-    beta: Scalar = 0.7
-    temperature: Scalar = 1.0
-    hard: Scalar = 0.0
+    alpha: Finite = 0.2
+    beta: Finite = 0.7
+    temperature: Temperature = 1.0
+    hard: Weight = 0.0
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]

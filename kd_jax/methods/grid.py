@@ -35,5 +35,11 @@ def grid(method: type[Method], **values: Any) -> Grid:
             found.append(method(**given))
         except TypeError as error:
             raise ConfigError(f"{method.__name__} cannot be made of {given} ({error}): use its own numbers") from None
-        labels.append(", ".join(f"{name} {given[name]:g}" for name in several))
+        labels.append(", ".join(f"{name} {_shown(given[name])}" for name in several))
     return Grid(tuple(found), tuple(labels))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return f"{value:g}"
+    return getattr(value, "__name__", str(value))

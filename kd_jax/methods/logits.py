@@ -12,6 +12,7 @@ from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
 from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, weighted
+from kd_jax.methods.bounds import Share, Temperature
 from kd_jax.models import Output
 
 
@@ -22,6 +23,7 @@ class CrossEntropy(Method):
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     compares_logits: ClassVar[bool] = False
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `hard`."""
@@ -35,10 +37,11 @@ class LabelSmoothing(Method):
     smoothing: epsilon in [0, 1], the share of the uniform distribution.
     """
 
-    smoothing: Scalar = 0.1
+    smoothing: Share = 0.1
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     compares_logits: ClassVar[bool] = False
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `hard`."""
@@ -53,6 +56,7 @@ class SoftLoss(Method):
     """
 
     alpha: Scalar
+    of_classes: ClassVar[bool] = True
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -91,8 +95,8 @@ class KD(SoftLoss):
     alpha: the weight of the hard loss, in [0, 1]. temperature: T > 0.
     """
 
-    alpha: Scalar = 0.1
-    temperature: Scalar = 4.0
+    alpha: Share = 0.1
+    temperature: Temperature = 4.0
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """T² KL(teacher ‖ student)."""
@@ -103,8 +107,8 @@ class KD(SoftLoss):
 class KDWithoutTSquared(SoftLoss):
     """`KD` without the factor T², as the reference notebook has it: its soft gradients shrink as 1/T²."""
 
-    alpha: Scalar = 0.5
-    temperature: Scalar = 20.0
+    alpha: Share = 0.5
+    temperature: Temperature = 20.0
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """KL(teacher ‖ student) at the temperature."""

@@ -8,7 +8,8 @@ from jaxtyping import Array, Int
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
-from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values
+from kd_jax.methods.base import Method, Parts, Terms, Values
+from kd_jax.methods.bounds import Weight
 from kd_jax.methods.logits import require_teacher
 from kd_jax.models import Output
 
@@ -123,8 +124,8 @@ class RKD(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
-    distance: Scalar = 25.0
-    angle: Scalar = 50.0
+    distance: Weight = 25.0
+    angle: Weight = 50.0
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """The two terms with their weights."""

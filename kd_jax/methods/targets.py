@@ -1,7 +1,7 @@
 """Methods whose soft loss knows the label: DKD, NKD, RLD, OFA, PLD; and DIST, which couples a batch."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.methods.base import Method, Parts, Scalar, Terms
+from kd_jax.methods.bounds import Bounds, Temperature, Weight
 from kd_jax.methods.logits import hard_term, is_zero, require_labels, require_teacher
 from kd_jax.methods.relations import example_weights
 from kd_jax.models import Output
@@ -22,12 +23,13 @@ class DKD(Method):
     hard: the weight of the cross entropy.
     """
 
-    alpha: Scalar = 1.0
-    beta: Scalar = 8.0
-    temperature: Scalar = 4.0
-    hard: Scalar = 1.0
-    warmup: Scalar = 0
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+    temperature: Temperature = 4.0
+    hard: Weight = 1.0
+    warmup: Weight = 0
     needs_labels: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
@@ -47,10 +49,11 @@ class NKD(Method):
     gamma: the weight of the other classes' part. hard: the weight of the cross entropy.
     """
 
-    gamma: Scalar = 1.5
-    temperature: Scalar = 1.0
-    hard: Scalar = 1.0
+    gamma: Weight = 1.5
+    temperature: Temperature = 1.0
+    hard: Weight = 1.0
     needs_labels: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
@@ -67,11 +70,12 @@ class RLD(Method):
     entropy.
     """
 
-    alpha: Scalar = 1.0
-    beta: Scalar = 8.0
-    temperature: Scalar = 4.0
-    hard: Scalar = 1.0
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+    temperature: Temperature = 4.0
+    hard: Weight = 1.0
     needs_labels: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
@@ -89,10 +93,11 @@ class OFA(Method):
     gamma: the exponent. hard: the weight of the cross entropy.
     """
 
-    gamma: Scalar = 1.0
-    temperature: Scalar = 1.0
-    hard: Scalar = 1.0
+    gamma: Annotated[Scalar, Bounds(1)] = 1.0
+    temperature: Temperature = 1.0
+    hard: Weight = 1.0
     needs_labels: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
@@ -105,9 +110,10 @@ class OFA(Method):
 class PLD(Method):
     """Plackett-Luce distillation: Bassam et al. (2025), https://arxiv.org/abs/2506.12542. The hard loss is in it."""
 
-    temperature: Scalar = 1.0
-    hard: Scalar = 0.0
+    temperature: Temperature = 1.0
+    hard: Weight = 0.0
     needs_labels: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
@@ -124,10 +130,11 @@ class DIST(Method):
     whatever the devices.
     """
 
-    beta: Scalar = 1.0
-    gamma: Scalar = 1.0
-    temperature: Scalar = 1.0
-    hard: Scalar = 1.0
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+    temperature: Temperature = 1.0
+    hard: Weight = 1.0
+    of_classes: ClassVar[bool] = True
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]

@@ -9,6 +9,7 @@ from kd_jax.errors import ConfigError
 from kd_jax.files import as_numpy
 from kd_jax.models.network import Model, Network, PyTree
 from kd_jax.models.nnx import from_nnx
+from kd_jax.models.trying import told
 
 
 def as_model(model: Any) -> Model:
@@ -53,7 +54,8 @@ def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]
     variables = model.variables
     if variables is None:
         variables = jax.eval_shape(model.network.init, jax.random.key(0))
-    return model.network.feature_shapes(variables, inputs)
+    with told("the model", inputs):
+        return model.network.feature_shapes(variables, inputs)
 
 
 def _array(value: Any) -> Any:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Num
 
 from kd_jax.errors import ConfigError
 from kd_jax.files import as_numpy
+from kd_jax.models.trying import told
 
 PyTree = Any
 Params = PyTree
@@ -78,10 +79,16 @@ class Model:
     """A network with its variables; without them (None) a training makes them from its key.
 
     Called, it gives the logits of a batch, in evaluation mode unless `train` is asked for, compiled.
+    origin: a weak reference to the module that the variables were copied from.
     """
 
     network: Network
     variables: Variables = None
+    origin: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the weak reference."""
+        return vars(self) | {"origin": None}
 
     def init(self, key: Any) -> "Model":
         """This model with fresh variables, from a whole number or a key of `jax.random`."""
@@ -100,7 +107,8 @@ class Model:
             raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")
         inputs = jax.tree.map(_array, inputs, is_leaf=lambda value: isinstance(value, list))
         paths = (features,) if isinstance(features, str) else tuple(features)
-        output = _output(self.network, self.variables, inputs, train, key, paths)
+        with told("the model", inputs):
+            output = _output(self.network, self.variables, inputs, train, key, paths)
         return output if paths else output.logits
 
     def __repr__(self) -> str:

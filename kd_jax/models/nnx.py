@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 from jaxtyping import Array
 
 from kd_jax.errors import ConfigError
@@ -29,6 +31,7 @@ from kd_jax.models.network import Model, Network, Output, Params, PyTree, State,
 
 # What the key of a step is folded with for streams that are given at the call; those of the module count from 0.
 _AT_CALL = 0x7FFFFFFF
+_PROBE = "__made_here__"
 
 
 def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = None) -> Model:
@@ -48,7 +51,8 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
         graph, values, streams = _split(_copy(module))
         network = NNXNetwork(graph, _shapes(values), _shapes(streams), call)
         # What trains them may donate the model's arrays.
-        return Model(network, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), values))
+        copied = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), values)
+        return Model(network, copied, weakref.ref(module))
     if not callable(module):
         raise ConfigError(
             f"a {type(module).__name__} is no NNX module: give an nnx.Module, or a function rngs -> nnx.Module"
@@ -57,7 +61,17 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
     graphs: list[Any] = []
 
     def parts() -> tuple[Variables, PyTree]:
-        graph, values, streams = _split(_constructed(module, nnx.Rngs(0)))
+        try:
+            made = _constructed(module, nnx.Rngs(0))
+            # What was made elsewhere cannot be changed while this is traced.
+            setattr(made, _PROBE, True)
+            delattr(made, _PROBE)
+            graph, values, streams = _split(made)
+        except TraceContextError:
+            raise ConfigError(
+                "the function gives a module, or a part of one, that was made outside of it, so that every start is "
+                "the same: make it inside, from rngs, or give the module itself (a part: nnx.clone(part))"
+            ) from None
         graphs.append(graph)
         return values, streams
 

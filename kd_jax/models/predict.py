@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.network import Network, Output
+from kd_jax.models.trying import PREPARE, told
 
 PyTree = Any
 
@@ -59,9 +60,10 @@ def highest_precision() -> contextlib.AbstractContextManager[None]:
 
 def _apply(variables: PyTree, inputs: PyTree, *, network: Network, features: tuple[str, ...], prepare: Any) -> Output:
     if prepare is not None:
-        inputs = prepare(jax.random.key(0), inputs, False)
+        with told("prepare", inputs, PREPARE):
+            inputs = prepare(jax.random.key(0), inputs, False)
     inputs = jax.tree.map(jnp.asarray, inputs)
-    with highest_precision():
+    with told("the model", inputs), highest_precision():
         return network.apply(variables, inputs, train=False, key=jax.random.key(0), features=features)[0]
 
 

@@ -1,12 +1,16 @@
 """What is called after every epoch of a training: plain functions of an `Epoch`, and some that are ready."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from kd_jax.data.batch import check_whole
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER
+from kd_jax.train.measures import WATCHED
 
 
 class Epoch(NamedTuple):
@@ -37,17 +41,27 @@ def early_stopping(measure: str = "validation_nll", *, patience: int = 3, higher
     higher: whether more is better; None for what is known of the measures that have a name in kd_jax.
     Raises `ConfigError` where that is not known.
     """
-    if patience < 1:
-        raise ConfigError(f"patience is {patience}: it must be at least 1")
-    better = is_higher_better(measure, higher)
+    if not isinstance(measure, str):
+        raise ConfigError(f"the measure of early_stopping is {measure!r}: give its name, such as 'validation_nll'")
+    patience, better = check_whole(patience, "patience"), is_higher_better(measure, higher)
 
-    def stop(epoch: Epoch) -> bool:
+    return EarlyStopping(measure, patience, better)
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """What `early_stopping` gives: a callback that tells which measure it watches."""
+
+    measure: str
+    patience: int
+    higher: bool
+
+    def __call__(self, epoch: Epoch) -> bool:
+        """Whether to stop."""
         # From the history, so that a resumed training stops where it would have stopped.
-        values = np.asarray(value_of(epoch.history, measure), np.float64)
-        known = np.where(np.isnan(values), -np.inf, values if better else -values)
-        return len(known) - 1 - int(known.argmax()) >= patience
-
-    return stop
+        values = np.asarray(value_of(epoch.history, self.measure), np.float64)
+        known = np.where(np.isnan(values), -np.inf, values if self.higher else -values)
+        return len(known) - 1 - int(known.argmax()) >= self.patience
 
 
 def tensorboard(folder: Any) -> Callback:
@@ -101,4 +115,25 @@ def value_of(metrics: Mapping[str, Any], measure: str) -> Any:
     for name in (f"validation_{measure}", measure):
         if name in metrics:
             return metrics[name]
-    raise ConfigError(f"there is no measure {measure}: use one of {', '.join(metrics)}")
+    names = ", ".join(name for name in metrics if not name.startswith(WATCHED))
+    raise ConfigError(f"there is no measure {measure}: use one of {names}")
+
+
+def as_callbacks(callbacks: Any) -> list[Callback]:
+    """Callbacks as a list: one, several, or None. Raises `ConfigError` for what is none."""
+    if callbacks is None:
+        return []
+    several = [callbacks] if callable(callbacks) or not isinstance(callbacks, Iterable) else list(callbacks)
+    for one in several:
+        if one in (early_stopping, tensorboard, wandb):
+            raise ConfigError(f"the callback is the function {one.__name__}: call it, {one.__name__}(…)")
+        if not callable(one):
+            raise ConfigError(f"a callback is {one!r}: give functions of a kd.callbacks.Epoch")
+    return several
+
+
+def says_stop(answer: Any) -> bool:
+    """Whether a callback's answer is true: of Python, NumPy or JAX. Anything else, such as a number, says nothing."""
+    if isinstance(answer, bool | np.bool_):
+        return bool(answer)
+    return isinstance(answer, np.ndarray | jax.Array) and answer.shape == () and answer.dtype == bool and bool(answer)

@@ -31,13 +31,13 @@ class Checkpoint(NamedTuple):
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
     """The leaves of a tree by their paths, such as `params.hidden.0.kernel`."""
-    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {path_name(path): _numbers(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) -> PyTree:
     """The tree whose leaves `named_arrays` named, on the device. Raises `MismatchError` where it is not `like`."""
     paths, structure = jax.tree.flatten_with_path(like)
-    expected = {path_name(path): (leaf.shape, leaf.dtype) for path, leaf in paths}
+    expected = {path_name(path): (data.shape, data.dtype) for path, leaf in paths for data in (_numbers(leaf),)}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if found != expected:
         name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
@@ -45,7 +45,21 @@ def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) 
             f"the checkpoint has {found.get(name, 'nothing')} for {name}, and this kd_jax "
             f"{expected.get(name, 'nothing')}: use the versions that wrote it"
         )
-    return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name]) for name in expected])
+    leaves = [
+        jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]), impl=jax.random.key_impl(leaf)) if _is_key(leaf)
+        else jax.numpy.asarray(arrays[name])
+        for name, (_, leaf) in zip(expected, paths, strict=True)
+    ]  # fmt: skip
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> Any:
+    """A key of `jax.random` as the numbers that it is made of; other leaves as they are."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def write(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:

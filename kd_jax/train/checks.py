@@ -1,23 +1,36 @@
 """What a training asks of its data, method, model and teacher before anything is compiled."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kd_jax.data.batch import Batch, check_counts, check_values, epoch_order, take
+from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, epoch_order, take
 from kd_jax.errors import ConfigError, DataError, MethodError
+from kd_jax.files.names import path_name
 from kd_jax.methods import Method
 from kd_jax.methods.base import as_parts
+from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.models import Model, Output
-from kd_jax.teacher import Teacher
+from kd_jax.models.trying import CALL, PREPARE, reason, told
+from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
 from kd_jax.train.measures import Measure
 from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, student_output, weighted_sum
 
 PyTree = Any
+
+# What a history has beside the terms.
+_RESERVED = ("accuracy", "examples", "seconds")
+
+
+class Checked(NamedTuple):
+    """What is known before anything is compiled: the shapes of the student's output on a batch, and the terms."""
+
+    student: Output
+    terms: tuple[str, ...]
 
 
 def make_training(
@@ -31,8 +44,13 @@ def make_training(
     """What is compiled. Raises `ConfigError` for an optimiser that is none, or a type that is none of floats."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ConfigError(f"optimizer is {optimizer!r}: give an optax.GradientTransformation such as optax.adamw(1e-3)")
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise ConfigError(f"dtype is {jnp.dtype(dtype)}: give a type of floats such as jnp.bfloat16")
+    if dtype is not None:
+        try:
+            known = jnp.dtype(dtype)
+        except TypeError:
+            raise ConfigError(f"dtype is {dtype!r}: give a type of floats such as jnp.bfloat16") from None
+        if not jnp.issubdtype(known, jnp.floating):
+            raise ConfigError(f"dtype is {known}: give a type of floats such as jnp.bfloat16")
     if prepare is not None and not callable(prepare):
         raise ConfigError(f"prepare is {prepare!r}: give a function prepare(key, inputs, train) of the inputs")
     return Training(model.network, optimizer, prepare, tuple((measures or {}).items()), dtype)
@@ -40,8 +58,8 @@ def make_training(
 
 def check(
     training: Training, method: Method, data: Batch, teacher: Teacher | None, start: PyTree, *, batch_size: Any
-) -> Output:
-    """The shapes of the student's output on a batch of in-memory data.
+) -> Checked:
+    """What is known of a training on in-memory data.
 
     Raises `MethodError`, `ConfigError` or `DataError` where data, method, model and teacher do not go together.
     """
@@ -54,13 +72,14 @@ def check(
             f"there are {count} examples and the teacher's outputs of {teacher.examples}: give its outputs of every "
             "example, in the examples' order"
         )
-    student = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
-    check_values(data, student.logits.shape[-1] if method.needs_labels else None)
-    return student
+    found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
+    check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
+    return found
 
 
-def check_batch(training: Training, method: Method, batch: Batch, teacher: Teacher | None, start: PyTree) -> Output:
+def check_batch(training: Training, method: Method, batch: Batch, teacher: Teacher | None, start: PyTree) -> Checked:
     """As `check`, of one batch, whose shapes are enough; values are not looked at."""
+    check_numbers(method)
     if method.needs_teacher and teacher is None:
         raise MethodError(
             f"{type(method).__name__} needs a teacher, and none was given: give one, or train with kd.CrossEntropy()"
@@ -74,7 +93,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
     prepare = training.prepare
     inputs = batch.inputs
     if prepare is not None:
-        inputs = _tried("prepare", inputs, lambda inputs: prepare(key, inputs, True), inputs)
+        inputs = _tried("prepare", inputs, lambda inputs: prepare(key, inputs, True), inputs, remedy=PREPARE)
 
     def ask(inputs: PyTree, variables: PyTree) -> Output:
         variables = training.network.init(key) if variables is None else variables
@@ -82,6 +101,12 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
 
     student = _tried("the student", inputs, ask, inputs, start)
     _check_output("the student", student, batch)
+    softmax = next((type(one).__name__ for one in walk(method) if one.of_classes), None)
+    if softmax is not None and student.logits.shape[-1] == 1:
+        raise MethodError(
+            f"the student has 1 output, and {softmax} takes a softmax over the classes, which is 1 whatever it says: "
+            "give an output for each class, or a loss of sigmoids such as kd.losses.binary_kd, or one of your own"
+        )
     taught: tuple[Output, ...] = ()
     if teacher is not None:
         taught = _tried(
@@ -91,8 +116,8 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         for one in taught:
             _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)
-    _check_loss(training, method, jax.eval_shape(fit_labels, batch, student.logits), student, taught, start)
-    return student
+    fitted = jax.eval_shape(fit_labels, batch, student.logits)
+    return Checked(student, _check_loss(training, method, fitted, student, taught, start))
 
 
 def _check_output(who: str, output: Output, batch: Batch) -> None:
@@ -106,19 +131,42 @@ def _check_output(who: str, output: Output, batch: Batch) -> None:
 
 def _check_loss(
     training: Training, method: Method, batch: Batch, student: Output, taught: tuple[Output, ...], start: PyTree
-) -> None:
-    """Whether loss and optimiser can be computed at all."""
+) -> tuple[str, ...]:
+    """The terms of the loss. Whether it, the measures and the optimiser can be computed at all."""
     key, name = jax.random.key(0), type(method).__name__
     parts = _tried_loss(
         name, batch, student, lambda: as_parts(method.init(key, student, taught[0] if taught else None), method)
     )
 
-    def loss(parts: PyTree, student: Output, taught: tuple[Output, ...], batch: Batch) -> Any:
-        return weighted_sum(all_terms(method, parts, student, taught, batch, jnp.int32(0))[0], batch.weights)
+    # The method is an argument, as in a step: its numbers are traced there.
+    def loss(method: Method, parts: PyTree, student: Output, taught: tuple[Output, ...], batch: Batch) -> Any:
+        terms = all_terms(method, parts, student, taught, batch, jnp.int32(0))[0]
+        return weighted_sum(terms, batch.weights), terms
 
-    _tried_loss(name, batch, student, loss, parts, student, taught, batch)
+    numbers = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), method)
+    terms = tuple(_tried_loss(name, batch, student, loss, numbers, parts, student, taught, batch)[1])
+    own = dict(training.measures)
+    for term in terms:
+        if term in (*_RESERVED, *own) or (term == "loss" and len(terms) > 1):
+            raise MethodError(
+                f"a term of {name} is called {term}, which is the name of something else in a history: give it another"
+            )
+    for measure, function in own.items():
+        try:
+            jax.eval_shape(function, student, batch, taught)
+        except Exception as error:
+            raise ConfigError(
+                f"the measure {measure} cannot be computed ({reason(error)}): inside a step it is a function "
+                "(student's output, batch, teachers' outputs) -> values"
+            ) from error
     variables = jax.eval_shape(training.network.init, key) if start is None else start
     trained = as_optimized(training.network.split(variables)[0], parts.learned)
+    for path, leaf in jax.tree.leaves_with_path(trained):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ConfigError(
+                f"the parameter {path_name(path)} is {jnp.result_type(leaf)}, which has no gradient: give floats, or "
+                "keep it in the state, or in the function itself"
+            )
 
     def update(trained: PyTree) -> Any:
         optimizer = optax.with_extra_args_support(training.optimizer)
@@ -128,9 +176,27 @@ def _check_loss(
         jax.eval_shape(update, trained)
     except Exception as error:
         raise ConfigError(
-            f"the optimizer cannot update these parameters ({_reason(error)}): give one that needs gradients, "
+            f"the optimizer cannot update these parameters ({reason(error)}): give one that needs gradients, "
             "parameters and the loss alone"
         ) from error
+    return terms
+
+
+def check_not_own(model: Model, teacher: Teacher | None) -> None:
+    """Raises `ConfigError` where a student is its teacher, or one of several, itself."""
+    for one in teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,):
+        if isinstance(one, SeveralTeachers):
+            check_not_own(model, one)
+        if not isinstance(one, LiveTeacher) or model.variables is None:
+            continue
+        module = None if model.origin is None else model.origin()
+        if one.variables is model.variables or (module is not None and one.origin and one.origin() is module):
+            raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
+
+
+def are_probabilities(method: Method) -> bool:
+    """Whether a method takes float labels as probabilities of the classes."""
+    return any(one.needs_labels and one.of_classes for one in walk(method))
 
 
 def check_same_outputs(method: Method, student: Output, teacher: Output) -> None:
@@ -150,8 +216,7 @@ def check_same_outputs(method: Method, student: Output, teacher: Output) -> None
 
 def check_epochs(epochs: Any, name: str = "epochs") -> None:
     """Raises `ConfigError` unless `epochs` is a whole number of at least 1."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
-        raise ConfigError(f"{name} is {epochs!r}: it must be a whole number of at least 1")
+    check_whole(epochs, name)
 
 
 def first_batch(data: Batch, teacher: Teacher | None, batch_size: int) -> tuple[Batch, Teacher | None]:
@@ -169,26 +234,19 @@ def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *argume
     except (ConfigError, DataError):
         raise
     except Exception as error:
+        if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) or "Tracer" in str(error):
+            raise MethodError(
+                f"the loss of {name} needs the value of a number while it is compiled ({reason(error)}): mark a field "
+                "that shapes or conditions depend on, as width: int = kd.static(128), or use jnp.where"
+            ) from error
         labels = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch.labels)) or "none"
         raise MethodError(
             f"the loss of {name} cannot be computed with logits of {list(student.logits.shape)} and labels of {labels} "
-            f"({_reason(error)}): mend the loss, or give labels as it takes them"
+            f"({reason(error)}): mend the loss, or give labels as it takes them"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).partition(chr(10))[0].split())[:300]}".removesuffix(": ")
-
-
-def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any) -> Any:
+def _tried(who: str, inputs: PyTree, function: Any, *arguments: Any, remedy: str = CALL) -> Any:
     """The shapes of a result; what a model raises is told in one sentence, with what it was given."""
-    try:
+    with told(who, inputs, remedy):
         return jax.eval_shape(function, *arguments)
-    except (ConfigError, DataError):
-        raise
-    except Exception as error:
-        given = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
-        raise ConfigError(
-            f"{who} cannot be called with inputs of {given} ({_reason(error)}): give inputs as the "
-            "model takes them, or say how it is called with call="
-        ) from error

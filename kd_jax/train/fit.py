@@ -15,8 +15,9 @@ from kd_jax.methods import Method, as_method
 from kd_jax.models import as_model, count_parameters
 from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.train import programs, transpose
-from kd_jax.train.checks import check, check_epochs, first_batch, make_training
+from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
 from kd_jax.train.convolution import canonical
+from kd_jax.train.faults import check_teacher
 from kd_jax.train.measures import WEIGHT, Measure
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Metrics, Prepare, Training, TrainState, as_optimized, init, is_finite, step
@@ -51,6 +52,8 @@ def fit(
 
     key: a whole number or a key of `jax.random`. data: a `Batch` in memory. network: a `Network`, `Model` or module.
     start: variables to start from; None for those that the model has, else new ones from the key.
+    measures: of the training batches, inside the step, by name: functions `(student's output, batch, teachers' outputs)
+        -> values`, `[batch]` or `[batch, positions]`. Those of `kd.distill` are of its validation data, and differ.
     Returns the last state (`state.variables` are the network's) and the means of each epoch's metrics by name.
     Raises what `kd.distill` raises; `NotFiniteError` for a loss that is not finite, unless it is traced.
     """
@@ -58,7 +61,9 @@ def fit(
     training = make_training(model, optimizer, prepare=prepare, measures=measures, dtype=dtype)
     key = as_key(key)
     check_epochs(epochs)
-    start = model.variables if start is None else start
+    if start is None:
+        check_not_own(model, known)
+        start = model.variables
     check(training, method, data, known, start, batch_size=batch_size)
 
     def whole(
@@ -79,6 +84,7 @@ def fit(
     if not programs.is_traced(history):
         bad = ~np.isfinite(np.asarray(history["loss"]))
         if bad.any():
+            check_teacher(method, data, known, prepare)
             raise NotFiniteError(
                 f"the loss is not finite in epoch {int(bad.argmax()) + 1}: choose a smaller learning rate, or look for "
                 "inputs that are not finite"

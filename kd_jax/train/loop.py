@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax.errors import NotFiniteError
-from kd_jax.train.callbacks import Callback, Epoch, value_of
+from kd_jax.errors import NotFiniteError, RunError
+from kd_jax.train.callbacks import Callback, Epoch, says_stop, value_of
 from kd_jax.train.measures import WATCHED, WEIGHT
 from kd_jax.train.progress import Silent
 from kd_jax.train.resume import Folder, Progress
@@ -81,7 +81,9 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
             first, some = waiting[0]
             metrics = {name: np.asarray(values) for name, values in some.metrics.items()}
             _require_finite(metrics, bool(some.finite), progress.epoch, first)
-            seen[first] = metrics | {"examples": np.full(some.steps, some.examples, np.int32)}
+            examples = np.full(some.steps, some.examples, np.int32)
+            # A batch without weights may follow one with them.
+            seen[first] = {WEIGHT: examples.astype(np.float32)} | metrics | {"examples": examples}
             # Not before, as an interrupt while it is waited for would lose it.
             waiting.pop(0)
             plan.bar.advance(progress.epoch, some.steps, metrics)
@@ -133,12 +135,23 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
     shown = {name: value for name, value in metrics.items() if not name.startswith(WATCHED)}
     plan.bar.epoch(shown)
     record = Epoch(
-        number, plan.epochs, int(progress.state.step), seconds, shown, lambda: plan.as_given(progress.state.variables),
+        number, plan.epochs, int(progress.state.step), seconds, shown, lambda: _model(progress, plan),
         {name: tuple(history[name]) for name in (*shown, "seconds")},
     )  # fmt: skip
     # All of them are called, whichever says stop.
     answers = [callback(record) for callback in plan.callbacks]
-    return progress._replace(stopped=any(answer is True for answer in answers))
+    return progress._replace(stopped=any(map(says_stop, answers)))
+
+
+def _model(progress: Progress, plan: Plan) -> Any:
+    """The student after an epoch. Raises `RunError` where the steps of the next have its memory already."""
+    variables = progress.state.variables
+    if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(variables)):
+        raise RunError(
+            f"the student of epoch {progress.epoch} is asked for after later steps, which took its memory: call "
+            "epoch.model() in the callback, and keep what it gives"
+        )
+    return plan.as_given(variables)
 
 
 def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: int) -> None:

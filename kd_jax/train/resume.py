@@ -104,7 +104,10 @@ def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) ->
             raise ConfigError("resume is asked for without a folder: give checkpoint=DIR, too")
         yield None
         return
-    path = Path(folder).expanduser()
+    try:
+        path = Path(folder).expanduser()
+    except TypeError:
+        raise ConfigError(f"the folder of checkpoints is {folder!r}: give a path") from None
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

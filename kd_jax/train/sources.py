@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, epoch_order
+from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, check_whole, epoch_order, is_in_memory
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
+from kd_jax.train.checks import are_probabilities, check_batch
 from kd_jax.train.convolution import canonical
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
@@ -112,6 +113,8 @@ class Stream:
         # How many batches the iterator has given since it began.
         self.drawn = 0
         self.first: Batch | None = None
+        # Shapes that are known to go through a step.
+        self.checked: set[Any] = set()
 
     def peek(self) -> Batch:
         """The first batch, which is trained on, too. Raises `DataError` where there is none."""
@@ -120,7 +123,8 @@ class Stream:
             raw = next(self.iterator, None)
             if raw is None:
                 raise DataError("the iterator of training batches is empty: give at least one batch")
-            self.first = as_batch(raw)
+            self.first = _with_examples(as_batch(raw))
+            self.checked.add(_shapes(self.first))
         return self.first
 
     def go_to(self, position: Position) -> None:
@@ -143,6 +147,9 @@ class Stream:
         """The steps of an epoch from `start` on."""
         done = start
         for batch, position in self._prefetched(start):
+            if _shapes(batch) not in self.checked:
+                check_batch(self.training, self.method, batch, self.teacher, state.variables)
+                self.checked.add(_shapes(batch))
             program = programs.compiled(
                 self._step, state, self.key, batch, self.teacher, self.method,
                 same=("step", self.training), donate=True,
@@ -199,7 +206,7 @@ class Stream:
                 continue
             fresh = False
             self.drawn += 1
-            yield as_batch(raw), Position(_position(self.iterator), self.drawn)
+            yield _with_examples(as_batch(raw)), Position(_position(self.iterator), self.drawn)
             start += 1
 
     def _prefetched(self, start: int) -> Iterator[tuple[Batch, Any]]:
@@ -218,14 +225,26 @@ class Stream:
                     continue
             return False
 
+        soft = are_probabilities(self.method)
+
         def draw() -> None:
             try:
                 with jax.enable_x64(wide):
+                    # Batches before the first with a weight: where none follows, all is a mistake.
+                    idle: list[Any] | None = [] if start == 0 else None
                     for batch, position in self._batches(start):
                         # On the host still: looking at values on a device would wait for it.
-                        check_values(batch, self.classes if self.labels_count else None)
-                        if not put((jax.tree.map(jnp.asarray, batch), position)):
-                            return
+                        check_values(batch, self.classes if self.labels_count else None, soft=soft, absent=True)
+                        given = [(batch, position)]
+                        if idle is not None:
+                            idle.append((batch, position))
+                            weighs = batch.weights is None or np.any(np.asarray(batch.weights))
+                            given, idle = (idle, None) if weighs else ([], idle)
+                        for one, place in given:
+                            if not put((jax.tree.map(jnp.asarray, one), place)):
+                                return
+                    if idle:
+                        check_values(idle[0][0], None)
                 put(None)
             except BaseException as error:
                 put(error)
@@ -259,15 +278,13 @@ def make_source(
     *, batch_size: Any, steps: int | None, epochs: int, every: int | None,
 ) -> Memory | Stream:  # fmt: skip
     """The source of `data`. Raises `ConfigError` where it and the other arguments do not go together."""
-    in_memory = isinstance(data, Batch | tuple | dict) or (isinstance(data, list) and _is_pair(data))
-    if in_memory:
+    if is_in_memory(data):
         if steps is not None:
             raise ConfigError(f"steps is {steps}, and the data is in memory: give epochs, whose steps follow from it")
         if batch_size is None:
             raise ConfigError("batch_size is missing: data in memory needs one, such as batch_size=128")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size!r}: it must be a whole number of at least 1")
-        return Memory(as_batch(data), teacher, key, method, training, batch_size=int(batch_size), every=every)
+        size = check_whole(batch_size, "batch_size")
+        return Memory(as_batch(data), teacher, key, method, training, batch_size=size, every=every)
     if not hasattr(data, "__iter__") or hasattr(data, "shape"):
         as_batch(data)
     if batch_size is not None:
@@ -289,13 +306,20 @@ def make_source(
     return Stream(data, teacher, key, method, training, steps=steps, labels_count=bool(method.needs_labels))
 
 
+def _with_examples(batch: Batch) -> Batch:
+    if check_counts(batch) == 0:
+        raise DataError("a batch of the iterator has 0 examples: leave it out")
+    return batch
+
+
+def _shapes(batch: Batch) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple((leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves)
+
+
 def is_iterator(data: Any) -> bool:
     """Whether `data` begins once only. Nothing is begun to find out: a loader may start processes then."""
     return hasattr(data, "__next__")
-
-
-def _is_pair(data: list[Any]) -> bool:
-    return 2 <= len(data) <= 3 and all(hasattr(part, "shape") for part in data)
 
 
 def _is_endless(data: Any) -> bool:

@@ -250,7 +250,7 @@ def all_terms(
     """The terms of the loss; where there are several teachers, the means of theirs. Raises `ShapeError`."""
     if len(taught) < 2:
         terms, carried = terms_of(method, parts, student, taught[0] if taught else None, batch, step)
-        _check_shapes(method, terms, (student, *taught))
+        _check_shapes(method, terms, (student, *taught), batch)
         return terms, carried
     if jax.tree.leaves(parts.carried):
         raise ConfigError(
@@ -259,18 +259,21 @@ def all_terms(
         )
     each = [terms_of(method, parts, student, one, batch, step)[0] for one in taught]
     means = {name: sum((terms[name] for terms in each[1:]), each[0][name]) / len(taught) for name in each[0]}
-    _check_shapes(method, means, (student, *taught))
+    _check_shapes(method, means, (student, *taught), batch)
     return means, parts.carried
 
 
-def _check_shapes(method: Method, terms: Metrics, outputs: tuple[Output, ...]) -> None:
+def _check_shapes(method: Method, terms: Metrics, outputs: tuple[Output, ...], batch: Batch) -> None:
     """Raises `ShapeError` for values that are of no examples or positions: what was broadcast, `[batch, batch]`."""
-    known = [leaf.shape for output in outputs for leaf in jax.tree.leaves((output.logits, dict(output.features)))]
+    logits = [output.logits.shape for output in outputs]
+    # A value for each class is a sum that was forgotten; outputs with a label each may have a loss each.
+    known = [s if s[-1] == 1 or s == getattr(batch.labels, "shape", None) else s[:-1] for s in logits]
+    known += [leaf.shape for output in outputs for leaf in jax.tree.leaves(dict(output.features))]
     for name, values in terms.items():
         if values.ndim and not any(values.shape == shape[: values.ndim] for shape in known):
             raise ShapeError(
-                f"the term {name} of {type(method).__name__} has the shape {values.shape} and the logits {known[0]}: "
-                f"give one value for each example, {known[0][:1]}, or for each position"
+                f"the term {name} of {type(method).__name__} has the shape {values.shape} and the logits {logits[0]}: "
+                f"give one value for each example, {logits[0][:1]}, or for each position"
             )
 
 

@@ -31,6 +31,33 @@ def test_whatever_holds_inputs_and_labels_is_a_batch() -> None:
             assert found.weights is None
 
 
+@pytest.mark.parametrize("name", ["weights", "weight", "sample_weight"])
+def test_weights_of_a_dict_are_kept(name: str) -> None:
+    np.testing.assert_array_equal(as_batch({"x": X, "y": Y, name: np.arange(24.0)}).weights, np.arange(24.0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "says"),
+    [
+        (np.eye(4)[Y] * 2, None, "a row of soft labels sums to 2: give probabilities"),
+        (-np.eye(4)[Y], None, "a row of soft labels has -1"),
+        (np.full((24, 4), np.nan), None, "a row of soft labels sums to nan"),
+        (Y, np.ones((24, 3)), r"the weights have the shape \(24, 3\) and the labels \(24,\)"),
+    ],
+)
+def test_labels_that_cannot_be_are_told(labels: np.ndarray, weights: np.ndarray | None, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        check_values(kd.Batch(X, labels, weights), 4, soft=True)
+
+
+def test_soft_labels_of_weight_0_and_of_another_kind_may_be_anything() -> None:
+    hot = np.eye(4, dtype=np.float32)[Y]
+    check_values(kd.Batch(X, np.where(Y[:, None] == 0, np.nan, hot), (Y != 0) * 1.0), 4, soft=True)
+    check_values(kd.Batch(X, 2 * hot), 4)
+    check_values(kd.Batch(X, hot.astype(np.float16)), 4, soft=True)
+    check_values(kd.Batch(X, Y, np.zeros(24)), 4, absent=True)
+
+
 def test_inputs_and_labels_may_be_trees() -> None:
     found = as_batch(
         kd.Batch({"tokens": [[1, 2], [3, 4]], "mask": np.ones((2, 2), bool)}, {"a": [0, 1], "b": [1.0, 2.0]})

@@ -50,6 +50,16 @@ def test_numbers_are_leaves_and_names_are_static() -> None:
     assert [str(path[0]) for path, _ in jax.tree.leaves_with_path(kd.KD())] == [".alpha", ".temperature"]
 
 
+def test_sums_take_functions_and_refuse_the_rest() -> None:
+    own = lambda student, teacher: student[:, 0]  # noqa: E731
+    assert kd.KD() + own == Sum((kd.KD(), LossFunction(own)))
+    assert own + kd.KD() == Sum((LossFunction(own), kd.KD()))
+    assert sum([kd.KD(), kd.CrossEntropy()]) == kd.KD() + kd.CrossEntropy()
+    for mistake in (lambda: kd.KD() + 3, lambda: 3 + kd.KD(), lambda: kd.KD() + "x"):
+        with pytest.raises(MethodError, match=r"method is .*: give a kd\.Method"):
+            mistake()
+
+
 def test_a_grid_is_a_vmap_that_compiles_once() -> None:
     traces = []
 

@@ -327,3 +327,28 @@ def test_a_network_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         mlp([6, 3]).network.call = len
     assert as_model(mlp([6, 3]).network).variables is None
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_constructor_that_gives_a_module_that_lives_is_refused(dropout: bool) -> None:
+    """Every seed would start alike."""
+
+    class Part(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.head = nnx.Linear(3, 2, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs) if dropout else None
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.head(x)
+
+    class Whole(Part):
+        def __init__(self, part: nnx.Module, rngs: nnx.Rngs):
+            super().__init__(rngs)
+            self.part = part
+
+    lives = Part(nnx.Rngs(0))
+    with pytest.raises(ConfigError, match=r"made outside of it, .*make it inside, from rngs"):
+        from_nnx(lambda rngs: lives)
+    copied = from_nnx(lambda rngs: Whole(nnx.clone(lives), rngs)).init(0)
+    np.testing.assert_array_equal(copied.variables["params"]["part"]["head"]["kernel"], lives.head.kernel[...])
+    assert from_nnx(lives).__getstate__()["origin"] is None

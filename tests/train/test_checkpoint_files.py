@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,3 +21,13 @@ def test_trees_are_named_and_restored() -> None:
         restore_tree(arrays | {"optimizer_state.0": np.zeros(4, np.float32)}, tree)
     with pytest.raises(MismatchError, match="the checkpoint has nothing for step"):
         restore_tree({name: array for name, array in arrays.items() if name != "step"}, tree)
+
+
+def test_keys_are_kept_as_their_numbers() -> None:
+    tree = {"key": jax.random.key(3, impl="rbg"), "more": jnp.ones(2)}
+    arrays = {name: np.asarray(leaf) for name, leaf in named_arrays(tree).items()}
+    restored = restore_tree(arrays, jax.tree.map(lambda leaf: leaf, tree))
+    assert restored["key"].dtype == tree["key"].dtype
+    np.testing.assert_array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(tree["key"]))
+    with pytest.raises(MismatchError, match="for key"):
+        restore_tree(arrays | {"key": np.zeros(3, np.uint32)}, tree)

@@ -17,7 +17,10 @@ from small import CNN, DATA, HOW, IMAGES, SGD, Residual, X, Y, net, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
+from kd_jax.models import as_model
+from kd_jax.teacher import as_teacher
 from kd_jax.train import programs
+from kd_jax.train.checks import check_not_own
 
 FLOAT_IMAGES = IMAGES.astype(np.float32)
 
@@ -46,8 +49,43 @@ def functional(apply: Callable[..., Any]) -> kd.Model:
     return kd.from_function(apply, {"w": jnp.ones((6, 4))})
 
 
+class OfLabels(kd.Method):
+    needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+
+    def factor(self) -> Any:
+        return 1.0
+
+    def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+        return {"own": self.factor() * kd.losses.cross_entropy(student.logits, batch.labels)}
+
+
+@dataclass(frozen=True)
+class Wide(OfLabels):
+    width: int = 2
+
+    def factor(self) -> Any:
+        return jnp.ones(self.width)[0]
+
+
+@dataclass(frozen=True)
+class If(OfLabels):
+    weight: float = 2.0
+
+    def factor(self) -> Any:
+        return 2.0 if self.weight > 1 else 1.0
+
+
+class Plain(OfLabels):
+    def __init__(self, weight: float):
+        self.weight, self.name = weight, "plain"
+
+    def factor(self) -> Any:
+        return self.weight
+
+
 # Without the run-time types of the tests, which users do not have.
-DISTILL, FIT = inspect.unwrap(kd.distill), inspect.unwrap(kd.fit)
+DISTILL, FIT, EARLY_STOPPING = map(inspect.unwrap, (kd.distill, kd.fit, kd.callbacks.early_stopping))
 
 
 def distill(student: Any = None, taught: Any = None, data: Any = DATA, **named: Any) -> Any:
@@ -65,6 +103,10 @@ def trained_module() -> nnx.Module:
 def student_is_teacher() -> Any:
     module = trained_module()
     return distill(module, module, kd.Batch(FLOAT_IMAGES, Y[:16]))
+
+
+def its_own(pair: Callable[[Any], tuple[Any, Any]]) -> Any:
+    return distill(*pair(trained_module()), kd.Batch(FLOAT_IMAGES, Y[:16]))
 
 
 def student_among_teachers() -> Any:
@@ -234,6 +276,46 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
         lambda: distill(method=kd.CrossEntropy() + 0.5 * kd.KD()),
     ),
     "a teacher without variables": (ConfigError, "the teacher has no variables", lambda: distill(None, net())),
+    "one output": (
+        MethodError,
+        "the student has 1 output, and CrossEntropy takes a softmax .*kd.losses.binary_kd",
+        lambda: distill(net(6, 1), data=kd.Batch(X, Y.astype(np.float32)), method=3 * kd.CrossEntropy()),
+    ),
+    "one output of both": (
+        MethodError,
+        "the student has 1 output, and KD takes",
+        lambda: distill(net(6, 1), teacher(6, 1), method=kd.KD(alpha=0)),
+    ),
+    "a number out of its bounds": (
+        MethodError,
+        "the temperature of KD is 0: it must be above 0",
+        lambda: distill(None, teacher(), method=kd.KD(temperature=0)),
+    ),
+    "soft labels below 0": (
+        DataError,
+        r"a row of soft labels has -1: give probabilities",
+        lambda: distill(data=kd.Batch(X, -np.eye(4, dtype=np.float32)[Y])),
+    ),
+    "soft labels of an iterator": (
+        DataError,
+        r"a row of soft labels sums to 2: give probabilities",
+        lambda: stream([(X, 2 * np.eye(4, dtype=np.float32)[Y])]),
+    ),
+    "a number that shapes depend on": (
+        MethodError,
+        r"the loss of Wide needs the value of a number .*kd\.static",
+        lambda: distill(method=Wide()),
+    ),
+    "a number that a condition depends on": (
+        MethodError,
+        r"the loss of If needs the value of a number .*kd\.static",
+        lambda: distill(method=If()),
+    ),
+    "weights of positions and labels of examples": (
+        ShapeError,
+        r"the weights have the shape \(8, 3\)",
+        lambda: distill(data=kd.Batch(X, Y, np.ones((24, 3)))),
+    ),
     "an empty list of teachers": (ConfigError, "there is no teacher in the list", lambda: distill(None, [])),
     "cached logits of other data": (
         ConfigError,
@@ -265,9 +347,90 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "best of nothing": (ConfigError, "there is no validation to measure it on", lambda: distill(best="nll")),
     "best of what nobody knows": (
         ConfigError,
-        "whether more of nothing is better",
+        "best is 'nothing', and there is no such measure: use one of loss, hard, accuracy, correct",
         lambda: distill(best="nothing", validation=DATA),
     ),
+    "best of a term": (
+        ConfigError,
+        "whether more of hard is better",
+        lambda: distill(best="hard"),
+    ),
+    "best of a teacher that is not there": (
+        ConfigError,
+        "best is 'agreement', and there is no such measure",
+        lambda: distill(best="agreement", validation=DATA),
+    ),
+    "early stopping without validation": (
+        ConfigError,
+        "the measure of early_stopping is 'validation_nll', and there is no validation",
+        lambda: distill(callbacks=[kd.callbacks.early_stopping()]),
+    ),
+    "early stopping that was not called": (
+        ConfigError,
+        r"the callback is the function early_stopping: call it",
+        lambda: distill(callbacks=kd.callbacks.early_stopping),
+    ),
+    "a callback that is none": (ConfigError, "a callback is 'x': give functions", lambda: distill(callbacks=["x"])),
+    "validation of other inputs": (
+        ConfigError,
+        r"the student cannot be called with inputs of float32\[24, 7\]",
+        lambda: distill(validation=kd.Batch(np.zeros((24, 7), np.float32), Y)),
+    ),
+    "a list whose second batch has labels outside": (
+        DataError,
+        r"the label \d is outside the 4 classes",
+        lambda: distill(validation=[DATA, kd.Batch(X, Y + 6)]),
+    ),
+    "an empty list as validation": (ConfigError, "validation is an empty list", lambda: distill(validation=[])),
+    "float labels of another shape in the validation": (
+        ShapeError,
+        r"the labels of the validation have the shape \(24, 3\) and the outputs \(24, 4\)",
+        lambda: distill(validation=kd.Batch(X, np.ones((24, 3), np.float32))),
+    ),
+    "a measure that is none": (
+        ConfigError,
+        "measures has 3: give functions",
+        lambda: distill(validation=DATA, measures={"t": 3}),
+    ),
+    "measures without names": (ConfigError, r"measures has \[1\]", lambda: distill(validation=DATA, measures=[1])),
+    "best that is no name": (ConfigError, "best is 3: give the name of a measure", lambda: distill(best=3)),
+    "patience of a half": (ConfigError, "patience is 0.5", lambda: EARLY_STOPPING(patience=0.5)),
+    "early stopping by a number": (ConfigError, "the measure of early_stopping is 3", lambda: EARLY_STOPPING(3)),
+    "a dtype by another name": (ConfigError, "dtype is 'bf16': give a type", lambda: distill(dtype="bf16")),
+    "a key that is too large": (DataError, "key is 118.*: a whole number must be", lambda: distill(key=2**70)),
+    "a folder that is none": (ConfigError, "the folder of checkpoints is 5", lambda: distill(checkpoint=5)),
+    "a parameter of whole numbers": (
+        ConfigError,
+        "the parameter k is int32, which has no gradient",
+        lambda: distill(
+            kd.from_function(
+                lambda p, x: x @ p["w"] * p["k"].astype(x.dtype), {"w": jnp.ones((6, 4)), "k": jnp.int32(2)}
+            )
+        ),
+    ),
+    "a term with the name of a measure": (
+        MethodError,
+        "a term of LossFunction is called accuracy, which is the name of something else",
+        lambda: distill(None, teacher(), method=lambda s, t: {"accuracy": s[:, 0]}),
+    ),
+    "a term beside the loss of that name": (
+        MethodError,
+        "a term of LossFunction is called loss",
+        lambda: distill(None, teacher(), method=lambda s, t: {"loss": s[:, 0], "more": s[:, 1]}),
+    ),
+    "a value for each class": (
+        ShapeError,
+        r"the term loss of LossFunction has the shape \(8, 4\)",
+        lambda: distill(None, teacher(), method=lambda s, t: (s - t) ** 2),
+    ),
+    "a first batch of nothing": (DataError, "a batch of the iterator has 0 examples", lambda: stream([(X[:0], Y[:0])])),
+    "the student in several": (
+        ConfigError,
+        "its teacher's own object",
+        lambda: its_own(lambda s: (s, kd.several([s]))),
+    ),
+    "the student as a model": (ConfigError, "its teacher's own object", lambda: its_own(lambda s: (s, kd.from_nnx(s)))),
+    "the teacher as a model": (ConfigError, "its teacher's own object", lambda: its_own(lambda s: (kd.from_nnx(s), s))),
     "resume without a folder": (ConfigError, "resume is asked for without a folder", lambda: distill(resume=True)),
     "whole numbers as dtype": (ConfigError, "dtype is int8: give a type of floats", lambda: distill(dtype=jnp.int8)),
 }
@@ -295,12 +458,34 @@ def test_a_mistake_is_one_sentence_before_anything_is_compiled(mistake: str) -> 
         ("give kd.Batch", {"data": iter([(X, Y)])}),
         ("7 classes", {"method": kd.KD(), "teacher": teacher(6, 7)}),
         (r"shape \(8, 4\)", {"data": kd.Batch(X, np.eye(4, dtype=np.int32)[Y])}),
+        ("the measure a cannot be computed", {"measures": {"a": lambda logits, labels: logits[:, 0]}}),
     ],
 )
 def test_fit_refuses_the_same(says: str, changed: dict[str, Any]) -> None:
     given = {"data": DATA, "method": kd.CrossEntropy(), **HOW} | changed
     with pytest.raises((ConfigError, DataError), match=says):
         FIT(0, given.pop("data"), net(), **given)
+
+
+def test_fit_refuses_a_student_that_is_its_teacher() -> None:
+    own = teacher()
+    with pytest.raises(ConfigError, match="its teacher's own object"):
+        FIT(0, DATA, own, teacher=own, method=kd.KD(), **HOW)
+
+
+def test_a_copy_and_what_was_trained_may_have_its_teacher() -> None:
+    """They have other values, or will have."""
+    module = trained_module()
+    for student in (nnx.clone(module), kd.Model(kd.from_nnx(module).network, kd.from_nnx(module).variables)):
+        check_not_own(as_model(student), as_teacher(module))
+
+
+def test_a_method_that_is_no_dataclass_works() -> None:
+    """Its attributes are its fields."""
+    one, other = (distill(method=method).history["own"] for method in (Plain(1.0), Plain(2.0)))
+    np.testing.assert_allclose(2 * one, other, rtol=1e-2)
+    assert jax.tree.leaves(Plain(2.0)) == [2.0]
+    assert repr(Plain(2.0)) == "Plain(weight=2.0, name='plain')"
 
 
 def test_shapes_are_refused_while_tracing() -> None:

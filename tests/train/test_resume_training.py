@@ -259,3 +259,18 @@ def test_an_interrupt_while_metrics_are_awaited_loses_none(tmp_path: Path, monke
             kd.distill(net(), None, DATA, checkpoint=folder, **named)
         monkeypatch.undo()
         assert_equal(kd.distill(net(), None, DATA, checkpoint=folder, resume=True, **named), whole)
+
+
+def test_numbers_of_numpy_and_an_optimiser_with_a_key_are_kept(tmp_path: Path) -> None:
+    """The optimiser's own key is not given away either: it serves a second training."""
+    noisy = optax.chain(optax.add_noise(0.01, 0.5, jax.random.key(3)), optax.sgd(0.1))
+    how: dict[str, Any] = {"optimizer": noisy, "batch_size": np.int32(8), "epochs": np.int64(2)}
+    whole = kd.distill(net(), None, DATA, **how)
+
+    def stop(epoch: kd.callbacks.Epoch) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kd.distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=np.int16(1), callbacks=stop, **how)
+    again = kd.distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=np.int16(1), resume=True, **how)
+    assert_same(again.model.variables, whole.model.variables)

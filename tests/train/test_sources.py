@@ -11,7 +11,7 @@ import pytest
 from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teacher
 
 import kd_jax as kd
-from kd_jax.errors import DataError, NotFiniteError
+from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.train.sources import chunk_lengths
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -139,3 +139,37 @@ def test_chunks_cover_all_steps_with_two_lengths_at_most() -> None:
         assert sum(lengths) == steps
         assert len(set(lengths)) <= 2
         assert len(lengths) <= 21
+
+
+W = np.zeros((24, 7), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        (kd.Batch(W, Y), r"the student cannot be called with inputs of float32\[24, 7\]"),
+        (kd.Batch(X), "CrossEntropy needs labels, and the data has none"),
+        (kd.Batch(X, Y, np.ones((24, 3))), r"the weights have the shape \(24, 3\)"),
+        (kd.Batch(X[:0], Y[:0]), "a batch of the iterator has 0 examples: leave it out"),
+    ],
+)
+def test_a_later_batch_that_does_not_fit_is_one_sentence(second: kd.Batch, says: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=says) as error:
+        kd.distill(net(), None, [DATA, second], optimizer=SGD)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_batch_without_any_weight_is_as_if_absent(first: bool) -> None:
+    """It comes first or last; the means are of those that count."""
+    absent = kd.Batch(X, Y, np.zeros(24))
+    result = kd.distill(net(), None, [absent, DATA] if first else [DATA, absent], optimizer=SGD)
+    alone = kd.distill(net(), None, [DATA], optimizer=SGD)
+    assert_close(result.model.variables, alone.model.variables)
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(result.history[name], alone.history[name], rtol=1e-5)
+
+
+def test_an_epoch_without_any_weight_is_refused() -> None:
+    with pytest.raises(DataError, match="the weights sum to 0"):
+        kd.distill(net(), None, [kd.Batch(X, Y, np.zeros(24))] * 2, optimizer=SGD)

@@ -1,0 +1,77 @@
+"""Bounds of a method's numbers, which the type of a field tells: `temperature: Temperature = 4.0`."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
+
+import jax
+import numpy as np
+
+from kd_jax.errors import MethodError
+from kd_jax.methods.base import Method, Scalar
+
+
+class Bounds(NamedTuple):
+    """Where a number may lie: from `least`, or above it, to `most`; it is finite in any case."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+
+    def __str__(self) -> str:
+        """As a sentence has it."""
+        if self.above:
+            return f"above {self.least:g}, and finite"
+        if math.isinf(self.least):
+            return "finite"
+        return f"at least {self.least:g}, and finite" if math.isinf(self.most) else f"{self.least:g} to {self.most:g}"
+
+    def hold(self, value: float) -> bool:
+        """Whether a number is within them."""
+        return math.isfinite(value) and self.least <= value <= self.most and not (self.above and value == self.least)
+
+
+Temperature = Annotated[Scalar, Bounds(0, above=True)]
+"""T > 0."""
+Share = Annotated[Scalar, Bounds(0, 1)]
+"""A part of a whole, in [0, 1]."""
+Weight = Annotated[Scalar, Bounds(0)]
+"""At least 0: below, a student would be trained away from what the term asks for."""
+Finite = Annotated[Scalar, Bounds()]
+"""Of any sign."""
+
+
+def walk(method: Method) -> Iterator[Method]:
+    """A method, and those that it is made of."""
+    yield method
+    for field in _fields(method):
+        value = getattr(method, field.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Method):
+                yield from walk(one)
+
+
+def check_numbers(method: Method) -> None:
+    """Raises `MethodError` for a number out of its bounds, and for a field that is neither a number nor static.
+
+    Grids (numbers with axes) and what is traced are left alone.
+    """
+    for one in walk(method):
+        for field in _fields(one):
+            value, name = getattr(one, field.name), f"the {field.name} of {type(one).__name__}"
+            bounds = get_args(field.type)[1] if get_origin(field.type) is Annotated else None
+            known = not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
+            if known and isinstance(bounds, Bounds) and _is_number(value) and not bounds.hold(float(value)):
+                raise MethodError(f"{name} is {float(value):g}: it must be {bounds}")
+            for leaf in () if isinstance(value, str) else jax.tree.leaves(value):
+                if isinstance(leaf, str) and not isinstance(value, tuple):
+                    raise MethodError(f"{name} is {value!r}, which cannot be compared: give its texts in a tuple")
+
+
+def _fields(method: Method) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)

@@ -1,0 +1,55 @@
+"""Whether a teacher is why a training is not finite: looked at when it is too late, so that it costs nothing."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.data.batch import Batch, check_counts, take
+from kd_jax.errors import NotFiniteError
+from kd_jax.methods import Method, Parts
+from kd_jax.models import Output
+from kd_jax.teacher import Teacher
+from kd_jax.train.step import all_terms, fit_labels
+
+# So many examples are asked about.
+_MOST = 1000
+
+
+def check_teacher(method: Method, data: Batch, teacher: Teacher | None, prepare: Any) -> None:
+    """Raises `NotFiniteError` where a teacher's logits are not finite, or so low that the method is not.
+
+    data: one batch, or all examples, of which the first are looked at.
+    """
+    if teacher is None:
+        return
+    count = check_counts(data)
+    weights = np.ones(count) if data.weights is None else np.asarray(data.weights).reshape(count, -1).any(axis=-1)
+    rows = jnp.asarray(np.flatnonzero(weights)[:_MOST])
+    batch, asked = take(jax.tree.map(jnp.asarray, data), rows), teacher.take(rows)
+    if prepare is not None:
+        batch = batch._replace(inputs=prepare(jax.random.key(0), batch.inputs, True))
+    for said in asked.outputs(batch.inputs):
+        logits = np.asarray(said.logits, np.float32)
+        if np.isnan(logits).any() or np.isposinf(logits).any():
+            kind = "NaN" if np.isnan(logits).any() else "infinite"
+            raise NotFiniteError(
+                f"the teacher's logits are {kind} on the training data, and so is the loss: look at its parameters, "
+                "and whether it gets its inputs as it was trained on them"
+            )
+        if np.isneginf(logits).any() and not _is_finite(method, batch, said):
+            raise NotFiniteError(
+                f"the teacher rules classes out (its logits are -inf), where {type(method).__name__} is not finite: "
+                'give logits of all classes (kd.from_top_k(…, rest="uniform")), or take another method such as kd.KD()'
+            )
+
+
+def _is_finite(method: Method, batch: Batch, taught: Output) -> bool:
+    """Whether the loss of a student that knows nothing is; True where that cannot be said."""
+    student = Output(jnp.zeros(taught.logits.shape, jnp.float32))
+    with contextlib.suppress(Exception):
+        terms, _ = all_terms(method, Parts(), student, (taught,), fit_labels(batch, student.logits), jnp.int32(0))
+        return all(bool(jnp.isfinite(values).all()) for values in terms.values())
+    return True

@@ -1,0 +1,108 @@
+"""What a student is measured on after each epoch: looked at before anything is compiled."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.data.batch import Batch, as_batch, check_values, is_in_memory
+from kd_jax.errors import ConfigError, ShapeError
+from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
+from kd_jax.models import Model
+from kd_jax.models.trying import PREPARE, told
+from kd_jax.teacher import Teacher
+from kd_jax.train.caching import answers_on, evaluation_batch_size
+from kd_jax.train.sources import is_iterator
+from kd_jax.train.step import Training, fit_labels
+
+PyTree = Any
+
+
+class Validation:
+    """Data to measure on: a `Batch`, a list of these, or another iterable, which is not begun to look at it.
+
+    names: of the measures that it gives.
+    """
+
+    def __init__(
+        self, data: Any, measures: Any, teacher: Teacher | None, training: Training, start: PyTree,
+        classes: int,
+    ) -> None:  # fmt: skip
+        """start: the student's variables, or None. Raises `ConfigError` or `DataError` for what cannot be measured."""
+        check_measures(measures)
+        if not hasattr(data, "__iter__") or hasattr(data, "shape") or isinstance(data, str):
+            raise ConfigError(f"validation is a {type(data).__name__}: give a kd.Batch, or a list of batches")
+        if is_iterator(data):
+            raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
+        self.measures, self.classes = measures, classes
+        # A cached teacher knows other examples.
+        self.teacher = None if teacher is None or teacher.per_example else teacher
+        names: Iterable[str] = HIGHER_IS_BETTER
+        if is_in_memory(data):
+            data = as_batch(data)
+            check_values(data, None)
+            names = self._names(data, training, start)
+        elif isinstance(data, list):
+            data = [as_batch(part) for part in data]
+            if not data:
+                raise ConfigError("validation is an empty list: give at least one batch")
+            names, *_ = [self._names(part, training, start) for part in data]
+        self.data = data
+        self.names = (*names, *(measures or {}))
+
+    def _names(self, batch: Batch, training: Training, start: PyTree) -> list[str]:
+        """The measures of a batch; whether student and teacher take it, and its labels fit."""
+        key, prepare, inputs = jax.random.key(0), training.prepare, batch.inputs
+        check_values(batch, self.classes, absent=True)
+        if prepare is not None:
+            with told("prepare", inputs, PREPARE):
+                inputs = jax.eval_shape(lambda inputs: prepare(key, inputs, False), inputs)
+
+        def ask(variables: PyTree, inputs: PyTree) -> Any:
+            variables = training.network.init(key) if variables is None else variables
+            return training.network.apply(variables, jax.tree.map(jnp.asarray, inputs), train=False, key=key)[0].logits
+
+        with told("the student", inputs):
+            logits = jax.eval_shape(ask, start, inputs)
+        fitted = jax.eval_shape(fit_labels, batch._replace(inputs=None), logits).labels
+        names = []
+        if hasattr(fitted, "dtype"):
+            whole = jnp.issubdtype(fitted.dtype, jnp.integer) and logits.shape[-1] > 1
+            names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", "nll"]
+            if not whole and fitted.shape not in (logits.shape, logits.shape[:-1]):
+                raise ShapeError(
+                    f"the labels of the validation have the shape {fitted.shape} and the outputs {logits.shape}: float "
+                    "labels need the same"
+                )
+        if self.teacher is not None:
+            with told("the teacher", inputs):
+                taught = jax.eval_shape(lambda teacher, inputs: teacher.outputs(inputs)[0], self.teacher, inputs)
+            if taught.logits.shape[-1] == logits.shape[-1]:
+                names += ["agreement", "kl_to_teacher"]
+        return names
+
+    def examiner(self, model: Model, batch_size: int | None, prepare: Any) -> Callable[[PyTree], dict[str, float]]:
+        """What measures a student's variables; the teacher is asked once, now."""
+        network = model.variables or jax.eval_shape(model.network.init, jax.random.key(0))
+        size, asked = evaluation_batch_size(batch_size, network), self.teacher
+        if asked is not None and isinstance(self.data, Batch):
+            asked = answers_on(asked, self.data, self.classes, batch_size=size, prepare=prepare)
+
+        def examine(variables: PyTree) -> dict[str, float]:
+            own = Model(model.network, variables)
+            return evaluate(own, self.data, teacher=asked, measures=self.measures, batch_size=size, prepare=prepare)
+
+        return examine
+
+
+def check_watched(measure: Any, what: str, known: Iterable[str], validation: Validation | None) -> None:
+    """Raises `ConfigError` for a measure that no epoch will have. what: who asks for it, in words."""
+    if not isinstance(measure, str):
+        raise ConfigError(f"{what} is {measure!r}: give the name of a measure, such as 'loss'")
+    names = dict.fromkeys((*known, *(() if validation is None else validation.names)))
+    if measure.removeprefix("validation_" if validation is not None else "") in names:
+        return
+    if validation is None and measure.removeprefix("validation_") in HIGHER_IS_BETTER:
+        raise ConfigError(f"{what} is {measure!r}, and there is no validation to measure it on: give validation=")
+    raise ConfigError(f"{what} is {measure!r}, and there is no such measure: use one of {', '.join(names)}")

@@ -1,0 +1,52 @@
+"""A teacher that is why a training is not finite."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from small import DATA, HOW, X, Y, net, teacher
+
+import kd_jax as kd
+from kd_jax.errors import NotFiniteError
+from kd_jax.teacher import as_teacher
+from kd_jax.train.faults import check_teacher
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+NAN = kd.Model(teacher().network, jax.tree.map(lambda leaf: leaf * np.nan, teacher().variables))
+RENORMALISED = kd.from_top_k(np.tile([[0, 1]], (24, 1)), np.tile([[0.5, 0.3]], (24, 1)), classes=4, rest="renormalised")
+
+
+@pytest.mark.parametrize(
+    ("method", "taught", "says"),
+    [
+        (kd.KD(), NAN, "the teacher's logits are NaN on the training data"),
+        (kd.LogitMSE(), RENORMALISED, 'the teacher rules classes out .*LogitMSE is not finite: .*rest="uniform"'),
+        (kd.ReverseKL(), RENORMALISED, "the teacher rules classes out .*ReverseKL"),
+    ],
+)
+def test_it_is_named(method: kd.Method, taught: Any, says: str) -> None:
+    with pytest.raises(NotFiniteError, match=says):
+        check_teacher(method, DATA, as_teacher(taught), None)
+
+
+def test_what_is_no_fault_of_the_teacher_is_not_said_to_be() -> None:
+    for method, taught in ((kd.KD(), RENORMALISED), (kd.ReverseKL(), as_teacher(teacher())), (kd.CrossEntropy(), None)):
+        check_teacher(method, DATA, taught, None)
+    logits = np.where(Y[:, None] == 0, np.nan, np.ones((24, 4), np.float32))
+    check_teacher(kd.KD(), kd.Batch(X, Y, (Y != 0) * 1.0), kd.cached(lambda x: logits, X), None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_distill_says_it(stream: bool) -> None:
+    data, size = ([(X, Y)], None) if stream else (DATA, 8)
+    with pytest.raises(NotFiniteError, match="the teacher's logits are NaN"):
+        kd.distill(net(), NAN, data, **(HOW | {"batch_size": size}))
+
+
+def test_fit_says_it() -> None:
+    with pytest.raises(NotFiniteError, match="the teacher's logits are NaN"):
+        kd.fit(0, DATA, net(), teacher=NAN, method=kd.KD(), **HOW)
+    with pytest.raises(NotFiniteError, match="smaller learning rate"):
+        kd.fit(0, DATA, net(), teacher=teacher(), method=kd.KD(), **(HOW | {"optimizer": optax.sgd(1e30)}))
