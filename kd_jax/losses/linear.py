@@ -15,8 +15,12 @@ from kd_jax.losses.linear_terms import DIVERGENCES
 
 Tensor = Shaped[Array | np.ndarray, "..."]
 
+Cap = int | float | None
+
 _STATIC = ("convention", "detached", "k", "rest")
 _LEAST_ROWS = 128
+# Of 512 to 8,192 columns, 512 and 1,024 were the fastest.
+_BLOCK = 1024
 
 
 def linear_divergence(
@@ -32,7 +36,7 @@ def linear_divergence(
     weights: Tensor | None = None,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
-    soft_cap: float | None | tuple[float | None, float | None] = None,
+    soft_cap: Cap | tuple[Cap, Cap] = None,
     vocabulary: int | None = None,
     axis_name: str | None = None,
     chunk: int | None = None,
@@ -80,8 +84,9 @@ def linear_divergence(
         columns,
         real,
         axis_name,
-        soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap),
+        _caps(soft_cap),
         _rows(chunk, counts.size, student.hidden.shape[-1]),
+        _BLOCK if jax.default_backend() == "cpu" else 0,
         tempered=not _is(temperature, 1),
         soft=not _is(alpha, 1),
         hard=hard is not None,
@@ -97,11 +102,10 @@ def linear_divergence(
 
 
 def _network(hidden: Tensor, head: Tensor, bias: Tensor | None, name: str) -> Network:
-    parts = [None if x is None else jnp.asarray(x) for x in (hidden, head, bias)]
-    for x, what in zip(parts, ("hidden states", "head", "bias"), strict=True):
+    network = Network(jnp.asarray(hidden), jnp.asarray(head), None if bias is None else jnp.asarray(bias))
+    for x, what in zip(network, ("hidden states", "head", "bias"), strict=True):
         if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ShapeError(f"the {name}'s {what} are {x.dtype}, and must be floats: convert them")
-    network = Network(*parts)
     if network.hidden.ndim < 1 or network.head.ndim != 2 or network.hidden.shape[-1] != network.head.shape[0]:
         raise ShapeError(
             f"the {name}'s hidden states {list(network.hidden.shape)} and head {list(network.head.shape)} do not fit: "
@@ -159,7 +163,11 @@ def _columns(student: Network, teacher: Network, vocabulary: int | None, axis: s
     if widths[0] != widths[1] and (vocabulary is None or axis is not None):
         raise ShapeError(
             f"the student's head has {widths[0]} columns and the teacher's {widths[1]}: "
-            + ("pad both to the same number" if axis else "say with vocabulary= how many of the first ones are the same")
+            + (
+                "pad both to the same number"
+                if axis
+                else "say with vocabulary= how many of the first ones are the same"
+            )
         )
     if axis is None:
         most = min(widths)
@@ -174,6 +182,14 @@ def _columns(student: Network, teacher: Network, vocabulary: int | None, axis: s
     if not 1 <= real <= most:
         raise ConfigError(f"vocabulary is {vocabulary}: it must be from 1 to the {most} columns of the heads")
     return (real, real) if axis is None else (widths[0], real)
+
+
+def _caps(soft_cap: Cap | tuple[Cap, Cap]) -> tuple[float | None, float | None]:
+    pair = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
+    if any(cap is not None and not cap > 0 for cap in pair):
+        raise ConfigError(f"soft_cap is {soft_cap}: it must be above 0, or None")
+    student, teacher = (None if cap is None else float(cap) for cap in pair)
+    return student, teacher
 
 
 def _rows(chunk: int | None, tokens: int, width: int) -> int:
@@ -195,6 +211,6 @@ def _scalar(value: Any, kind: Any) -> Array:
     return value
 
 
-def _is(value: Any, known: float) -> bool:
+def _is(value: Any, known: int) -> bool:
     """Whether a number is known while tracing, and which one it is."""
     return isinstance(value, int | float | np.number) and float(value) == known

@@ -36,8 +36,9 @@ class Plan:
     """What is known while tracing.
 
     static: the divergence's numbers that are no arrays. columns: how many are looked at here; real: how many there are,
-    on all devices along `axis`. caps: the student's and the teacher's. rows: tokens in a chunk. tempered: T may differ
-    from 1. soft, hard: which losses are needed. types: of the student's hidden states, head and bias.
+    on all devices along `axis`. caps: the student's and the teacher's. rows: tokens in a chunk. block: columns of the
+    head's gradient that are added at a time; 0 for all. tempered: T may differ from 1. soft, hard: which losses are
+    needed. types: of the student's hidden states, head and bias.
     """
 
     divergence: str
@@ -47,6 +48,7 @@ class Plan:
     axis: str | None
     caps: tuple[float | None, float | None]
     rows: int
+    block: int
     tempered: bool
     soft: bool
     hard: bool
@@ -87,8 +89,8 @@ def _forward(
                 "the loss of the whole logits"
             )
     asked = _By(*(part is not None and part.perturbed for part in student))
-    plain = jax.tree.map(lambda leaf: leaf.value, (student, teacher, given, tokens))
-    total, values, gradients = _scanned(plan, *plain, asked)
+    student, teacher, given, tokens = jax.tree.map(lambda leaf: leaf.value, (student, teacher, given, tokens))
+    total, values, gradients = _scanned(plan, student, teacher, given, tokens, asked)
     return (total, values), (gradients, values)
 
 
@@ -104,7 +106,7 @@ def _backward(
         return None if gradient is None else (by_total * gradient.astype(by_total.dtype)).astype(kind)
 
     student = Network(*map(scaled, gradients, (*plan.types, None)))
-    return student, None, None, Tokens(by_total * values, None, None)  # type: ignore[arg-type]
+    return student, None, None, Tokens(by_total * values, None, None)
 
 
 _fused.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -167,7 +169,7 @@ def _chunk(
     # Products in the type of hidden states and head, as those of the logits.
     slopes = slopes.astype(wider(*plan.types[:2]))
     by_hidden = _product(slopes, student.head, ((1,), (1,))).astype(plan.types[0]) if asked.hidden else None
-    head = sums.head + _product(student.hidden, slopes, ((0,), (0,))) if asked.head else None
+    head = _added(sums.head, student.hidden, slopes, plan.block) if asked.head else None
     return _By(None, head, bias), (values, by_hidden)
 
 
@@ -209,6 +211,22 @@ def _hard(plan: Plan, logits: Array, tokens: Tokens, columns: Columns) -> tuple[
     (of_label,) = columns.total(jnp.where(is_label, logits, 0))
     value = jnp.where((labels >= 0) & (labels < plan.real), normaliser - of_label, jnp.nan)[:, 0]
     return jnp.where(value > 1e20, jnp.inf, value), jnp.exp(logits - normaliser) - is_label.astype(logits.dtype)
+
+
+def _added(head: Array, hidden: Array, slopes: Array, block: int) -> Array:
+    """head + hiddenᵀ slopes; in blocks of columns, so that on a CPU the product is added while it is in the cache."""
+    whole = head.shape[1] // block if block else 0
+    if whole < 2:
+        return head + _product(hidden, slopes, ((0,), (0,)))
+
+    def add(head: Array, start: Any, width: int) -> Array:
+        part, of_part = (jax.lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in (slopes, head))
+        risen = of_part + _product(hidden, part, ((0,), (0,)))
+        return jax.lax.dynamic_update_slice_in_dim(head, risen, start, axis=1)
+
+    head = jax.lax.fori_loop(0, whole, lambda i, head: add(head, i * block, block), head)
+    rest = head.shape[1] - whole * block
+    return add(head, whole * block, rest) if rest else head
 
 
 def _product(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Array:

@@ -25,13 +25,16 @@ class Columns(NamedTuple):
 
     def total(self, *terms: Array) -> list[Array]:
         """Sums over the whole vocabulary, `[tokens, 1]` each, with one message between devices."""
-        sums = [jnp.sum(term, axis=-1, keepdims=True) for term in terms]
-        return sums if self.axis is None else list(jax.lax.psum(tuple(sums), self.axis))
+        return self._across(jax.lax.psum, [jnp.sum(term, axis=-1, keepdims=True) for term in terms])
 
     def top(self, *logits: Array) -> list[Array]:
         """The largest over the whole vocabulary, `[tokens, 1]` each; constants for derivatives."""
-        tops = [jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True)) for z in logits]
-        return tops if self.axis is None else list(jax.lax.pmax(tuple(tops), self.axis))
+        return self._across(jax.lax.pmax, [jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True)) for z in logits])
+
+    def _across(self, reduced: Callable[..., Array], parts: list[Array]) -> list[Array]:
+        if self.axis is None:
+            return parts
+        return jnp.split(reduced(jnp.concatenate(parts, axis=-1), self.axis), len(parts), axis=-1)
 
     def shards(self, local: Array) -> Array:
         """What each shard has, `[shards, ...]`."""
@@ -89,17 +92,13 @@ def skew_kl(pair: Pair, columns: Columns, *, skew: Any = 0.1) -> Summed:
     return _to_mixture(pair, skew).of_p
 
 
-def skew_reverse_kl(
-    pair: Pair, columns: Columns, *, skew: Any = 0.1, detached: bool = False
-) -> Summed:
+def skew_reverse_kl(pair: Pair, columns: Columns, *, skew: Any = 0.1, detached: bool = False) -> Summed:
     """KL(q ‖ skew q + (1 - skew) p)."""
     mixture = _to_mixture(pair, 1 - skew)
     return mixture.of_q._replace(u=mixture.detached) if detached else mixture.of_q
 
 
-def jsd(
-    pair: Pair, columns: Columns, *, beta: Any = 0.5, convention: str = "paper"
-) -> Summed:
+def jsd(pair: Pair, columns: Columns, *, beta: Any = 0.5, convention: str = "paper") -> Summed:
     """Two KLs to the mixture m = beta p + (1 - beta) q."""
     if convention not in ("paper", "continuous"):
         raise ValueError(f'convention {convention!r} is unknown: use "paper" or "continuous"')
@@ -132,9 +131,7 @@ def adaptive_kl(pair: Pair, columns: Columns, *, mu: Any = 0.5) -> Summed:
     return _weighed(kl(pair, columns), reverse_kl(pair, columns), share, 1 - share)
 
 
-def top_k_kl(
-    pair: Pair, columns: Columns, *, k: int = 64, rest: str = "tail"
-) -> Summed:
+def top_k_kl(pair: Pair, columns: Columns, *, k: int = 64, rest: str = "tail") -> Summed:
     """KL over the teacher's k most probable columns, with the others as one, as none, or renormalised away."""
     if rest not in ("renormalised", "tail", "zero"):
         raise ValueError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
@@ -154,9 +151,7 @@ def top_k_kl(
     return Summed(q - p - p * pair.ratio, -p - (pair.q - q) * jnp.where(known, ratio, 0), tail)
 
 
-def sampled_kl(
-    pair: Pair, columns: Columns, *, draws: Array, power: Any = 1.0
-) -> Summed:
+def sampled_kl(pair: Pair, columns: Columns, *, draws: Array, power: Any = 1.0) -> Summed:
     """Σ w log(p / q) over columns drawn from p^power, at the places `draws` `[tokens, samples]` in [0, 1)."""
     log_p = jax.lax.stop_gradient(pair.log_p)
     possible = log_p > FLOOR / 2
