@@ -68,7 +68,9 @@ def distributions(student: Array, teacher: Array, columns: Columns) -> Pair:
     """Softmaxes of logits that are at least FLOOR."""
     of_student, of_teacher = columns.log_normalisers(student, teacher)
     log_q, log_p = student - of_student, teacher - of_teacher
-    return Pair(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q, log_q - log_p)
+    # From the logits, so that no more arrays than those are in memory for it.
+    ratio = (student - teacher) - (of_student - of_teacher)
+    return Pair(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q, ratio)
 
 
 def kl(pair: Pair, columns: Columns) -> Summed:
@@ -109,7 +111,8 @@ def jsd(pair: Pair, columns: Columns, *, beta: Any = 0.5, convention: str = "pap
 def alpha_beta(pair: Pair, columns: Columns, *, exponents: Any = (0.2, 0.7)) -> Summed:
     """The alpha-beta divergence; `exponents` are its α and β."""
     logs = [jnp.where(log < FLOOR / 2, -jnp.inf, log) for log in (pair.log_p, pair.log_q)]
-    known = pair._replace(log_p=logs[0], log_q=logs[1])
+    both = jnp.isneginf(logs[0]) & jnp.isneginf(logs[1])
+    known = pair._replace(log_p=logs[0], log_q=logs[1], ratio=jnp.where(both, 0, pair.ratio))
     alpha, beta = (jnp.asarray(x, pair.p.dtype) for x in exponents)
     terms, endless = alpha_beta_terms(known, alpha, beta)
     return Summed(jnp.where(endless, -FLOOR, terms), alpha_beta_slopes(known, alpha, beta))
