@@ -38,6 +38,7 @@ from kd_jax.losses.features import (
     vkd,
 )
 from kd_jax.losses.labels import cross_entropy, label_smoothing
+from kd_jax.losses.linear import linear_divergence
 from kd_jax.losses.logits import distillation_kl, kd, kd_as_written, kl_divergence
 from kd_jax.losses.maps import average_pool, match_space, max_pool, resize_nearest
 from kd_jax.losses.mixing import mix
@@ -56,8 +57,8 @@ __all__ = [
     "cat_kd", "cc", "cc_gaussian", "class_activation_maps", "class_order", "cosine", "crd", "crd_bank",
     "crd_negatives", "crd_negatives_of_other_classes", "crd_update", "cross_entropy", "dist", "distillation_kl",
     "dkd", "fitnet", "fsp", "ft", "hidden_states", "ickd", "jsd", "kd", "kd_as_written", "kl_divergence",
-    "label_smoothing", "logit_mse", "mask_channels", "mask_positions", "match_space", "max_pool", "mgd",
-    "minilm_relations", "mix", "mlkd", "nkd", "nst", "ofa", "ofd", "ofd_margin", "orthogonal_cayley",
+    "label_smoothing", "linear_divergence", "logit_mse", "mask_channels", "mask_positions", "match_space", "max_pool",
+    "mgd", "minilm_relations", "mix", "mlkd", "nkd", "nst", "ofa", "ofd", "ofd_margin", "orthogonal_cayley",
     "orthogonal_exponential", "pkt", "pld", "resize_nearest", "reverse_kl", "reviewkd", "reviewkd_fuse", "rkd_angle",
     "rkd_distance", "rld", "sampled_kl", "semckd", "semckd_attention", "semckd_similarities", "simkd", "skew_kl",
     "skew_reverse_kl", "sp", "srd", "standardise", "symmetric_kl", "top_k_kl", "total_variation", "ttm", "uld", "vid",
