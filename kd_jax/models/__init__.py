@@ -9,9 +9,25 @@ from kd_jax.models.network import Model, Network, Output, count_parameters
 from kd_jax.models.nnx import from_nnx, to_module
 from kd_jax.models.parameters import restore, save
 from kd_jax.models.torch import from_torch
-from kd_jax.models.torch_modules import load_state_dict
+from kd_jax.models.torch_modules import load_state_dict, to_state_dict
+from kd_jax.models.zoo import (
+    resnet8,
+    resnet8x4,
+    resnet14,
+    resnet18,
+    resnet20,
+    resnet32,
+    resnet32x4,
+    resnet34,
+    resnet44,
+    resnet50,
+    resnet56,
+    resnet110,
+)
 
 __all__ = [
     "MLP", "Model", "Network", "Output", "as_model", "as_output", "count_parameters", "feature_names", "from_function",
-    "from_linen", "from_nnx", "from_torch", "load_state_dict", "mlp", "restore", "save", "to_module",
+    "from_linen", "from_nnx", "from_torch", "load_state_dict", "mlp", "resnet8", "resnet8x4", "resnet14", "resnet18",
+    "resnet20", "resnet32", "resnet32x4", "resnet34", "resnet44", "resnet50", "resnet56", "resnet110", "restore",
+    "save", "to_module", "to_state_dict",
 ]  # fmt: skip

@@ -1,0 +1,84 @@
+"""The zoo: sizes as published, initial values, features, training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small import HOW
+
+import kd_jax as kd
+from kd_jax.models import count_parameters, zoo
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+# Of 100 classes, counted in RepDistiller's networks; of 1000 as torchvision publishes them.
+PARAMETERS = {
+    "resnet8": 83_892, "resnet14": 181_108, "resnet20": 278_324, "resnet32": 472_756, "resnet44": 667_188,
+    "resnet56": 861_620, "resnet110": 1_736_564, "resnet8x4": 1_233_540, "resnet32x4": 7_433_860,
+    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
+}  # fmt: skip
+
+
+def params(module):
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+@pytest.mark.parametrize("name", zoo.__all__)
+def test_parameters_are_as_many_as_published(name):
+    make = getattr(kd.models, name)
+    shapes = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    assert count_parameters(params(shapes)) == PARAMETERS[name]
+    assert f"{PARAMETERS[name]:,} parameters" in make.__doc__
+
+
+def test_every_network_is_asked_for_and_listed():
+    assert sorted(PARAMETERS) == sorted(zoo.__all__)
+    assert set(zoo.__all__) <= set(kd.models.__all__)
+
+
+@pytest.mark.parametrize(("name", "path", "shape"), [
+    ("resnet8", "layer1", (2, 28, 28, 16)), ("resnet8", "layer2", (2, 14, 14, 32)),
+    ("resnet8", "layer3", (2, 7, 7, 64)), ("resnet8", "layer3.0.preact", (2, 7, 7, 64)),
+    ("resnet8", "avgpool", (2, 64)), ("resnet18", "layer4", (2, 1, 1, 512)), ("resnet18", "maxpool", (2, 7, 7, 64)),
+])  # fmt: skip
+def test_features_have_the_names_of_the_papers(name, path, shape):
+    model = kd.from_nnx(lambda rngs: getattr(kd.models, name)(num_classes=10, in_channels=1, rngs=rngs))
+    images = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
+    assert kd.feature_names(model, images)[path].shape == shape
+
+
+def test_a_pre_activation_is_what_the_relu_gets():
+    model = kd.from_nnx(lambda rngs: kd.models.resnet8(num_classes=3, rngs=rngs))
+    model = kd.Model(model.network, jax.jit(model.network.init)(jax.random.key(0)))
+    features = model(np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32), features=[
+        "layer1", "layer1.0.preact", "layer3", "avgpool"]).features  # fmt: skip
+    assert (features["layer1.0.preact"] < 0).any()
+    np.testing.assert_array_equal(features["layer1"], np.maximum(features["layer1.0.preact"], 0))
+    np.testing.assert_allclose(features["avgpool"], features["layer3"].mean(axis=(1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "path", "deviation"), [
+    ("resnet8", ("layer3", "0", "conv2"), (2 / (9 * 64)) ** 0.5), ("resnet8", ("fc",), (1 / (3 * 64)) ** 0.5),
+])  # fmt: skip
+def test_initial_values_have_the_deviation_of_the_reference(name, path, deviation):
+    tree = params(getattr(kd.models, name)(rngs=nnx.Rngs(0)))
+    for part in path:
+        tree = tree[part]
+    assert abs(float(tree["kernel"].mean())) < 0.05 * deviation
+    assert float(tree["kernel"].std()) == pytest.approx(deviation, rel=0.02)
+
+
+def test_a_student_learns_from_a_teachers_stage_with_batch_statistics():
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
+    teacher = kd.from_nnx(lambda rngs: kd.models.resnet8x4(num_classes=4, rngs=rngs)).init(1)
+    given = kd.models.resnet8(num_classes=4, rngs=nnx.Rngs(0))
+    result = kd.distill(
+        given, teacher, kd.Batch(images, np.arange(16) % 4), method=kd.KD() + kd.FitNet("layer2", "layer2"),
+        prepare=lambda key, x, train: x.astype(jnp.float32) / 255, **HOW,
+    )  # fmt: skip
+    assert type(result.student) is type(given)
+    assert (result.student.bn1.mean[...] != 0).all()
+    assert (given.bn1.mean[...] == 0).all()
+    assert np.isfinite(result.history["loss"]).all()
+    assert result.student.bn1.use_running_average
