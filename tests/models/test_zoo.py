@@ -8,15 +8,21 @@ from flax import nnx
 from small import HOW
 
 import kd_jax as kd
+from kd_jax.errors import ShapeError
 from kd_jax.models import count_parameters, zoo
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
-# Of 100 classes, counted in RepDistiller's networks; of 1000 as torchvision publishes them.
+# Of 100 classes, counted in RepDistiller's networks; of 1000 classes, as torchvision and mdistiller have them; LeNet's
+# of 10.
 PARAMETERS = {
     "resnet8": 83_892, "resnet14": 181_108, "resnet20": 278_324, "resnet32": 472_756, "resnet44": 667_188,
     "resnet56": 861_620, "resnet110": 1_736_564, "resnet8x4": 1_233_540, "resnet32x4": 7_433_860,
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
+    "wrn_16_1": 180_916, "wrn_16_2": 703_284, "wrn_40_1": 569_780, "wrn_40_2": 2_255_156,
+    "vgg8": 3_965_028, "vgg11": 9_277_284, "vgg13": 9_462_180, "vgg16": 14_774_436, "vgg19": 20_086_692,
+    "mobilenet_v1": 4_231_976, "mobilenet_v2": 812_836, "shufflenet_v1": 949_258, "shufflenet_v2": 1_355_528,
+    "lenet": 61_706,
 }  # fmt: skip
 
 
@@ -37,15 +43,39 @@ def test_every_network_is_asked_for_and_listed():
     assert set(zoo.__all__) <= set(kd.models.__all__)
 
 
-@pytest.mark.parametrize(("name", "path", "shape"), [
-    ("resnet8", "layer1", (2, 28, 28, 16)), ("resnet8", "layer2", (2, 14, 14, 32)),
-    ("resnet8", "layer3", (2, 7, 7, 64)), ("resnet8", "layer3.0.preact", (2, 7, 7, 64)),
-    ("resnet8", "avgpool", (2, 64)), ("resnet18", "layer4", (2, 1, 1, 512)), ("resnet18", "maxpool", (2, 7, 7, 64)),
-])  # fmt: skip
-def test_features_have_the_names_of_the_papers(name, path, shape):
+# Of images of 28 × 28 × 1.
+FEATURES = {
+    "resnet8": {
+        "layer1": (28, 28, 16), "layer2": (14, 14, 32), "layer3": (7, 7, 64), "layer3.0.preact": (7, 7, 64),
+        "avgpool": (64,),
+    },
+    "resnet18": {"layer4": (1, 1, 512), "maxpool": (7, 7, 64)},
+    "wrn_16_2": {
+        "block1": (28, 28, 32), "block2": (14, 14, 64), "block3": (7, 7, 128), "block3.layer.0.bn1": (14, 14, 64),
+        "avgpool": (128,),
+    },
+    "vgg8": {"block3": (3, 3, 512), "block4": (3, 3, 512), "avgpool": (512,)},
+    "mobilenet_v1": {"model.3": (7, 7, 128), "model.13": (1, 1, 1024)},
+    "mobilenet_v2": {"blocks.1": (14, 14, 12), "blocks.6": (2, 2, 160), "avgpool": (1280,)},
+    "shufflenet_v1": {"layer2": (7, 7, 480), "layer3.3.preact": (4, 4, 960)},
+    "shufflenet_v2": {"layer1": (14, 14, 116), "avgpool": (1024,)},
+    "lenet": {"fc2": (84,)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_have_the_names_of_the_papers(name):
     model = kd.from_nnx(lambda rngs: getattr(kd.models, name)(num_classes=10, in_channels=1, rngs=rngs))
-    images = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
-    assert kd.feature_names(model, images)[path].shape == shape
+    found = kd.feature_names(model, jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32))
+    assert {path: found[path].shape for path in FEATURES[name]} == {k: (2, *v) for k, v in FEATURES[name].items()}
+
+
+@pytest.mark.parametrize(("name", "size"), [("vgg8", 7), ("lenet", 33)])
+def test_an_image_that_does_not_fit_is_refused(name, size):
+    model = kd.from_nnx(lambda rngs: getattr(kd.models, name)(in_channels=3, rngs=rngs))
+    with pytest.raises(ShapeError, match="pixels") as error:
+        kd.feature_names(model, jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32))
+    assert "\n" not in str(error.value)
 
 
 def test_a_pre_activation_is_what_the_relu_gets():
@@ -60,6 +90,7 @@ def test_a_pre_activation_is_what_the_relu_gets():
 
 @pytest.mark.parametrize(("name", "path", "deviation"), [
     ("resnet8", ("layer3", "0", "conv2"), (2 / (9 * 64)) ** 0.5), ("resnet8", ("fc",), (1 / (3 * 64)) ** 0.5),
+    ("lenet", ("fc1",), (1 / (3 * 400)) ** 0.5), ("lenet", ("conv2",), (1 / (3 * 25 * 6)) ** 0.5),
 ])  # fmt: skip
 def test_initial_values_have_the_deviation_of_the_reference(name, path, deviation):
     tree = params(getattr(kd.models, name)(rngs=nnx.Rngs(0)))

@@ -15,18 +15,35 @@ import torch_networks as there  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
+IMAGENET = (64, 128, 256, 512)
 CIFAR, WIDE = (16, 32, 64), (64, 128, 256)
+
+# Each with the height of the images that it is asked about.
 NETWORKS = {
-    "resnet8": lambda: there.ResNet((1, 1, 1), CIFAR, 16, 7),
-    "resnet14": lambda: there.ResNet((2, 2, 2), CIFAR, 16, 7, 1),
-    "resnet8x4": lambda: there.ResNet((1, 1, 1), WIDE, 32, 7),
-    "resnet18": lambda: there.ResNet((2, 2, 2, 2), (64, 128, 256, 512), 64, 7, imagenet=True),
+    "resnet8": (15, lambda: there.ResNet((1, 1, 1), CIFAR, 16, 7, 1)),
+    "resnet14": (16, lambda: there.ResNet((2, 2, 2), CIFAR, 16, 7)),
+    "resnet8x4": (8, lambda: there.ResNet((1, 1, 1), WIDE, 32, 7)),
+    "resnet18": (33, lambda: there.ResNet((2, 2, 2, 2), IMAGENET, 64, 7, imagenet=True)),
+    "wrn_16_2": (13, lambda: there.WideResNet(16, 2, 7)),
+    "vgg8": (14, lambda: there.VGG((1, 1, 1, 1, 1), 7)),
+    "mobilenet_v1": (33, lambda: there.MobileNetV1(7)),
+    "mobilenet_v2": (17, lambda: there.MobileNetV2(7)),
+    "shufflenet_v1": (15, lambda: there.ShuffleNet(1, 7)),
+    "shufflenet_v2": (15, lambda: there.ShuffleNet(2, 7)),
+    "lenet": (28, lambda: there.LeNet(7, 1, padding=2)),
 }
+# Those whose logits are also compared in float32.
+SINGLE = ("resnet8", "mobilenet_v2", "shufflenet_v1", "lenet")
 NAMES_ALONE = {
     "resnet110": lambda: there.ResNet((18, 18, 18), CIFAR, 16, 7),
     "resnet32x4": lambda: there.ResNet((5, 5, 5), WIDE, 32, 7),
-    "resnet34": lambda: there.ResNet((3, 4, 6, 3), (64, 128, 256, 512), 64, 7, imagenet=True),
-    "resnet50": lambda: there.ResNet((3, 4, 6, 3), (64, 128, 256, 512), 64, 7, imagenet=True, bottleneck=True),
+    "resnet34": lambda: there.ResNet((3, 4, 6, 3), IMAGENET, 64, 7, imagenet=True),
+    "resnet50": lambda: there.ResNet((3, 4, 6, 3), IMAGENET, 64, 7, imagenet=True, bottleneck=True),
+    "wrn_40_1": lambda: there.WideResNet(40, 1, 7),
+    "vgg11": lambda: there.VGG((1, 1, 2, 2, 2), 7),
+    "vgg13": lambda: there.VGG((2, 2, 2, 2, 2), 7),
+    "vgg16": lambda: there.VGG((2, 2, 3, 3, 3), 7),
+    "vgg19": lambda: there.VGG((2, 2, 4, 4, 4), 7),
 }
 
 
@@ -47,7 +64,7 @@ def model_of(name, channels):
 
 
 def channels_of(state_dict):
-    return next(iter(state_dict.values())).shape[1]
+    return next(value for value in state_dict.values() if value.ndim == 4).shape[1]
 
 
 def in_float64(model):
@@ -57,24 +74,26 @@ def in_float64(model):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_are_those_of_pytorch_and_weights_go_back(name):
-    module = randomised(NETWORKS[name]())
+    size, make = NETWORKS[name]
+    module = randomised(make())
     weights = module.state_dict()
-    size = 33 if name.endswith("18") else 15
-    x = np.random.default_rng(0).normal(size=(2, size, size + 1, channels_of(weights)))
+    width = size if name == "lenet" else size + 1
+    x = np.random.default_rng(0).normal(size=(2, size, width, channels_of(weights)))
     model = model_of(name, x.shape[-1])
+    inputs = torch.tensor(x).permute(0, 3, 1, 2)
     loaded = load_state_dict(model, {f"module.{key}": value for key, value in weights.items()})
-    with torch.no_grad():
-        single, double = (
-            module.to(dtype)(torch.tensor(x).permute(0, 3, 1, 2).to(dtype)).numpy()
-            for dtype in (torch.float32, torch.float64)
-        )
-    np.testing.assert_allclose(loaded(x.astype(np.float32)), single, rtol=1e-4, atol=1e-4 * np.abs(single).max())
-    with jax.enable_x64(True):
+    if name in SINGLE:
+        with torch.no_grad():
+            expected = module(inputs.float()).numpy()
+        found = loaded(x.astype(np.float32))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    with jax.enable_x64(True), torch.no_grad():
+        expected = module.double()(inputs).numpy()
         exact = load_state_dict(in_float64(model), module.state_dict())
-        np.testing.assert_allclose(exact(x), double, rtol=1e-9, atol=1e-9 * np.abs(double).max())
+        np.testing.assert_allclose(exact(x), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
     back = to_state_dict(loaded)
     assert back.keys() == weights.keys()
-    fresh = NETWORKS[name]()
+    fresh = make()
     fresh.load_state_dict({key: torch.from_numpy(value) for key, value in back.items()}, strict=True)
     for key, value in fresh.state_dict().items():
         if not key.endswith("num_batches_tracked"):
@@ -92,14 +111,14 @@ def test_large_networks_have_pytorchs_names_and_shapes(name):
 
 
 def test_a_checkpoint_of_a_training_gives_its_weights(tmp_path):
-    module = randomised(NETWORKS["resnet8"]())
+    module = randomised(NETWORKS["resnet14"][1]())
     path = tmp_path / "student_best.pth"
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     torch.save(
         {"epoch": 240, "best_acc": 72.5, "optimizer": optimizer.state_dict(), "model": module.state_dict()}, path
     )
-    found = to_state_dict(load_state_dict(model_of("resnet8", 3), path))
-    given = load_state_dict(model_of("resnet8", 3), {"state_dict": module.state_dict()})
+    found = to_state_dict(load_state_dict(model_of("resnet14", 3), path))
+    given = load_state_dict(model_of("resnet14", 3), {"state_dict": module.state_dict()})
     for name, value in to_state_dict(given).items():
         np.testing.assert_array_equal(found[name], value)
     np.testing.assert_array_equal(found["fc.weight"], module.fc.weight.detach())

@@ -9,6 +9,8 @@ In training mode, which a new module is in, batch normalisation uses the batch's
 (`module.eval()`, and wherever kd_jax evaluates) the running ones.
 """
 
+from kd_jax.models.zoo.lenet import lenet
+from kd_jax.models.zoo.mobilenet import mobilenet_v1, mobilenet_v2
 from kd_jax.models.zoo.resnet import (
     resnet8,
     resnet8x4,
@@ -23,8 +25,23 @@ from kd_jax.models.zoo.resnet import (
     resnet56,
     resnet110,
 )
+from kd_jax.models.zoo.shufflenet import shufflenet_v1, shufflenet_v2
+from kd_jax.models.zoo.vgg import (
+    vgg8,
+    vgg11,
+    vgg13,
+    vgg16,
+    vgg19,
+)
+from kd_jax.models.zoo.wrn import (
+    wrn_16_1,
+    wrn_16_2,
+    wrn_40_1,
+    wrn_40_2,
+)
 
 __all__ = [
-    "resnet8", "resnet8x4", "resnet14", "resnet18", "resnet20", "resnet32", "resnet32x4", "resnet34", "resnet44",
-    "resnet50", "resnet56", "resnet110",
+    "lenet", "mobilenet_v1", "mobilenet_v2", "resnet8", "resnet8x4", "resnet14", "resnet18", "resnet20", "resnet32",
+    "resnet32x4", "resnet34", "resnet44", "resnet50", "resnet56", "resnet110", "shufflenet_v1", "shufflenet_v2",
+    "vgg8", "vgg11", "vgg13", "vgg16", "vgg19", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
 ]  # fmt: skip

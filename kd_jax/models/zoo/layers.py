@@ -4,10 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kd_jax.models.mlp import Uniform
+from kd_jax.errors import ShapeError
+from kd_jax.models.mlp import ReLU, Uniform
 
 # Height, width and channels need not be those of other arrays.
 Images = Float[Array, "batch _height _width _channels"]
@@ -19,18 +21,28 @@ ZEROS = jax.nn.initializers.zeros
 
 
 def conv(
-    n_in: int, n_out: int, window: int, *, stride: int = 1, groups: int = 1, bias: bool = False, init: Any = None,
-    rngs: nnx.Rngs,
+    n_in: int, n_out: int, window: int, *, stride: int = 1, padding: int | None = None, groups: int = 1,
+    bias: bool = False, init: Any = None, rngs: nnx.Rngs,
 ) -> nnx.Conv:  # fmt: skip
-    """A convolution of `window` × `window` with (window − 1) / 2 pixels of 0 around the image, also where it strides.
+    """A convolution of `window` × `window`.
 
-    init: of the kernel, with biases of 0; None is PyTorch's own, uniform in ±1/√fan_in, of both.
+    padding: pixels of 0 around the image; None is (window − 1) / 2, also where it strides. init: of the kernel, with
+        biases of 0; None is PyTorch's own, uniform in ±1/√fan_in, of both.
     """
     uniform = Uniform((window * window * n_in // groups) ** -0.5)
+    padding = (window - 1) // 2 if padding is None else padding
     return nnx.Conv(
-        n_in, n_out, (window, window), strides=stride, padding=(window - 1) // 2, feature_group_count=groups,
-        use_bias=bias, kernel_init=init or uniform, bias_init=ZEROS if init else uniform, rngs=rngs,
+        n_in, n_out, (window, window), strides=stride, padding=padding, feature_group_count=groups, use_bias=bias,
+        kernel_init=init or uniform, bias_init=ZEROS if init else uniform, rngs=rngs,
     )  # fmt: skip
+
+
+def units(
+    n_in: int, n_out: int, window: int, *, stride: int = 1, groups: int = 1, init: Any = None, rngs: nnx.Rngs
+) -> list[nnx.Module]:
+    """A convolution without a bias, batch normalisation and a ReLU."""
+    convolution = conv(n_in, n_out, window, stride=stride, groups=groups, init=init, rngs=rngs)
+    return [convolution, BatchNorm(n_out), ReLU()]
 
 
 def linear(n_in: int, n_out: int, *, init: Any = None, bias_init: Any = None, rngs: nnx.Rngs) -> nnx.Linear:
@@ -74,7 +86,7 @@ class Sequential(nnx.Module):
         for number, module in enumerate(modules):
             setattr(self, str(number), module)
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
         """What the last of them returns."""
         for number in range(self.count):
             x = getattr(self, str(number))(x)
@@ -96,9 +108,25 @@ class MaxPool(nnx.Module):
         self.window, self.stride, self.padding = window, stride, padding
 
     def __call__(self, x: Images) -> Images:
-        """Smaller images."""
+        """Smaller images. Raises `ShapeError` where nothing would be left of them."""
+        if min(x.shape[1:3]) + 2 * self.padding < self.window:
+            raise ShapeError(
+                f"a pool of {self.window} × {self.window} pixels gets images of {x.shape[1]} × {x.shape[2]}: give the "
+                "network larger images"
+            )
         window, stride, padding = ((size, size) for size in (self.window, self.stride, self.padding))
         return nnx.max_pool(x, window, stride, (padding, padding))
+
+
+def shuffled(x: Images, groups: int) -> Images:
+    """Channels of all groups in turn: `[a0, a1, b0, b1]` becomes `[a0, b0, a1, b1]` with two groups."""
+    return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def average_pool(x: Images) -> Images:
+    """The mean of every second 3 × 3 pixels, with those of 0 around the image counted, as PyTorch does."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, np.zeros((), x.dtype), jax.lax.add, (1, 3, 3, 1), (1, 2, 2, 1), padding) / 9
 
 
 class AveragePool(nnx.Module):
