@@ -57,7 +57,7 @@ def normalise(mean: Any, std: Any) -> Prepare:
 
 
 def chain(*functions: Any) -> Prepare:
-    """One after the other, each with its own key. Raises `ConfigError` for what is no function."""
+    """One after the other, in training each with its own key. Raises `ConfigError` for what is no function."""
     for function in functions:
         if not callable(function):
             raise ConfigError(f"{function!r} is no function: chain functions of (key, images, train)")
@@ -68,7 +68,7 @@ def chain(*functions: Any) -> Prepare:
 class _RandomCrop:
     padding: int
 
-    def __call__(self, key: Key[Array, ""], images: Any, train: bool) -> Any:
+    def __call__(self, key: Any, images: Any, train: bool) -> Any:
         images = _checked(images)
         if not train or not self.padding:
             return images
@@ -86,7 +86,7 @@ class _RandomCrop:
 class _RandomFlip:
     probability: float
 
-    def __call__(self, key: Key[Array, ""], images: Any, train: bool) -> Any:
+    def __call__(self, key: Any, images: Any, train: bool) -> Any:
         images = _checked(images)
         if not train:
             return images
@@ -99,7 +99,7 @@ class _Normalise:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, key: Key[Array, ""], images: Any, train: bool) -> Float[Array, "batch height width channels"]:
+    def __call__(self, key: Any, images: Any, train: bool) -> Float[Array, "batch height width channels"]:
         images = _checked(images)
         if images.shape[-1] != len(self.mean):
             raise ShapeError(
@@ -115,9 +115,9 @@ class _Normalise:
 class _Chain:
     functions: tuple[Prepare, ...]
 
-    def __call__(self, key: Key[Array, ""], images: Any, train: bool) -> Any:
+    def __call__(self, key: Any, images: Any, train: bool) -> Any:
         for number, function in enumerate(self.functions):
-            images = function(jax.random.fold_in(key, number), images, train)
+            images = function(jax.random.fold_in(key, number) if train else key, images, train)
         return images
 
 
