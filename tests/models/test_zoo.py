@@ -10,6 +10,7 @@ from small import HOW
 import kd_jax as kd
 from kd_jax.errors import ShapeError
 from kd_jax.models import count_parameters, zoo
+from kd_jax.models.calling import path_name
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -88,22 +89,73 @@ def test_a_pre_activation_is_what_the_relu_gets():
     np.testing.assert_allclose(features["avgpool"], features["layer3"].mean(axis=(1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "path", "deviation"), [
-    ("resnet8", ("layer3", "0", "conv2"), (2 / (9 * 64)) ** 0.5), ("resnet8", ("fc",), (1 / (3 * 64)) ** 0.5),
-    ("lenet", ("fc1",), (1 / (3 * 400)) ** 0.5), ("lenet", ("conv2",), (1 / (3 * 25 * 6)) ** 0.5),
-])  # fmt: skip
-def test_initial_values_have_the_deviation_of_the_reference(name, path, deviation):
-    tree = params(getattr(kd.models, name)(rngs=nnx.Rngs(0)))
-    for part in path:
-        tree = tree[part]
-    assert abs(float(tree["kernel"].mean())) < 0.05 * deviation
-    assert float(tree["kernel"].std()) == pytest.approx(deviation, rel=0.02)
+# The deviations of the reference's initial values: of the kernel and of the biases, and whether they are normal.
+STARTS = {
+    "resnet8": {
+        "layer3.0.conv2": ((2 / (9 * 64)) ** 0.5, None, True), "fc": ((3 * 64) ** -0.5, (3 * 64) ** -0.5, False),
+    },
+    "wrn_16_2": {"block3.layer.0.conv1": ((2 / (9 * 128)) ** 0.5, None, True), "fc": ((3 * 128) ** -0.5, 0, False)},
+    "vgg8": {"block2.0": ((2 / (9 * 256)) ** 0.5, 0, True), "classifier": (0.01, 0, True)},
+    "mobilenet_v2": {
+        "blocks.5.0.conv.3": ((2 / (9 * 288)) ** 0.5, None, True), "classifier.0": (0.01, 0, True),
+    },
+    "shufflenet_v1": {
+        "layer3.1.conv2": ((3 * 9) ** -0.5, None, False), "layer2.0.conv3": ((3 * 20) ** -0.5, None, False),
+        "linear": ((3 * 960) ** -0.5, (3 * 960) ** -0.5, False),
+    },
+    "lenet": {"conv2": ((3 * 150) ** -0.5, (3 * 150) ** -0.5, False)},
+}  # fmt: skip
+
+
+def initial(name, seed):
+    """A new network's parameters by their paths."""
+
+    @jax.jit
+    def made(key):
+        return params(getattr(kd.models, name)(rngs=nnx.Rngs(key)))
+
+    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(made(jax.random.key(seed)))}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_initial_values_have_the_deviation_of_the_reference(name):
+    values = initial(name, 0)
+    kernels = {path.removesuffix(".kernel"): np.asarray(leaf, np.float64) for path, leaf in values.items()}
+    for path, (deviation, of_bias, is_normal) in STARTS[name].items():
+        kernel = kernels[path]
+        # Within 5 standard deviations of an estimated standard deviation.
+        assert kernel.std() == pytest.approx(deviation, rel=5 / (2 * kernel.size) ** 0.5)
+        assert abs(kernel.mean()) < 5 * deviation / kernel.size**0.5
+        if is_normal:
+            assert np.abs(kernel).max() > 3 * deviation
+        else:
+            assert 1.6 * deviation < np.abs(kernel).max() <= 3**0.5 * deviation * (1 + 1e-6)
+        if of_bias is None:
+            assert f"{path}.bias" not in values
+        elif of_bias == 0:
+            assert (values[f"{path}.bias"] == 0).all()
+        else:
+            assert 0 < np.abs(values[f"{path}.bias"]).max() <= 3**0.5 * of_bias * (1 + 1e-6)
+
+
+def test_no_two_initial_values_are_of_one_number():
+    one, two = (
+        [leaf for path, leaf in initial("resnet8", seed).items() if path.endswith("kernel") and path != "fc.kernel"]
+        for seed in (0, 1)
+    )
+    drawn = np.concatenate(
+        [(leaf * (leaf[..., 0].size // leaf.shape[2] * leaf.shape[3]) ** 0.5).ravel() for leaf in one]
+    )
+    # Some of so many float32 numbers are equal by chance.
+    assert len(np.unique(drawn)) > 0.98 * len(drawn)
+    assert all((first != second).any() for first, second in zip(one, two, strict=True))
 
 
 def test_a_student_learns_from_a_teachers_stage_with_batch_statistics():
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
-    teacher = kd.from_nnx(lambda rngs: kd.models.resnet8x4(num_classes=4, rngs=rngs)).init(1)
-    given = kd.models.resnet8(num_classes=4, rngs=nnx.Rngs(0))
+    network = kd.from_nnx(lambda rngs: kd.models.resnet8(num_classes=4, rngs=rngs)).network
+    teacher, start = (kd.Model(network, jax.jit(network.init)(jax.random.key(seed))) for seed in (0, 1))
+    given = kd.to_module(start)
     result = kd.distill(
         given, teacher, kd.Batch(images, np.arange(16) % 4), method=kd.KD() + kd.FitNet("layer2", "layer2"),
         prepare=lambda key, x, train: x.astype(jnp.float32) / 255, **HOW,

@@ -1,6 +1,9 @@
 """Layers of the zoo's networks, as PyTorch has them: padding, initial values, batch statistics, and paths."""
 
-from typing import Any
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,46 +12,95 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kd_jax.errors import ShapeError
-from kd_jax.models.mlp import ReLU, Uniform
+from kd_jax.models.mlp import ReLU
 
 # Height, width and channels need not be those of other arrays.
 Images = Float[Array, "batch _height _width _channels"]
 
-FAN_OUT = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""He et al. (2015): normal with the variance 2 / (window · outputs)."""
-SMALL = jax.nn.initializers.normal(0.01)
-ZEROS = jax.nn.initializers.zeros
+# While a constructor is traced, a key takes as long as all equations before it, and each draw of numbers is long to
+# compile. So layers draw none, and `initialise` gives all of a network theirs.
+_NO_KEYS: Any = SimpleNamespace(params=lambda: None)
+_ZEROS = jax.nn.initializers.zeros
 
 
 def conv(
     n_in: int, n_out: int, window: int, *, stride: int = 1, padding: int | None = None, groups: int = 1,
-    bias: bool = False, init: Any = None, rngs: nnx.Rngs,
+    bias: bool = False,
 ) -> nnx.Conv:  # fmt: skip
-    """A convolution of `window` × `window`.
+    """A convolution of `window` × `window`, of zeros.
 
-    padding: pixels of 0 around the image; None is (window − 1) / 2, also where it strides. init: of the kernel, with
-        biases of 0; None is PyTorch's own, uniform in ±1/√fan_in, of both.
+    padding: pixels of 0 around the image; None is (window − 1) / 2, also where it strides.
     """
-    uniform = Uniform((window * window * n_in // groups) ** -0.5)
     padding = (window - 1) // 2 if padding is None else padding
     return nnx.Conv(
         n_in, n_out, (window, window), strides=stride, padding=padding, feature_group_count=groups, use_bias=bias,
-        kernel_init=init or uniform, bias_init=ZEROS if init else uniform, rngs=rngs,
+        kernel_init=_ZEROS, rngs=_NO_KEYS,
     )  # fmt: skip
 
 
-def units(
-    n_in: int, n_out: int, window: int, *, stride: int = 1, groups: int = 1, init: Any = None, rngs: nnx.Rngs
-) -> list[nnx.Module]:
+def units(n_in: int, n_out: int, window: int, *, stride: int = 1, groups: int = 1) -> list[nnx.Module]:
     """A convolution without a bias, batch normalisation and a ReLU."""
-    convolution = conv(n_in, n_out, window, stride=stride, groups=groups, init=init, rngs=rngs)
-    return [convolution, BatchNorm(n_out), ReLU()]
+    return [conv(n_in, n_out, window, stride=stride, groups=groups), BatchNorm(n_out), ReLU()]
 
 
-def linear(n_in: int, n_out: int, *, init: Any = None, bias_init: Any = None, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer. init, bias_init: None is PyTorch's own, uniform in ±1/√fan_in."""
-    uniform = Uniform(n_in**-0.5)
-    return nnx.Linear(n_in, n_out, kernel_init=init or uniform, bias_init=bias_init or uniform, rngs=rngs)
+def linear(n_in: int, n_out: int) -> nnx.Linear:
+    """A linear layer of zeros."""
+    return nnx.Linear(n_in, n_out, kernel_init=_ZEROS, rngs=_NO_KEYS)
+
+
+class Start(NamedTuple):
+    """Initial values of a layer: normal with these deviations, or uniform between these bounds and their negatives."""
+
+    is_normal: bool
+    kernel: float
+    bias: float = 0.0
+
+
+def he(kernel: tuple[int, ...]) -> Start:
+    """He et al. (2015), fan out: normal with the variance 2 / (window · outputs); biases are 0."""
+    return Start(True, (2 / math.prod((*kernel[:-2], kernel[-1]))) ** 0.5)
+
+
+def small(kernel: tuple[int, ...]) -> Start:
+    """Normal with a deviation of 0.01; biases are 0."""
+    return Start(True, 0.01)
+
+
+def of_pytorch(kernel: tuple[int, ...]) -> Start:
+    """What PyTorch's layers have where nobody says more: uniform in ±1/√fan_in, biases, too."""
+    bound = math.prod(kernel[:-1]) ** -0.5
+    return Start(False, bound, bound)
+
+
+def of_pytorch_without_bias(kernel: tuple[int, ...]) -> Start:
+    """As `of_pytorch`, with biases of 0."""
+    return of_pytorch(kernel)._replace(bias=0.0)
+
+
+Rule = Callable[[tuple[int, ...]], Start]
+
+
+def initialise(network: nnx.Module, rngs: nnx.Rngs, *, convs: Rule = of_pytorch, linears: Rule = of_pytorch) -> None:
+    """Gives all convolutions and linear layers of a network their initial values, from one draw of numbers.
+
+    convs, linears: the rules, by the shape of a kernel, `[*window, inputs of a group, outputs]`.
+    """
+    drawn: dict[bool, list[tuple[nnx.Param[Array], float]]] = {True: [], False: []}
+    for _, layer in nnx.iter_modules(network):
+        if isinstance(layer, nnx.Conv | nnx.Linear):
+            start = (convs if isinstance(layer, nnx.Conv) else linears)(layer.kernel.shape)
+            drawn[start.is_normal].append((layer.kernel, start.kernel))
+            if layer.bias is not None and start.bias:
+                drawn[start.is_normal].append((layer.bias, start.bias))
+    for is_normal, params in drawn.items():
+        if params:
+            shape = (sum(param.size for param, _ in params),)
+            key, place = rngs.params(), 0
+            numbers = jax.random.normal(key, shape) if is_normal else jax.random.uniform(key, shape, minval=-1.0)
+            for param, scale in params:
+                own = jax.lax.dynamic_slice(numbers, (place,), (param.size,))
+                param[...] = scale * own.reshape(param.shape)
+                place += param.size
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -62,9 +114,8 @@ class BatchNorm(nnx.BatchNorm):
     def __init__(self, features: int):
         super().__init__(
             features, momentum=0.9, epsilon=1e-5, promote_dtype=_at_least_float32, use_scale=False, use_bias=False,
-            rngs=nnx.Rngs(),
+            rngs=_NO_KEYS,
         )  # fmt: skip
-        # Each key that is drawn while a constructor is traced takes as long as all equations before it.
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
 

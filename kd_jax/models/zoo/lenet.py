@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kd_jax.errors import ShapeError
-from kd_jax.models.zoo.layers import Images, MaxPool, conv, linear
+from kd_jax.models.zoo.layers import Images, MaxPool, conv, initialise, linear
 
 _SIZE = 32
 
@@ -18,12 +18,13 @@ class LeNet(nnx.Module):
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, rngs: nnx.Rngs):
-        self.conv1 = conv(in_channels, 6, 5, padding=0, bias=True, rngs=rngs)
-        self.conv2 = conv(6, 16, 5, padding=0, bias=True, rngs=rngs)
+        self.conv1 = conv(in_channels, 6, 5, padding=0, bias=True)
+        self.conv2 = conv(6, 16, 5, padding=0, bias=True)
         self.pool = MaxPool(2, stride=2)
-        self.fc1 = linear(400, 120, rngs=rngs)
-        self.fc2 = linear(120, 84, rngs=rngs)
-        self.fc3 = linear(84, num_classes, rngs=rngs)
+        self.fc1 = linear(400, 120)
+        self.fc2 = linear(120, 84)
+        self.fc3 = linear(84, num_classes)
+        initialise(self, rngs)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits. Raises `ShapeError` for images above 32 × 32 pixels."""

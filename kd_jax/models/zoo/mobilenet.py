@@ -4,15 +4,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kd_jax.models.zoo.layers import (
-    FAN_OUT,
-    SMALL,
-    ZEROS,
     AveragePool,
     BatchNorm,
     Images,
     Sequential,
     conv,
+    he,
+    initialise,
     linear,
+    small,
     units,
 )
 
@@ -35,14 +35,15 @@ class MobileNetV1(nnx.Module):
 
     def __init__(self, *, num_classes: int, in_channels: int, rngs: nnx.Rngs):
         n_in = 32
-        layers = [Sequential(*units(in_channels, n_in, 3, stride=2, rngs=rngs))]
+        layers = [Sequential(*units(in_channels, n_in, 3, stride=2))]
         for n_out, stride in _V1:
-            depthwise = units(n_in, n_in, 3, stride=stride, groups=n_in, rngs=rngs)
-            layers.append(Sequential(*depthwise, *units(n_in, n_out, 1, rngs=rngs)))
+            depthwise = units(n_in, n_in, 3, stride=stride, groups=n_in)
+            layers.append(Sequential(*depthwise, *units(n_in, n_out, 1)))
             n_in = n_out
         self.model = Sequential(*layers)
         self.avgpool = AveragePool()
-        self.fc = linear(n_in, num_classes, rngs=rngs)
+        self.fc = linear(n_in, num_classes)
+        initialise(self, rngs)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits."""
@@ -52,13 +53,13 @@ class MobileNetV1(nnx.Module):
 class InvertedResidual(nnx.Module):
     """Pointwise to more channels, depthwise, pointwise to fewer; and the image itself where the shape is the same."""
 
-    def __init__(self, n_in: int, n_out: int, *, stride: int, expansion: int, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, *, stride: int, expansion: int):
         inner = n_in * expansion
         self.is_residual = stride == 1 and n_in == n_out
         self.conv = Sequential(
-            *units(n_in, inner, 1, init=FAN_OUT, rngs=rngs),
-            *units(inner, inner, 3, stride=stride, groups=inner, init=FAN_OUT, rngs=rngs),
-            conv(inner, n_out, 1, init=FAN_OUT, rngs=rngs),
+            *units(n_in, inner, 1),
+            *units(inner, inner, 3, stride=stride, groups=inner),
+            conv(inner, n_out, 1),
             BatchNorm(n_out),
         )
 
@@ -76,18 +77,19 @@ class MobileNetV2(nnx.Module):
 
     def __init__(self, width: float, *, num_classes: int, in_channels: int, rngs: nnx.Rngs):
         n_in, stages = int(32 * width), []
-        self.conv1 = Sequential(*units(in_channels, n_in, 3, stride=2, init=FAN_OUT, rngs=rngs))
+        self.conv1 = Sequential(*units(in_channels, n_in, 3, stride=2))
         for expansion, channels, count, stride in _V2:
             layers, n_out = [], int(channels * width)
             for i in range(count):
-                layers.append(InvertedResidual(n_in, n_out, stride=1 if i else stride, expansion=expansion, rngs=rngs))
+                layers.append(InvertedResidual(n_in, n_out, stride=1 if i else stride, expansion=expansion))
                 n_in = n_out
             stages.append(Sequential(*layers))
         self.blocks = Sequential(*stages)
         last = int(_LAST * max(width, 1))
-        self.conv2 = Sequential(*units(n_in, last, 1, init=FAN_OUT, rngs=rngs))
+        self.conv2 = Sequential(*units(n_in, last, 1))
         self.avgpool = AveragePool()
-        self.classifier = Sequential(linear(last, num_classes, init=SMALL, bias_init=ZEROS, rngs=rngs))
+        self.classifier = Sequential(linear(last, num_classes))
+        initialise(self, rngs, convs=he, linears=small)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits."""

@@ -1,13 +1,10 @@
 """ResNets (He et al., 2016): those of CIFAR with 6n + 2 layers, and ImageNet's with 18, 34 and 50."""
 
-from functools import partial
-
 from flax import nnx
 from jaxtyping import Array, Float
 
 from kd_jax.models.mlp import ReLU
 from kd_jax.models.zoo.layers import (
-    FAN_OUT,
     AveragePool,
     BatchNorm,
     Identity,
@@ -15,10 +12,10 @@ from kd_jax.models.zoo.layers import (
     MaxPool,
     Sequential,
     conv,
+    he,
+    initialise,
     linear,
 )
-
-_conv = partial(conv, init=FAN_OUT)
 
 
 class BasicBlock(nnx.Module):
@@ -26,12 +23,12 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, n_in: int, width: int, *, stride: int, rngs: nnx.Rngs):
-        self.conv1 = _conv(n_in, width, 3, stride=stride, rngs=rngs)
+    def __init__(self, n_in: int, width: int, *, stride: int):
+        self.conv1 = conv(n_in, width, 3, stride=stride)
         self.bn1 = BatchNorm(width)
-        self.conv2 = _conv(width, width, 3, rngs=rngs)
+        self.conv2 = conv(width, width, 3)
         self.bn2 = BatchNorm(width)
-        self.downsample = _downsample(n_in, width, stride, rngs)
+        self.downsample = _downsample(n_in, width, stride)
         self.preact = Identity()
 
     def __call__(self, x: Images) -> Images:
@@ -46,15 +43,15 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, n_in: int, width: int, *, stride: int, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, width: int, *, stride: int):
         n_out = self.expansion * width
-        self.conv1 = _conv(n_in, width, 1, rngs=rngs)
+        self.conv1 = conv(n_in, width, 1)
         self.bn1 = BatchNorm(width)
-        self.conv2 = _conv(width, width, 3, stride=stride, rngs=rngs)
+        self.conv2 = conv(width, width, 3, stride=stride)
         self.bn2 = BatchNorm(width)
-        self.conv3 = _conv(width, n_out, 1, rngs=rngs)
+        self.conv3 = conv(width, n_out, 1)
         self.bn3 = BatchNorm(n_out)
-        self.downsample = _downsample(n_in, n_out, stride, rngs)
+        self.downsample = _downsample(n_in, n_out, stride)
         self.preact = Identity()
 
     def __call__(self, x: Images) -> Images:
@@ -79,7 +76,7 @@ class ResNet(nnx.Module):
         self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...], widths: tuple[int, ...], *,
         stem: int, num_classes: int, in_channels: int, imagenet: bool = False, rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.conv1 = _conv(in_channels, stem, 7 if imagenet else 3, stride=2 if imagenet else 1, rngs=rngs)
+        self.conv1 = conv(in_channels, stem, 7 if imagenet else 3, stride=2 if imagenet else 1)
         self.bn1 = BatchNorm(stem)
         self.relu = ReLU()
         self.maxpool = MaxPool(3, stride=2, padding=1) if imagenet else None
@@ -87,11 +84,12 @@ class ResNet(nnx.Module):
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True), 1):
             layers = []
             for number in range(count):
-                layers.append(block(n_in, width, stride=2 if stage > 1 and number == 0 else 1, rngs=rngs))
+                layers.append(block(n_in, width, stride=2 if stage > 1 and number == 0 else 1))
                 n_in = block.expansion * width
             setattr(self, f"layer{stage}", Sequential(*layers))
         self.avgpool = AveragePool()
-        self.fc = linear(n_in, num_classes, rngs=rngs)
+        self.fc = linear(n_in, num_classes)
+        initialise(self, rngs, convs=he)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits."""
@@ -103,11 +101,11 @@ class ResNet(nnx.Module):
         return self.fc(self.avgpool(x))
 
 
-def _downsample(n_in: int, n_out: int, stride: int, rngs: nnx.Rngs) -> Sequential | None:
+def _downsample(n_in: int, n_out: int, stride: int) -> Sequential | None:
     """A shortcut where the block changes the shape."""
     if stride == 1 and n_in == n_out:
         return None
-    return Sequential(_conv(n_in, n_out, 1, stride=stride, rngs=rngs), BatchNorm(n_out))
+    return Sequential(conv(n_in, n_out, 1, stride=stride), BatchNorm(n_out))
 
 
 def _cifar(depth: int, num_classes: int, in_channels: int, rngs: nnx.Rngs, *, times: int = 1) -> ResNet:

@@ -12,6 +12,7 @@ from kd_jax.models.zoo.layers import (
     Sequential,
     average_pool,
     conv,
+    initialise,
     linear,
     shuffled,
 )
@@ -25,14 +26,14 @@ class ShuffleUnitV1(nnx.Module):
     The result before the ReLU is the feature `preact`. From the stem the first convolution has no groups.
     """
 
-    def __init__(self, n_in: int, n_out: int, *, stride: int, groups: int, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, *, stride: int, groups: int):
         added = n_out - n_in if stride == 2 else n_out
         inner, self.stride, self.groups = added // 4, stride, 1 if n_in == _STEM else groups
-        self.conv1 = conv(n_in, inner, 1, groups=self.groups, rngs=rngs)
+        self.conv1 = conv(n_in, inner, 1, groups=self.groups)
         self.bn1 = BatchNorm(inner)
-        self.conv2 = conv(inner, inner, 3, stride=stride, groups=inner, rngs=rngs)
+        self.conv2 = conv(inner, inner, 3, stride=stride, groups=inner)
         self.bn2 = BatchNorm(inner)
-        self.conv3 = conv(inner, added, 1, groups=groups, rngs=rngs)
+        self.conv3 = conv(inner, added, 1, groups=groups)
         self.bn3 = BatchNorm(added)
         self.preact = Identity()
 
@@ -54,17 +55,18 @@ class ShuffleNetV1(nnx.Module):
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, rngs: nnx.Rngs):
-        self.conv1 = conv(in_channels, _STEM, 1, rngs=rngs)
+        self.conv1 = conv(in_channels, _STEM, 1)
         self.bn1 = BatchNorm(_STEM)
         n_in = _STEM
         for stage, (n_out, count) in enumerate(((240, 4), (480, 8), (960, 4)), 1):
             units = []
             for i in range(count):
-                units.append(ShuffleUnitV1(n_in, n_out, stride=1 if i else 2, groups=3, rngs=rngs))
+                units.append(ShuffleUnitV1(n_in, n_out, stride=1 if i else 2, groups=3))
                 n_in = n_out
             setattr(self, f"layer{stage}", Sequential(*units))
         self.avgpool = AveragePool()
-        self.linear = linear(n_in, num_classes, rngs=rngs)
+        self.linear = linear(n_in, num_classes)
+        initialise(self, rngs)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits."""
@@ -77,13 +79,13 @@ class ShuffleNetV1(nnx.Module):
 class ShuffleUnitV2(nnx.Module):
     """Half of the channels through three convolutions, the others as they are, and a shuffle of both."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int):
         half = channels // 2
-        self.conv1 = conv(half, half, 1, rngs=rngs)
+        self.conv1 = conv(half, half, 1)
         self.bn1 = BatchNorm(half)
-        self.conv2 = conv(half, half, 3, groups=half, rngs=rngs)
+        self.conv2 = conv(half, half, 3, groups=half)
         self.bn2 = BatchNorm(half)
-        self.conv3 = conv(half, half, 1, rngs=rngs)
+        self.conv3 = conv(half, half, 1)
         self.bn3 = BatchNorm(half)
 
     def __call__(self, x: Images) -> Images:
@@ -97,17 +99,17 @@ class ShuffleUnitV2(nnx.Module):
 class ShuffleDownV2(nnx.Module):
     """All channels through two branches that stride, and a shuffle of both."""
 
-    def __init__(self, n_in: int, n_out: int, *, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int):
         half = n_out // 2
-        self.conv1 = conv(n_in, n_in, 3, stride=2, groups=n_in, rngs=rngs)
+        self.conv1 = conv(n_in, n_in, 3, stride=2, groups=n_in)
         self.bn1 = BatchNorm(n_in)
-        self.conv2 = conv(n_in, half, 1, rngs=rngs)
+        self.conv2 = conv(n_in, half, 1)
         self.bn2 = BatchNorm(half)
-        self.conv3 = conv(n_in, half, 1, rngs=rngs)
+        self.conv3 = conv(n_in, half, 1)
         self.bn3 = BatchNorm(half)
-        self.conv4 = conv(half, half, 3, stride=2, groups=half, rngs=rngs)
+        self.conv4 = conv(half, half, 3, stride=2, groups=half)
         self.bn4 = BatchNorm(half)
-        self.conv5 = conv(half, half, 1, rngs=rngs)
+        self.conv5 = conv(half, half, 1)
         self.bn5 = BatchNorm(half)
 
     def __call__(self, x: Images) -> Images:
@@ -125,17 +127,18 @@ class ShuffleNetV2(nnx.Module):
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, rngs: nnx.Rngs):
-        self.conv1 = conv(in_channels, _STEM, 1, rngs=rngs)
+        self.conv1 = conv(in_channels, _STEM, 1)
         self.bn1 = BatchNorm(_STEM)
         n_in = _STEM
         for stage, (n_out, count) in enumerate(((116, 3), (232, 7), (464, 3)), 1):
-            units = [ShuffleUnitV2(n_out, rngs=rngs) for _ in range(count)]
-            setattr(self, f"layer{stage}", Sequential(ShuffleDownV2(n_in, n_out, rngs=rngs), *units))
+            units = [ShuffleUnitV2(n_out) for _ in range(count)]
+            setattr(self, f"layer{stage}", Sequential(ShuffleDownV2(n_in, n_out), *units))
             n_in = n_out
-        self.conv2 = conv(n_in, 1024, 1, rngs=rngs)
+        self.conv2 = conv(n_in, 1024, 1)
         self.bn2 = BatchNorm(1024)
         self.avgpool = AveragePool()
-        self.linear = linear(1024, num_classes, rngs=rngs)
+        self.linear = linear(1024, num_classes)
+        initialise(self, rngs)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits."""

@@ -5,16 +5,16 @@ from jaxtyping import Array, Float
 
 from kd_jax.models.mlp import ReLU
 from kd_jax.models.zoo.layers import (
-    FAN_OUT,
-    SMALL,
-    ZEROS,
     AveragePool,
     BatchNorm,
     Images,
     MaxPool,
     Sequential,
     conv,
+    he,
+    initialise,
     linear,
+    small,
 )
 
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -36,12 +36,13 @@ class VGG(nnx.Module):
         for block, (count, width) in enumerate(zip(counts, _WIDTHS, strict=True)):
             layers: list[nnx.Module] = []
             for _ in range(count):
-                layers += [conv(n_in, width, 3, bias=True, init=FAN_OUT, rngs=rngs), BatchNorm(width), ReLU()]
+                layers += [conv(n_in, width, 3, bias=True), BatchNorm(width), ReLU()]
                 n_in = width
             setattr(self, f"block{block}", Sequential(*layers))
         self.pool = MaxPool(2, stride=2)
         self.avgpool = AveragePool()
-        self.classifier = linear(n_in, num_classes, init=SMALL, bias_init=ZEROS, rngs=rngs)
+        self.classifier = linear(n_in, num_classes)
+        initialise(self, rngs, convs=he, linears=small)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits."""

@@ -1,24 +1,30 @@
 """Wide residual networks (Zagoruyko and Komodakis, 2016), of 6n + 4 layers."""
 
-from functools import partial
-
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kd_jax.models.zoo.layers import FAN_OUT, ZEROS, AveragePool, BatchNorm, Images, Sequential, conv, linear
-
-_conv = partial(conv, init=FAN_OUT)
+from kd_jax.models.zoo.layers import (
+    AveragePool,
+    BatchNorm,
+    Images,
+    Sequential,
+    conv,
+    he,
+    initialise,
+    linear,
+    of_pytorch_without_bias,
+)
 
 
 class WideBlock(nnx.Module):
     """Batch normalisation and ReLU before each of two convolutions, and a shortcut around them."""
 
-    def __init__(self, n_in: int, n_out: int, *, stride: int, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, *, stride: int):
         self.bn1 = BatchNorm(n_in)
-        self.conv1 = _conv(n_in, n_out, 3, stride=stride, rngs=rngs)
+        self.conv1 = conv(n_in, n_out, 3, stride=stride)
         self.bn2 = BatchNorm(n_out)
-        self.conv2 = _conv(n_out, n_out, 3, rngs=rngs)
-        self.convShortcut = None if n_in == n_out else _conv(n_in, n_out, 1, stride=stride, rngs=rngs)
+        self.conv2 = conv(n_out, n_out, 3)
+        self.convShortcut = None if n_in == n_out else conv(n_in, n_out, 1, stride=stride)
 
     def __call__(self, x: Images) -> Images:
         """Feature maps. A shortcut with a convolution starts behind the first ReLU."""
@@ -30,9 +36,9 @@ class WideBlock(nnx.Module):
 class WideStage(nnx.Module):
     """Blocks, of which the first strides."""
 
-    def __init__(self, count: int, n_in: int, n_out: int, *, stride: int, rngs: nnx.Rngs):
+    def __init__(self, count: int, n_in: int, n_out: int, *, stride: int):
         self.layer = Sequential(*(
-            WideBlock(n_out if i else n_in, n_out, stride=1 if i else stride, rngs=rngs) for i in range(count)
+            WideBlock(n_out if i else n_in, n_out, stride=1 if i else stride) for i in range(count)
         ))  # fmt: skip
 
     def __call__(self, x: Images) -> Images:
@@ -50,13 +56,14 @@ class WideResNet(nnx.Module):
 
     def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int, rngs: nnx.Rngs):
         count, widths = (depth - 4) // 6, (16 * width, 32 * width, 64 * width)
-        self.conv1 = _conv(in_channels, 16, 3, rngs=rngs)
-        self.block1 = WideStage(count, 16, widths[0], stride=1, rngs=rngs)
-        self.block2 = WideStage(count, widths[0], widths[1], stride=2, rngs=rngs)
-        self.block3 = WideStage(count, widths[1], widths[2], stride=2, rngs=rngs)
+        self.conv1 = conv(in_channels, 16, 3)
+        self.block1 = WideStage(count, 16, widths[0], stride=1)
+        self.block2 = WideStage(count, widths[0], widths[1], stride=2)
+        self.block3 = WideStage(count, widths[1], widths[2], stride=2)
         self.bn1 = BatchNorm(widths[2])
         self.avgpool = AveragePool()
-        self.fc = linear(widths[2], num_classes, bias_init=ZEROS, rngs=rngs)
+        self.fc = linear(widths[2], num_classes)
+        initialise(self, rngs, convs=he, linears=of_pytorch_without_bias)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
         """Logits."""
