@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kd_jax import train as train
     from kd_jax.compare import compare as compare
     from kd_jax.comparison import Table as Table
+    from kd_jax.data import augment as augment
     from kd_jax.data.batch import Batch as Batch
     from kd_jax.data.batch import batches as batches
     from kd_jax.data.dataset import Dataset as Dataset
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
 # The same names as above, by their module; those of `_MODULES` are modules themselves.
 _ROOMS = ("data", "losses", "methods", "models", "optimizers", "stats", "teacher", "train")
 _MODULES = {name: f".{name}" for name in _ROOMS} | {
+    "augment": ".data.augment",
     "callbacks": ".train.callbacks",
     "parameters": ".models.parameters",
     "torch_weights": ".models.torch_weights",

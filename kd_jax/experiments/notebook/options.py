@@ -16,7 +16,7 @@ _DATASET_HELP = (
     "or not) or npz:FILE (x_train, y_train, x_test, y_test)"
 )
 _OWN_HELP = (
-    "package.module:Net or file.py:Net, a class or function of rngs, or file.py:load, a function without arguments"
+    "a network of kd.models by its name (resnet20), or package.module:Net or file.py:Net, a class or function of rngs"
 )
 _METHOD_HELP = (
     "kd-without-t2 is alpha * cross entropy + (1 - alpha) * KL, kd the same with the KL times the temperature squared "
@@ -47,10 +47,12 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     _add(what, "teacher_max_norm", number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
     _add(what, "student_hidden", layers, "N,N", "sizes of the students' hidden layers")
     if single is None:
-        _add(what, "student", str, "NAME", f"a network of your own in its place: {_OWN_HELP}")
+        _add(what, "student", str, "NAME", f"a network in its place: {_OWN_HELP}")
         _add(
-            what, "teacher", str, "NAME", f"a teacher of your own: {_OWN_HELP}, which has its values and is not trained"
-        )
+            what, "teacher", str, "NAME",
+            f"another teacher: {_OWN_HELP}, or file.py:load, a function without arguments, whose network has its "
+            "values and is not trained",
+        )  # fmt: skip
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
     _add(how, "alpha", number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
