@@ -1,13 +1,15 @@
 """Methods that are cross entropy and another divergence than KL in its place."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
-from kd_jax.methods.base import Parts, Scalar, Terms, Values, static
-from kd_jax.methods.logits import SoftLoss, hard_term, is_zero, require_teacher
+from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, static
+from kd_jax.methods.blocks import step_key, stored_key
+from kd_jax.methods.logits import BesideHard, SoftLoss, hard_term, is_zero, require_teacher
 from kd_jax.models import Output
 
 
@@ -159,6 +161,55 @@ class TopKKL(SoftLoss):
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.top_k_kl`."""
         return losses.top_k_kl(student.logits, teacher.logits, k=self.k, temperature=self.temperature, rest=self.rest)
+
+
+@dataclass(frozen=True)
+class SampledKL(Method):
+    """Random-sampling KD (RS-KD): Anshumann et al. (2025), https://arxiv.org/abs/2503.16870. KL by classes drawn from
+    the teacher, anew in each step; on average its gradient is that of `kd`, which no top-k's is.
+
+    samples: drawn with replacement. power: what the teacher's probabilities are raised to before. hard: the weight of
+    the cross entropy.
+    """
+
+    samples: int = static(50)
+    power: Scalar = 1.0
+    temperature: Scalar = 1.0
+    hard: Scalar = 0.0
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        """Unless `hard` is 0."""
+        return not is_zero(self.hard)
+
+    def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
+        """The key of the draws is carried."""
+        return Parts((), stored_key(key))
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """Two terms, `hard` with its weight, and `soft`."""
+        soft = losses.sampled_kl(
+            student.logits, require_teacher(self, teacher).logits, key=step_key(parts.carried, step),
+            samples=self.samples, power=self.power, temperature=self.temperature,
+        )  # fmt: skip
+        return {**hard_term(self, self.hard, student, batch), "soft": soft}
+
+
+@dataclass(frozen=True)
+class ULD(BesideHard):
+    """Universal logit distillation, between vocabularies: Boizard et al. (2024), https://arxiv.org/abs/2402.12030.
+
+    The teacher may have other classes, and another number of them. hard: the weight of the cross entropy. Usual weight:
+    1.5, as `kd.CrossEntropy() + 1.5 * kd.ULD(hard=0)`. Positions of the two must be aligned before.
+    """
+
+    temperature: Scalar = 1.0
+    hard: Scalar = 1.0
+    compares_logits: ClassVar[bool] = False
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.uld`."""
+        return losses.uld(student.logits, teacher.logits, temperature=self.temperature)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class SP(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
+    couples_batch: ClassVar[bool] = True
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.sp`."""
@@ -107,6 +108,7 @@ class PKT(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
+    couples_batch: ClassVar[bool] = True
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.pkt`."""
@@ -125,6 +127,7 @@ class RKD(FeatureMethod):
     teacher_feature: str | None = None
     distance: Scalar = 25.0
     angle: Scalar = 50.0
+    couples_batch: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """The two terms with their weights."""
