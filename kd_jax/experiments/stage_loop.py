@@ -105,6 +105,7 @@ def require_finite(
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
     its: Any = jax.tree.map(lambda values: float(values[first]), stage.settings)
     temperature = getattr(its.method, "temperature", None)
+    temperature = temperature if isinstance(temperature, float) else None
     raise SeedsNotFiniteError(
         what,
         model=stage.name.title,

@@ -48,6 +48,7 @@ class Method:
     needs_teacher, needs_labels: what a training is asked for before anything is compiled.
     compares_logits: whether student and teacher must have logits of the same shape.
     couples_batch: whether an example's value depends on the others of its batch: the whole one, whatever the devices.
+    needs_rows: whether a batch must tell which rows of the training set its examples are.
     student_features, teacher_features: paths of the features that `loss` reads from the `Output`s.
     """
 
@@ -55,6 +56,7 @@ class Method:
     needs_labels: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = True
     couples_batch: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False
     # A number of NumPy times a method asks the method.
     __array_ufunc__ = None
 

@@ -38,6 +38,7 @@ class CRD(FeatureMethod):
     momentum: Scalar = 0.5
     labels: Any = None
     couples_batch: ClassVar[bool] = True
+    needs_rows: ClassVar[bool] = True
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
         """Both embeddings; the bank, the key of the negatives and the order of the classes are carried."""

@@ -29,7 +29,9 @@ class ReverseKL(SoftLoss):
 
 @dataclass(frozen=True)
 class SymmetricKL(SoftLoss):
-    """alpha · CE + (1 − alpha) · a mean of both KLs, of which the reverse one weighs `skew`."""
+    """alpha · CE + (1 − alpha) · a mean of both KLs, of which the reverse one weighs `skew`: Ko et al. (2024),
+    https://arxiv.org/abs/2402.03898.
+    """
 
     alpha: Scalar = 0.1
     skew: Scalar = 0.9
@@ -57,7 +59,10 @@ class SkewKL(SoftLoss):
 
 @dataclass(frozen=True)
 class SkewReverseKL(SoftLoss):
-    """DistiLLM's skewed reverse KL: Ko et al. (2024). detached: no gradient through the student in the mixture."""
+    """DistiLLM's skewed reverse KL: Ko et al. (2024), https://arxiv.org/abs/2402.03898.
+
+    detached: no gradient through the student in the mixture, as DistiLLM-2's code has it.
+    """
 
     alpha: Scalar = 0.1
     skew: Scalar = 0.1
@@ -102,7 +107,9 @@ class AdaptiveKL(SoftLoss):
 
 @dataclass(frozen=True)
 class TotalVariation(SoftLoss):
-    """alpha · CE + (1 − alpha) · half the sum of the absolute differences of the probabilities."""
+    """alpha · CE + (1 − alpha) · half the sum of the absolute differences of the probabilities: Wen et al. (2023),
+    https://arxiv.org/abs/2307.15190.
+    """
 
     alpha: Scalar = 0.1
     temperature: Scalar = 1.0
@@ -139,7 +146,9 @@ class TTM(SoftLoss):
 
 @dataclass(frozen=True)
 class WTTM(SoftLoss):
-    """`TTM` with each example weighted by how uncertain its teacher is: Zheng and Yang (2024). gamma: 1/T."""
+    """`TTM` with each example weighted by how uncertain its teacher is: Zheng and Yang (2024),
+    https://arxiv.org/abs/2402.11148. gamma: 1/T.
+    """
 
     alpha: Scalar = 0.1
     gamma: Scalar = 0.1
@@ -151,7 +160,10 @@ class WTTM(SoftLoss):
 
 @dataclass(frozen=True)
 class TopKKL(SoftLoss):
-    """KL by the teacher's k largest classes. rest: `tail` (one bucket), `renormalised` or `zero`."""
+    """KL by the teacher's k largest classes, discussed by Anshumann et al. (2025), https://arxiv.org/abs/2503.16870.
+
+    rest: `tail` (one bucket), `renormalised` or `zero`.
+    """
 
     alpha: Scalar = 0.1
     k: int = static(64)

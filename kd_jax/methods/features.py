@@ -79,7 +79,9 @@ class ProjectedMethod(FeatureMethod):
 
 @dataclass(frozen=True)
 class HiddenStates(ProjectedMethod):
-    """Hidden states `[batch, *positions, width]` after a learned projection: TinyBERT, Jiao et al. (2020)."""
+    """Hidden states `[batch, *positions, width]` after a learned projection: TinyBERT, Jiao et al. (2020),
+    https://arxiv.org/abs/1909.10351.
+    """
 
     feature: str
     teacher_feature: str | None = None

@@ -141,7 +141,10 @@ class RKD(FeatureMethod):
 
 @dataclass(frozen=True)
 class Cosine(FeatureMethod):
-    """One minus the cosine of hidden states `[batch, *positions, width]` of the same width, at each position."""
+    """DistilBERT's loss of hidden states: Sanh et al. (2019), https://arxiv.org/abs/1910.01108. One minus the cosine.
+
+    feature, teacher_feature: `[batch, *positions, width]`, of the same width; a value at each position.
+    """
 
     feature: str
     teacher_feature: str | None = None

@@ -61,7 +61,7 @@ class NKD(Method):
 
 @dataclass(frozen=True)
 class RLD(Method):
-    """Refined logit distillation: Sun et al. (2025), ICCV.
+    """Refined logit distillation: Sun et al. (2025), https://arxiv.org/abs/2408.07666.
 
     alpha, beta: of the part of the sample's confidence and of the masked classes'. hard: the weight of the cross
     entropy.

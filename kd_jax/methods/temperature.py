@@ -32,7 +32,7 @@ class CTKD(SoftLoss):
         """θ, which starts at 1."""
         return Parts(jnp.ones((), jnp.float32))
 
-    def temperature(self, theta: Float[Array, ""]) -> Float[Array, ""]:
+    def temperature_of(self, theta: Float[Array, ""]) -> Float[Array, ""]:
         """The temperature of what is learned, `state.learned` of a training."""
         start, span = (jnp.asarray(number, theta.dtype) for number in (self.start, self.span))
         return start + span * jax.nn.sigmoid(theta)
@@ -45,5 +45,5 @@ class CTKD(SoftLoss):
         strength = jnp.asarray(self.reversal, theta.dtype) * (1 - jnp.cos(jnp.pi * done)) / 2
         # θ itself, with the derivative -strength.
         still = jax.lax.stop_gradient(theta)
-        temperature = self.temperature(still - strength * (theta - still))
+        temperature = self.temperature_of(still - strength * (theta - still))
         return KD(self.alpha, temperature).loss(parts, student, teacher, batch, step)

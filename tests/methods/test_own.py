@@ -106,7 +106,7 @@ def test_the_temperature_is_learned_against_the_student(step: int, warmup: int, 
     method = kd.CTKD(0.3, start=1.0, span=6.0, reversal=0.8, warmup=warmup)
     theta = jnp.asarray(0.5, jnp.float32)
     temperature = 1 + 6 / (1 + np.exp(-0.5))
-    np.testing.assert_allclose(method.temperature(theta), temperature, rtol=1e-6)
+    np.testing.assert_allclose(method.temperature_of(theta), temperature, rtol=1e-6)
 
     def loss(theta: Any, logits: Any) -> Any:
         found = terms(method, student=kd.Output(logits), step=step, learned=theta)
@@ -131,4 +131,4 @@ def test_the_temperature_rises_in_a_training_where_the_loss_does_with_it() -> No
         kd.mlp([3, 4]), kd.mlp([3, 4]).init(1), data, method=method, epochs=2, batch_size=8, optimizer=SGD
     )
     assert result.state.learned.shape == ()
-    assert method.temperature(result.state.learned) != method.temperature(jnp.float32(1.0))
+    assert method.temperature_of(result.state.learned) != method.temperature_of(jnp.float32(1.0))

@@ -22,7 +22,6 @@ from kd_jax.experiments import stage_loop
 from kd_jax.experiments.images import Images, Metrics, Settings
 from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.notebook.config import Config
-from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell.progress import Progress, StageName
 from kd_jax.experiments.stage import Role, Stage
 from kd_jax.experiments.stage_loop import StageHistory
@@ -167,11 +166,10 @@ def _prepare(
 
     def prepare(name: str) -> Stage:
         own, training = (seeds[:1], config.teacher_training) if name == "teacher" else (seeds, config.training)
-        rate, alpha, temperature = (
-            jnp.full(len(own), value, jnp.float32)
-            for value in (training.learning_rate, config.alpha, config.temperature)
+        method: Method = config.make_method() if name == "distilled" else CrossEntropy()
+        rate, method = jax.tree.map(
+            lambda value: jnp.full(len(own), value, jnp.float32), (training.learning_rate, method)
         )
-        method: Method = METHODS[config.method](alpha, temperature) if name == "distilled" else CrossEntropy()
         return stages.prepare(
             StageName(name, TITLES[name]),
             Role.TEACHER if name == "teacher" else Role.STUDENT,

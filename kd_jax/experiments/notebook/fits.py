@@ -4,6 +4,7 @@ from kd_jax import errors
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.shifts import view_count
 from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.recipes import given_teacher, layer_sizes, networks, places
 from kd_jax.experiments.trials import trainings_at_once
@@ -15,6 +16,7 @@ from kd_jax.train.memory import gib, teacher_outputs
 def check(config: Config, dataset: Dataset) -> None:
     """Raises `ConfigError` where `config` does not fit `dataset`, or the networks do not fit into memory."""
     config.check_against(len(dataset.train_labels))
+    methods.check(config.make_method(), config.method, dataset.classes)
     _check_shifts(config, dataset)
     checked = places(config, dataset)
     free = memory.available()

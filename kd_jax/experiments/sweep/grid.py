@@ -21,7 +21,7 @@ SINGLE = ("dataset", "preset", "seeds", "seed")
 _ARRAYS = ("learning_rate", "temperature", "alpha")
 _TEACHER = tuple(name for name in Config.__dataclass_fields__ if name.startswith("teacher_"))
 # What only a student with a teacher depends on.
-_DISTILLATION = ("method", "temperature", "alpha", *_TEACHER)
+_DISTILLATION = ("method", "method_option", "temperature", "alpha", *_TEACHER)
 
 
 class Setting(NamedTuple):
