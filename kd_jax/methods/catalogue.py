@@ -15,8 +15,9 @@ Named = Mapping[str, type[Method]]
 
 _AUTHORS = re.compile(r"((?:[A-Z][\w'-]+(?:, | and ))*[A-Z][\w'-]+(?: et al\.)?) \((\d{4})\)")
 _ARXIV = re.compile(r"arxiv\.org/abs/([\d.]+\d)")
-# Fields that are paths of features.
+# Fields that are paths of features, of the student's and of the teacher's.
 _PATHS = ("feature", "hint", "first", "features")
+_GUIDES = ("teacher_feature", "guided", "teacher_first", "guides")
 # What is made of other methods, or of a function.
 _BASES = (LossFunction, Sum, Wrapped)
 
@@ -81,6 +82,8 @@ def make(name: str, method: type[Method], options: Sequence[str]) -> Method:
         key, equals, value = text.partition("=")
         if not equals or not value:
             raise ConfigError(f"--method-option is {text!r}: give it as name=value, such as temperature=4")
+        paths = {"student": _PATHS, "teacher": _GUIDES}.get(key, ())
+        key = next((path for path in paths if path in fields), key)
         if key not in fields:
             close = _nearest(key, fields, cutoff=0.4)
             has = f"did you mean {close}?" if close else f"it has {', '.join(fields) or 'none'}"
@@ -91,7 +94,15 @@ def make(name: str, method: type[Method], options: Sequence[str]) -> Method:
     missing = [
         field.name for field in fields.values() if field.default is dataclasses.MISSING and field.name not in given
     ]
+    if missing and missing[0] in _PATHS:
+        raise ConfigError(
+            f"{name} compares features: name them, --method-option student=PATH teacher=PATH, by paths that "
+            "kd.feature_names lists"
+        )
     if missing:
+        raise ConfigError(
+            f"{name} needs {missing[0]}, which the command cannot give: train with kd.distill from Python"
+        )
         raise ConfigError(
             f"{name} needs {missing[0]}, which the command cannot give: train with kd.distill from Python"
         )
@@ -105,6 +116,8 @@ def _value(name: str, text: str, field: Any) -> Any:
         if text not in ("true", "false"):
             raise ConfigError(f"--method-option {name} is {text!r}: it must be true or false")
         return text == "true"
+    if name in ("features", "guides"):
+        return tuple(text.split(","))
     if isinstance(default, str) or default is None or default is dataclasses.MISSING:
         return text
     whole = field.metadata.get("static") and isinstance(default, int)

@@ -71,6 +71,8 @@ def test_an_unknown_name_has_the_nearest(name: str, nearest: str) -> None:
         ("skewreversekl", ["detached=true"], kd.SkewReverseKL(detached=True)),
         ("mlkd", ["temperature=1,2.5"], kd.MLKD((1.0, 2.5))),
         ("at", ["feature=conv1", "teacher_feature=conv2"], kd.AT("conv1", "conv2")),
+        ("fitnet", ["student=conv1", "teacher=conv2"], kd.FitNet("conv1", "conv2")),
+        ("reviewkd", ["student=a,b", "teacher=c,d"], kd.ReviewKD(("a", "b"), ("c", "d"))),
         ("kd", [], kd.KD()),
     ],
 )
@@ -91,6 +93,8 @@ def test_a_method_is_made_of_texts(name: str, options: list[str], method: kd.Met
         ("skewreversekl", ["detached=yes"], "it must be true or false"),
         ("dkd", ["beta=2", "beta=3"], "--method-option has beta twice"),
         ("wkd", [], "wkd needs similarity, which the command cannot give"),
+        ("at", [], "at compares features: name them, --method-option student=PATH teacher=PATH"),
+        ("kd", ["student=x"], "unknown option 'student' of kd"),
     ],
 )
 def test_what_is_no_option_is_told(name: str, options: list[str], says: str) -> None:

@@ -13,7 +13,7 @@ from kd_jax.errors import ConfigError
 from kd_jax.methods import KD, KDWithoutTSquared, Method, catalogue
 from kd_jax.methods.base import Scalar, Values, as_parts, terms_of
 from kd_jax.methods.logits import SoftLoss
-from kd_jax.models import Output
+from kd_jax.models import Model, Output
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,22 @@ def make(name: str, alpha: float, temperature: float, options: Sequence[str]) ->
     return catalogue.make(name, known()[name], options)
 
 
-def check(method: Method, name: str, classes: int) -> None:
-    """Raises `ConfigError` where a method cannot be trained on labelled images by its logits alone."""
-    if method.student_features:
-        raise ConfigError(
-            f"--method is {name}, which compares features, and the command knows logits alone: train with kd.distill "
-            "from Python"
-        )
-    output = jax.ShapeDtypeStruct((2, classes), jnp.float32)
-    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+def check(method: Method, name: str, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
+    """Raises `ConfigError` where a method cannot train the student on labelled images, in batches of that size."""
+    images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+    key = jax.random.key(0)
 
-    def loss(logits: Any, labels: Any) -> Any:
-        both = Output(logits), Output(logits)
-        parts = as_parts(method.init(jax.random.key(0), *both), method)
-        return terms_of(method, parts, *both, Batch(logits, labels), jnp.int32(0))
+    def said(model: Model, images: Any, features: tuple[str, ...]) -> Output:
+        variables = model.network.init(key) if model.variables is None else model.variables
+        return model.network.apply(variables, images, key=key, features=features)[0]
+
+    def loss(images: Any, labels: Any) -> Any:
+        both = said(student, images, method.student_features), said(teacher, images, method.teacher_features)
+        parts = as_parts(method.init(key, *both), method)
+        return terms_of(method, parts, *both, Batch(images, labels, indices=labels), jnp.int32(0))
 
     try:
-        jax.eval_shape(loss, output, labels)
-    except ValueError as error:
+        jax.eval_shape(loss, images, labels)
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"--method is {name}: {error}") from None
