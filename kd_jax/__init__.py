@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from kd_jax.methods import CTKD as CTKD
     from kd_jax.methods import DIST as DIST
     from kd_jax.methods import DKD as DKD
+    from kd_jax.methods import DML as DML
     from kd_jax.methods import FSP as FSP
     from kd_jax.methods import FT as FT
     from kd_jax.methods import ICKD as ICKD
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from kd_jax.methods import RLD as RLD
     from kd_jax.methods import SP as SP
     from kd_jax.methods import SRD as SRD
+    from kd_jax.methods import TAID as TAID
     from kd_jax.methods import TTM as TTM
     from kd_jax.methods import ULD as ULD
     from kd_jax.methods import VID as VID
@@ -98,8 +100,14 @@ if TYPE_CHECKING:
     from kd_jax.methods import TotalVariation as TotalVariation
     from kd_jax.methods import VirtualTeacher as VirtualTeacher
     from kd_jax.methods import VkD as VkD
+    from kd_jax.methods import averaged as averaged
+    from kd_jax.methods import cohort as cohort
+    from kd_jax.methods import members as members
+    from kd_jax.methods import scheduled as scheduled
+    from kd_jax.methods import self_taught as self_taught
     from kd_jax.methods import standardised as standardised
     from kd_jax.methods import static as static
+    from kd_jax.methods import with_average as with_average
     from kd_jax.methods import with_classifier as with_classifier
     from kd_jax.methods.grid import Grid as Grid
     from kd_jax.methods.grid import grid as grid
@@ -118,6 +126,8 @@ if TYPE_CHECKING:
     from kd_jax.models import save as save
     from kd_jax.models import to_module as to_module
     from kd_jax.models import torch_weights as torch_weights
+    from kd_jax.schemes import assistants as assistants
+    from kd_jax.schemes import generations as generations
     from kd_jax.stats import Comparison as Comparison
     from kd_jax.stats import paired_comparison as paired_comparison
     from kd_jax.stats import summarise as summarise
@@ -150,15 +160,16 @@ _NAMES = {
     ".experiments.notebook.config": "Config make_config",
     ".methods.grid": "Grid grid",
     ".methods": (
-        "AB AT CATKD CC CRD CTKD DIST DKD FSP FT ICKD JSD KD MGD MLKD NKD NST OFA OFD PKT PLD RKD RLD SP SRD TTM "
-        "ULD VID WKD WKDF WTTM AdaptiveKL AlphaBeta AttentionMaps BinaryKD Cosine CrossEntropy FitNet "
+        "AB AT CATKD CC CRD CTKD DIST DKD DML FSP FT ICKD JSD KD MGD MLKD NKD NST OFA OFD PKT PLD RKD RLD SP SRD "
+        "TAID TTM ULD VID WKD WKDF WTTM AdaptiveKL AlphaBeta AttentionMaps BinaryKD Cosine CrossEntropy FitNet "
         "HiddenStates KDWithoutTSquared LabelSmoothing LogitMSE Method MiniLM Parts ReverseKL ReviewKD SampledKL "
-        "SemCKD SimKD SkewKL SkewReverseKL SymmetricKL TopKKL TotalVariation VirtualTeacher VkD standardised "
-        "static with_classifier"
+        "SemCKD SimKD SkewKL SkewReverseKL SymmetricKL TopKKL TotalVariation VirtualTeacher VkD averaged cohort "
+        "members scheduled self_taught standardised static with_average with_classifier"
     ),
     ".models": (
         "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"
     ),
+    ".schemes": "assistants generations",
     ".stats": "Comparison paired_comparison summarise",
     ".teacher": "Teacher cached from_file from_top_k load_logits several",
     ".train.fit": "fit",
