@@ -112,8 +112,8 @@ def test_a_students_own_average_is_its_teacher() -> None:
     assert not kd.self_taught(kd.KD()).needs_teacher
     with pytest.raises(ConfigError, match="FitNet compares features"):
         kd.self_taught(kd.FitNet("a"))
-    with pytest.raises(ConfigError, match=r"decay is 1: it must be at least 0 and below 1"):
-        kd.with_average(net(), decay=1)
+    with pytest.raises(ConfigError, match=r"decay is 1.0: it must be at least 0 and below 1"):
+        kd.with_average(net(), decay=1.0)
     with pytest.raises(ConfigError, match="carries no average"):
         kd.averaged(net())
 

@@ -100,12 +100,7 @@ def make(name: str, method: type[Method], options: Sequence[str]) -> Method:
             "kd.feature_names lists"
         )
     if missing:
-        raise ConfigError(
-            f"{name} needs {missing[0]}, which the command cannot give: train with kd.distill from Python"
-        )
-        raise ConfigError(
-            f"{name} needs {missing[0]}, which the command cannot give: train with kd.distill from Python"
-        )
+        raise ConfigError(f"{name} needs {missing[0]}: give --method-option {missing[0]}=…, or train with kd.distill")
     return method(**given)
 
 
@@ -118,7 +113,7 @@ def _value(name: str, text: str, field: Any) -> Any:
         return text == "true"
     if name in ("features", "guides"):
         return tuple(text.split(","))
-    if isinstance(default, str) or default is None or default is dataclasses.MISSING:
+    if isinstance(default, str) or default is None or name in (*_PATHS, "last"):
         return text
     whole = field.metadata.get("static") and isinstance(default, int)
     try:
@@ -132,7 +127,8 @@ def _value(name: str, text: str, field: Any) -> Any:
 
 def _needs(method: type[Method]) -> tuple[str, ...]:
     fields = dataclasses.fields(method)  # type: ignore[arg-type]
-    one = method(**{field.name: "path" for field in fields if field.default is dataclasses.MISSING})
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    one = method(**{name: "path" if name in (*_PATHS, "last") else 1.0 for name in required})
     features = any(field.name in _PATHS for field in fields)
     needs = {
         "logits": one.needs_teacher and not features, "features": features, "labels": one.needs_labels,

@@ -47,7 +47,7 @@ class Scheduled(Wrapped):
         return dataclasses.replace(self.method, **dict(zip(self.names, values, strict=True)))  # type: ignore[type-var]
 
 
-def scheduled(method: Method, **schedules: Schedule) -> Scheduled:
+def scheduled(method: Method, **schedules: Any) -> Scheduled:
     """The method with numbers that follow schedules `steps done -> number`, by name, say those of optax.
 
     `kd.scheduled(kd.KD(), temperature=optax.linear_schedule(8, 2, 1000))`; of a weight, `kd.scheduled(100 *
