@@ -22,6 +22,7 @@ from typing import Any
 from kd_jax.data.dataset import development
 from kd_jax.data.load import load
 from kd_jax.errors import MismatchError
+from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook import options as config_options
 from kd_jax.experiments.notebook.config import Config, check_numbers, make_config
 from kd_jax.experiments.shell import command, progress, resume
@@ -29,6 +30,7 @@ from kd_jax.experiments.shell import options as cli
 from kd_jax.experiments.shell.options import option
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep.grid import Grid
+from kd_jax.methods import catalogue
 from kd_jax.train.checkpoint import Store
 
 _PROG = "python -m kd_jax.sweep"
@@ -61,6 +63,9 @@ def _parser() -> cli.Parser:
 
 
 def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
+    if getattr(options, "method", None) == ["list"]:
+        print(catalogue.listing(methods.known()))
+        return
     asked = _resolved(options)
     dataset = load(asked.base.dataset)
     split = development(dataset)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,8 +48,9 @@ def test_a_run_with_another_method_keeps_its_numbers_and_goes_on(source: str, tm
     assert json.loads((out / "results.json").read_text())["models"] == kept["models"]
 
 
-def test_the_list_is_printed_and_nothing_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    run.main(["--method", "list"])
+@pytest.mark.parametrize("command", [run, sweep])
+def test_the_list_is_printed_and_nothing_is_trained(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["--method", "list"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(methods.known()) + 1
     assert {"kd", "kd-without-t2", "kd-as-written", "dkd", "crd"} <= {line.split()[0] for line in lines}
