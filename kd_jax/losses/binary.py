@@ -35,6 +35,6 @@ def binary_cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "..."]:
         )
     y = targets.astype(logits.dtype)
     # A label of 0 or 1 has one term alone: the other may be infinite.
-    yes = jnp.where(y == 0, 0, y * jax.nn.softplus(-jnp.where(y == 0, 0, logits)))
-    no = jnp.where(y == 1, 0, (1 - y) * jax.nn.softplus(jnp.where(y == 1, 0, logits)))
+    yes = jnp.where(y == 0, 0, y * jax.nn.softplus(-logits))
+    no = jnp.where(y == 1, 0, (1 - y) * jax.nn.softplus(logits))
     return jnp.sum(yes + no, axis=-1)

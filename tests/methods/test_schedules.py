@@ -71,7 +71,7 @@ def test_schedules_count_the_steps_of_a_training() -> None:
 
 
 def test_taids_target_moves_to_the_teacher() -> None:
-    method = kd.TAID(10.0, start=0.2, rate=0.1, momentum=0.5, temperature=2.0, hard=0.3)
+    method = kd.TAID(100.0, start=0.2, rate=0.1, momentum=0.5, temperature=2.0, hard=0.3)
     known = as_parts(method.init(jax.random.key(0), STUDENT, TEACHER), method).carried
     t, momentum, before = 0.2, 0.0, np.inf
     step = jax.jit(lambda carried, number: terms_of(
@@ -87,9 +87,12 @@ def test_taids_target_moves_to_the_teacher() -> None:
         if np.isfinite(before):
             momentum = 0.5 * momentum + 0.5 * (before - now) / before
             rise = 0.1 / (1 + np.exp(-momentum)) * (1 - t)
-        t, before = min(1.0, max(0.2 + 0.8 * (number + 1) / 10, t + rise)), now
+        t, before = min(1.0, max(0.2 + 0.8 * (number + 1) / 100, t + rise)), now
         np.testing.assert_allclose(known["t"], t, rtol=1e-5)
         np.testing.assert_allclose(known["momentum"], momentum, rtol=1e-3, atol=1e-6)
+    # On the line where the loss does not let it go ahead.
+    behind = step({**known, "t": jnp.float32(0.2)}, jnp.int32(79))[1]
+    np.testing.assert_allclose(behind["t"], 0.2 + 0.8 * 80 / 100, rtol=1e-5)
     late = {**known, "t": jnp.float32(1.0)}
     np.testing.assert_allclose(step(late, jnp.int32(20))[0]["soft"], losses.kd(Z, T, temperature=2.0), rtol=1e-5)
     assert step(late, jnp.int32(20))[1]["t"] == 1
