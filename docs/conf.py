@@ -1,4 +1,4 @@
-"""How `make docs` builds the pages: from the Markdown files of the repository as they stand, and from the docstrings."""
+"""How `make docs` builds the pages: from the repository's Markdown files as they stand, and from the docstrings."""
 
 import dataclasses
 import inspect
@@ -37,7 +37,6 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
-autodoc_default_options = {"show-inheritance": False}
 default_role = "code"
 add_module_names = False
 python_use_unqualified_type_names = True
@@ -102,12 +101,24 @@ def setup(app: Any) -> None:
     """Hooks of Sphinx."""
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-docstring", as_restructured_text)
+    app.connect("autodoc-process-signature", with_short_types)
+    app.connect("autodoc-skip-member", is_field)
 
 
 def add_contents(app: Any, name: str, source: list[str]) -> None:
     """The list of contents, at the end of the README, which stays plain Markdown."""
     if name == "README":
         source[0] += CONTENTS
+
+
+def with_short_types(app: Any, what: str, name: str, thing: Any, options: Any, arguments: str, result: str) -> Any:
+    """`Float[Array, 'batch classes']`, as it is written in the code."""
+    return tuple(text and text.replace("jaxlib._jax.Array", "Array") for text in (arguments, result))
+
+
+def is_field(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples stand in the signature and the docstring already."""
+    return True if type(thing).__name__ == "_tuplegetter" else None
 
 
 def as_restructured_text(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

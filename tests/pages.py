@@ -34,8 +34,7 @@ def run(path: Path, block: Block, names: dict[str, object]) -> None:
         exec(compile("\n" * block.line + block.code, str(path), "exec"), names)
 
 
-def few_images(train: int = 1280, test: int = 200) -> Dataset:
+def few_images(train: int = 384, test: int = 100) -> Dataset:
     whole = kd.load("mnist")
-    return make_dataset(
-        "few", whole.train_images[:train], whole.train_labels[:train], whole.test_images[:test], whole.test_labels[:test]
-    )
+    seen, asked = (whole.train_images, whole.train_labels), (whole.test_images, whole.test_labels)
+    return make_dataset("few", *(part[:train] for part in seen), *(part[:test] for part in asked))
