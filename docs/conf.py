@@ -74,10 +74,11 @@ docs/guides/pytorch
 :caption: Evidence
 
 docs/experiments
+docs/examples
 docs/results
 docs/trust
 docs/speed
-docs/parity-features
+Feature losses beside public code <docs/parity-features>
 ```
 
 ```{toctree}
@@ -85,7 +86,7 @@ docs/parity-features
 :caption: Reference
 
 docs/api
-docs/design
+Design <docs/design>
 CONTRIBUTING
 CHANGELOG
 ```
@@ -112,8 +113,12 @@ def add_contents(app: Any, name: str, source: list[str]) -> None:
 
 
 def with_short_types(app: Any, what: str, name: str, thing: Any, options: Any, arguments: str, result: str) -> Any:
-    """`Float[Array, 'batch classes']`, as it is written in the code."""
-    return tuple(text and text.replace("jaxlib._jax.Array", "Array") for text in (arguments, result))
+    """`Float[Array, 'batch classes']` and `Scalar`, as they are written in the code."""
+
+    def short(text: str) -> str:
+        return text and text.replace("jaxlib._jax.Array", "Array").replace("float | int | Num[Array, '...']", "Scalar")
+
+    return short(arguments), short(result)
 
 
 def is_field(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
@@ -160,7 +165,7 @@ def _escaped(text: str) -> str:
 
 def _code(part: str) -> str:
     inner = part.strip("`")
-    called = inner.removeprefix("kd.").removesuffix("()")
+    called = re.sub(r"\((?:…)?\)$", "", inner.removeprefix("kd."))
     loss = called.removeprefix("losses.")
     if called in kd_jax.methods.__all__ and called not in BASE:
         return f":py:obj:`{inner} <kd_jax.methods.{called}>`"
