@@ -31,7 +31,7 @@ bench: $(VENV)/.installed-for-bench
 	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)
 
 docs: $(VENV)/.installed-for-docs
-	$(VENV)/bin/python -m sphinx -W --keep-going --quiet -c docs . build/docs $(ARGS)
+	$(VENV)/bin/python -m sphinx -E -W --keep-going --quiet -c docs . build/docs $(ARGS)
 	@echo "build/docs/index.html"
 
 clean:

@@ -49,6 +49,7 @@ html_css_files = ["pages.css"]
 # `index.html`, which leads to the root page.
 html_extra_path = ["_html"]
 html_copy_source = False
+html_show_copyright = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 CONTENTS = """
@@ -139,7 +140,8 @@ def as_restructured_text(app: Any, what: str, name: str, thing: Any, options: An
             if known is None:
                 written += [_escaped(item), ""]
             else:
-                written += [f"* **{known[0][:-2]}**: {_escaped(item[known.end() :])}", ""]
+                told = re.sub(r";$", ".", item[known.end() :])
+                written += [f"* **{known[0][:-2]}**: {_escaped(told)}", ""]
     lines[:] = written
 
 

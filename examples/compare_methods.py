@@ -16,7 +16,7 @@ def main(images: int = 2000, folder: str = "runs/compare-methods") -> None:
     seen = kd.Batch(data.train_images[: 5 * images] / 255.0, data.train_labels[: 5 * images])
     teacher = kd.distill(kd.mlp([784, 300, 300, 10]), None, seen, epochs=5, **how).student
     methods = {"alone": kd.CrossEntropy(), "kd": kd.KD(alpha=0.1, temperature=4.0), "dkd": kd.DKD(beta=2.0)}
-    table = kd.compare(kd.mlp([784, 300, 300, 10]), teacher, train, test, methods=methods, epochs=15, seeds=5, **how)
+    table = kd.compare(kd.mlp([784, 300, 300, 10]), teacher, train, test, methods=methods, epochs=10, seeds=5, **how)
     print(table)
     for path in table.save(folder):
         print(path)
