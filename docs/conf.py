@@ -20,7 +20,7 @@ author = "the kd_jax maintainers"
 version = release = kd_jax.__version__
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 # The sources lie in the repository's root, so that a link holds there, in an editor and in the pages.
 root_doc = "README"
 include_patterns = [
@@ -92,9 +92,6 @@ CONTRIBUTING
 CHANGELOG
 ```
 """
-
-# Of `kd_jax.methods`, what stands on the page of methods by its public name.
-BASE = ("Method", "Parts", "as_method", "static")
 
 _CODE = re.compile(r"(`+[^`]+`+)")
 
@@ -169,7 +166,7 @@ def _code(part: str) -> str:
     inner = part.strip("`")
     called = re.sub(r"\((?:…)?\)$", "", inner.removeprefix("kd."))
     loss = called.removeprefix("losses.")
-    if called in kd_jax.methods.__all__ and called not in BASE:
+    if called in kd_jax.methods.__all__ and called != "as_method":
         return f":py:obj:`{inner} <kd_jax.methods.{called}>`"
     if called in vars(kd_jax.errors):
         return f":py:obj:`{inner} <kd_jax.errors.{called}>`"
