@@ -63,11 +63,13 @@ docs/guides/models
 docs/guides/data
 docs/guides/teachers
 docs/guides/methods
+docs/guides/schemes
 docs/guides/features
 docs/guides/training
 docs/guides/comparisons
 docs/guides/resuming
 docs/guides/pytorch
+Large vocabularies <docs/large-vocabulary>
 ```
 
 ```{toctree}
@@ -79,7 +81,7 @@ docs/examples
 docs/results
 docs/trust
 docs/speed
-Feature losses beside public code <docs/parity-features>
+Beside public code <docs/parity>
 ```
 
 ```{toctree}
