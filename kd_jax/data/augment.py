@@ -8,7 +8,8 @@
 
 is what the papers do with CIFAR-100. Each is a function `(key, images, train) -> images`, equal by value, of images
 `[batch, height, width, channels]`. Crops and flips are drawn from the key, anew for each image and step, in training
-alone: student and teacher see the same view, and a resumed training draws what it would have drawn.
+alone: student and teacher see the same view, and a resumed training draws what it would have drawn. What mixes the
+labels, too (mixup, CutMix), is none of these, for a `prepare` has the inputs alone.
 """
 
 from collections.abc import Callable

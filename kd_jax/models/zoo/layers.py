@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -96,7 +97,8 @@ def initialise(network: nnx.Module, rngs: nnx.Rngs, *, convs: Rule = of_pytorch,
         if params:
             shape = (sum(param.size for param, _ in params),)
             key, place = rngs.params(), 0
-            numbers = jax.random.normal(key, shape) if is_normal else jax.random.uniform(key, shape, minval=-1.0)
+            draw = jax.random.normal if is_normal else partial(jax.random.uniform, minval=-1.0)
+            numbers = draw(key, shape, jnp.float32)
             for param, scale in params:
                 own = jax.lax.dynamic_slice(numbers, (place,), (param.size,))
                 param[...] = scale * own.reshape(param.shape)
