@@ -2,6 +2,7 @@
 # make sweep [ARGS="..."], make reproduce ARGS=hinton2015: python -m kd_jax.sweep and kd_jax.reproduce
 # make test [ARGS="..."]  ruff, mypy and the tests
 # make bench [ARGS=...]   the benchmarks, with PyTorch and Keras: ARGS=--quick takes at most 3 minutes
+# make docs              the pages, as build/docs/index.html, with their links checked; a warning is an error
 # PYTHON=python3.12 picks another interpreter (3.11 or newer), with a virtual environment of its own.
 
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 endif
 ARGS ?=
 .DELETE_ON_ERROR:
-.PHONY: run sweep reproduce test bench clean
+.PHONY: run sweep reproduce test bench docs clean
 
 run: $(VENV)/.installed
 	@$(VENV)/bin/python -m kd_jax.run $(ARGS)
@@ -28,6 +29,10 @@ test: $(VENV)/.installed-for-tests
 
 bench: $(VENV)/.installed-for-bench
 	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)
+
+docs: $(VENV)/.installed-for-docs
+	$(VENV)/bin/python -m sphinx -E -W --keep-going --quiet -c docs . build/docs $(ARGS)
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf .venv .venv-*
@@ -47,3 +52,7 @@ $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-for-bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[parity,peers]'
 	@touch $@
+
+$(VENV)/.installed-for-docs: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@ $(VENV)/.installed

@@ -1,6 +1,7 @@
 #!/bin/bash
 # All measurements of one GPU, in one command and within 9 minutes: benchmarks/gpu.sh [OUT] [PYTHON]
 # Hinton's whole table on it, within 10 minutes, or as far as it comes: benchmarks/gpu.sh OUT PYTHON hinton2015
+# The loss of a large vocabulary, within 4 minutes: benchmarks/gpu.sh OUT PYTHON linear-divergence
 # Run it in the repository's root. Where PYTHON's JAX sees no GPU, the first run installs one into .venv-gpu, which
 # takes minutes more. Each section writes its figures as soon as it is done; what comes last is lost first.
 set -u
@@ -25,6 +26,10 @@ fi
 mkdir -p "$out"
 if [ "${3:-}" = hinton2015 ]; then
     time timeout 600 "$python" -m kd_jax.reproduce hinton2015 --out "$out/hinton2015" --resume
+    exit
+fi
+if [ "${3:-}" = linear-divergence ]; then
+    timeout 240 "$python" -m benchmarks.linear_divergence --gpu --chunk 0 1024 2048 4096 --rounds 15 --out "$out"
     exit
 fi
 measure() {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kd_jax import train as train
     from kd_jax.compare import compare as compare
     from kd_jax.comparison import Table as Table
+    from kd_jax.data import augment as augment
     from kd_jax.data.batch import Batch as Batch
     from kd_jax.data.batch import batches as batches
     from kd_jax.data.dataset import Dataset as Dataset
@@ -41,26 +42,43 @@ if TYPE_CHECKING:
     from kd_jax.evaluate import predict as predict
     from kd_jax.experiments.notebook.config import Config as Config
     from kd_jax.experiments.notebook.config import make_config as make_config
+    from kd_jax.methods import AB as AB
     from kd_jax.methods import AT as AT
+    from kd_jax.methods import CATKD as CATKD
     from kd_jax.methods import CC as CC
+    from kd_jax.methods import CRD as CRD
+    from kd_jax.methods import CTKD as CTKD
     from kd_jax.methods import DIST as DIST
     from kd_jax.methods import DKD as DKD
+    from kd_jax.methods import DML as DML
+    from kd_jax.methods import FSP as FSP
+    from kd_jax.methods import FT as FT
+    from kd_jax.methods import ICKD as ICKD
     from kd_jax.methods import JSD as JSD
     from kd_jax.methods import KD as KD
+    from kd_jax.methods import MGD as MGD
+    from kd_jax.methods import MLKD as MLKD
     from kd_jax.methods import NKD as NKD
     from kd_jax.methods import NST as NST
     from kd_jax.methods import OFA as OFA
+    from kd_jax.methods import OFD as OFD
     from kd_jax.methods import PKT as PKT
     from kd_jax.methods import PLD as PLD
     from kd_jax.methods import RKD as RKD
     from kd_jax.methods import RLD as RLD
     from kd_jax.methods import SP as SP
     from kd_jax.methods import SRD as SRD
+    from kd_jax.methods import TAID as TAID
     from kd_jax.methods import TTM as TTM
+    from kd_jax.methods import ULD as ULD
     from kd_jax.methods import VID as VID
+    from kd_jax.methods import WKD as WKD
+    from kd_jax.methods import WKDF as WKDF
     from kd_jax.methods import WTTM as WTTM
     from kd_jax.methods import AdaptiveKL as AdaptiveKL
     from kd_jax.methods import AlphaBeta as AlphaBeta
+    from kd_jax.methods import AttentionMaps as AttentionMaps
+    from kd_jax.methods import BinaryKD as BinaryKD
     from kd_jax.methods import Cosine as Cosine
     from kd_jax.methods import CrossEntropy as CrossEntropy
     from kd_jax.methods import FitNet as FitNet
@@ -69,14 +87,29 @@ if TYPE_CHECKING:
     from kd_jax.methods import LabelSmoothing as LabelSmoothing
     from kd_jax.methods import LogitMSE as LogitMSE
     from kd_jax.methods import Method as Method
+    from kd_jax.methods import MiniLM as MiniLM
     from kd_jax.methods import Parts as Parts
     from kd_jax.methods import ReverseKL as ReverseKL
+    from kd_jax.methods import ReviewKD as ReviewKD
+    from kd_jax.methods import SampledKL as SampledKL
+    from kd_jax.methods import SemCKD as SemCKD
+    from kd_jax.methods import SimKD as SimKD
     from kd_jax.methods import SkewKL as SkewKL
     from kd_jax.methods import SkewReverseKL as SkewReverseKL
     from kd_jax.methods import SymmetricKL as SymmetricKL
     from kd_jax.methods import TopKKL as TopKKL
     from kd_jax.methods import TotalVariation as TotalVariation
+    from kd_jax.methods import VirtualTeacher as VirtualTeacher
+    from kd_jax.methods import VkD as VkD
+    from kd_jax.methods import averaged as averaged
+    from kd_jax.methods import cohort as cohort
+    from kd_jax.methods import members as members
+    from kd_jax.methods import scheduled as scheduled
+    from kd_jax.methods import self_taught as self_taught
+    from kd_jax.methods import standardised as standardised
     from kd_jax.methods import static as static
+    from kd_jax.methods import with_average as with_average
+    from kd_jax.methods import with_classifier as with_classifier
     from kd_jax.methods.grid import Grid as Grid
     from kd_jax.methods.grid import grid as grid
     from kd_jax.models import MLP as MLP
@@ -94,6 +127,8 @@ if TYPE_CHECKING:
     from kd_jax.models import save as save
     from kd_jax.models import to_module as to_module
     from kd_jax.models import torch_weights as torch_weights
+    from kd_jax.schemes import assistants as assistants
+    from kd_jax.schemes import generations as generations
     from kd_jax.stats import Comparison as Comparison
     from kd_jax.stats import paired_comparison as paired_comparison
     from kd_jax.stats import summarise as summarise
@@ -110,6 +145,7 @@ if TYPE_CHECKING:
 # The same names as above, by their module; those of `_MODULES` are modules themselves.
 _ROOMS = ("data", "losses", "methods", "models", "optimizers", "stats", "teacher", "train")
 _MODULES = {name: f".{name}" for name in _ROOMS} | {
+    "augment": ".data.augment",
     "callbacks": ".train.callbacks",
     "parameters": ".models.parameters",
     "torch_weights": ".models.torch_weights",
@@ -126,13 +162,16 @@ _NAMES = {
     ".experiments.notebook.config": "Config make_config",
     ".methods.grid": "Grid grid",
     ".methods": (
-        "AT CC DIST DKD JSD KD NKD NST OFA PKT PLD RKD RLD SP SRD TTM VID WTTM AdaptiveKL AlphaBeta Cosine "
-        "CrossEntropy FitNet HiddenStates KDWithoutTSquared LabelSmoothing LogitMSE Method Parts ReverseKL "
-        "SkewKL SkewReverseKL SymmetricKL TopKKL TotalVariation static"
+        "AB AT CATKD CC CRD CTKD DIST DKD DML FSP FT ICKD JSD KD MGD MLKD NKD NST OFA OFD PKT PLD RKD RLD SP SRD "
+        "TAID TTM ULD VID WKD WKDF WTTM AdaptiveKL AlphaBeta AttentionMaps BinaryKD Cosine CrossEntropy FitNet "
+        "HiddenStates KDWithoutTSquared LabelSmoothing LogitMSE Method MiniLM Parts ReverseKL ReviewKD SampledKL "
+        "SemCKD SimKD SkewKL SkewReverseKL SymmetricKL TopKKL TotalVariation VirtualTeacher VkD averaged cohort "
+        "members scheduled self_taught standardised static with_average with_classifier"
     ),
     ".models": (
         "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"
     ),
+    ".schemes": "assistants generations",
     ".stats": "Comparison paired_comparison summarise",
     ".teacher": "Teacher cached from_file from_top_k load_logits several",
     ".train.fit": "fit",

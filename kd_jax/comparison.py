@@ -12,7 +12,7 @@ from jaxtyping import Float
 from tabulate import tabulate
 
 from kd_jax.errors import OutputError
-from kd_jax.stats import Comparison, paired_comparison, summarise
+from kd_jax.stats import Comparison, digits_that_tell, paired_comparison, summarise
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
@@ -163,14 +163,17 @@ class Table:
         factor, form = self._form(name)
         return format(value * factor, form)
 
-    def _shown(self, value: float, sign: str = "") -> str:
-        factor, form = self._form(self.measure)
-        form = ".1f" if form == ".0f" else form
-        return f"{format(value * factor, sign + form)}{' points' if factor == 100 else ''}"
-
     def _interval(self, found: Comparison) -> str:
-        text = self._shown(found.mean_difference, "+")
-        return text if found.margin is None else f"{text.removesuffix(' points')} ± {self._shown(found.margin)}"
+        """Mean ± half-width, with as many digits as tell whether 0 is in the interval."""
+        factor, form = self._form(self.measure)
+        if form == ".4g":
+            mean, margin = format(found.mean_difference, "+.4g"), found.margin and format(found.margin, ".4g")
+        else:
+            digits = digits_that_tell(found, 2 if form == ".2f" else 1, factor)
+            mean = f"{found.mean_difference * factor:+.{digits}f}"
+            margin = None if found.margin is None else f"{found.margin * factor:.{digits}f}"
+        unit = " points" if factor == 100 else ""
+        return f"{mean}{unit}" if margin is None else f"{mean} ± {margin}{unit}"
 
     def _draw_pairs(self) -> Any:
         from matplotlib.figure import Figure

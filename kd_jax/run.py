@@ -10,15 +10,19 @@ from collections.abc import Sequence
 
 from kd_jax.data.load import load
 from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook import options as config_options
 from kd_jax.experiments.notebook.config import Config, make_config
 from kd_jax.experiments.shell import command, resume
 from kd_jax.experiments.shell import options as cli
+from kd_jax.methods import catalogue
 
 _PROG = "python -m kd_jax.run"
 _EXAMPLES = """\
   python -m kd_jax.run                                the notebook's experiment on MNIST, 5 seeds
   python -m kd_jax.run --method kd --temperature 4    Hinton's loss, with T squared
+  python -m kd_jax.run --method dkd --method-option beta=2 temperature=4
+  python -m kd_jax.run --method list                  every method: paper, needs, numbers
   python -m kd_jax.run --preset tuned --seeds 20      the best recipe found for the notebook's student
   python -m kd_jax.run --dataset idx:FashionMNIST/raw --epochs 10 --out runs/fashion
 
@@ -45,6 +49,9 @@ def _parser() -> cli.Parser:
 
 
 def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
+    if getattr(options, "method", None) == "list":
+        print(catalogue.listing(methods.known()))
+        return
     config, every = _resolved(options)
     dataset = load(config.dataset)
     command.prepare_jax()

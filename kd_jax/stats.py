@@ -76,3 +76,17 @@ def half_width(values: ArrayLike) -> float:
     from scipy import stats as scipy_stats
 
     return float(scipy_stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))
+
+
+def digits_that_tell(found: Comparison, fewest: int, factor: float = 1.0) -> int:
+    """Decimals, `fewest` at least, with which "mean ± half-width", times `factor`, still tells where 0 lies.
+
+    Rounded to whole numbers, +10.4 ± 9.8 would look as if 0 were in the interval.
+    """
+    if found.ci95 is None or found.margin is None:
+        return fewest
+    outside = found.ci95[0] > 0 or found.ci95[1] < 0
+    for digits in range(fewest, fewest + 4):
+        if (round(abs(found.mean_difference) * factor, digits) > round(found.margin * factor, digits)) == outside:
+            return digits
+    return fewest + 4

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     signals.end_at_once()
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,13 +22,15 @@ from typing import Any
 from kd_jax.data.dataset import development
 from kd_jax.data.load import load
 from kd_jax.errors import MismatchError
+from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook import options as config_options
-from kd_jax.experiments.notebook.config import Config, make_config
+from kd_jax.experiments.notebook.config import Config, check_numbers, make_config
 from kd_jax.experiments.shell import command, progress, resume
 from kd_jax.experiments.shell import options as cli
 from kd_jax.experiments.shell.options import option
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep.grid import Grid
+from kd_jax.methods import catalogue
 from kd_jax.train.checkpoint import Store
 
 _PROG = "python -m kd_jax.sweep"
@@ -35,6 +38,7 @@ _DEFAULT_SMOOTHING = (0.1,)
 _EXAMPLES = """\
   python -m kd_jax.sweep --method kd --temperature 1 2 4 8 20 --alpha 0 0.1 0.5 0.9 --seeds 10
   python -m kd_jax.sweep --method kd --temperature 4 --student-hidden 10,10 20,20 50,50 100,100
+  python -m kd_jax.sweep --method dkd --method-option beta=1 beta=2 beta=8 temperature=2 temperature=4
   python -m kd_jax.sweep --preset tuned --learning-rate 0.001 0.003 0.01 --label-smoothing 0.05 0.1 0.2
 
   python -m kd_jax.sweep --out runs/grid --resume     goes on with a sweep that was stopped, with its own options
@@ -59,6 +63,9 @@ def _parser() -> cli.Parser:
 
 
 def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
+    if getattr(options, "method", None) == ["list"]:
+        print(catalogue.listing(methods.known()))
+        return
     asked = _resolved(options)
     dataset = load(asked.base.dataset)
     split = development(dataset)
@@ -113,7 +120,19 @@ def _given(options: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
     """What was given, every option as a list of values."""
     names = [*Config.__dataclass_fields__, "label_smoothing"]
     given = {name: value for name, value in vars(options).items() if name in names}
-    return {name: tuple(value) if isinstance(value, list) else (value,) for name, value in given.items()}
+    lists = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in given.items()}
+    if "method" in lists:
+        lists["method"] = tuple(config_options.method_name(name) for name in lists["method"])
+        check_numbers(lists["method"], lists)
+    if "method_option" in lists:
+        lists["method_option"] = _combined(sum(lists["method_option"], ()))
+    return lists
+
+
+def _combined(texts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Every combination of the values that are given for each number of a method: a name that comes twice is a list."""
+    names = list(dict.fromkeys(text.partition("=")[0] for text in texts))
+    return tuple(itertools.product(*([t for t in texts if t.partition("=")[0] == name] for name in names)))
 
 
 def _grid(given: dict[str, tuple[Any, ...]]) -> Grid:

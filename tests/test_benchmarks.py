@@ -17,7 +17,18 @@ import jax.numpy as jnp
 import pytest
 
 import kd_jax
-from benchmarks import end_to_end, kd_jax_ways, keras_ways, limit, processes, report, seeds, steps, throughput
+from benchmarks import (
+    end_to_end,
+    kd_jax_ways,
+    keras_ways,
+    limit,
+    linear_divergence,
+    processes,
+    report,
+    seeds,
+    steps,
+    throughput,
+)
 from benchmarks.measure import Contestant, Setting, Table, quartiles, ratios, take_turns, with_best
 from kd_jax.data.dataset import Dataset
 from kd_jax.experiments import images as of_images
@@ -325,3 +336,17 @@ def test_a_bad_option_is_one_sentence(options: list[str], sentence: str, capsys:
     assert sentence in said.err
     assert said.err.count("\n") == 1
     assert said.out == ""
+
+
+def test_the_loss_of_a_large_vocabulary_is_measured_against_equal_ones(tmp_path: Path) -> None:
+    shapes = ["--tokens", "32", "--vocabulary", "256", "--widths", "8", "12"]
+    linear_divergence.main([*shapes, "--rounds", "2", "--chunk", "16", "--out", str(tmp_path)])
+    (table,) = json.loads((tmp_path / "linear-divergence.json").read_text())["tables"].values()
+    assert list(table) == ["linear_divergence", "log-softmaxes", "kd.losses.kd"]
+    for row in table.values():
+        assert len(row["seconds"]) == len(row["processor seconds"]) == 2
+        assert row["temporary bytes"] > 0
+    assert "chunks of 16" in (tmp_path / "linear-divergence.md").read_text()
+    given = linear_divergence.arrays(32, 256, [8, 12], "float32")
+    values = [float(loss(*given)) for loss in linear_divergence.forms("kl", 16).values()]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 import kd_jax as kd
 from kd_jax import seeds as of_seeds
-from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.errors import ConfigError, DataError, MismatchError
 from kd_jax.stats import paired_comparison
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -231,3 +231,31 @@ def test_a_conclusion_follows_the_interval(differences: list[float], higher: boo
     history = {name: {"loss": np.ones((3, 2))} for name in values}
     found = kd.Table("score", higher, (0, 1, 2), values, history, {}, 10, {"a": 1.0, "b": 1.0}, {}, 1)
     assert says in found.conclusion("b")
+
+
+def test_a_loss_function_is_given_the_teacher(teacher: kd.Model) -> None:
+    def distance(student, taught, labels):
+        assert taught is not None
+        return jnp.sum((student - taught) ** 2, axis=-1)
+
+    found = kd.compare(STUDENT, teacher, TRAIN, TEST, methods={"own": distance}, **{**HOW, "seeds": 1, "epochs": 1})
+    assert np.isfinite(found.values["own"]["accuracy"]).all()
+
+
+def test_weights_are_looked_at_where_seeds_train_together() -> None:
+    wrong = TRAIN._replace(weights=-np.ones(96, np.float32))
+    with pytest.raises(DataError, match="a weight is -1: every weight must be at least 0"):
+        kd.compare(STUDENT, None, wrong, TEST, methods={"alone": kd.CrossEntropy()}, **HOW)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [({"student": kd.mlp([6, 4, 3], dropout=0.5)}, "computation of a step"),
+     ({"optimizer": optax.adam(2e-2)}, "optimizer")],
+)  # fmt: skip
+def test_another_comparison_is_not_resumed(other: dict, says: str, tmp_path: Path) -> None:
+    named = {"methods": {"alone": kd.CrossEntropy()}, "folder": tmp_path, **HOW, "epochs": 1, "seeds": 1}
+    kd.compare(STUDENT, None, TRAIN, TEST, **named)
+    student = other.pop("student", STUDENT)
+    with pytest.raises(MismatchError, match=f"has another {says}: go on with what it was started with"):
+        kd.compare(student, None, TRAIN, TEST, **{**named, **other}, resume=True)

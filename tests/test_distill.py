@@ -167,6 +167,48 @@ def test_a_bar_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+def test_a_batch_counts_by_its_weights() -> None:
+    """In the means of an epoch, as in `evaluate`: in memory, from an iterator, and in `fit`."""
+    student = net().init(0)
+    labels = np.asarray(kd.predict(student, X)).argmax(-1).astype(np.int32)
+    labels[1::2] = (labels[1::2] + 1) % 4
+    weights = np.zeros(24, np.float32)
+    weights[[0, 1, 2, 9]] = 1, 2, 3, 4
+    batch = kd.Batch(X, labels, weights)
+    still = {"method": kd.CrossEntropy(), "optimizer": optax.sgd(1e-7), "epochs": 1}
+    wanted = kd.evaluate(student, batch)
+    for data, size in ((batch, {"batch_size": 4}), (list(kd.batches(batch, key=0, batch_size=4, epochs=1)), {})):
+        history = kd.distill(student, None, data, **still, **size).history
+        np.testing.assert_allclose(history["accuracy"], wanted["accuracy"], rtol=1e-5)
+        np.testing.assert_allclose(history["loss"], wanted["nll"], rtol=1e-5)
+        assert not [name for name in history if "weight" in name]
+    _, history = kd.fit(0, batch, student, batch_size=4, **still)
+    np.testing.assert_allclose(history["loss"], wanted["nll"], rtol=1e-5)
+
+
+def test_validation_with_teachers_that_have_no_common_answer() -> None:
+    """The mean of losses, and a teacher of other classes, which has no agreement."""
+    losses = kd.several([teacher(), teacher(6, 3, 4)], mean="losses")
+    assert "validation_agreement" in kd.distill(net(), losses, DATA, validation=DATA, **HOW).history
+    other = kd.distill(net(), teacher(6, 5, 9), DATA, method=kd.FitNet("hidden.0"), validation=DATA, **HOW).history
+    assert "validation_accuracy" in other
+    assert "validation_agreement" not in other
+
+
+@pytest.mark.parametrize("method", [kd.AlphaBeta(), kd.DIST(hard=0.0)])
+def test_a_hard_loss_of_weight_0_needs_no_labels(method: kd.Method) -> None:
+    assert np.isfinite(kd.distill(net(), teacher(), kd.Batch(X), method=method, **HOW).history["loss"]).all()
+
+
+def test_a_mask_may_be_a_tree_of_the_parameters(standard_promotion: None) -> None:
+    params = {"w": np.ones((6, 4), np.float32), "b": np.ones(4, np.float32)}
+    model = kd.from_function(lambda p, x: x @ p["w"] + p["b"][None], params)
+    decay = optax.adamw(1e-2, weight_decay=50.0, mask={"w": True, "b": False})
+    trained = kd.distill(model, None, DATA, **HOW | {"optimizer": decay}).student.variables
+    assert np.abs(trained["w"]).max() < 0.6
+    assert np.abs(trained["b"] - 1).max() < 0.1
+
+
 @pytest.mark.parametrize("answer", [True, np.True_, jnp.bool_(True), np.array(True)])
 def test_whatever_is_true_ends_the_training(answer: Any) -> None:
     assert says_stop(answer)

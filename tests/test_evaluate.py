@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
-from small import DATA, X, Y, net, teacher
+from small import DATA, X, Y, net, scale, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, ShapeError
@@ -243,6 +244,49 @@ def test_prepare_is_that_of_evaluation() -> None:
     np.testing.assert_array_equal(kd.predict(IDENTITY, LOGITS, prepare=prepare), 2 * LOGITS)
     found = kd.evaluate(IDENTITY, kd.Batch(LOGITS), teacher=lambda x: x, prepare=prepare)
     assert found["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+
+
+class Tokens(nnx.Module):
+    def __init__(self, classes=3):
+        self.table = nnx.Embed(7, classes, rngs=nnx.Rngs(0))
+
+    def __call__(self, tokens):
+        return self.table(tokens)
+
+
+def test_batches_of_sequences_may_have_different_lengths():
+    rng = np.random.default_rng(5)
+    parts = [kd.Batch(rng.integers(0, 7, (4, n)), rng.integers(0, 3, (4, n))) for n in (5, 8)]
+    parts.append(parts[0]._replace(weights=np.float32([1, 0, 2, 1])))
+    found = kd.evaluate(Tokens(), parts, teacher=Tokens(), measures={"length": lambda logits, labels: labels * 0 + 1.0})
+    flat = []
+    for part in parts:
+        weights = np.ones(4) if part.weights is None else part.weights
+        flat.append((part.inputs.ravel(), part.labels.ravel(), np.repeat(weights, part.inputs.shape[1])))
+    inputs, labels, weights = (np.concatenate(arrays) for arrays in zip(*flat, strict=True))
+    wanted = kd.evaluate(Tokens(), kd.Batch(inputs, labels, weights.astype(np.float32)), teacher=Tokens())
+    assert found.pop("length") == 1
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_labels_may_be_a_dict_and_one_output_is_a_number():
+    inputs, labels = np.arange(6), np.int32([0, 1, 2, 0, 1, 2])
+    batch = kd.Batch(inputs, {"class": labels, "other": labels})
+    right = lambda logits, labels: logits.argmax(-1) == labels["class"]  # noqa: E731
+    found = kd.evaluate(Tokens(), [batch, batch], measures={"right": right})
+    assert found == {"right": pytest.approx(kd.evaluate(Tokens(), kd.Batch(inputs, labels))["accuracy"])}
+    one = kd.evaluate(Tokens(1), kd.Batch(inputs, labels % 2))
+    assert one == {"mse": pytest.approx(float(np.mean((np.asarray(Tokens(1)(inputs))[:, 0] - labels % 2) ** 2)))}
+
+
+def test_teachers_that_are_cached_and_that_are_not_see_prepared_inputs():
+    x = np.random.default_rng(0).integers(0, 256, (10, 6)).astype(np.uint8)
+    live, other = kd.mlp([6, 4]).init(1), kd.mlp([6, 4]).init(2)
+    both = kd.several([kd.cached(other, x, prepare=scale), live])
+    found = kd.evaluate(kd.mlp([6, 4]).init(3), kd.Batch(x), teacher=both, prepare=scale, batch_size=4)
+    floats = scale(None, x, False)
+    wanted = kd.evaluate(kd.mlp([6, 4]).init(3), kd.Batch(floats), teacher=kd.several([other, live]))
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 WIDE = np.zeros((24, 7), np.float32)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats  # noqa: F401  imported here, as its first import takes longer than Hypothesis waits
 
-from kd_jax.stats import Comparison, half_width, paired_comparison, summarise
+from kd_jax.stats import Comparison, digits_that_tell, half_width, paired_comparison, summarise
 
 counts = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=40)
 
@@ -109,3 +109,13 @@ def test_the_margin_is_half_the_interval() -> None:
     assert compared.ci95 is not None
     assert compared.margin == pytest.approx(compared.ci95[1] - compared.mean_difference)
     assert paired_comparison([1], [2], metric="correct").margin is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "digits"),
+    [(10.4, 0.6, 20.2, 1), (12.0, 2.0, 22.0, 0), (10.0, -1.0, 21.0, 0), (-10.4, -20.2, -0.6, 1)],
+)  # fmt: skip
+def test_rounding_hides_no_zero(mean: float, low: float, high: float, digits: int) -> None:
+    """+10.4 ± 9.8 is no +10 ± 10."""
+    found = Comparison("correct", 5, mean, (low, high), 0.04)
+    assert digits_that_tell(found, 0) == digits

@@ -239,3 +239,15 @@ def test_teachers_are_trees_that_compile_once():
     assert len(traces) == 1
     assert len(leaves(as_teacher(teacher()))) == 4
     assert Y.shape == (24,)
+
+
+def test_several_teachers_know_the_same_examples():
+    with pytest.raises(ConfigError, match="the teachers know 3 and 5 examples: give each the outputs of the same"):
+        kd.several([kd.cached(np.zeros((5, 4), np.float32)), kd.cached(np.zeros((3, 4), np.float32))])
+
+
+def test_features_of_several_teachers_are_those_of_the_first():
+    """The others need not have them."""
+    both = kd.several([teacher(), lambda inputs: jnp.ones((len(inputs), 4))])
+    (output,) = both.outputs(jnp.asarray(X), features=("hidden.0",))
+    assert output.features["hidden.0"].shape == (24, 7)

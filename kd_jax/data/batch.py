@@ -23,11 +23,13 @@ class Batch(NamedTuple):
     labels: whole numbers `[examples, ...]`, soft or several labels `[examples, ..., classes]`, or None.
     weights: `[examples]`, or one for each position, `[examples, positions]`; None for 1 each. What has the weight 0
         is as if it were absent.
+    indices: `[examples]`, which row of the training set each example is, for methods that remember examples (CRD).
     """
 
     inputs: PyTree
     labels: PyTree = None
     weights: PyTree = None
+    indices: PyTree = None
 
 
 def as_batch(data: Any) -> Batch:
@@ -49,7 +51,8 @@ def as_batch(data: Any) -> Batch:
         )
     inputs = jax.tree.map(_as_array, parts.inputs, is_leaf=_is_array_like)
     labels = jax.tree.map(_as_array, parts.labels, is_leaf=_is_array_like)
-    batch = Batch(inputs, labels, None if parts.weights is None else _as_array(parts.weights))
+    weights, indices = (None if part is None else _as_array(part) for part in (parts.weights, parts.indices))
+    batch = Batch(inputs, labels, weights, indices)
     check_counts(batch)
     return batch
 
@@ -81,7 +84,7 @@ def check_counts(batch: Batch) -> int:
             raise DataError(
                 f"the inputs of the batch have {count} and {leaf.shape[0]} examples: all must have the same number"
             )
-    for name, part in (("labels", batch.labels), ("weights", batch.weights)):
+    for name, part in (("labels", batch.labels), ("weights", batch.weights), ("indices", batch.indices)):
         for leaf in jax.tree.leaves(part):
             if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
                 found = "no axis" if jnp.ndim(leaf) == 0 else f"{leaf.shape[0]}"
@@ -203,7 +206,8 @@ def _of_mapping(data: Mapping[str, Any]) -> Batch:
             "kd.Batch(inputs, labels)"
         )
     labels = next((data[name] for name in _LABELS if name in data), None)
-    return Batch(inputs, labels, next((data[name] for name in _WEIGHTS if name in data), None))
+    weights = next((data[name] for name in _WEIGHTS if name in data), None)
+    return Batch(inputs, labels, weights, data.get("indices"))
 
 
 def _is_array_like(value: Any) -> bool:

@@ -17,7 +17,7 @@ from kd_jax.methods import Method
 from kd_jax.models import Network, Output
 from kd_jax.models.predict import outputs_in_batches
 from kd_jax.optimizers import adam
-from kd_jax.teacher import CachedTeacher
+from kd_jax.teacher import CachedTeacher, LiveTeacher, Teacher
 from kd_jax.train import fit
 from kd_jax.train import step as core
 from kd_jax.train.convolution import canonical
@@ -33,11 +33,13 @@ class Images(NamedTuple):
     images: bytes, scaled to [0, 1] inside the step. labels: in [0, classes).
     logits: the teacher's, looked up by the same index as the image; None without a teacher. Where the images are
         shifted, `[views, examples, classes]`, in the order of `shifts.all_views`, and the images are padded.
+    teacher: in the place of its logits one that answers inside the step, for methods that compare features.
     """
 
     images: UInt8[Array, "examples height width channels"]
     labels: Int[Array, " examples"]
     logits: Float[Array, "..."] | None = None
+    teacher: LiveTeacher | None = None
 
 
 class Settings(NamedTuple):
@@ -161,9 +163,19 @@ def teacher_logits(
     return jnp.stack([predict(variables, view, network=network) for view in views])
 
 
-def init(key: Key[Array, ""], settings: Settings, *, setup: Setup) -> TrainState:
-    """The state before the first step. The network's initial parameters depend on `key` alone, not on the method."""
-    return core.init(key, _training(settings, setup), settings.method)
+def init(key: Key[Array, ""], settings: Settings, *, setup: Setup, data: Images | None = None) -> TrainState:
+    """The state before the first step. The network's initial parameters depend on `key` alone, not on the method.
+
+    data: for methods that learn or carry something; shapes are enough.
+    """
+    training, method = _training(settings, setup), settings.method
+    if data is None or type(method).init is Method.init:
+        return core.init(key, training, method)
+    rows = jax.ShapeDtypeStruct((setup.batch_size,), jnp.int32)
+    batch, teacher = jax.eval_shape(
+        lambda data, rows: _look_up(data, rows, jnp.int32(0), jax.random.key(0), setup), data, rows
+    )
+    return core.init(key, training, method, batch, teacher)
 
 
 def train_step(
@@ -227,7 +239,7 @@ def _check(data: Images, setup: Setup) -> None:
 
 def _look_up(
     data: Images, rows: Int[Array, " batch"], step: Int[Array, ""], key: Key[Array, ""], setup: Setup
-) -> tuple[Batch, CachedTeacher | None]:
+) -> tuple[Batch, Teacher | None]:
     """The scaled images of a step, their labels, and what the teacher says of them."""
     labels = data.labels[rows]
     if not setup.shift:
@@ -241,7 +253,10 @@ def _look_up(
             chosen = shifts.some(moves_key, chosen, setup.shift, setup.shift_share)
         logits = None if data.logits is None else data.logits[chosen, rows]
         pixels = scale(shifts.views(data.images, rows, chosen, shift=setup.shift), setup.dtype)
-    return Batch(pixels, labels), None if logits is None else CachedTeacher(Output(logits))
+    batch = Batch(pixels, labels, indices=rows)
+    if data.teacher is not None:
+        return batch, data.teacher
+    return batch, None if logits is None else CachedTeacher(Output(logits))
 
 
 def _cross_entropy(student: Output, batch: Batch, taught: tuple[Output, ...]) -> Float[Array, " batch"]:

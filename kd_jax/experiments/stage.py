@@ -51,7 +51,7 @@ class Check(NamedTuple):
 class Stage(NamedTuple):
     """What is trained, compiled: for each of the seeds (and its key) one training, or as many with other settings.
 
-    settings: every leaf `[trainings]`, all those of the first seed first.
+    settings: every leaf `[trainings]`, all those of the first seed first. states: the shapes of all trainings' states.
     """
 
     name: StageName
@@ -61,6 +61,7 @@ class Stage(NamedTuple):
     seeds: tuple[int, ...]
     keys: Key[Array, " seeds"]
     chunks: tuple[Chunk, ...]
+    states: TrainState
     init: Callable[..., TrainState]
     order: Callable[..., Int[Array, "seeds steps batch"]]
     programs: Mapping[int, Callable[..., tuple[TrainState, Metrics, Check]]]
@@ -98,9 +99,9 @@ def prepare(
     started = time.perf_counter()
     keys = _keys(seeds, role)
     count, batch_size = len(data.labels), setup.batch_size
-    init = _init.lower(keys, settings, setup=setup).compile()
+    first = partial(_init, setup=setup, data=jax.eval_shape(lambda data: data, data))
+    init, states = jax.jit(first).lower(keys, settings).compile(), jax.eval_shape(first, keys, settings)
     order = _order.lower(keys, jnp.int32(0), examples=count, batch_size=batch_size).compile()
-    states = abstract_states(setup, keys, settings)
     orders = jax.ShapeDtypeStruct((len(seeds), count // batch_size, batch_size), jnp.int32)
     chunks = plan_chunks(count // batch_size, epochs, every)
     programs = {
@@ -110,18 +111,13 @@ def prepare(
         for steps in sorted({chunk.length for chunk in chunks})
     }
     seconds = time.perf_counter() - started
-    return Stage(name, role, setup, settings, seeds, keys, chunks, init, order, programs, seconds)
+    return Stage(name, role, setup, settings, seeds, keys, chunks, states, init, order, programs, seconds)
 
 
 def with_others(stage: Stage, name: StageName, seeds: tuple[int, ...], settings: Settings) -> Stage:
     """The same programs for other seeds and settings, as many of them."""
     keys = _keys(seeds, stage.role)
     return stage._replace(name=name, seeds=seeds, keys=keys, settings=settings)
-
-
-def abstract_states(setup: Setup, keys: Key[Array, " seeds"], settings: Settings) -> TrainState:
-    """Shapes and types of the states of all trainings."""
-    return jax.eval_shape(partial(_init, setup=setup), keys, settings)
 
 
 def plan_chunks(steps: int, epochs: int, every: int | None = None) -> tuple[Chunk, ...]:
@@ -163,10 +159,10 @@ def _keys(seeds: tuple[int, ...], role: Role) -> Key[Array, " seeds"]:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), int(role)))(jnp.asarray(seeds))
 
 
-@partial(jax.jit, static_argnames="setup")
-def _init(keys: Key[Array, " seeds"], settings: Settings, *, setup: Setup) -> TrainState:
+def _init(keys: Key[Array, " seeds"], settings: Settings, *, setup: Setup, data: Any) -> TrainState:
     each = len(jax.tree.leaves(settings)[0]) // len(keys)
-    return jax.vmap(lambda key, own: of_images.init(key, own, setup=setup))(jnp.repeat(keys, each), settings)
+    one = partial(of_images.init, setup=setup, data=data)
+    return jax.vmap(lambda key, own: one(key, own))(jnp.repeat(keys, each), settings)
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))

@@ -15,7 +15,7 @@ from kd_jax import errors
 from kd_jax.errors import CheckpointError, SeedsNotFiniteError
 from kd_jax.experiments.images import Images, Metrics
 from kd_jax.experiments.shell.progress import Progress
-from kd_jax.experiments.stage import Check, Role, Stage, abstract_states
+from kd_jax.experiments.stage import Check, Role, Stage
 from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.step import TrainState
@@ -105,6 +105,7 @@ def require_finite(
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}"
     its: Any = jax.tree.map(lambda values: float(values[first]), stage.settings)
     temperature = getattr(its.method, "temperature", None)
+    temperature = temperature if isinstance(temperature, float) else None
     raise SeedsNotFiniteError(
         what,
         model=stage.name.title,
@@ -143,11 +144,10 @@ def _begin(stage: Stage, restored: Checkpoint | None) -> tuple[int, TrainState, 
             "where this version writes none",
             errors.SAME_VERSION,
         )
-    like = abstract_states(stage.setup, stage.keys, stage.settings)
     arrays = dict(restored.arrays)
     history: Any = [arrays.pop(f"history.{name}") for name in Metrics._fields]
     reports = [Metrics(*chunk) for chunk in zip(*(np.moveaxis(values, -1, 0) for values in history), strict=True)]
-    return restored.step, restore_tree(arrays, like), reports, float(restored.facts["train_s"])
+    return restored.step, restore_tree(arrays, stage.states), reports, float(restored.facts["train_s"])
 
 
 def _save(stage: Stage, store: Store, step: int, states: TrainState, metrics: list[Metrics], seconds: float) -> None:

@@ -6,7 +6,9 @@ gigabytes allocated.
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -18,21 +20,33 @@ from kd_jax.files.zips import open_member, open_zip
 
 _REMEDY = "save it with torch.save(model.state_dict(), path), in PyTorch 1.6 or newer"
 
+_WEIGHTS = ("state_dict", "model_state_dict", "model", "net")
+
 Array = Shaped[np.ndarray, "..."]
 
 
 def read(path: str | Path) -> dict[str, Array]:
-    """The tensors of the `.pt` or `.pth` file `path`, by their names in their order. Raises `DataError`."""
+    """The tensors of the `.pt` or `.pth` file `path`, by their names in their order; of a checkpoint its `weights`.
+
+    Raises `DataError`.
+    """
     with open_zip(path, "PyTorch", _REMEDY) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise DataError(f"{path} has {len(pickles)} members data.pkl and must have 1: {_REMEDY}")
-        tensors = _tensors(interpret(_member(archive, pickles[0], path).tobytes(), str(path)), path)
+        tensors = _tensors(weights(interpret(_member(archive, pickles[0], path).tobytes(), str(path))), path)
         root = pickles[0].removesuffix("data.pkl")
         swap = f"{root}byteorder" in archive.namelist() and bytes(_member(archive, f"{root}byteorder", path)) == b"big"
         keys = dict.fromkeys(tensor.storage.key for tensor in tensors.values())
         contents = {key: _member(archive, f"{root}data/{key}", path) for key in keys}
     return {name: _view(contents[tensor.storage.key], tensor, path, swap=swap) for name, tensor in tensors.items()}
+
+
+def weights(saved: Any) -> Any:
+    """The `state_dict` in a checkpoint, under one of the names that trainings give it; `saved` where there is none."""
+    if not isinstance(saved, Mapping):
+        return saved
+    return next((saved[name] for name in _WEIGHTS if isinstance(saved.get(name), Mapping)), saved)
 
 
 def _tensors(mapping: object, path: str | Path) -> dict[str, Tensor]:

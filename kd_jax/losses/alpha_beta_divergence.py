@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_jax.losses.checks import Logits, Scalar, number
-from kd_jax.losses.pairs import as_distributions
+from kd_jax.losses.pairs import Pair, as_distributions
 
 FLOOR = -1e30
 
@@ -28,19 +28,35 @@ def alpha_beta(
     alpha, beta: of any sign. temperature: T > 0. Logits `[..., classes]`. Returns `[...]`.
     """
     pair, t = as_distributions(student_logits, teacher_logits, temperature)
-    alpha, beta = number(alpha, t), number(beta, t)
+    terms, endless = alpha_beta_terms(pair, number(alpha, t), number(beta, t))
+    return t**2 * jnp.sum(jnp.where(endless, jnp.inf, terms), axis=-1)
+
+
+def alpha_beta_terms(pair: Pair, alpha: Array, beta: Array) -> tuple[Array, Array]:
+    """A term for each class, and where a class that one network alone rules out makes it infinite."""
+    log_p, log_q, ratio = _bounded(pair)
     # The divergence is its own mirror image; the larger number is the one that is divided by.
     mirrored = jnp.abs(beta) > jnp.abs(alpha)
     alpha, beta = jnp.where(mirrored, beta, alpha), jnp.where(mirrored, alpha, beta)
-    ruled_out = jnp.isneginf(pair.log_p) & jnp.isneginf(pair.log_q)
-    log_p, log_q = (jnp.where(ruled_out, 0, jnp.maximum(x, FLOOR)) for x in (pair.log_p, pair.log_q))
     log_p, log_q = jnp.where(mirrored, log_q, log_p), jnp.where(mirrored, log_p, log_q)
-    ratio = jnp.clip(pair.ratio, FLOOR, -FLOOR)
     ratio = jnp.where(mirrored, -ratio, ratio)
     terms = _terms(log_p, log_q, ratio, alpha, beta)
     # The term of a class that one alone rules out is finite, or grows with the floor.
-    endless = (jnp.isneginf(pair.log_p) | jnp.isneginf(pair.log_q)) & (terms > 1e20)
-    return t**2 * jnp.sum(jnp.where(endless, jnp.inf, terms), axis=-1)
+    return terms, (jnp.isneginf(pair.log_p) | jnp.isneginf(pair.log_q)) & (terms > 1e20)
+
+
+def alpha_beta_slopes(pair: Pair, alpha: Array, beta: Array) -> Array:
+    """q times the derivative by q, $(q^{\alpha + \beta} - p^\alpha q^\beta) / \alpha$, for each class."""
+    log_p, log_q, ratio = _bounded(pair)
+    slopes = -_risen(alpha * log_p + beta * log_q, -ratio, alpha, jnp.exp((alpha + beta) * log_q))
+    return jnp.where(jnp.isneginf(pair.log_q), 0, slopes)
+
+
+def _bounded(pair: Pair) -> tuple[Array, Array, Array]:
+    """log p, log q and log(q / p), none of them infinite; 0 for a class that both rule out."""
+    ruled_out = jnp.isneginf(pair.log_p) & jnp.isneginf(pair.log_q)
+    log_p, log_q = (jnp.where(ruled_out, 0, jnp.maximum(x, FLOOR)) for x in (pair.log_p, pair.log_q))
+    return log_p, log_q, jnp.clip(pair.ratio, FLOOR, -FLOOR)
 
 
 def _terms(u: Array, v: Array, r: Array, alpha: Array, beta: Array) -> Array:

@@ -1,14 +1,18 @@
 """Methods: what a student is trained to minimise."""
 
 from kd_jax.methods.base import LossFunction, Method, Parts, Scaled, Sum, as_method, static
+from kd_jax.methods.binary import BinaryKD
+from kd_jax.methods.contrastive import CRD
 from kd_jax.methods.divergences import (
     JSD,
     TTM,
+    ULD,
     WTTM,
     AdaptiveKL,
     AlphaBeta,
     LogitMSE,
     ReverseKL,
+    SampledKL,
     SkewKL,
     SkewReverseKL,
     SymmetricKL,
@@ -16,13 +20,26 @@ from kd_jax.methods.divergences import (
     TotalVariation,
 )
 from kd_jax.methods.features import CC, SRD, VID, FitNet, HiddenStates
+from kd_jax.methods.layers import ReviewKD, SemCKD
 from kd_jax.methods.logits import KD, CrossEntropy, KDWithoutTSquared, LabelSmoothing, SoftLoss
+from kd_jax.methods.maps import AB, CATKD, FSP, FT, ICKD, MGD, OFD, WKDF, VkD
+from kd_jax.methods.moving_average import SelfTaught, averaged, self_taught, with_average
+from kd_jax.methods.mutual import DML, cohort, members
 from kd_jax.methods.relations import AT, NST, PKT, RKD, SP, Cosine
-from kd_jax.methods.targets import DIST, DKD, NKD, OFA, PLD, RLD
+from kd_jax.methods.schedules import TAID, Scheduled, scheduled
+from kd_jax.methods.simkd import SimKD, with_classifier
+from kd_jax.methods.standardisation import Standardised, standardised
+from kd_jax.methods.targets import DIST, DKD, MLKD, NKD, OFA, PLD, RLD, WKD, VirtualTeacher
+from kd_jax.methods.temperature import CTKD
+from kd_jax.methods.transformers import AttentionMaps, MiniLM
 
 __all__ = [
-    "AT", "CC", "DIST", "DKD", "JSD", "KD", "NKD", "NST", "OFA", "PKT", "PLD", "RKD", "RLD", "SP", "SRD", "TTM",
-    "VID", "WTTM", "AdaptiveKL", "AlphaBeta", "Cosine", "CrossEntropy", "FitNet", "HiddenStates", "KDWithoutTSquared",
-    "LabelSmoothing", "LogitMSE", "LossFunction", "Method", "Parts", "ReverseKL", "Scaled", "SkewKL", "SkewReverseKL",
-    "SoftLoss", "Sum", "SymmetricKL", "TopKKL", "TotalVariation", "as_method", "static",
-]  # fmt: skip  # fmt: skip
+    "AB", "AT", "CATKD", "CC", "CRD", "CTKD", "DIST", "DKD", "DML", "FSP", "FT", "ICKD", "JSD", "KD", "MGD", "MLKD",
+    "NKD", "NST", "OFA", "OFD", "PKT", "PLD", "RKD", "RLD", "SP", "SRD", "TAID", "TTM", "ULD", "VID", "WKD", "WKDF",
+    "WTTM", "AdaptiveKL", "AlphaBeta", "AttentionMaps", "BinaryKD", "Cosine", "CrossEntropy", "FitNet", "HiddenStates",
+    "KDWithoutTSquared", "LabelSmoothing", "LogitMSE", "LossFunction", "Method", "MiniLM", "Parts", "ReverseKL",
+    "ReviewKD", "SampledKL", "Scaled", "Scheduled", "SelfTaught", "SemCKD", "SimKD", "SkewKL", "SkewReverseKL",
+    "SoftLoss", "Standardised", "Sum", "SymmetricKL", "TopKKL", "TotalVariation", "VirtualTeacher", "VkD", "as_method",
+    "averaged", "cohort", "members", "scheduled", "self_taught", "standardised", "static", "with_average",
+    "with_classifier",
+]  # fmt: skip

@@ -48,6 +48,8 @@ class Method:
     needs_teacher, needs_labels: what a training is asked for before anything is compiled.
     compares_logits: whether student and teacher must have logits of the same shape.
     of_classes: whether it takes a softmax over the classes: two at least, and float labels are their probabilities.
+    couples_batch: whether an example's value depends on the others of its batch: the whole one, whatever the devices.
+    needs_rows: whether a batch must tell which rows of the training set its examples are.
     student_features, teacher_features: paths of the features that `loss` reads from the `Output`s.
     """
 
@@ -55,6 +57,8 @@ class Method:
     needs_labels: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = True
     of_classes: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False
     # A number of NumPy times a method asks the method.
     __array_ufunc__ = None
 
@@ -195,12 +199,10 @@ class Sum(Method):
         return together, tuple(carried)
 
 
-@dataclass(frozen=True)
-class Scaled(Method):
-    """A method whose every term counts `factor` times."""
+class Wrapped(Method):
+    """The base of methods that change another one, and need what it needs."""
 
     method: Method
-    factor: Scalar
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]
@@ -230,6 +232,14 @@ class Scaled(Method):
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
         """As the method."""
         return as_parts(self.method.init(key, student, teacher), self.method)
+
+
+@dataclass(frozen=True)
+class Scaled(Wrapped):
+    """A method whose every term counts `factor` times."""
+
+    method: Method
+    factor: Scalar
 
     def loss(
         self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]

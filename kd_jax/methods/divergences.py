@@ -1,15 +1,16 @@
 """Methods that are cross entropy and another divergence than KL in its place."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
-from kd_jax.methods.base import Parts, Terms, Values, static
+from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, static
+from kd_jax.methods.blocks import step_key, stored_key
 from kd_jax.methods.bounds import Bounds, Finite, Share, Temperature, Weight
-from kd_jax.methods.logits import SoftLoss, hard_term, is_zero, require_teacher
+from kd_jax.methods.logits import BesideHard, SoftLoss, hard_term, is_zero, require_teacher
 from kd_jax.models import Output
 
 
@@ -29,7 +30,9 @@ class ReverseKL(SoftLoss):
 
 @dataclass(frozen=True)
 class SymmetricKL(SoftLoss):
-    """alpha · CE + (1 − alpha) · a mean of both KLs, of which the reverse one weighs `skew`."""
+    """alpha · CE + (1 − alpha) · a mean of both KLs, of which the reverse one weighs `skew`: Ko et al. (2024),
+    https://arxiv.org/abs/2402.03898.
+    """
 
     alpha: Share = 0.1
     skew: Share = 0.9
@@ -57,7 +60,10 @@ class SkewKL(SoftLoss):
 
 @dataclass(frozen=True)
 class SkewReverseKL(SoftLoss):
-    """DistiLLM's skewed reverse KL: Ko et al. (2024). detached: no gradient through the student in the mixture."""
+    """DistiLLM's skewed reverse KL: Ko et al. (2024), https://arxiv.org/abs/2402.03898.
+
+    detached: no gradient through the student in the mixture, as DistiLLM-2's code has it.
+    """
 
     alpha: Share = 0.1
     skew: Share = 0.1
@@ -102,7 +108,9 @@ class AdaptiveKL(SoftLoss):
 
 @dataclass(frozen=True)
 class TotalVariation(SoftLoss):
-    """alpha · CE + (1 − alpha) · half the sum of the absolute differences of the probabilities."""
+    """alpha · CE + (1 − alpha) · half the sum of the absolute differences of the probabilities: Wen et al. (2023),
+    https://arxiv.org/abs/2307.15190.
+    """
 
     alpha: Share = 0.1
     temperature: Temperature = 1.0
@@ -144,7 +152,9 @@ class TTM(SoftLoss):
 
 @dataclass(frozen=True)
 class WTTM(SoftLoss):
-    """`TTM` with each example weighted by how uncertain its teacher is: Zheng and Yang (2024). gamma: 1/T."""
+    """`TTM` with each example weighted by how uncertain its teacher is: Zheng and Yang (2024),
+    https://arxiv.org/abs/2402.11148. gamma: 1/T.
+    """
 
     alpha: Share = 0.1
     gamma: Temperature = 0.1
@@ -156,7 +166,10 @@ class WTTM(SoftLoss):
 
 @dataclass(frozen=True)
 class TopKKL(SoftLoss):
-    """KL by the teacher's k largest classes. rest: `tail` (one bucket), `renormalised` or `zero`."""
+    """KL by the teacher's k largest classes, discussed by Anshumann et al. (2025), https://arxiv.org/abs/2503.16870.
+
+    rest: `tail` (one bucket), `renormalised` or `zero`.
+    """
 
     alpha: Share = 0.1
     k: Annotated[int, Bounds(1)] = static(64)
@@ -166,6 +179,55 @@ class TopKKL(SoftLoss):
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """`kd.losses.top_k_kl`."""
         return losses.top_k_kl(student.logits, teacher.logits, k=self.k, temperature=self.temperature, rest=self.rest)
+
+
+@dataclass(frozen=True)
+class SampledKL(Method):
+    """Random-sampling KD (RS-KD): Anshumann et al. (2025), https://arxiv.org/abs/2503.16870. KL by classes drawn from
+    the teacher, anew in each step; on average its gradient is that of `kd`, which no top-k's is.
+
+    samples: drawn with replacement. power: what the teacher's probabilities are raised to before. hard: the weight of
+    the cross entropy.
+    """
+
+    samples: int = static(50)
+    power: Scalar = 1.0
+    temperature: Temperature = 1.0
+    hard: Weight = 0.0
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        """Unless `hard` is 0."""
+        return not is_zero(self.hard)
+
+    def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
+        """The key of the draws is carried."""
+        return Parts((), stored_key(key))
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """Two terms, `hard` with its weight, and `soft`."""
+        soft = losses.sampled_kl(
+            student.logits, require_teacher(self, teacher).logits, key=step_key(parts.carried, step),
+            samples=self.samples, power=self.power, temperature=self.temperature,
+        )  # fmt: skip
+        return {**hard_term(self, self.hard, student, batch), "soft": soft}
+
+
+@dataclass(frozen=True)
+class ULD(BesideHard):
+    """Universal logit distillation, between vocabularies: Boizard et al. (2024), https://arxiv.org/abs/2402.12030.
+
+    The teacher may have other classes, and another number of them. hard: the weight of the cross entropy. Usual weight:
+    1.5, as `kd.CrossEntropy() + 1.5 * kd.ULD(hard=0)`. Positions of the two must be aligned before.
+    """
+
+    temperature: Temperature = 1.0
+    hard: Weight = 1.0
+    compares_logits: ClassVar[bool] = False
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.uld`."""
+        return losses.uld(student.logits, teacher.logits, temperature=self.temperature)
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,10 @@ from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
 from kd_jax.methods.base import Method, Parts, Terms, Values, static
+from kd_jax.methods.blocks import project, projector
 from kd_jax.methods.logits import require_teacher
 from kd_jax.methods.relations import FeatureMethod, example_weights
 from kd_jax.models import Output
-
-
-def projector(key: Key[Array, ""], inputs: int, outputs: int) -> dict[str, Float[Array, "..."]]:
-    """A linear map of the last axis: kernel uniform in ±1/√inputs, bias 0, in float32."""
-    bound = 1 / math.sqrt(inputs)
-    kernel = jax.random.uniform(key, (inputs, outputs), jnp.float32, -bound, bound)
-    return {"kernel": kernel, "bias": jnp.zeros(outputs, jnp.float32)}
-
-
-def project(parts: Any, features: Any) -> Float[Array, "..."]:
-    """`features @ kernel + bias`, in float32."""
-    found = features.astype(jnp.float32) @ parts["kernel"]
-    return found + parts["bias"].reshape((1,) * (found.ndim - 1) + (-1,))
 
 
 @dataclass(frozen=True)
@@ -91,7 +79,9 @@ class ProjectedMethod(FeatureMethod):
 
 @dataclass(frozen=True)
 class HiddenStates(ProjectedMethod):
-    """Hidden states `[batch, *positions, width]` after a learned projection: TinyBERT, Jiao et al. (2020)."""
+    """Hidden states `[batch, *positions, width]` after a learned projection: TinyBERT, Jiao et al. (2020),
+    https://arxiv.org/abs/1909.10351.
+    """
 
     feature: str
     teacher_feature: str | None = None
@@ -110,6 +100,7 @@ class SRD(ProjectedMethod):
 
     feature: str
     teacher_feature: str | None = None
+    couples_batch: ClassVar[bool] = True
 
     def projected(self, projected: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.srd`."""
@@ -149,6 +140,7 @@ class CC(FeatureMethod):
     feature: str
     teacher_feature: str | None = None
     width: int = static(128)
+    couples_batch: ClassVar[bool] = True
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
         """Both embeddings."""

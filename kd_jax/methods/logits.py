@@ -115,6 +115,29 @@ class KDWithoutTSquared(SoftLoss):
         return losses.distillation_kl(student.logits, teacher.logits, temperature=self.temperature)
 
 
+class BesideHard(Method):
+    """The base of methods that are a soft loss, and beside it the cross entropy with a weight of its own.
+
+    hard: the weight of the cross entropy. At 0 the labels are not looked at, and may be missing.
+    """
+
+    hard: Scalar
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        """Unless `hard` is 0."""
+        return not is_zero(self.hard)
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """The soft loss."""
+        raise NotImplementedError
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """Two terms, `hard` with its weight, and `soft`."""
+        soft = self.soft(student, require_teacher(self, teacher), batch)
+        return {**hard_term(self, self.hard, student, batch), "soft": soft}
+
+
 def hard_loss(method: Method, student: Output, batch: Batch) -> Values:
     """Cross entropy of the batch's labels, whole or soft. Raises `MethodError` where there are none."""
     return losses.cross_entropy(student.logits, require_labels(method, batch))
@@ -145,6 +168,11 @@ def require_teacher(method: Method, teacher: Output | None) -> Output:
             f"{type(method).__name__} needs a teacher, and none was given: give one, or train with kd.CrossEntropy()"
         )
     return teacher
+
+
+def rest(alpha: Scalar) -> Scalar:
+    """1 − alpha; of a Python number in Python's precision, of an array in its own type."""
+    return 1 - alpha if isinstance(alpha, int | float) else 1 - jnp.asarray(alpha)
 
 
 def is_zero(number: Scalar) -> bool:

@@ -93,6 +93,7 @@ class SP(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
+    couples_batch: ClassVar[bool] = True
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.sp`."""
@@ -108,6 +109,7 @@ class PKT(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
+    couples_batch: ClassVar[bool] = True
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.pkt`."""
@@ -126,6 +128,7 @@ class RKD(FeatureMethod):
     teacher_feature: str | None = None
     distance: Weight = 25.0
     angle: Weight = 50.0
+    couples_batch: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """The two terms with their weights."""
@@ -139,7 +142,10 @@ class RKD(FeatureMethod):
 
 @dataclass(frozen=True)
 class Cosine(FeatureMethod):
-    """One minus the cosine of hidden states `[batch, *positions, width]` of the same width, at each position."""
+    """DistilBERT's loss of hidden states: Sanh et al. (2019), https://arxiv.org/abs/1910.01108. One minus the cosine.
+
+    feature, teacher_feature: `[batch, *positions, width]`, of the same width; a value at each position.
+    """
 
     feature: str
     teacher_feature: str | None = None

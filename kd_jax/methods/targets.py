@@ -1,16 +1,16 @@
-"""Methods whose soft loss knows the label: DKD, NKD, RLD, OFA, PLD; and DIST, which couples a batch."""
+"""Methods whose soft loss knows the label (DKD, NKD, RLD, OFA, PLD, WKD-L) or couples a batch (DIST, MLKD)."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
-from kd_jax.methods.base import Method, Parts, Scalar, Terms
-from kd_jax.methods.bounds import Bounds, Temperature, Weight
-from kd_jax.methods.logits import hard_term, is_zero, require_labels, require_teacher
+from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, static, weighted
+from kd_jax.methods.bounds import Bounds, Share, Temperature, Weight
+from kd_jax.methods.logits import BesideHard, hard_term, is_zero, require_labels, require_teacher, rest
 from kd_jax.methods.relations import example_weights
 from kd_jax.models import Output
 
@@ -64,7 +64,7 @@ class NKD(Method):
 
 @dataclass(frozen=True)
 class RLD(Method):
-    """Refined logit distillation: Sun et al. (2025), ICCV.
+    """Refined logit distillation: Sun et al. (2025), https://arxiv.org/abs/2408.07666.
 
     alpha, beta: of the part of the sample's confidence and of the masked classes'. hard: the weight of the cross
     entropy.
@@ -123,7 +123,7 @@ class PLD(Method):
 
 
 @dataclass(frozen=True)
-class DIST(Method):
+class DIST(BesideHard):
     """DIST: Huang et al. (2022), https://arxiv.org/abs/2205.10536. Correlations within and between classes.
 
     beta, gamma: of both. hard: the weight of the cross entropy. It couples the examples of a batch: the whole one,
@@ -135,17 +135,82 @@ class DIST(Method):
     temperature: Temperature = 1.0
     hard: Weight = 1.0
     of_classes: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
-    @property
-    def needs_labels(self) -> bool:  # type: ignore[override]
-        """Unless `hard` is 0."""
-        return not is_zero(self.hard)
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.dist`."""
+        return losses.dist(
+            student.logits, teacher.logits, beta=self.beta, gamma=self.gamma, temperature=self.temperature,
+            weights=example_weights(batch),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MLKD(BesideHard):
+    """Multi-level logit distillation: Jin et al. (2023), CVPR. KL at several temperatures, and Gram matrices.
+
+    temperature: one or several. hard: the weight of the cross entropy. Of one view: the paper adds the loss of a weakly
+    and of a strongly augmented one, and its public code takes the wrong view's logits at two temperatures. It couples
+    the examples of a batch: the whole one, whatever the devices. Logits `[batch, classes]`.
+    """
+
+    temperature: Scalar | tuple[Scalar, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    hard: Weight = 1.0
+    couples_batch: ClassVar[bool] = True
+
+    def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
+        """`kd.losses.mlkd`."""
+        return losses.mlkd(student.logits, teacher.logits, temperature=self.temperature, weights=example_weights(batch))
+
+
+@dataclass(frozen=True)
+class WKD(Method):
+    """WKD-L: Lv et al. (2024), https://arxiv.org/abs/2412.08139. Optimal transport between the other classes.
+
+    similarity: of classes, `[classes, classes]`, in [0, 1]; say (1 + cosine) / 2 of the columns of the teacher's last
+    kernel. gamma: the weight of the transport, 30 at temperature 2 for ImageNet. regulariser: of Sinkhorn's algorithm,
+    which public code calls its lambda. iterations: of it. hard: the weight of the cross entropy. Memory
+    `[batch, classes, classes]`.
+    """
+
+    similarity: Any
+    gamma: Weight = 600.0
+    temperature: Temperature = 8.0
+    regulariser: Temperature = 0.05
+    iterations: int = static(10)
+    hard: Weight = 1.0
+    needs_labels: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
-        taught = require_teacher(self, teacher)
-        soft = losses.dist(
-            student.logits, taught.logits, beta=self.beta, gamma=self.gamma, temperature=self.temperature,
-            weights=example_weights(batch),
+        taught, labels = require_teacher(self, teacher), require_labels(self, batch)
+        soft = losses.wkd(
+            student.logits, taught.logits, labels, similarity=self.similarity, gamma=self.gamma,
+            temperature=self.temperature, regulariser=self.regulariser, iterations=self.iterations,
         )  # fmt: skip
         return {**hard_term(self, self.hard, student, batch), "soft": soft}
+
+
+@dataclass(frozen=True)
+class VirtualTeacher(Method):
+    """A teacher made by hand: Yuan et al. (2020), https://arxiv.org/abs/1909.11723 (Tf-KD). It has no network.
+
+    alpha: the weight of the hard loss; 1 − alpha is that of `kd` from a teacher who gives the label's class
+    `probability` and shares the rest equally. Public code takes the softmax of these probabilities divided by the
+    temperature, and leaves the student at temperature 1.
+    """
+
+    alpha: Share = 0.1
+    probability: Share = 0.99
+    temperature: Temperature = 20.0
+    needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
+    compares_logits: ClassVar[bool] = False
+
+    def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
+        """Two terms, `hard` and `soft`, with their weights."""
+        labels = require_labels(self, batch)
+        soft = losses.virtual_teacher(
+            student.logits, labels, probability=self.probability, temperature=self.temperature
+        )
+        return {**hard_term(self, self.alpha, student, batch), "soft": weighted(rest(self.alpha), soft)}

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen, nnx
 
 from kd_jax.errors import ConfigError
@@ -59,4 +60,8 @@ def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def _array(value: Any) -> Any:
-    return value if hasattr(value, "shape") and hasattr(value, "dtype") else as_numpy(value, "an input")
+    known = value if hasattr(value, "shape") and hasattr(value, "dtype") else as_numpy(value, "an input")
+    if isinstance(known, np.ndarray):
+        # A float64 array of NumPy stands for what JAX makes of it.
+        return jax.ShapeDtypeStruct(known.shape, jax.dtypes.canonicalize_dtype(known.dtype))
+    return known

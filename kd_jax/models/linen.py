@@ -220,7 +220,9 @@ class LinenNetwork(Network):
 def _initial(network: LinenNetwork, key: Any) -> Variables:
     """Compiled, so that the outputs for the zeros are not computed."""
     structure, shapes = network.example or (None, ())
-    inputs = jax.tree.unflatten(structure, [jnp.zeros(shape, dtype) for shape, dtype in shapes])
+    # A float64 array of NumPy stands for what JAX makes of it.
+    zeros = [jnp.zeros(shape, jax.dtypes.canonicalize_dtype(dtype)) for shape, dtype in shapes]
+    inputs = jax.tree.unflatten(structure, zeros)
     streams = ("params", *network.rngs)
     keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
     module, method, args, kwargs = network._call(inputs, train=False)

@@ -1,12 +1,12 @@
-"""A PyTorch `state_dict` read into an NNX module of the same structure: linear, convolution, norm and more."""
+"""A PyTorch `state_dict` read into an NNX module of the same structure, and back: linear, convolution, norm, more."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
-from kd_jax.errors import DataError
+from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import check_shape, floats, listed
 from kd_jax.models.doors import as_model
 from kd_jax.models.network import Model, Network
@@ -22,6 +22,8 @@ _KINDS = {
     "running_var": ("var",),
 }
 _COUNTER = "num_batches_tracked"
+# What `torch.nn.DataParallel` puts before every name.
+_PARALLEL = "module."
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
@@ -30,7 +32,7 @@ def load_state_dict(module: Any, source: Any, *, rename: Rename | None = None) -
     """A new module, or `Model`, with the weights of a PyTorch `state_dict`, whose layers have the same paths.
 
     A linear `weight` is transposed, one of a convolution gets its channels last, `running_mean` and `running_var` are
-    the statistics of an `nnx.BatchNorm`, and `num_batches_tracked` is left out.
+    the statistics of an `nnx.BatchNorm`, and `num_batches_tracked` is left out, as is a `module.` before every name.
 
     module: an NNX module, what constructs one, or a `Model` of them; it says what must be there.
     source: the mapping itself, or a `.safetensors`, `.pt` or `.pth` file of it. Nothing is ever unpickled.
@@ -45,8 +47,9 @@ def load_state_dict(module: Any, source: Any, *, rename: Rename | None = None) -
     shapes = variable_shapes(model.network, model.variables)
     leaves = dict(named_leaves(model.network.split(shapes)))
     found: dict[str, Any] = {}
+    parallel = _PARALLEL if all(name.startswith(_PARALLEL) for name in arrays) else ""
     for torch_name, array in arrays.items():
-        layer, _, kind = torch_name.rpartition(".")
+        layer, _, kind = torch_name.removeprefix(parallel).rpartition(".")
         if kind == _COUNTER:
             continue
         path = _renamed(layer, rename)
@@ -67,6 +70,31 @@ def load_state_dict(module: Any, source: Any, *, rename: Rename | None = None) -
         )
     restored = Model(model.network, filled(found, model.network, shapes, where))
     return restored if isinstance(module, Model | Network) else to_module(restored)
+
+
+def to_state_dict(module: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """A PyTorch `state_dict`, as NumPy arrays, of an NNX module or a `Model` of one: what `load_state_dict` reads.
+
+    Beside the statistics of each `nnx.BatchNorm` is a `num_batches_tracked` of 0. With `torch.from_numpy` of each array
+    it loads into the PyTorch module of the same structure, also with `strict=True`. Transposed convolutions come out
+    wrong. Raises `ConfigError` where there are no values.
+    """
+    model = as_model(module)
+    if model.variables is None:
+        raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")
+    kinds = {name: kind for kind, names in _KINDS.items() for name in names}
+    arrays = {}
+    for name, leaf in named_leaves(model.network.split(model.variables)):
+        layer, _, own = name.rpartition(".")
+        prefix = f"{layer}." if layer else ""
+        array = np.asarray(leaf)
+        if own == "kernel" and array.ndim >= 2:
+            array = np.moveaxis(array, (-1, -2), (0, 1))
+        # A copy: PyTorch takes no arrays that may not be written.
+        arrays[f"{prefix}{kinds.get(own, own)}"] = array.copy(order="C")
+        if own == "var":
+            arrays[f"{prefix}{_COUNTER}"] = np.zeros((), np.int64)
+    return arrays
 
 
 def _names(path: str, kind: str) -> list[str]:

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,11 +45,14 @@ def from_state_dict(source: Any, names: Sequence[str] | None = None) -> Params:
 
 
 def read_state_dict(source: Any) -> tuple[dict[str, Shaped[np.ndarray, "..."]], str]:
-    """The arrays of a `state_dict`, or of a file of one, as they are, and what to call it. Raises `DataError`."""
+    """The arrays of a `state_dict`, or of a file of one, as they are, and what to call it. Raises `DataError`.
+
+    Of a checkpoint it is what `pt.weights` finds in it.
+    """
     if not isinstance(source, str | Path | Mapping):
         remedy = "module.state_dict()" if hasattr(source, "state_dict") else "the mapping, or the name of a file of it"
         raise DataError(f"a {type(source).__name__} is no state_dict: give {remedy}")
-    where, mapping = "the state_dict", cast(Mapping[str, Any], source)
+    where, mapping = "the state_dict", pt.weights(source)
     if not isinstance(source, Mapping):
         where, suffix = str(source), Path(source).suffix
         readers = {".safetensors": tensors.read, ".pt": pt.read, ".pth": pt.read}

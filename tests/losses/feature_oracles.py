@@ -59,6 +59,9 @@ from losses.oracle_tools import (
     numeric_gradient as numeric_gradient,
 )
 from losses.oracle_tools import (
+    numeric_slopes as numeric_slopes,
+)
+from losses.oracle_tools import (
     pool as pool,
 )
 from losses.oracle_tools import (

@@ -1,9 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import proof
+import pytest
 
 from kd_jax import losses
+from kd_jax.errors import ShapeError
 
 
 def test_values_and_gradients() -> None:
@@ -21,3 +24,29 @@ def test_one_output_is_the_kd_of_two_classes() -> None:
     np.testing.assert_allclose(
         losses.binary_kd(student, teacher, temperature=2.0), losses.kd(*two, temperature=2.0), rtol=1e-5
     )
+
+
+def test_cross_entropy_of_sigmoids() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = 4 * rng.normal(size=(5, 3)), rng.uniform(size=(5, 3))
+    p = 1 / (1 + np.exp(-np.float64(logits)))
+    wanted = -(labels * np.log(p) + (1 - labels) * np.log1p(-p)).sum(-1)
+    found = losses.binary_cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.float32))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    by = jax.grad(lambda z: jnp.sum(losses.binary_cross_entropy(z, labels)))(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(by, p - labels, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_of_0_and_1_have_one_term_alone() -> None:
+    logits = jnp.asarray([[1e4, -1e4, jnp.inf, -jnp.inf, 0.0]])
+    right, wrong = jnp.asarray([[1, 0, 1, 0, 1]]), jnp.asarray([[0, 1, 1, 0, 1]])
+    np.testing.assert_allclose(losses.binary_cross_entropy(logits, right), [np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(losses.binary_cross_entropy(logits, wrong), [2e4 + np.log(2)], rtol=1e-6)
+    by = jax.grad(lambda z: jnp.sum(losses.binary_cross_entropy(z, right)))(logits)
+    np.testing.assert_allclose(by, [[0, 0, 0, 0, -0.5]], atol=1e-7)
+    assert losses.binary_cross_entropy(logits.astype(jnp.bfloat16), right).dtype == jnp.float32
+
+
+def test_labels_of_another_shape_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"labels \[2\] do not fit logits \[2, 3\]: give one for each output"):
+        losses.binary_cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2))

@@ -113,6 +113,11 @@ def test_examples_are_arrays_or_shapes_and_variables_those_of_flax():
         model.init(KEY)
 
 
+def test_examples_of_float64_are_those_of_float32():
+    model = from_linen(Keyword(), np.asarray(X, np.float64))
+    same(model.init(KEY).variables["params"], from_linen(Keyword(), X).init(KEY).variables["params"])
+
+
 def test_equal_modules_are_equal_networks():
     assert from_linen(Keyword(), X).network == from_linen(Keyword(), np.asarray(X)).network
     assert from_linen(Field(True), X).network != from_linen(Field(False), X).network

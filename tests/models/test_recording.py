@@ -120,6 +120,7 @@ def test_names_are_listed_with_shapes_and_nothing_is_computed(door):
     output, _ = model.network.apply(model.init(KEY).variables, X, features=tuple(shapes))
     assert jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(output.features)) == shapes
     assert feature_names(model.init(KEY), X) == shapes
+    assert feature_names(model, np.asarray(X, np.float64)) == shapes
 
 
 @BOTH

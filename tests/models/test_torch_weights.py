@@ -271,7 +271,7 @@ def test_a_torch_file_is_read_without_torch(dtype, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (lambda: {"epoch": 3, "model": {}}, "holds more than tensors .a int named epoch"),
+        (lambda: {"epoch": 3, "weights": {}}, "holds more than tensors .a int named epoch"),
         (lambda: {1: torch.zeros(2, 2)}, "holds more than tensors"),
         (lambda: {"a.weight": torch.zeros(1).expand(10**6, 10**6)}, "clone"),
         (lambda: {"a.weight": torch.zeros(2, 2, dtype=torch.int64)}, "int64: it must hold floating-point"),

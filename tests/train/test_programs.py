@@ -155,3 +155,16 @@ def test_an_equal_cnn_compiles_once(compiled: list[float]) -> None:
 
     assert counted(compiled, again) > 0
     assert counted(compiled, again) == 0
+
+
+def test_functions_of_python_are_not_taken_for_one_another() -> None:
+    """The text of a program does not say which of them it calls."""
+
+    def times(factor: int) -> Any:
+        def on_host(x: Any) -> Any:
+            return np.float32(factor) * np.asarray(x)
+
+        return lambda x: jax.pure_callback(on_host, jax.ShapeDtypeStruct((3,), jnp.float32), x)
+
+    for factor in (2, 3):
+        np.testing.assert_array_equal(programs.call(times(factor), jnp.ones(3)), np.full(3, factor))

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import DATA, X, Y, assert_same, net, teacher
+from small import DATA, X, Y, assert_close, assert_same, net, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, MismatchError
 from kd_jax.methods.base import LossFunction
-from kd_jax.train.resume import description
+from kd_jax.train import loop as of_loop
+from kd_jax.train.resume import Folder, description
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 BATCHES = list(kd.batches(DATA, key=7, batch_size=4, epochs=3))
@@ -183,6 +185,19 @@ def test_another_training_is_not_resumed(what: str, tmp_path: Path) -> None:
         kd.distill(net(), other.pop("teacher"), other.pop("data"), checkpoint=tmp_path, resume=True, **other)
 
 
+def test_a_function_that_computes_something_else_is_another_training(tmp_path: Path) -> None:
+    """What it closes over is not in its name."""
+
+    def loss(factor: float) -> Any:
+        return lambda student, taught, labels: factor * jnp.sum((student - taught) ** 2, axis=-1)
+
+    named = {"batch_size": 4, "epochs": 1, "optimizer": optax.sgd(0.01), "checkpoint": tmp_path}
+    kd.distill(net(), teacher(), DATA, method=loss(1.0), **named)
+    kd.distill(net(), teacher(), DATA, method=loss(1.0), resume=True, **named)
+    with pytest.raises(MismatchError, match="has another computation of a step: go on with what it was started with"):
+        kd.distill(net(), teacher(), DATA, method=loss(5.0), resume=True, **named)
+
+
 def my_loss(student: Any, teacher: Any, labels: Any) -> Any:
     return student[:, 0]
 
@@ -197,6 +212,54 @@ def test_a_method_is_described_alike_in_every_process() -> None:
     assert one != two
     assert description(kd.KD(jnp.float32(0.5))) == description(kd.KD(0.5))
     assert jax.tree.leaves(kd.KD()) == [0.1, 4.0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, None), (1, 4), (4, 5)])
+def test_checkpoints_at_other_steps_skip_none(
+    before: int, after: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped amid an epoch, and resumed with other chunks: every step is done once."""
+    named = {"epochs": 2, "batch_size": 2, "optimizer": optax.sgd(0.1)}
+    whole = kd.distill(net(), None, DATA, **named)
+    saves: list[int] = []
+    original = Folder.save
+
+    def save(self: Folder, progress: Any) -> None:
+        original(self, progress)
+        saves.append(progress.start)
+        if progress.epoch == 1 and progress.start:
+            raise Stopped
+
+    monkeypatch.setattr(Folder, "save", save)
+    with pytest.raises(Stopped):
+        kd.distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=before, **named)
+    monkeypatch.undo()
+    assert saves[-1] == before
+    resumed = kd.distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=after, resume=True, **named)
+    assert int(resumed.state.step) == 24
+    assert_close(resumed.state.variables, whole.state.variables)
+    assert_close(resumed.history["loss"], whole.history["loss"])
+
+
+def test_an_interrupt_while_metrics_are_awaited_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes at every place in turn where the loop looks at an array."""
+    named = {"epochs": 1, "batch_size": 2, "optimizer": optax.sgd(0.1), "checkpoint_steps": 3}
+    whole = kd.distill(net(), None, DATA, **named)
+    for place in range(1, 12, 2):
+        left = [place]
+
+        def asarray(*given: Any, left: list[int] = left) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return np.asarray(*given)
+
+        folder = tmp_path / str(place)
+        monkeypatch.setattr(of_loop, "np", SimpleNamespace(**vars(np) | {"asarray": asarray}))
+        with pytest.raises(KeyboardInterrupt):
+            kd.distill(net(), None, DATA, checkpoint=folder, **named)
+        monkeypatch.undo()
+        assert_equal(kd.distill(net(), None, DATA, checkpoint=folder, resume=True, **named), whole)
 
 
 @pytest.mark.usefixtures("standard_promotion")

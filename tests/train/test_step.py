@@ -14,6 +14,7 @@ import kd_jax as kd
 from kd_jax.errors import ConfigError, MethodError, ShapeError
 from kd_jax.optimizers import adam
 from kd_jax.teacher import CachedTeacher, as_teacher
+from kd_jax.train import step as of_step
 from kd_jax.train.step import Training, TrainState, fit_labels, init, is_finite, weighted_mean, weighted_sum
 from kd_jax.train.step import step as one_step
 
@@ -347,3 +348,14 @@ def test_bfloat16_keeps_parameters_and_statistics_wide() -> None:
     assert metrics["loss"] != expected["loss"]
     assert_close(params(state), params(wide), rtol=0.05, atol=0.01)
     assert DATA.inputs.dtype == np.float32
+
+
+def test_features_at_positions_of_weight_0_do_not_matter() -> None:
+    weights = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    feature = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 5)), jnp.float32)
+    other = jnp.where(weights[..., None] == 0, jnp.float32(77), feature)
+    found = [of_step._masked_feature(one, weights) for one in (feature, other)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(
+        np.asarray(found[0])[np.asarray(weights) != 0], np.asarray(feature)[np.asarray(weights) != 0]
+    )

@@ -138,3 +138,18 @@ def test_what_is_transposed_twice_is_what_it_was() -> None:
     jax.tree.map(np.testing.assert_array_equal, other.back(turned), variables)
     x = DATA.inputs[:3]
     np.testing.assert_array_equal(other.apply(turned, x)[0].logits, NETWORK.apply(variables, x)[0].logits)
+
+
+def many_rows(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape[0] > 20, params)
+
+
+def test_a_mask_by_the_number_of_rows_is_obeyed(standard_promotion: None) -> None:
+    """Such an optimiser is elementwise, and not blind to a transposed kernel."""
+    optimizer = optax.adamw(1e-2, weight_decay=1.0, mask=many_rows)
+    assert transpose.elementwise(optimizer)
+    training = Training(NETWORK, optimizer)
+    assert (4, 36) not in carried(training)
+    state, expected = both(training, ALONE)
+    for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)

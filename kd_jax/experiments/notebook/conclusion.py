@@ -1,6 +1,6 @@
 """What a comparison of correct images shows, in one sentence."""
 
-from kd_jax.stats import Comparison
+from kd_jax.stats import Comparison, digits_that_tell
 
 
 def conclude(comparison: Comparison, *, of: int, against: str = "") -> str:
@@ -10,7 +10,7 @@ def conclude(comparison: Comparison, *, of: int, against: str = "") -> str:
     """
     n, mean = comparison.n, comparison.mean_difference
     half = comparison.margin
-    digits = 1 if half is not None and half < 9.5 else 0
+    digits = digits_that_tell(comparison, 1 if half is not None and half < 9.5 else 0)
     who = f"Against {against}, distillation" if against else "Distillation"
     changed = f"{who} changed the number of correct images by {_signed(mean, digits)}"
     if n == 1:

@@ -1,12 +1,15 @@
 """What one experiment is asked to do: `Config`, its presets and its bounds."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell.options import option
+from kd_jax.methods import Method, catalogue
 
 SCHEDULES = ("constant", "cosine")
 
@@ -76,7 +79,8 @@ class Config:
 
     Sizes are hidden layers only: the images and classes of the data set give the first and the last. What is None of
     the teacher's training is as the students'. A max-norm of 0 is none. student, teacher: networks of one's own, in
-    place of fully connected ones, as `own.load` takes them.
+    place of fully connected ones, as `own.load` takes them. method_option: texts `name=value` for the methods that have
+    other numbers than alpha and temperature, which are of those in `METHODS` alone.
     """
 
     dataset: str = "mnist"
@@ -107,11 +111,13 @@ class Config:
     seed: int = 42
     student: str | None = None
     teacher: str | None = None
+    method_option: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` where a value is out of its bounds."""
         _one_of("preset", self.preset, PRESETS)
-        _one_of("method", self.method, METHODS)
+        object.__setattr__(self, "method", catalogue.find(self.method, methods.known()))
+        self.make_method()
         _check("seeds", self.seeds, _is_count(self.seeds), f"a whole number of at least 1 and at most {2**31 - 1}")
         self._check_training("", self.training)
         self._check_training("teacher_", self.teacher_training)
@@ -141,9 +147,15 @@ class Config:
         own = {name: getattr(self, f"teacher_{name}") for name in Training._fields}
         return self.training._replace(**{name: value for name, value in own.items() if value is not None})
 
+    def make_method(self) -> Method:
+        """What the distilled students minimise. Raises `ConfigError`."""
+        return methods.make(self.method, self.alpha, self.temperature, self.method_option or ())
+
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, all resolved, as JSON holds them."""
+        """The fields by name, all resolved, as JSON holds them; alpha and temperature where the method has them."""
         resolved = dataclasses.asdict(self)
+        if self.method not in METHODS:
+            del resolved["alpha"], resolved["temperature"]
         resolved |= {f"teacher_{name}": value for name, value in self.teacher_training._asdict().items()}
         given = {name: v for name, v in resolved.items() if v is not None}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
@@ -173,7 +185,19 @@ class Config:
 def make_config(preset: str = "notebook", **given: Any) -> Config:
     """The `Config` of a preset, with what is given instead of the preset's own values. Raises `ConfigError`."""
     _one_of("preset", preset, PRESETS)
+    check_numbers([given.get("method", PRESETS[preset].get("method", Config.method))], given)
     return dataclasses.replace(Config(), preset=preset, **{**PRESETS[preset], **given})
+
+
+def check_numbers(names: Iterable[str], given: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for an alpha or a temperature that is given to a method that does not take it so."""
+    own = [one for one in (catalogue.find(name, methods.known()) for name in names) if one not in METHODS]
+    for name in ("alpha", "temperature"):
+        if own and name in given:
+            raise ConfigError(
+                f"{option(name)} is of {', '.join(METHODS)}, and --method is {own[0]}: give its numbers as "
+                f"--method-option {name}=…, where --method list shows that it has such a one"
+            )
 
 
 def _is_count(value: object) -> bool:

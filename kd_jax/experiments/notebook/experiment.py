@@ -22,12 +22,12 @@ from kd_jax.experiments import stage_loop
 from kd_jax.experiments.images import Images, Metrics, Settings
 from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.notebook.config import Config
-from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell.progress import Progress, StageName
 from kd_jax.experiments.stage import Role, Stage
 from kd_jax.experiments.stage_loop import StageHistory
 from kd_jax.methods import CrossEntropy, Method
 from kd_jax.models import Model, count_parameters
+from kd_jax.teacher import LiveTeacher
 from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
 
 TITLES = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
@@ -122,8 +122,11 @@ def run_experiment(
     test_logits = ask_teacher(jnp.asarray(dataset.test_images))
     student = train("student", seen["student"], teacher_logits=test_logits)
     predicting = time.perf_counter()
-    logits = jax.block_until_ready(ask_teacher(data.images, shift=config.shift))
-    taught = seen.pop("student")._replace(logits=logits)
+    taught = seen.pop("student")
+    if config.make_method().teacher_features:
+        taught = taught._replace(teacher=LiveTeacher(recipes.networks(config, dataset)[0], variables))
+    else:
+        taught = taught._replace(logits=jax.block_until_ready(ask_teacher(data.images, shift=config.shift)))
     teacher_outputs_s = time.perf_counter() - predicting
     distilled = train("distilled", taught, teacher_logits=test_logits)
 
@@ -162,16 +165,19 @@ def _prepare(
         "student": recipes.make_setup(student_network, config.training, count),
         "distilled": recipes.make_setup(student_network, config.training, count),
     }
-    logits = recipes.abstract_logits(count, dataset.classes, config.shift)
-    images = {**seen, "distilled": seen["student"]._replace(logits=logits)}  # type: ignore[arg-type]
+    taught: dict[str, Any] = {"logits": recipes.abstract_logits(count, dataset.classes, config.shift)}
+    if config.make_method().teacher_features:
+        given = recipes.given_teacher(config, dataset)
+        known = teacher_network.init if given is None else lambda key: given.variables
+        taught = {"teacher": LiveTeacher(teacher_network, jax.eval_shape(known, jax.random.key(0)))}
+    images = {**seen, "distilled": seen["student"]._replace(**taught)}
 
     def prepare(name: str) -> Stage:
         own, training = (seeds[:1], config.teacher_training) if name == "teacher" else (seeds, config.training)
-        rate, alpha, temperature = (
-            jnp.full(len(own), value, jnp.float32)
-            for value in (training.learning_rate, config.alpha, config.temperature)
+        method: Method = config.make_method() if name == "distilled" else CrossEntropy()
+        rate, method = jax.tree.map(
+            lambda value: jnp.full(len(own), value, jnp.float32), (training.learning_rate, method)
         )
-        method: Method = METHODS[config.method](alpha, temperature) if name == "distilled" else CrossEntropy()
         return stages.prepare(
             StageName(name, TITLES[name]),
             Role.TEACHER if name == "teacher" else Role.STUDENT,

@@ -4,10 +4,11 @@ from kd_jax import errors
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.shifts import view_count
 from kd_jax.errors import ConfigError
+from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.recipes import given_teacher, layer_sizes, networks, places
 from kd_jax.experiments.trials import trainings_at_once
-from kd_jax.models import Network
+from kd_jax.models import Model, Network
 from kd_jax.train import memory
 from kd_jax.train.memory import gib, teacher_outputs
 
@@ -17,6 +18,10 @@ def check(config: Config, dataset: Dataset) -> None:
     config.check_against(len(dataset.train_labels))
     _check_shifts(config, dataset)
     checked = places(config, dataset)
+    teaching, learning = map(Model, networks(config, dataset))
+    teaching = given_teacher(config, dataset) or teaching
+    method, shape = config.make_method(), tuple(dataset.image_shape)
+    methods.check(method, config.method, learning, teaching, shape, config.batch_size)
     free = memory.available()
     if free is None:
         return

@@ -1,13 +1,19 @@
 """The methods that the notebook's commands know by name, its own mistake among them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
-from kd_jax.methods import KD, KDWithoutTSquared
-from kd_jax.methods.base import Scalar, Values
+from kd_jax.errors import ConfigError
+from kd_jax.methods import KD, KDWithoutTSquared, Method, catalogue
+from kd_jax.methods.base import Scalar, Values, as_parts, terms_of
 from kd_jax.methods.logits import SoftLoss
-from kd_jax.models import Output
+from kd_jax.models import Model, Output
 
 
 @dataclass(frozen=True)
@@ -22,5 +28,45 @@ class KDAsWritten(SoftLoss):
         return losses.kd_as_written(student.logits, teacher.logits, temperature=self.temperature)
 
 
-METHODS = {"kd": KD, "kd-without-t2": KDWithoutTSquared, "kd-as-written": KDAsWritten}
-"""By the name that `--method` takes."""
+METHODS: dict[str, type[KD | KDWithoutTSquared | KDAsWritten]] = {
+    "kd": KD,
+    "kd-without-t2": KDWithoutTSquared,
+    "kd-as-written": KDAsWritten,
+}
+"""Those whose numbers are `--alpha` and `--temperature`."""
+
+
+def known() -> dict[str, type[Method]]:
+    """Every method by the name that `--method` takes."""
+    others = {name: method for name, method in catalogue.named().items() if method not in METHODS.values()}
+    return {**others, **METHODS}
+
+
+def make(name: str, alpha: float, temperature: float, options: Sequence[str]) -> Method:
+    """The method of a configuration. Raises `ConfigError`."""
+    if name in METHODS:
+        if options:
+            raise ConfigError(f"--method-option is {options[0]}: the numbers of {name} are --alpha and --temperature")
+        return METHODS[name](alpha, temperature)
+    return catalogue.make(name, known()[name], options)
+
+
+def check(method: Method, name: str, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
+    """Raises `ConfigError` where a method cannot train the student on labelled images, in batches of that size."""
+    images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+    key = jax.random.key(0)
+
+    def said(model: Model, images: Any, features: tuple[str, ...]) -> Output:
+        variables = model.network.init(key) if model.variables is None else model.variables
+        return model.network.apply(variables, images, key=key, features=features)[0]
+
+    def loss(images: Any, labels: Any) -> Any:
+        both = said(student, images, method.student_features), said(teacher, images, method.teacher_features)
+        parts = as_parts(method.init(key, *both), method)
+        return terms_of(method, parts, *both, Batch(images, labels, indices=labels), jnp.int32(0))
+
+    try:
+        jax.eval_shape(loss, images, labels)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--method is {name}: {error}") from None

@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook.config import LARGEST_SHIFT, METHODS, PRESETS, SCHEDULES, Config
-from kd_jax.experiments.shell.options import layers, number, option, whole
+from kd_jax.experiments.shell.options import layers, number, option, texts, whole
 from kd_jax.experiments.shell.resume import shown
+from kd_jax.methods import catalogue
 from kd_jax.train.checkpoint import Store
 
 _DATASET_HELP = (
@@ -16,9 +18,10 @@ _DATASET_HELP = (
     "or not) or npz:FILE (x_train, y_train, x_test, y_test)"
 )
 _OWN_HELP = (
-    "package.module:Net or file.py:Net, a class or function of rngs, or file.py:load, a function without arguments"
+    "a network of kd.models by its name (resnet20), or package.module:Net or file.py:Net, a class or function of rngs"
 )
 _METHOD_HELP = (
+    "list shows all others with their papers, needs and numbers. "
     "kd-without-t2 is alpha * cross entropy + (1 - alpha) * KL, kd the same with the KL times the temperature squared "
     "as in Hinton et al. (2015), kd-as-written the notebook's loss with its mistake, for checking its numbers"
 )
@@ -47,12 +50,18 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     _add(what, "teacher_max_norm", number, "X", "largest squared norm of a teacher's unit's weights, 0 for none")
     _add(what, "student_hidden", layers, "N,N", "sizes of the students' hidden layers")
     if single is None:
-        _add(what, "student", str, "NAME", f"a network of your own in its place: {_OWN_HELP}")
+        _add(what, "student", str, "NAME", f"a network in its place: {_OWN_HELP}")
         _add(
-            what, "teacher", str, "NAME", f"a teacher of your own: {_OWN_HELP}, which has its values and is not trained"
-        )
+            what, "teacher", str, "NAME",
+            f"another teacher: {_OWN_HELP}, or file.py:load, a function without arguments, whose network has its "
+            "values and is not trained",
+        )  # fmt: skip
     how = parser.add_argument_group("how the students are distilled")
     _add(how, "method", str, "NAME", f"the loss, one of {', '.join(METHODS)}. {_METHOD_HELP}")
+    _add(
+        how, "method_option", texts, "NAME=X",
+        "numbers of a method that --method list shows, such as beta=2 temperature=4", nargs="+",
+    )  # fmt: skip
     _add(how, "alpha", number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
     _add(how, "temperature", number, "X", "divides the logits of student and teacher in the soft loss, above 0")
     training = parser.add_argument_group(
@@ -89,13 +98,21 @@ def given(parsed: argparse.Namespace) -> dict[str, Any]:
     """What was given of `Config`, for `make_config`. Raises `ConfigError` for several networks in place of one."""
     values = {name: value for name, value in vars(parsed).items() if name in Config.__dataclass_fields__}
     for name, value in values.items():
-        if isinstance(value, list) and len(value) > 1 and any(len(network) > 1 for network in value):
+        if name.endswith("hidden") and len(value) > 1 and any(len(network) > 1 for network in value):
             several = " ".join(",".join(map(str, network)) for network in value)
             raise ConfigError(
                 f"{option(name)} is {several}: give the layers of one network, joined by commas "
                 "(python -m kd_jax.sweep takes lists)"
             )
-    return {name: sum(value, ()) if isinstance(value, list) else value for name, value in values.items()}
+    single: dict[str, Any] = {
+        name: sum(value, ()) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return single | ({"method": method_name(single["method"])} if "method" in single else {})
+
+
+def method_name(name: str) -> str:
+    """A method's name as `Config` has it. Raises `ConfigError`."""
+    return catalogue.find(name, methods.known())
 
 
 def saved(store: Store, given: Mapping[str, Any], every: int | None) -> tuple[Config, int | None]:
@@ -140,7 +157,7 @@ def _add_option(group: Any, name: str, kind: Any, metavar: str | tuple[str, str]
     default = getattr(Config(), name)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     if default is None:
-        shown = "the students'" if name.startswith("teacher_") else "none"
+        shown = "the students'" if name.startswith("teacher_") else "its own" if name == "method_option" else "none"
     group.add_argument(
         option(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=f"{help} (default: {shown})", **more
     )

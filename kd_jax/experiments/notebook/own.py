@@ -1,5 +1,6 @@
-"""A user's own networks for the commands: `package.module:name` or `file.py:name`."""
+"""Networks for the commands by name: the zoo's, or a user's own, `package.module:name` or `file.py:name`."""
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,19 +16,29 @@ from flax import linen as nn
 from flax import nnx
 
 from kd_jax.errors import ConfigError
-from kd_jax.models import Model, Network, as_model, from_linen
+from kd_jax.models import Model, Network, as_model, from_linen, from_nnx, zoo
 
 
 @cache
-def load(what: str, option: str, image_shape: tuple[int, ...]) -> Model:
+def load(what: str, option: str, image_shape: tuple[int, ...], classes: int) -> Model:
     """The model that `what` names. option: which one it is for, in errors.
 
-    A class of `nnx.Module`s, or a function whose one argument is `rngs`, makes a new network for each seed. A function
-    without arguments is called: what it returns, a module or a `kd.Model`, has its values already. So has a module that
-    lives. A Linen module is called with images of `image_shape`. Raises `ConfigError`.
+    A name of the zoo, `resnet20`, makes a new network of so many classes for each seed. So does a class of
+    `nnx.Module`s, or a function whose one argument is `rngs`. A function without arguments is called: what it returns,
+    a module or a `kd.Model`, has its values already. So has a module that lives. A Linen module is called with images
+    of `image_shape`. Raises `ConfigError`.
     """
+    if what in zoo.__all__:
+        make = getattr(zoo, what)
+        return from_nnx(lambda rngs: make(num_classes=classes, in_channels=image_shape[-1], rngs=rngs))
     place, colon, name = what.rpartition(":")
-    if not colon or not place or not name.isidentifier():
+    if not colon:
+        nearest = difflib.get_close_matches(what, zoo.__all__, 3, 0.4) or zoo.__all__
+        raise ConfigError(
+            f"{option} is {what!r}, which no network is called: the nearest are {', '.join(nearest)}, and one of your "
+            "own is package.module:name or file.py:name"
+        )
+    if not place or not name.isidentifier():
         raise ConfigError(f"{option} is {what!r}: name a network as package.module:name or as file.py:name")
     module = _module(place, option)
     if not hasattr(module, name):

@@ -28,10 +28,10 @@ def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
 
 
 def own_models(config: Config, dataset: Dataset) -> tuple[Model | None, Model | None]:
-    """The user's own teacher and student; None where they are fully connected networks of `config`'s sizes."""
-    shape = tuple(dataset.image_shape)
-    teacher = own.load(config.teacher, "--teacher", shape) if config.teacher else None
-    student = own.load(config.student, "--student", shape) if config.student else None
+    """The teacher and student that have a name; None where they are fully connected networks of `config`'s sizes."""
+    shape, classes = tuple(dataset.image_shape), dataset.classes
+    teacher = own.load(config.teacher, "--teacher", shape, classes) if config.teacher else None
+    student = own.load(config.student, "--student", shape, classes) if config.student else None
     if student is not None and student.variables is not None:
         raise ConfigError(
             f"--student is {config.student!r}, which has values already, and each seed starts anew: name a class or "

@@ -13,6 +13,7 @@ from kd_jax.experiments.notebook import plots
 from kd_jax.experiments.notebook.conclusion import conclude
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.experiment import TITLES, Result, TrainedModels, models
+from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.notebook.recipes import given_teacher, layer_sizes
 from kd_jax.experiments.shell import environment
 from kd_jax.experiments.shell.folder import RESULTS, TABLE, not_written, write_whole
@@ -39,10 +40,16 @@ def set_up(config: Config, dataset: Dataset) -> dict[str, str]:
         "data": data_line(dataset),
         "teacher": _teacher_line(config, dataset),
         "students": f"{config.student or _layers(config.student_hidden, dataset)}, {seeds}, alone and distilled",
-        "method": f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}",
+        "method": _method_line(config),
         "training": training_line(config.training, dataset),
         **({"teacher's": training_line(config.teacher_training, dataset)} if own else {}),
     }
+
+
+def _method_line(config: Config) -> str:
+    if config.method in METHODS:
+        return f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}"
+    return ", ".join([config.method, *(text.replace("=", " ") for text in config.method_option or ("as it comes",))])
 
 
 def data_line(dataset: Dataset) -> str:

@@ -19,6 +19,7 @@ from kd_jax.experiments.shell import options as cli
 from kd_jax.experiments.shell import progress, resume
 from kd_jax.experiments.shell.folder import RESULTS, TABLE
 from kd_jax.experiments.shell.signals import Interrupt
+from kd_jax.experiments.shell.text import say
 from kd_jax.experiments.shell.wording import in_options
 from kd_jax.files import cache
 from kd_jax.train import checkpoint
@@ -122,7 +123,10 @@ def prepare_jax() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
-        cli.fail(f"JAX_PLATFORMS is {asked!r}, and JAX finds no such device ({error}): unset it, or use cpu", code=2)
+        reason = f" ({error})" if str(error) else ""
+        cli.fail(f"JAX_PLATFORMS is {asked!r}, and JAX finds no such device{reason}: unset it, or use cpu", code=2)
+    if jax.config.values["jax_disable_jit"]:
+        cli.fail("JAX_DISABLE_JIT is set, and trainings are compiled programs: unset it", code=2)
     if jax.config.values["jax_default_matmul_precision"] is None:
         # Else GPUs and TPUs would round the factors of a product to fewer digits than float32 has.
         jax.config.update("jax_default_matmul_precision", "highest")
@@ -174,7 +178,7 @@ def claimed(store: checkpoint.Store, identity: Mapping[str, Any], options: argpa
         resume.require_same(store, identity)
         if store.finished and all((store.folder / name).exists() for name in (RESULTS, TABLE)):
             text = (store.folder / TABLE).read_text(encoding="utf-8")
-            print(f"{store.folder} is finished.\n\n{text}", flush=True)
+            say(f"{store.folder} is finished.\n\n{text}")
             return False
         return True
     if not options.overwrite:
@@ -188,8 +192,10 @@ def claimed(store: checkpoint.Store, identity: Mapping[str, Any], options: argpa
         cli.fail(
             f"{store.folder} already holds results: choose another --out, or add --overwrite to replace them", code=2
         )
-    if options.resume and not options.quiet:
-        print(f"{store.folder} holds nothing to go on with: it is started.", flush=True)
+    if options.resume:
+        started = f"{store.folder} holds nothing to go on with: it is started."
+        # Quiet or not: who resumes may have named another folder than was meant.
+        print(f"kd_jax: {started}", file=sys.stderr, flush=True) if options.quiet else say(started)
     options.resume = False
     store.start(identity)
     return True
@@ -237,7 +243,7 @@ def carry_out(
     """
     with telling_failures(store):
         if not options.quiet:
-            print(header(), flush=True)
+            say(header())
         text, closing = work()
         store.finish()
     _say(f"\n{text}" + ("" if options.quiet else f"\n\n{closing}"), store.folder / TABLE)

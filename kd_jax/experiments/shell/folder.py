@@ -1,6 +1,7 @@
 """The folder that a command leaves its results in."""
 
 import itertools
+import sys
 from pathlib import Path
 
 from kd_jax.errors import OutputError
@@ -13,6 +14,7 @@ def claim(folder: Path) -> bool:
 
     Raises `OutputError` where it cannot be written.
     """
+    _require_encodable(folder)
     try:
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,6 +29,7 @@ def claim(folder: Path) -> bool:
 
 def new_folder(name: str) -> Path:
     """A folder `runs/name` that nobody else has, made at once, or `runs/name-2` and so on. Raises `OutputError`."""
+    _require_encodable(Path())
     for number in itertools.count(1):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
         try:
@@ -39,6 +42,17 @@ def new_folder(name: str) -> Path:
             ) from None
         return folder
     raise AssertionError("numbers do not end")
+
+
+def _require_encodable(folder: Path) -> None:
+    """Checkpoints are written by a library that takes names as UTF-8."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise OutputError(
+            f"--out {str(folder)!a} has letters that the locale's encoding ({sys.getfilesystemencoding()}) cannot "
+            "hold: set PYTHONUTF8=1, or choose another folder"
+        ) from None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

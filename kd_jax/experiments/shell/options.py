@@ -69,6 +69,11 @@ def layers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def texts(text: str) -> tuple[str, ...]:
+    """Settings `name=value`, several of them joined by commas, as an option's type."""
+    return tuple(re.split(r",(?=\w+=)", text))
+
+
 def whole(text: str) -> int:
     """A whole number, as an option's type."""
     try:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kd_jax.experiments.images import Metrics
+from kd_jax.experiments.shell.text import say
 
 
 class StageName(NamedTuple):
@@ -94,7 +95,7 @@ class Lines:
         """Ends a stage; every line is written already."""
 
     def _write(self, line: str) -> None:
-        print(line, flush=True)
+        say(line)
 
 
 class Bars(Lines):

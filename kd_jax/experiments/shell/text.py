@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,25 @@ def spread(values: Any, form: str, *, per_cent: bool = False) -> str:
     summary = summarise(np.asarray(values, np.float64) * (100 if per_cent else 1))
     mean = format(summary.mean, form)
     return mean if summary.sd is None else f"{mean} ± {format(summary.sd, form.replace('+', ''))}"
+
+
+def say(text: str) -> None:
+    """Prints a line now. Where that is not possible (a full disk), stderr is told once, and the run goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not _told:
+            _told.append(True)
+            print(
+                f"kd_jax: the output cannot be printed ({error.strerror or error}): the run goes on, and its results "
+                "will be in its folder",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+
+_told: list[bool] = []
 
 
 def counted(number: int, word: str) -> str:

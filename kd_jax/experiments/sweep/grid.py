@@ -21,7 +21,7 @@ SINGLE = ("dataset", "preset", "seeds", "seed")
 _ARRAYS = ("learning_rate", "temperature", "alpha")
 _TEACHER = tuple(name for name in Config.__dataclass_fields__ if name.startswith("teacher_"))
 # What only a student with a teacher depends on.
-_DISTILLATION = ("method", "temperature", "alpha", *_TEACHER)
+_DISTILLATION = ("method", "method_option", "temperature", "alpha", *_TEACHER)
 
 
 class Setting(NamedTuple):
@@ -49,7 +49,12 @@ def make_grid(base: Config, lists: Mapping[str, tuple[Any, ...]], smoothing: tup
     # In one order, whatever that of the options: trainings are told apart by their place.
     ordered = {name: lists[name] for name in Config.__dataclass_fields__ if name in lists}
     grid = Grid(dataclasses.replace(base, **pinned), ordered, smoothing)
-    distilled(grid)
+    for setting in distilled(grid):
+        if setting.config.make_method().teacher_features:
+            raise ConfigError(
+                f"--method is {setting.config.method}, which compares features, and a sweep keeps the teacher's logits "
+                "alone: use python -m kd_jax.run, or kd.compare from Python"
+            )
     for value in smoothing:
         if not 0 < value <= 1:
             raise ConfigError(f"--label-smoothing is {value}: it must be above 0 and at most 1")

@@ -11,7 +11,6 @@ from kd_jax.experiments.images import Settings
 from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.notebook.config import Config
 from kd_jax.experiments.notebook.experiment import TITLES
-from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.stage import Role
 from kd_jax.experiments.sweep.grid import (  # fmt: skip
     ALONE,
@@ -153,7 +152,7 @@ def _settings(setting: Setting) -> Settings:
     config = setting.config
     method: Method = CrossEntropy()
     if setting.kind == DISTILLED:
-        method = METHODS[config.method](config.alpha, config.temperature)
+        method = config.make_method()
     elif setting.kind == SMOOTHED:
         method = LabelSmoothing(setting.smoothing)
     return Settings(config.learning_rate, method)

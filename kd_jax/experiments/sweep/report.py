@@ -14,6 +14,7 @@ from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook import report
 from kd_jax.experiments.notebook.conclusion import conclude
 from kd_jax.experiments.notebook.config import Config, make_config
+from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell import environment
 from kd_jax.experiments.shell.options import option
 from kd_jax.experiments.shell.text import counted, spread
@@ -41,6 +42,9 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         "temperature": "temperature", "epochs": "epochs", "batch": "batch_size", "learning rate": "learning_rate",
         "schedule": "schedule", "warm-up": "warmup", "shift": "shift",
     }  # fmt: skip
+    if not any(setting.config.method in METHODS for setting in distilled):
+        fixed = {word: name for word, name in fixed.items() if name not in ("alpha", "temperature")}
+        fixed |= {"method option": "method_option"} if base.method_option else {}
     if base.shift_share < 1 and (base.shift or "shift" in lists):
         fixed["share of the images shifted"] = "shift_share"
     rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)

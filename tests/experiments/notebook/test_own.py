@@ -62,15 +62,17 @@ def source(dataset: Dataset, tmp_path: Path) -> str:
 
 
 def test_a_class_is_made_anew_and_what_a_function_returns_has_its_values(place: Path) -> None:
-    fresh, given = (own.load(f"{place}:{name}", "--student", (6, 6, 1)) for name in ("Net", "load"))
+    fresh, given = (own.load(f"{place}:{name}", "--student", (6, 6, 1), 3) for name in ("Net", "load"))
     assert fresh.variables is None
     assert given.variables is not None
-    assert isinstance(own.load(f"{place}:linen", "--student", (6, 6, 1)), Model)
+    assert isinstance(own.load(f"{place}:linen", "--student", (6, 6, 1), 3), Model)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("resnet21", "the nearest are resnet.*resnet20, .* and one of your own is package.module:name or file.py:name"),
+        ("what", "which no network is called: the nearest are lenet, mobilenet_v1"),
         ("Net:", "name a network as package.module:name"),
         ("{}:Nte", "has no Nte, and has"),
         ("{}:broken", "OSError: the weights are gone"),
@@ -81,7 +83,7 @@ def test_a_class_is_made_anew_and_what_a_function_returns_has_its_values(place: 
 )
 def test_what_is_no_network_is_told_in_a_sentence(name: str, says: str, place: Path) -> None:
     with pytest.raises(ConfigError, match=says) as told:
-        own.load(name.format(place), "--student", (6, 6, 1))
+        own.load(name.format(place), "--student", (6, 6, 1), 3)
     assert "\n" not in str(told.value)
 
 
@@ -103,6 +105,20 @@ def test_a_run_trains_ones_own_student_with_ones_own_teacher(
         *(f"student-seed{seed}.safetensors" for seed in (42, 43)),
         "teacher-seed42.safetensors",
     ]
+
+
+def test_a_run_trains_networks_of_the_zoo_by_their_names(
+    small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--dataset", source(small_dataset, tmp_path), "--epochs", "1", "--batch-size", "60", "--seeds", "1"]
+    run.main([*options, "--teacher", "lenet", "--student", "lenet", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert re.search(r"teacher +lenet\nstudents +lenet, 1 seed", printed)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    for name in ("teacher", "student", "distilled"):
+        # Of 3 classes in place of 10.
+        assert found["models"][name]["parameters"] == 61_706 - 7 * 85
+    assert found["models"]["teacher"]["training"]
 
 
 @pytest.mark.parametrize(

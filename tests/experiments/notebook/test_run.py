@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from kd_jax import run
 from kd_jax.data.dataset import Dataset
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, OutputError
 from kd_jax.experiments import stage_loop
 from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook import experiment, fits, options, recipes
@@ -437,11 +437,16 @@ def test_a_folder_that_fills_up_is_one_sentence(
     assert "the results cannot be written to" in error
 
 
-@pytest.mark.parametrize("platforms", ["cuda", "nonsense"])
-def test_a_device_that_is_not_there_is_one_sentence(source: str, tmp_path: Path, platforms: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [("JAX_PLATFORMS", "cuda"), ("JAX_DISABLE_JIT", "1")])
+def test_what_the_environment_asks_jax_for_is_one_sentence(source: str, tmp_path: Path, name: str, value: str) -> None:
     arguments = [sys.executable, "-m", "kd_jax.run", "--dataset", source, *SMALL, "--out", str(tmp_path / "out")]
-    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    environment = os.environ | {name: value}
     found = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 2
-    assert found.stderr.splitlines()[-1].startswith(f"kd_jax: JAX_PLATFORMS is '{platforms}'")
+    assert found.stderr.splitlines()[-1].startswith(f"kd_jax: {name} is ")
     assert "Traceback" not in found.stderr
+
+
+def test_a_name_that_the_locale_cannot_hold_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(OutputError, match=r"--out '/tmp/.udcc3.udca9' has letters .* set PYTHONUTF8=1, or choose"):
+        folder.claim(Path("/tmp/\udcc3\udca9"))

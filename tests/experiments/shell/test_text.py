@@ -1,6 +1,8 @@
 """Numbers and lists as results are written: all that was measured, in no more text than that takes."""
 
+import contextlib
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd_jax.experiments.shell import text
 from kd_jax.experiments.shell.text import counted, json_text, listed, plain, spread
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -58,3 +61,22 @@ def test_a_mean_has_its_deviation_and_one_value_none() -> None:
 def test_words_are_counted_and_lines_without_text_left_out() -> None:
     assert [counted(1, "seed"), counted(2_000, "seed")] == ["1 seed", "2,000 seeds"]
     assert listed({"data": "mnist", "nothing": "", "method": "kd"}) == "- data: mnist\n- method: kd"
+
+
+def test_an_output_that_cannot_be_written_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(text, "_told", [])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        for line in ("one", "two"):
+            text.say(line)
+        monkeypatch.undo()
+        # What is left in its buffer cannot be written either.
+        with contextlib.suppress(OSError):
+            full.close()
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "kd_jax: the output cannot be printed (No space left on device): the run goes on, and its results will be in "
+        "its folder"
+    ]

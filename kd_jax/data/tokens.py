@@ -1,0 +1,113 @@
+"""Sequences of tokens as a `Batch`: next-token labels, packed sequences, prompts that are not trained on.
+
+Segments are whole numbers `[..., positions]` that tell the packed sequences of a row apart; 0 is padding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from kd_jax.data.batch import Batch
+from kd_jax.errors import DataError
+
+Tokens = Shaped[Array | np.ndarray, "..."]
+
+
+def pack(
+    sequences: Sequence[Any], length: int
+) -> tuple[Int[np.ndarray, "rows {length}"], Int[np.ndarray, "rows {length}"]]:
+    """Sequences side by side in rows of `length`: the tokens, and their segments 1, 2, … in each row.
+
+    Each sequence goes whole into the first row that has room, in the order given; the rest of a row is 0. One that is
+    longer than a row is refused: cut it first, where its meaning allows.
+    """
+    rows: list[list[np.ndarray]] = []
+    room: list[int] = []
+    for number, sequence in enumerate(sequences):
+        tokens = np.asarray(sequence)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= length:
+            raise DataError(
+                f"sequence {number} is {tokens.dtype} {list(tokens.shape)}: give from 1 to {length} whole numbers"
+            )
+        row = next((i for i, left in enumerate(room) if left >= len(tokens)), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[row].append(tokens)
+        room[row] -= len(tokens)
+    packed, segments = (np.zeros((len(rows), length), np.int32) for _ in range(2))
+    for i, row_of in enumerate(rows):
+        count = length - room[i]
+        packed[i, :count] = np.concatenate(row_of)
+        segments[i, :count] = np.repeat(np.arange(1, len(row_of) + 1), [len(tokens) for tokens in row_of])
+    return packed, segments
+
+
+def next_token_labels(tokens: Tokens) -> Int[Array, "..."]:
+    """The token after each position, `[..., positions]`; 0 at the last, which has none and must have the weight 0."""
+    tokens = _whole(tokens, "tokens")
+    return jnp.concatenate([tokens[..., 1:], jnp.zeros_like(tokens[..., :1])], axis=-1)
+
+
+def next_token_weights(segments: Tokens, *, prompt: Tokens | None = None) -> Float[Array, "..."]:
+    """Weights of `next_token_labels`: 1 where the next token is of the same sequence and to be learned, else 0.
+
+    prompt: whether a token is given and not learned, booleans `[..., positions]`. The first token after a prompt is
+    learned: it is predicted from the prompt's last.
+    """
+    segments = _whole(segments, "segments")
+    kept = (segments[..., 1:] == segments[..., :-1]) & (segments[..., 1:] != 0)
+    if prompt is not None:
+        given = jnp.asarray(prompt)
+        if given.shape != segments.shape or given.dtype != bool:
+            raise DataError(
+                f"prompt is {given.dtype} {list(given.shape)} for segments {list(segments.shape)}: give a boolean for "
+                "each position"
+            )
+        kept &= ~given[..., 1:]
+    return jnp.concatenate([kept, jnp.zeros_like(kept, shape=(*kept.shape[:-1], 1))], axis=-1).astype(jnp.float32)
+
+
+def segment_positions(segments: Tokens) -> Int[Array, "..."]:
+    """The position of each token within its own sequence, from 0, `[..., positions]`."""
+    segments = _whole(segments, "segments")
+    places = jax.lax.broadcasted_iota(jnp.int32, segments.shape, segments.ndim - 1)
+    begins = jnp.concatenate([jnp.ones_like(segments[..., :1], bool), segments[..., 1:] != segments[..., :-1]], axis=-1)
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=segments.ndim - 1)
+
+
+def segment_mask(segments: Tokens, *, causal: bool = True) -> Bool[Array, "..."]:
+    """Which positions a position attends to: those of its own sequence, `[..., queries, keys]`, not later if causal.
+
+    Padding attends to padding, so that no softmax is over nothing.
+    """
+    segments = _whole(segments, "segments")
+    same = segments[..., :, None] == segments[..., None, :]
+    return jnp.tril(same) if causal else same
+
+
+def token_batch(tokens: Tokens, *, segments: Tokens | None = None, prompt: Tokens | None = None) -> Batch:
+    """A `Batch` for next-token prediction, all `[..., positions]`.
+
+    inputs: a dict of tokens, segments and positions. labels: `next_token_labels`. weights: `next_token_weights`.
+    segments: without them a row is one sequence, with no padding. prompt: as of `next_token_weights`.
+    """
+    tokens = _whole(tokens, "tokens")
+    known = jnp.ones_like(tokens) if segments is None else _whole(segments, "segments")
+    if known.shape != tokens.shape:
+        raise DataError(
+            f"segments {list(known.shape)} do not fit tokens {list(tokens.shape)}: give one for each position"
+        )
+    inputs = {"tokens": tokens, "segments": known, "positions": segment_positions(known)}
+    return Batch(inputs, next_token_labels(tokens), next_token_weights(known, prompt=prompt))
+
+
+def _whole(values: Tokens, name: str) -> Array:
+    values = jnp.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.integer) or values.ndim == 0 or values.shape[-1] == 0:
+        raise DataError(f"{name} are {values.dtype} {list(values.shape)}: give whole numbers, [..., positions]")
+    return values if values.dtype.itemsize >= 4 else values.astype(jnp.int32)

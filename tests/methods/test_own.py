@@ -1,0 +1,134 @@
+"""Methods that change logits, labels or the temperature: standardisation, sigmoids, a virtual teacher, CTKD."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import kd_jax as kd
+from kd_jax import losses
+from kd_jax.errors import MethodError
+from kd_jax.methods.base import as_parts, terms_of
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+RNG = np.random.default_rng(8)
+STUDENT, TEACHER = (kd.Output(jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32)) for _ in range(2))
+LABELS = jnp.asarray(RNG.integers(0, 4, 6), jnp.int32)
+BATCH = kd.Batch(jnp.zeros((6, 1)), LABELS)
+Z, T = STUDENT.logits, TEACHER.logits
+KEY, SGD = jax.random.key(0), optax.sgd(0.1)
+
+
+def terms(
+    method: kd.Method, student: kd.Output = STUDENT, teacher: Any = TEACHER, batch: kd.Batch = BATCH, step: int = 0,
+    learned: Any = None,
+) -> Any:  # fmt: skip
+    parts = as_parts(method.init(KEY, student, teacher), method)
+    parts = parts if learned is None else parts._replace(learned=learned)
+    return terms_of(method, parts, student, teacher, batch, jnp.int32(step))[0]
+
+
+def standard(z: np.ndarray) -> np.ndarray:
+    return (z - z.mean(-1, keepdims=True)) / (1e-7 + z.std(-1, ddof=1, keepdims=True))
+
+
+def test_standardisation_is_of_the_soft_loss_alone() -> None:
+    found = terms(kd.standardised(kd.KD(0.3, 2.0)))
+    ours, theirs = (standard(np.float64(z)) / 2 for z in (Z, T))
+    p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (theirs, ours))
+    np.testing.assert_allclose(found["soft"], 0.7 * 4 * (p * np.log(p / q)).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(found["hard"], 0.3 * losses.cross_entropy(Z, LABELS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [kd.DKD(), kd.DIST(), kd.MLKD(), kd.SampledKL(hard=1.0), 9 * kd.KD(), kd.PLD()])
+def test_any_method_of_logits_can_be_standardised(method: kd.Method) -> None:
+    """Its soft loss does not see a scale of the teacher's logits."""
+    wrapped = kd.standardised(method)
+    first, second = (terms(wrapped, teacher=kd.Output(scale * T)) for scale in (1.0, 5.0))
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], rtol=2e-4, atol=1e-6)
+    assert not np.allclose(terms(method)["soft"], terms(method, teacher=kd.Output(5 * T))["soft"])
+    assert wrapped.needs_labels == method.needs_labels
+    assert len(jax.tree.leaves(wrapped)) == len(jax.tree.leaves(method))
+
+
+def test_a_standardised_sum_keeps_its_hard_terms() -> None:
+    found = terms(kd.standardised(kd.CrossEntropy() + kd.KD(0.5)))
+    assert set(found) == {"hard", "hard_2", "soft"}
+    for name, share in (("hard", 1.0), ("hard_2", 0.5)):
+        np.testing.assert_allclose(found[name], share * losses.cross_entropy(Z, LABELS), rtol=1e-5)
+
+
+def test_sigmoids_have_their_own_hard_loss() -> None:
+    labels = jnp.asarray(RNG.integers(0, 2, (6, 4)), jnp.float32)
+    found = terms(kd.BinaryKD(0.3, 2.0), batch=kd.Batch(jnp.zeros((6, 1)), labels))
+    np.testing.assert_allclose(found["hard"], 0.3 * losses.binary_cross_entropy(Z, labels), rtol=1e-6)
+    np.testing.assert_allclose(found["soft"], 0.7 * losses.binary_kd(Z, T, temperature=2.0), rtol=1e-6)
+    alone = terms(kd.BinaryKD(0), batch=kd.Batch(jnp.zeros((6, 1))))
+    np.testing.assert_allclose(alone["soft"], losses.binary_kd(Z, T, temperature=4.0), rtol=1e-6)
+    assert not kd.BinaryKD(0).needs_labels
+    with pytest.raises(MethodError, match="labels of BinaryKD are int32"):
+        terms(kd.BinaryKD())
+
+
+def test_one_output_is_trained_from_floats() -> None:
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    data = kd.Batch(x, (x[:, 0] > 0).astype(np.float32))
+    teacher = lambda inputs: 4 * inputs[:, :1]  # noqa: E731
+    result = kd.distill(kd.mlp([3, 1]), teacher, data, method=kd.BinaryKD(), epochs=2, batch_size=8, optimizer=SGD)
+    assert np.isfinite(result.history["loss"]).all()
+    with pytest.raises(MethodError, match="labels of BinaryKD are"):
+        kd.distill(
+            kd.mlp([3, 1]),
+            teacher,
+            kd.Batch(x, np.ones(16, np.int32)),
+            method=kd.BinaryKD(),
+            batch_size=8,
+            optimizer=SGD,
+        )
+
+
+def test_a_virtual_teacher_needs_no_other() -> None:
+    method = kd.VirtualTeacher(0.3, 0.9, 5.0)
+    assert not method.needs_teacher
+    found = terms(method, teacher=None)
+    soft = losses.virtual_teacher(Z, LABELS, probability=0.9, temperature=5.0)
+    np.testing.assert_allclose(found["soft"], 0.7 * soft, rtol=1e-6)
+    np.testing.assert_allclose(found["hard"], 0.3 * losses.cross_entropy(Z, LABELS), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("step", "warmup", "strength"), [(0, 0, 0.8), (0, 4, 0.0), (2, 4, 0.4), (9, 4, 0.8)])
+def test_the_temperature_is_learned_against_the_student(step: int, warmup: int, strength: float) -> None:
+    """By a gradient that is reversed, and rises as half a cosine; the student's is that of `KD`."""
+    method = kd.CTKD(0.3, start=1.0, span=6.0, reversal=0.8, warmup=warmup)
+    theta = jnp.asarray(0.5, jnp.float32)
+    temperature = 1 + 6 / (1 + np.exp(-0.5))
+    np.testing.assert_allclose(method.temperature_of(theta), temperature, rtol=1e-6)
+
+    def loss(theta: Any, logits: Any) -> Any:
+        found = terms(method, student=kd.Output(logits), step=step, learned=theta)
+        return jnp.sum(found["hard"] + found["soft"])
+
+    def plain(temperature: Any, logits: Any) -> Any:
+        found = terms(kd.KD(0.3, temperature), student=kd.Output(logits))
+        return jnp.sum(found["hard"] + found["soft"])
+
+    value, (by_theta, by_logits) = jax.value_and_grad(loss, argnums=(0, 1))(theta, Z)
+    wanted, (by_temperature, logits) = jax.value_and_grad(plain, argnums=(0, 1))(jnp.float32(temperature), Z)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    np.testing.assert_allclose(by_logits, logits, rtol=1e-4, atol=1e-6)
+    slope = (temperature - 1) * (1 - (temperature - 1) / 6)
+    np.testing.assert_allclose(by_theta, -strength * by_temperature * slope, rtol=1e-4, atol=1e-7)
+
+
+def test_the_temperature_rises_in_a_training_where_the_loss_does_with_it() -> None:
+    data = kd.Batch(np.float32(RNG.normal(size=(32, 3))), RNG.integers(0, 4, 32).astype(np.int32))
+    method = kd.CTKD()
+    result = kd.distill(
+        kd.mlp([3, 4]), kd.mlp([3, 4]).init(1), data, method=method, epochs=2, batch_size=8, optimizer=SGD
+    )
+    assert result.state.learned.shape == ()
+    assert method.temperature_of(result.state.learned) != method.temperature_of(jnp.float32(1.0))

@@ -1,0 +1,47 @@
+"""The programs of examples/ run on a few images, and end in a table."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import pytest
+from pages import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NEEDS = {"grain_random_crops": "grain", "pytorch_teacher": "torch"}
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_ends_in_a_table(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip(NEEDS.get(path.stem, "jax"))
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        loaded(path).main(128)
+    printed = capsys.readouterr().out
+    assert "teacher" in printed
+    assert "accuracy" in printed
+    assert "---" in printed
+    if path.stem == "compare_methods":
+        assert sorted(one.name for one in (tmp_path / "runs" / "compare-methods").iterdir()) == [
+            "comparison.png", "learning-curves.png", "results.json", "results.md",
+        ]  # fmt: skip
+
+
+def test_the_page_of_examples_names_each() -> None:
+    text = (ROOT / "docs" / "examples.md").read_text()
+    assert EXAMPLES
+    assert [path.name for path in EXAMPLES if f"(../examples/{path.name})" not in text] == []
