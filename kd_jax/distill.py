@@ -77,7 +77,7 @@ def distill(
     measures: Mapping[str, Callable[..., Any]] | None = None,
     best: str | None = None,
     higher: bool | None = None,
-    callbacks: Callback | Iterable[Callback] = (),
+    callbacks: Callback | Iterable[Callback] | None = (),
     checkpoint: Any = None,
     checkpoint_steps: int | None = None,
     resume: bool = False,
