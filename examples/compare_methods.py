@@ -6,7 +6,7 @@ import kd_jax as kd
 
 
 def main(images: int = 2000, width: int = 300, folder: str = "runs/compare-methods") -> None:
-    """Compares students of `width` units on `images` of MNIST. Prints the table, and writes it and plots into `folder`."""
+    """Compares students of `width` units on `images` of MNIST. Prints a table; writes it and plots into `folder`."""
     data = kd.load("mnist")
     train = kd.Batch(data.train_images[:images] / 255.0, data.train_labels[:images])
     test = kd.Batch(data.test_images[: 2 * images] / 255.0, data.test_labels[: 2 * images])
