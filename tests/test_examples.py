@@ -9,6 +9,7 @@ import pytest
 from pages import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FASTER = {"compare_methods": {"width": 16}}
 NEEDS = {"grain_random_crops": "grain", "pytorch_teacher": "torch"}
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -30,7 +31,7 @@ def test_an_example_ends_in_a_table(
     pytest.importorskip(NEEDS.get(path.stem, "jax"))
     monkeypatch.chdir(tmp_path)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        loaded(path).main(128)
+        loaded(path).main(128, **FASTER.get(path.stem, {}))
     printed = capsys.readouterr().out
     assert "teacher" in printed
     assert "accuracy" in printed
