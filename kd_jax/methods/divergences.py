@@ -194,6 +194,7 @@ class SampledKL(Method):
     power: Scalar = 1.0
     temperature: Temperature = 1.0
     hard: Weight = 0.0
+    of_classes: ClassVar[bool] = True
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]

@@ -122,6 +122,7 @@ class BesideHard(Method):
     """
 
     hard: Scalar
+    of_classes: ClassVar[bool] = True
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]

@@ -180,6 +180,7 @@ class WKD(Method):
     iterations: int = static(10)
     hard: Weight = 1.0
     needs_labels: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = True
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
@@ -205,6 +206,7 @@ class VirtualTeacher(Method):
     temperature: Temperature = 20.0
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
+    of_classes: ClassVar[bool] = True
     compares_logits: ClassVar[bool] = False
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:

@@ -79,3 +79,10 @@ def test_walk_finds_every_method_once() -> None:
     assert [type(one).__name__ for one in found] == [
         "Sum", "CrossEntropy", "Scaled", "Sum", "KD", "Scaled", "LogitMSE"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [kd.KD(), kd.LogitMSE(), kd.DIST(), kd.ULD(), kd.SampledKL(), kd.VirtualTeacher()])
+def test_methods_say_that_they_take_classes(method: kd.Method) -> None:
+    assert method.of_classes
+    assert not kd.LogitMSE(alpha=0).of_classes
+    assert not kd.BinaryKD().of_classes
