@@ -49,7 +49,7 @@ class Teacher:
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """What it says of the inputs: one `Output`, or several where the mean of their losses is taken."""
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__} says nothing: define outputs(inputs, *, features=())")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network"])

@@ -69,7 +69,7 @@ class ProjectedMethod(FeatureMethod):
 
     def projected(self, projected: Any, teacher: Any, batch: Batch) -> Values:
         """What the projected feature and the teacher's are apart."""
-        raise NotImplementedError
+        raise MethodError(f"{type(self).__name__} compares nothing: define projected(projected, teacher, batch)")
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, by the method's name in small letters."""

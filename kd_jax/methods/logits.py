@@ -131,7 +131,7 @@ class BesideHard(Method):
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
         """The soft loss."""
-        raise NotImplementedError
+        raise MethodError(f"{type(self).__name__} compares nothing: define soft(student, teacher, batch)")
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""

@@ -33,7 +33,7 @@ class ConnectedMethod(FeatureMethod):
 
     def connected(self, connected: Any, teacher: Any, batch: Batch) -> Values:
         """What the connected map and the teacher's are apart."""
-        raise NotImplementedError
+        raise MethodError(f"{type(self).__name__} compares nothing: define connected(connected, teacher, batch)")
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, by the method's name in small letters."""

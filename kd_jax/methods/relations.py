@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
+from kd_jax.errors import MethodError
 from kd_jax.methods.base import Method, Parts, Terms, Values
 from kd_jax.methods.bounds import Weight
 from kd_jax.methods.logits import require_teacher
@@ -41,7 +42,7 @@ class FeatureMethod(Method):
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """What two features are apart, `[batch]`."""
-        raise NotImplementedError
+        raise MethodError(f"{type(self).__name__} compares nothing: define compare(student, teacher, batch)")
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, by the method's name in small letters."""
