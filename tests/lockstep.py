@@ -204,7 +204,7 @@ class KdJax:
         state, metrics = self._step(state, self.key, self.images, rows, self.settings)
         gradients, adam = state.optimizer_state
         params, (_, on) = state.variables
-        trees = ([metrics.loss], gradients[0], adam.mu[0], adam.nu[0], params, on)
+        trees = ([metrics.loss], gradients, adam.mu, adam.nu, params, on)
         return state, Step(*map(jax.tree.leaves, trees))
 
     def masks(self, state: Any) -> Any:
@@ -217,7 +217,7 @@ class KdJax:
         params, observed = state.variables
         structure = jax.tree.structure(params)
         params, mu, nu = (jax.tree.unflatten(structure, part) for part in theirs.state())
-        adam = optax.ScaleByAdamState(np.int32(steps), (mu, ()), (nu, ()))
+        adam = optax.ScaleByAdamState(np.int32(steps), mu, nu)
         recorded = Recorded(state.optimizer_state.gradients, adam)
         return state._replace(variables=(params, observed), optimizer_state=recorded, step=np.int32(steps))
 

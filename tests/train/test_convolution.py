@@ -78,7 +78,7 @@ def configurations(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], d
     return lhs, rhs, parameters, dtype
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(configurations())
 def test_convolutions_and_their_gradients_are_those_of_jax(configuration: Any) -> None:
     lhs, rhs, parameters, dtype = configuration
