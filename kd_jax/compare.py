@@ -100,7 +100,7 @@ def compare(
         own = identity(settings, data, None, known, prepare)
         own["optimizer"] = optimizer_digest(optimizer, model.network.split(shapes)[0])
         own["computation of a step"] = _digest_of_steps(entries, training, known, data, batch_size)
-    with opened(folder, own, resume=resume, warn=lambda sentence: None) as opened_folder:
+    with opened(folder, own, resume=resume, warn=lambda sentence: None, argument="folder") as opened_folder:
         kept = None if opened_folder is None else KeptTrainings(opened_folder.store.folder / "trainings")
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)
         try:

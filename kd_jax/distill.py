@@ -60,6 +60,13 @@ class Result(NamedTuple):
     state: TrainState
     best_epoch: int | None
 
+    def __repr__(self) -> str:
+        """The measures of the last epoch, not the parameters."""
+        last = {name: f"{values[-1]:.4g}" for name, values in self.history.items() if len(values)}
+        epochs = len(next(iter(self.history.values()), ()))
+        best = "" if self.best_epoch is None else f", best epoch {self.best_epoch}"
+        return f"Result({self.model!r}, {epochs} epochs{best}, {', '.join(f'{k} {v}' for k, v in last.items())})"
+
 
 def distill(
     student: Any,

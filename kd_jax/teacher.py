@@ -18,6 +18,7 @@ from kd_jax.data.batch import as_batch, check_whole
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model, as_output
+from kd_jax.models.doors import is_result
 from kd_jax.models.predict import highest_precision, outputs_in_batches
 from kd_jax.models.trying import PREPARE, told
 
@@ -312,7 +313,7 @@ def as_teacher(teacher: Any) -> Teacher | None:
     """
     if teacher is None or isinstance(teacher, Teacher):
         return teacher
-    if isinstance(teacher, list | tuple):
+    if isinstance(teacher, list | tuple) and not is_result(teacher):
         return several(teacher)
     if isinstance(teacher, np.ndarray | jax.Array):
         return cached(teacher)

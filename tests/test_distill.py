@@ -1,6 +1,7 @@
 """`distill`: what it gives back, warns of, and leaves alone."""
 
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -227,3 +228,14 @@ def test_a_student_that_is_asked_for_too_late_is_told() -> None:
 def test_validation_may_be_a_list_of_two_arrays() -> None:
     pair, batch = (kd.distill(net(), None, DATA, validation=data, callbacks=None, **HOW) for data in ([X, Y], DATA))
     assert pair.history["validation_nll"] == batch.history["validation_nll"]
+
+
+def test_what_a_training_gave_back_is_a_model_and_prints_in_a_line(tmp_path: Path) -> None:
+    result = kd.distill(net(), None, DATA, **HOW)
+    assert kd.evaluate(result, DATA) == kd.evaluate(result.student, DATA)
+    again = kd.distill(net(), result, DATA, **HOW)
+    wanted = kd.distill(net(), result.student, DATA, **HOW)
+    assert_same(again.state.variables, wanted.state.variables)
+    kd.save(result, tmp_path / "student.safetensors")
+    assert "loss" in repr(result)
+    assert len(repr(result)) < 300

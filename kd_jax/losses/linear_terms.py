@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kd_jax.errors import ConfigError
 from kd_jax.losses.alpha_beta_divergence import alpha_beta_slopes, alpha_beta_terms
 from kd_jax.losses.pairs import Pair
 
@@ -251,7 +252,8 @@ def _top_k(log_p: Array, columns: Columns, k: int) -> Array:
     held = values.shape[-1]
     everywhere = jnp.moveaxis(columns.shards(values), 0, 1).reshape(len(values), -1)
     if not 1 <= k <= everywhere.shape[-1] // held * width:
-        raise ValueError(f"k is {k} and must be from 1 to the {everywhere.shape[-1] // held * width} columns")
+        columns_in_all = everywhere.shape[-1] // held * width
+        raise ConfigError(f"k is {k}: it must be from 1 to {columns_in_all}, the number of columns")
     _, chosen = jax.lax.top_k(everywhere, k)
     local = chosen - columns.shard().astype(chosen.dtype) * held
     here = (local >= 0) & (local < held)

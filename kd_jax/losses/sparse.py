@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from kd_jax.errors import ShapeError
+from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses.checks import Logits, Scalar, as_logits, as_pair, number
 from kd_jax.losses.logits import kd, kl_divergence
 from kd_jax.losses.pairs import difference_of, pair, size_of
@@ -28,7 +28,7 @@ def top_k_kl(
     if rest not in RESTS:
         raise ValueError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
     if not 1 <= k <= student.shape[-1]:
-        raise ValueError(f"k is {k} and must be from 1 to the {student.shape[-1]} classes")
+        raise ConfigError(f"k is {k}: it must be from 1 to {student.shape[-1]}, the number of classes")
     t = number(temperature, student)
     _, top = jax.lax.top_k(teacher, k)
     chosen = jnp.any(top[..., None, :] == _numbers(teacher)[..., :, None], axis=-1)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
-from kd_jax.errors import MethodError
+from kd_jax.errors import MethodError, ShapeError
 from kd_jax.methods.base import Method, Parts, Terms, Values
 from kd_jax.methods.bounds import Weight
 from kd_jax.methods.logits import require_teacher
@@ -70,7 +70,7 @@ class AT(FeatureMethod):
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.at`."""
-        return losses.at(student, teacher, exponent=self.exponent)
+        return losses.at(*_maps(self, student, teacher), exponent=self.exponent)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,18 @@ class NST(FeatureMethod):
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.nst`."""
-        return losses.nst(student, teacher)
+        return losses.nst(*_maps(self, student, teacher))
+
+
+def _maps(method: FeatureMethod, student: Any, teacher: Any) -> tuple[Any, Any]:
+    """Both features, which must have positions: over a single one, all that is compared is a constant."""
+    for path, feature in ((method.feature, student), (method.teacher_features[0], teacher)):
+        if feature.ndim < 3:
+            raise ShapeError(
+                f"the feature {path!r} has the shape {feature.shape}, and {type(method).__name__} compares maps: name "
+                "one of the shape [batch, *space, channels]"
+            )
+    return student, teacher
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,14 @@ from kd_jax.models.trying import told
 def as_model(model: Any) -> Model:
     """`model` as a `Model`: one itself, a `Network`, an NNX module, or a class or function `rngs -> nnx.Module`.
 
+    What `distill` gave back counts as its student.
+
     Raises `ConfigError` for anything else, which needs one of the other doors.
     """
     if isinstance(model, Model):
         return model
+    if is_result(model):
+        return model.model
     if isinstance(model, Network):
         return Model(model)
     if isinstance(model, nnx.Module) or (isinstance(model, type) and issubclass(model, nnx.Module)):
@@ -40,6 +44,11 @@ def as_model(model: Any) -> Model:
         f"a {type(model).__name__} is no model: give an nnx.Module, kd.from_linen(module, inputs) or "
         "kd.from_function(apply, params)"
     )
+
+
+def is_result(model: Any) -> bool:
+    """Whether it is what `distill` gave back, which holds a model."""
+    return isinstance(getattr(model, "model", None), Model) and isinstance(model, tuple)
 
 
 def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:

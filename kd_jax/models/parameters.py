@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import check_shape, listed, shown, tensors
 from kd_jax.files.names import path_name
-from kd_jax.models.doors import as_model
+from kd_jax.models.doors import as_model, is_result
 from kd_jax.models.network import Model, Network, Params, PyTree, State, Variables
 from kd_jax.models.nnx import to_module
 
@@ -84,7 +84,7 @@ def load(path: str | Path, network: Network | Model | None = None) -> tuple[Para
 
 
 def _with_variables(model: Any) -> Model:
-    if isinstance(model, Network) or not isinstance(model, Model | nnx.Module):
+    if isinstance(model, Network) or not (isinstance(model, Model | nnx.Module) or is_result(model)):
         raise ConfigError(
             f"a {type(model).__name__} has no values to save: give an nnx.Module, or a kd.Model with its variables"
         )

@@ -94,14 +94,16 @@ class Folder:
 
 
 @contextlib.contextmanager
-def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) -> Iterator[Folder | None]:
+def opened(
+    folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any, argument: str = "checkpoint"
+) -> Iterator[Folder | None]:
     """The folder for this process alone; None where no folder is asked for.
 
     Raises `MismatchError` where it has another training, `ConfigError` where it has one and `resume` is not asked for.
     """
     if folder is None:
         if resume:
-            raise ConfigError("resume is asked for without a folder: give checkpoint=DIR, too")
+            raise ConfigError(f"resume is asked for without a folder: give {argument}=DIR, too")
         yield None
         return
     try:
@@ -117,7 +119,7 @@ def opened(folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any) ->
         try:
             if store.started and not resume:
                 raise ConfigError(
-                    f"{path} already holds a training: go on with resume=True, or choose another folder for checkpoint="
+                    f"{path} already holds a training: go on with resume=True, or choose another folder for {argument}="
                 )
             if store.started:
                 _require_same(store, identity)

@@ -41,7 +41,7 @@ def test_all_classes_are_kd_and_the_tail_is_a_lower_bound() -> None:
 
 def test_what_is_unknown_or_out_of_bounds_is_refused() -> None:
     z = jnp.zeros((2, 5))
-    with pytest.raises(ValueError, match="from 1 to the 5"):
+    with pytest.raises(ValueError, match="from 1 to 5"):
         losses.top_k_kl(z, z, k=6)
     with pytest.raises(ValueError, match="tail"):
         losses.top_k_kl(z, z, k=2, rest="bucket")

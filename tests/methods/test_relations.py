@@ -9,7 +9,7 @@ import pytest
 
 import kd_jax as kd
 from kd_jax import losses
-from kd_jax.errors import MethodError
+from kd_jax.errors import MethodError, ShapeError
 from kd_jax.methods.base import as_parts, terms_of
 
 RNG = np.random.default_rng(6)
@@ -97,3 +97,11 @@ def test_an_absent_example_does_not_matter_to_relations() -> None:
         first, second = (terms(method, FLAT, one, batch=batch) for one in (OTHER_FLAT, other))
         for name, values in first.items():
             np.testing.assert_allclose(values[:4], second[name][:4], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", [kd.AT("head"), kd.NST("head")])
+def test_a_feature_without_positions_is_no_map(method: kd.Method) -> None:
+    """Over a single position all is constant: the loss would be 0 whatever the student says."""
+    flat = kd.Output(jnp.zeros((4, 3)), {"head": jnp.ones((4, 5))})
+    with pytest.raises(ShapeError, match=r"the feature 'head' has the shape \(4, 5\), and .* compares maps: name one"):
+        method.loss(kd.Parts(), flat, flat, kd.Batch(None), jnp.int32(0))

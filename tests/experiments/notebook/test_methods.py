@@ -69,7 +69,7 @@ def test_the_list_is_printed_and_nothing_is_trained(command: Any, capsys: pytest
         (["--method", "sp", "--method-option", "student=hidden.9"], "--method is sp: the feature 'hidden.9' does not"),
         (["--method", "wkd"], "wkd needs similarity: give --method-option similarity"),
         (["--method", "binarykd"], "--method is binarykd: the labels of BinaryKD are int32"),
-        (["--method", "topkkl"], "--method is topkkl: k is 64 and must be from 1 to the 3 classes"),
+        (["--method", "topkkl"], "--method is topkkl: k is 64: it must be from 1 to 3, the number of classes"),
     ],
 )
 def test_what_the_command_cannot_do_is_told(
