@@ -11,8 +11,8 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from kd_jax.data.batch import Batch, as_key, check_values, check_whole, is_in_memory
-from kd_jax.errors import ConfigError, DataError, NotFiniteError
+from kd_jax.data.batch import Batch, as_key, check_whole, is_in_memory
+from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
@@ -199,10 +199,13 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
         source.classes = checked.student.logits.shape[-1]
     output = checked.student
     watched: dict[str, of_training.Measure] = {}
-    whole = _are_classes(known, output.logits.shape[-1])
+    whole = of_training.are_classes(known, output.logits.shape[-1])
     few = 1 < output.logits.shape[-1] <= _MOST_WATCHED
     if whole:
         watched["accuracy"] = of_training.accuracy
+        # Labels that an iterator has later are not known yet.
+        if isinstance(source, Stream) or (np.asarray(known.labels) < 0).any():
+            watched["unlabelled"] = of_training.unlabelled
     if few and (method.compares_logits or method.needs_labels):
         watched["student_normalised"] = of_training.student_normalised
     if few and taught is not None and method.compares_logits:
@@ -213,18 +216,6 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
     named = tuple((name if name == "accuracy" else WATCHED + name, one) for name, one in watched.items())
     source.training = training._replace(measures=named)
     return checked
-
-
-def _are_classes(batch: Batch, classes: int) -> bool:
-    """Whether the labels are whole numbers that name classes: unlabelled examples (−1) have no accuracy."""
-    labels = batch.labels
-    if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer):
-        return False
-    try:
-        check_values(batch, classes, absent=True)
-    except DataError:
-        return False
-    return True
 
 
 def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:

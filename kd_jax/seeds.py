@@ -22,7 +22,7 @@ from kd_jax.train import programs
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.fit import fit
-from kd_jax.train.measures import accuracy
+from kd_jax.train.measures import UNLABELLED, accuracy, unlabelled
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Prepare
 
@@ -131,8 +131,11 @@ def _fit(
 ) -> list[Trained]:
     if not seeds:
         return []
-    whole = data.labels is not None and jnp.issubdtype(jnp.asarray(data.labels).dtype, jnp.integer)
-    measures = {"accuracy": accuracy} if whole else {}
+    whole = hasattr(data.labels, "dtype") and jnp.issubdtype(data.labels.dtype, jnp.integer)
+    missing = np.asarray(data.labels) < 0 if whole else np.bool_(True)
+    measures = {} if missing.all() else {"accuracy": accuracy}
+    if measures and missing.any():
+        measures[UNLABELLED] = unlabelled
 
     def one(key: Any, data: Batch, teacher: Teacher | None, method: Method) -> Any:
         state, history = fit(

@@ -239,3 +239,30 @@ def test_what_a_training_gave_back_is_a_model_and_prints_in_a_line(tmp_path: Pat
     kd.save(result, tmp_path / "student.safetensors")
     assert "loss" in repr(result)
     assert len(repr(result)) < 300
+
+
+def test_unlabelled_examples_count_in_no_accuracy() -> None:
+    """Wherever they turn up: in memory, later in an iterator, with weights, beside other students."""
+    labels = np.where(np.arange(24) < 14, Y, -1).astype(np.int32)
+    batches = [kd.Batch(X[i : i + 8], labels[i : i + 8], np.full(8, 1 + i, np.float32)) for i in (0, 8, 16)]
+    how: dict[str, Any] = {"method": kd.KD(alpha=0.0), "optimizer": optax.sgd(0.0), "epochs": 1}
+    student = net().init(0)
+    right = np.asarray(kd.predict(student, X)).argmax(-1) == Y
+    weights = np.repeat([1, 9, 17], 8)
+    plain, weighted = right[:14].mean(), np.average(right[:14], weights=weights[:14])
+    memory = kd.distill(student, teacher(), kd.Batch(X, labels), **how, batch_size=8).history
+    np.testing.assert_allclose(memory["accuracy"], [plain], rtol=1e-6)
+    stream = kd.distill(student, teacher(), batches, **how).history
+    np.testing.assert_allclose(stream["accuracy"], [weighted], rtol=1e-6)
+    nothing_later = kd.distill(student, teacher(), iter(batches), **how | {"epochs": 3}, steps=1).history["accuracy"]
+    assert np.isfinite(nothing_later).tolist() == [True, True, False]
+    assert not [name for name in (*memory, *stream) if name.startswith("watched")]
+    for some in (labels, np.full(24, -1, np.int32)):
+        table = kd.compare(
+            net(), teacher(), kd.Batch(X, some), DATA, methods={"kd": kd.KD(alpha=0.0)}, optimizer=optax.sgd(0.0),
+            epochs=1, batch_size=24, seeds=1,
+        )  # fmt: skip
+        assert ("accuracy" in table.history["kd"]) == (some >= 0).any()
+        if (some >= 0).any():
+            found = table.history["kd"]["accuracy"][0, 0] * 14
+            np.testing.assert_allclose(found, round(found), atol=1e-5)

@@ -18,7 +18,7 @@ from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
 from kd_jax.train.convolution import canonical
 from kd_jax.train.faults import check_teacher
-from kd_jax.train.measures import WEIGHT, Measure
+from kd_jax.train.measures import WEIGHT, Measure, of_labelled
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Metrics, Prepare, Training, TrainState, as_optimized, init, is_finite, step
 
@@ -98,10 +98,10 @@ def _means(metrics: Metrics) -> Metrics:
     """Of an epoch's steps, each counting by its weights where it has some."""
     counts = metrics.get(WEIGHT)
     if counts is None:
-        return jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+        return of_labelled(jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics))
     total = jnp.sum(counts)
     shares = counts / jnp.where(total == 0, 1, total)
-    return {name: jnp.sum(values * shares, axis=0) for name, values in metrics.items() if name != WEIGHT}
+    return of_labelled({name: jnp.sum(values * shares, axis=0) for name, values in metrics.items() if name != WEIGHT})
 
 
 def scan_steps(

@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax.errors import NotFiniteError, RunError
 from kd_jax.train.callbacks import Callback, Epoch, says_stop, value_of
-from kd_jax.train.measures import WATCHED, WEIGHT
+from kd_jax.train.measures import WATCHED, WEIGHT, of_labelled
 from kd_jax.train.progress import Silent
 from kd_jax.train.resume import Folder, Progress
 from kd_jax.train.sources import Memory, Stream
@@ -115,10 +115,11 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
     """Its means and measures, the best until now, and what the callbacks say."""
     counts = progress.partial.get(WEIGHT, progress.partial["examples"]).astype(np.float64)
     total = np.sum(counts)
-    metrics = {
-        name: float(np.sum(values * counts) / np.where(total == 0, 1, total))
+    means = {
+        name: np.sum(values * counts) / np.where(total == 0, 1, total)
         for name, values in progress.partial.items() if name not in ("examples", WEIGHT)
     }  # fmt: skip
+    metrics = {name: float(value) for name, value in of_labelled(means).items()}
     if plan.examine is not None:
         metrics |= {f"validation_{name}": value for name, value in plan.examine(progress.state.variables).items()}
     history = {name: [*progress.history.get(name, []), value] for name, value in metrics.items()}

@@ -1,12 +1,15 @@
 """Measures of training batches, made inside the step: `(student's output, batch, teachers' outputs) -> values`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from kd_jax.data.batch import Batch
+from kd_jax.data.batch import Batch, check_values
+from kd_jax.errors import DataError
 from kd_jax.models import Output
 
 Measure = Callable[[Output, Batch, tuple[Output, ...]], Float[Array, "..."]]
@@ -18,12 +21,53 @@ WATCHED = "watched."
 WEIGHT = f"{WATCHED}weight"
 """The sum of a batch's weights, by which the batches of an epoch count in its means."""
 
+UNLABELLED = f"{WATCHED}unlabelled"
+"""The share of examples, by their weights, whose label names no class: they count in no accuracy."""
+
+_OF_LABELLED = ("accuracy", f"{WATCHED}teacher_accuracy")
 _ROUNDING = 1e-3
+
+
+def are_classes(batch: Batch, classes: int) -> bool:
+    """Whether the labels are whole numbers that name classes, or nothing where they are negative, but not all of them.
+
+    Nothing that is traced.
+    """
+    labels = batch.labels
+    if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer) or classes < 2:
+        return False
+    known = np.asarray(labels)
+    try:
+        check_values(batch._replace(labels=np.maximum(known, 0)), classes, absent=True)
+    except DataError:
+        return False
+    return bool((known >= 0).any())
+
+
+def of_labelled(means: Mapping[str, Any]) -> dict[str, Any]:
+    """Means of which the accuracies are of the labelled examples alone; NaN where there are none."""
+    found = dict(means)
+    missing = found.pop(UNLABELLED, None)
+    if missing is None:
+        return found
+    xp: Any = jnp if isinstance(missing, jax.Array) else np
+    # A mean of ones may be 1 but for rounding.
+    none = missing > 1 - 1e-6
+    for name in (name for name in _OF_LABELLED if name in found):
+        found[name] = xp.where(none, xp.nan, found[name] / xp.where(none, 1, 1 - missing))
+    return found
 
 
 def accuracy(student: Output, batch: Batch, taught: tuple[Output, ...]) -> Float[Array, "..."]:
     """Whether the answer is the label."""
     return _right(student, batch)
+
+
+def unlabelled(student: Output, batch: Batch, taught: tuple[Output, ...]) -> Float[Array, "..."]:
+    """Whether the label names no class."""
+    labels = jnp.asarray(batch.labels)
+    named = (labels >= 0) & (labels < student.logits.shape[-1])
+    return (~named).astype(jnp.float32)
 
 
 def teacher_accuracy(student: Output, batch: Batch, taught: tuple[Output, ...]) -> Float[Array, "..."]:
