@@ -13,11 +13,12 @@ from jaxtyping import Array, Float, Int, Num
 from kd_jax.data.batch import Batch, as_batch, check_values, check_whole, is_in_memory
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
+from kd_jax.losses.checks import as_whole, check_float_labels
 from kd_jax.losses.compensated import difference, exp
 from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
 from kd_jax.models.predict import highest_precision, outputs_in_batches
-from kd_jax.models.trying import PREPARE, told
+from kd_jax.models.trying import PREPARE, told, told_of_measure
 from kd_jax.teacher import Teacher, as_teacher
 
 PyTree = Any
@@ -185,7 +186,8 @@ def measured(
         found["kl_to_teacher"] = np.float32(_average(np.asarray(_kl(flat, flat_taught)), share))
     for name, measure in (measures or {}).items():
         given = (jnp.asarray(logits), labels, None if taught is None else jnp.asarray(taught))
-        values = np.asarray(measure(*given[: _count(measure)]))
+        with told_of_measure(name, logits, labels):
+            values = np.asarray(measure(*given[: _count(measure)]))
         if values.ndim == 0:
             found[name] = values
         elif values.shape == places[: values.ndim]:
@@ -212,7 +214,7 @@ def _by_labels(
         if labels.shape != shape[:-1]:
             raise ShapeError(
                 f"the labels have the shape {labels.shape} and the logits {shape}: labels of whole numbers must have "
-                f"the shape {shape[:-1]}"
+                f"the shape {shape[:-1]}, so {as_whole(labels, shape)}"
             )
         check_values(Batch(None, labels, batch.weights), shape[-1])
         true = labels.ravel()[kept].astype(np.int32)
@@ -226,10 +228,7 @@ def _by_labels(
         }
     if labels.shape == shape[:-1] and shape[-1] == 1:
         labels = labels[..., None]
-    if labels.shape != shape:
-        raise ShapeError(
-            f"the labels have the shape {labels.shape} and the outputs {shape}: float labels need the same"
-        )
+    check_float_labels(labels, shape)
     soft = labels.reshape(-1, shape[-1])[kept].astype(np.float32)
     found = {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
     if shape[-1] > 1 and len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3):

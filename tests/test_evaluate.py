@@ -184,6 +184,11 @@ def test_measures_of_a_users_own() -> None:
     assert found["count"] == 50
     with pytest.raises(ShapeError, match=r"the measure odd has the shape \(3,\): it must be one number"):
         kd.evaluate(IDENTITY, kd.Batch(LOGITS), measures={"odd": lambda logits, labels: np.zeros(3)})
+    with pytest.raises(ConfigError, match=r"the measure top cannot .* labels of float32\[50, 5\] \(ValueError: "):
+        kd.evaluate(
+            IDENTITY, kd.Batch(LOGITS, np.eye(5, dtype=np.float32)[LABELS]),
+            measures={"top": lambda logits, labels: logits[:, :2] == labels[:, None]},
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -193,9 +198,10 @@ def test_measures_of_a_users_own() -> None:
         (
             kd.Batch(LOGITS, np.eye(5, dtype=np.int32)[LABELS]),
             ShapeError,
-            "labels of whole numbers must have the shape",
+            r"labels of whole numbers must have the shape \(50,\), so give labels.argmax\(-1\)",
         ),
-        (kd.Batch(LOGITS, LABELS.astype(np.float32)), ShapeError, "float labels need the same"),
+        (kd.Batch(LOGITS, LABELS.astype(np.float32)), ShapeError, r"float labels .*give labels.astype\(int\)$"),
+        (kd.Batch(LOGITS, LABELS[:, None] > 1), ShapeError, r"are bool .*give labels\[..., 0\].astype\(int\)$"),
         (kd.Batch(LOGITS, LABELS, np.ones((50, 5))), ShapeError, r"the weights have the shape \(50, 5\)"),
         ([], ConfigError, "there is no batch to evaluate on"),
         ([(LOGITS, LABELS), kd.Batch(LOGITS)], ConfigError, "some batches have labels and some have none"),

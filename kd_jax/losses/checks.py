@@ -48,18 +48,35 @@ def as_labels(labels: Labels, logits: Array) -> Array:
     """Whole-number labels of at least 32 bits, which can hold the number of any class."""
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ShapeError(f"labels are {labels.dtype}, and this loss takes whole numbers: convert them to integers")
+        raise ShapeError(
+            f"labels are {labels.dtype} {list(labels.shape)}, and this takes whole numbers {list(logits.shape[:-1])}: "
+            f"{as_whole(labels, logits.shape)}"
+        )
     if labels.shape != logits.shape[:-1]:
-        remedy = "reshape them"
-        if labels.shape == (*logits.shape[:-1], 1):
-            remedy = "take labels[..., 0]"
-        elif labels.shape == logits.shape:
-            remedy = "one-hot labels are given as floats"
         raise ShapeError(
             f"labels {list(labels.shape)} do not fit logits {list(logits.shape)}, "
-            f"whose labels are {list(logits.shape[:-1])}: {remedy}"
+            f"whose labels are {list(logits.shape[:-1])}: {as_whole(labels, logits.shape)}"
         )
     return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+
+
+def as_whole(labels: Any, shape: tuple[int, ...]) -> str:
+    """What makes labels whole numbers for logits of a shape, in words."""
+    cast = "" if labels.dtype.kind in "iu" else ".astype(int)"
+    if labels.shape == shape:
+        return "give labels.argmax(-1)"
+    if labels.shape == (*shape[:-1], 1):
+        return f"give labels[..., 0]{cast}"
+    return f"give labels{cast}" if labels.shape == shape[:-1] else "reshape them to integers"
+
+
+def check_float_labels(labels: Any, shape: tuple[int, ...]) -> None:
+    """Raises `ShapeError` for labels that are no whole numbers and have another shape than the outputs."""
+    if labels.shape != shape:
+        raise ShapeError(
+            f"the labels are {labels.dtype} of the shape {labels.shape} and the outputs {shape}: float labels need the "
+            f"same shape, and labels that name classes are whole numbers, so {as_whole(labels, shape)}"
+        )
 
 
 def _widest(*logits: Array) -> jnp.dtype:
@@ -76,8 +93,10 @@ def as_soft_labels(labels: Labels, logits: Array) -> Array:
     """Probabilities in the logits' type."""
     labels = jnp.asarray(labels)
     if labels.shape != logits.shape:
-        remedy = "labels of whole numbers are given as integers" if labels.ndim < logits.ndim else "reshape them"
-        raise ShapeError(f"soft labels {list(labels.shape)} do not fit logits {list(logits.shape)}: {remedy}")
+        raise ShapeError(
+            f"soft labels {labels.dtype} {list(labels.shape)} do not fit logits {list(logits.shape)}, whose "
+            f"probabilities have that shape, and classes are named by whole numbers: {as_whole(labels, logits.shape)}"
+        )
     return labels.astype(logits.dtype)
 
 

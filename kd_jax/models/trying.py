@@ -20,9 +20,27 @@ def told(who: str, inputs: Any, remedy: str = CALL) -> Iterator[None]:
     except (ConfigError, DataError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        leaves = jax.tree.leaves(inputs)
-        given = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves if hasattr(leaf, "dtype"))
-        raise ConfigError(f"{who} cannot be called with inputs of {given} ({reason(error)}): {remedy}") from error
+        raise ConfigError(
+            f"{who} cannot be called with inputs of {_kinds(inputs)} ({reason(error)}): {remedy}"
+        ) from error
+
+
+@contextlib.contextmanager
+def told_of_measure(name: str, logits: Any, labels: Any) -> Iterator[None]:
+    """Raises `ConfigError` for what a measure of the user's raises."""
+    try:
+        yield
+    except (ConfigError, DataError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the measure {name} cannot be computed with logits of {list(logits.shape)} and labels of "
+            f"{_kinds(labels) or 'none'} ({reason(error)}): mend it, or give labels as it takes them"
+        ) from error
+
+
+def _kinds(tree: Any) -> str:
+    return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
 
 
 def reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError, ShapeError
+from kd_jax.losses.checks import as_whole
 from kd_jax.methods import Method, Parts
 from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Network, Output
@@ -168,8 +169,7 @@ def weighted_sum(terms: Metrics, weights: Any) -> Float[Array, ""]:
 def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
     """The batch with labels that fit the logits `[..., classes]`. Raises `ShapeError` where they cannot.
 
-    Whole numbers in a column, `[..., 1]`, are taken out of it; floats `[...]` are put into one where there is one
-    output.
+    Whole numbers in a column, `[..., 1]`, are taken out of it; floats `[...]` of one output are put into one.
     """
     labels, weights = batch.labels, batch.weights
     places = logits.shape[:-1]
@@ -188,7 +188,7 @@ def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
     if labels.shape != places:
         raise ShapeError(
             f"the labels have the shape {labels.shape} and the logits {logits.shape}: labels of whole numbers must "
-            f"have the shape {places} (one-hot and soft labels must be floats)"
+            f"have the shape {places} (one-hot and soft labels must be floats), so {as_whole(labels, logits.shape)}"
         )
     return batch
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.batch import Batch, as_batch, check_values, is_in_memory
-from kd_jax.errors import ConfigError, ShapeError
+from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
+from kd_jax.losses.checks import check_float_labels
 from kd_jax.models import Model
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher
@@ -18,11 +19,13 @@ from kd_jax.train.step import Training, fit_labels
 
 PyTree = Any
 
+_OF_CLASSES = ("accuracy", "correct", "errors", "ece")
+
 
 class Validation:
     """Data to measure on: a `Batch`, a list of these, or another iterable, which is not begun to look at it.
 
-    names: of the measures that it gives.
+    names: of the measures that it gives. soft: what its labels are, in words, where they are no whole numbers.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Validation:
         self.measures, self.classes = measures, classes
         # A cached teacher knows other examples.
         self.teacher = None if teacher is None or teacher.per_example else teacher
+        self.soft = ""
         names: Iterable[str] = HIGHER_IS_BETTER
         if is_in_memory(data):
             data = as_batch(data)
@@ -70,11 +74,9 @@ class Validation:
         if hasattr(fitted, "dtype"):
             whole = jnp.issubdtype(fitted.dtype, jnp.integer) and logits.shape[-1] > 1
             names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", "nll"]
-            if not whole and fitted.shape not in (logits.shape, logits.shape[:-1]):
-                raise ShapeError(
-                    f"the labels of the validation have the shape {fitted.shape} and the outputs {logits.shape}: float "
-                    "labels need the same"
-                )
+            if not whole and logits.shape[-1] > 1:
+                check_float_labels(fitted, logits.shape)
+                self.soft = f"{fitted.dtype} of the shape {fitted.shape}"
         if self.teacher is not None:
             with told("the teacher", inputs):
                 taught = jax.eval_shape(lambda teacher, inputs: teacher.outputs(inputs)[0], self.teacher, inputs)
@@ -101,8 +103,13 @@ def check_watched(measure: Any, what: str, known: Iterable[str], validation: Val
     if not isinstance(measure, str):
         raise ConfigError(f"{what} is {measure!r}: give the name of a measure, such as 'loss'")
     names = dict.fromkeys((*known, *(() if validation is None else validation.names)))
-    if measure.removeprefix("validation_" if validation is not None else "") in names:
+    if measure in names or (validation is not None and measure.removeprefix("validation_") in validation.names):
         return
     if validation is None and measure.removeprefix("validation_") in HIGHER_IS_BETTER:
         raise ConfigError(f"{what} is {measure!r}, and there is no validation to measure it on: give validation=")
+    if validation is not None and validation.soft and measure.removeprefix("validation_") in _OF_CLASSES:
+        raise ConfigError(
+            f"{what} is {measure!r}, which needs labels of whole numbers, and the labels are {validation.soft}: give "
+            f"labels.argmax(-1), or use one of {', '.join(names)}"
+        )
     raise ConfigError(f"{what} is {measure!r}, and there is no such measure: use one of {', '.join(names)}")

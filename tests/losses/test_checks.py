@@ -41,13 +41,14 @@ def test_student_and_teacher_do_not_broadcast(name: str, shapes: tuple[tuple[int
 @pytest.mark.parametrize(
     ("labels", "remedy"),
     [
-        (np.zeros((4, 1), int), "labels\\[..., 0\\]"),
-        (np.zeros((4, 3), int), "floats"),
+        (np.zeros((4, 1), int), r"give labels\[..., 0\]"),
+        (np.zeros((4, 3), int), r"give labels.argmax\(-1\)"),
+        (np.zeros((4, 3), bool), r"give labels.argmax\(-1\)"),
         (np.zeros((3,), int), "reshape"),
         (np.zeros((1, 4), int), "reshape"),
-        (np.zeros((4,), np.float32), "integers"),
-        (np.zeros((4, 1), np.float32), "reshape"),
-        (np.zeros((4,), bool), "integers"),
+        (np.zeros((4,), np.float32), r"give labels.astype\(int\)"),
+        (np.zeros((4, 1), np.float32), r"give labels\[..., 0\].astype\(int\)"),
+        (np.zeros((4,), bool), r"give labels.astype\(int\)"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(name: str, labels: np.ndarray, remedy: str) -> None:

@@ -144,10 +144,28 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
         r"the labels have the shape \(8, 4\) .*one-hot and soft labels must be floats",
         lambda: distill(data=kd.Batch(X, np.eye(4, dtype=np.int32)[Y])),
     ),
-    "labels as floats": (
-        (ConfigError, DataError),
-        r"\[8\]|\(8,\)",
-        lambda: distill(data=kd.Batch(X, Y.astype(np.float32))),
+    **{
+        f"labels as {kind}, of {type(method).__name__}": (
+            ShapeError,
+            says,
+            lambda labels=labels, method=method: distill(None, teacher(), kd.Batch(X, labels), method=method),
+        )
+        for method in (kd.CrossEntropy(), kd.KD(), kd.KD(alpha=0.0), kd.LabelSmoothing(), kd.DKD())
+        for kind, labels, says in (
+            ("floats", Y.astype(np.float32), r"give labels.astype\(int\)"),
+            ("a column of floats", Y[:, None].astype(np.float32), r"give labels\[..., 0\].astype\(int\)"),
+            ("truth values", np.eye(4, dtype=bool)[Y], r"give labels.argmax\(-1\)"),
+        )
+    },
+    "soft labels where whole numbers are needed": (
+        ShapeError,
+        r"labels are float32 \[8, 4\], and this takes whole numbers \[8\]: give labels.argmax\(-1\)",
+        lambda: distill(None, teacher(), kd.Batch(X, np.eye(4, dtype=np.float32)[Y]), method=kd.DKD()),
+    ),
+    "validation by soft labels": (
+        ConfigError,
+        r"best is 'validation_accuracy', which needs labels of whole numbers, and the labels are float32 .*argmax",
+        lambda: distill(validation=kd.Batch(X, np.eye(4, dtype=np.float32)[Y]), best="validation_accuracy"),
     ),
     "too few labels": (DataError, "24 examples and labels of 23", lambda: distill(data=kd.Batch(X, Y[:23]))),
     "no labels": (MethodError, "CrossEntropy needs labels, and the data has none", lambda: distill(data=kd.Batch(X))),
@@ -384,7 +402,7 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "an empty list as validation": (ConfigError, "validation is an empty list", lambda: distill(validation=[])),
     "float labels of another shape in the validation": (
         ShapeError,
-        r"the labels of the validation have the shape \(24, 3\) and the outputs \(24, 4\)",
+        r"the labels are float32 of the shape .* and the outputs",
         lambda: distill(validation=kd.Batch(X, np.ones((24, 3), np.float32))),
     ),
     "a measure that is none": (
