@@ -35,6 +35,18 @@ class ConfigError(_RemedyError, ValueError):
     """A setting out of its bounds, or one that does not fit the data or the memory."""
 
 
+class FeatureError(ConfigError):
+    """A feature that a model does not give. fault: of the feature, with the remedy. whose: of whom, in words."""
+
+    def __init__(self, path: str, fault: str, whose: str = "") -> None:
+        super().__init__(f"the feature {path!r}{f' of {whose}' if whose else ''} {fault}")
+        self.path, self.fault, self.whose = path, fault, whose
+
+    def of(self, whose: str) -> "FeatureError":
+        """The same, with whose feature it is."""
+        return self if self.whose else FeatureError(self.path, self.fault, whose)
+
+
 class MethodError(ConfigError):
     """A method that lacks what it needs, such as a teacher, labels or features."""
 

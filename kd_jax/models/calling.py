@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, FeatureError
 from kd_jax.files.names import path_name
 from kd_jax.models.network import Output
 
@@ -102,16 +102,13 @@ def named_arrays(name: str, tree: PyTree) -> list[tuple[str, Any]]:
     return [(path_name((name, *path)), leaf) for path, leaf in leaves if _is_array(leaf)]
 
 
-def unknown_feature(path: str, names: Iterable[str]) -> ConfigError:
+def unknown_feature(path: str, names: Iterable[str]) -> FeatureError:
     """The error for a path that is none of `names`; it names the nearest that exist."""
     every = list(dict.fromkeys(names))
     if not every:
-        return ConfigError(f"the feature {path!r} does not exist: this model has no features")
-    nearest = difflib.get_close_matches(path, every, _NEAREST, 0.3) or every[:_NEAREST]
-    return ConfigError(
-        f"the feature {path!r} does not exist: the nearest are {', '.join(map(repr, nearest))}; "
-        "kd.feature_names(model, inputs) lists all"
-    )
+        return FeatureError(path, "does not exist: this model has no features")
+    nearest = ", ".join(map(repr, difflib.get_close_matches(path, every, _NEAREST, 0.3) or every[:_NEAREST]))
+    return FeatureError(path, f"does not exist: the nearest are {nearest}; kd.feature_names(model, inputs) lists all")
 
 
 def _is_array(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 from flax.errors import TraceContextError
 
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, FeatureError
 from kd_jax.models.calling import named_arrays, unknown_feature
 from kd_jax.models.network import Output
 
@@ -120,13 +120,14 @@ def _recording(kind: Any) -> Any:
     return type(kind)(kind.__name__, (kind,), body, pytree=kind._pytree__is_pytree)
 
 
-def _missing(path: str, recorded: Recorded, found: Mapping[str, Any], names: Iterable[str]) -> ConfigError:
+def _missing(path: str, recorded: Recorded, found: Mapping[str, Any], names: Iterable[str]) -> FeatureError:
     if not recorded:
         return unknown_feature(path, names)
     if found:
         return unknown_feature(path, found)
     prefix, part = next(iter(recorded.items()))
-    return ConfigError(
-        f"the feature {path!r} is not computed: {type(part).__name__} at {prefix} is not called, or returns no "
-        "array, so name another, of kd.feature_names(model, inputs)"
+    return FeatureError(
+        path,
+        f"is not computed: {type(part).__name__} at {prefix} is not called, or returns no array, so name another, of "
+        "kd.feature_names(model, inputs)",
     )

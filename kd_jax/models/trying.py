@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from kd_jax.errors import ConfigError, DataError
+from kd_jax.errors import ConfigError, DataError, FeatureError
 
 CALL = "give inputs as the model takes them, or say how it is called with call="
 PREPARE = "mend prepare(key, inputs, train), or give inputs as it takes them"
@@ -17,6 +17,8 @@ def told(who: str, inputs: Any, remedy: str = CALL) -> Iterator[None]:
     """Raises `ConfigError` for what a call of a user's function raises; errors of kd_jax and of the device pass."""
     try:
         yield
+    except FeatureError as error:
+        raise error.of(who) from None
     except (ConfigError, DataError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:

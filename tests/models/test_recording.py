@@ -176,14 +176,14 @@ def test_a_wrong_path_names_the_nearest(door):
     for path, near in (("block.1", PATHS[door][0]), ("recurrent.7", "recurrent.0"), ("Head", "head")):
         with pytest.raises(ConfigError, match=near) as error:
             model(X, features=(path,))
-        assert f"{path!r} does not exist" in str(error.value)
+        assert f"{path!r} of the model does not exist" in str(error.value)
         assert "\n" not in str(error.value)
 
 
 def test_a_cell_of_a_recurrent_layer_has_no_feature_and_says_so():
     model = from_nnx(Net).init(KEY)
     assert not [path for path in feature_names(model, X) if path.startswith("recurrent.cell")]
-    with pytest.raises(ConfigError, match=r"'recurrent\.cell' does not exist: the nearest are 'recurrent\.[01]'"):
+    with pytest.raises(ConfigError, match=r"'recurrent\.cell' of the model .*: the nearest are 'recurrent\.[01]'"):
         model(X, features=("recurrent.cell",))
 
 

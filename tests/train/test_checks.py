@@ -176,14 +176,14 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     ),
     "a feature that does not exist": (
         ConfigError,
-        "the feature 'convv' does not exist: the nearest are 'conv'",
+        "the feature 'convv' of the student does not exist: the nearest are 'conv'",
         lambda: distill(
             trained_module(), trained_module(), kd.Batch(FLOAT_IMAGES, Y[:16]), method=kd.FitNet("convv", "conv")
         ),
     ),
     "a teacher's feature that does not exist": (
         ConfigError,
-        "the feature 'nor' does not exist: the nearest are 'norm'",
+        "the feature 'nor' of the teacher does not exist: the nearest are 'norm'",
         lambda: distill(
             trained_module(), trained_module(), kd.Batch(FLOAT_IMAGES, Y[:16]), method=kd.FitNet("conv", "nor")
         ),
