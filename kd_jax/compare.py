@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from kd_jax.comparison import Table
 from kd_jax.data.batch import Batch, as_batch, check_counts, check_whole, take
+from kd_jax.data.order import check_order
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.evaluate import HIGHER_IS_BETTER, evaluate, measured, teacher_logits
 from kd_jax.methods import Method, as_method
@@ -66,6 +67,10 @@ def compare(
 
     Intervals are corrected for the number of methods that are compared (Bonferroni). Raises as `kd.distill` does.
     """
+    check_order(
+        "kd.compare(student, teacher, train, test)", models={"student": student, "teacher": teacher},
+        data={"train": train, "test": test, "development": development},
+    )  # fmt: skip
     data, tested = as_batch(train), as_batch(test)
     model, known = as_model(student), as_teacher(teacher)
     if not isinstance(methods, Mapping):

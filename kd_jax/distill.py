@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from kd_jax.data.batch import Batch, as_key, check_whole, is_in_memory
+from kd_jax.data.order import check_order
 from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, as_model, count_parameters, to_module
@@ -112,6 +113,9 @@ def distill(
     Raises an error of `kd_jax.errors`, in one sentence, before anything is compiled where what is given does not fit;
     `NotFiniteError` at the first loss or parameter that is not finite.
     """
+    check_order(
+        "kd.distill(student, teacher, data)", models={"student": student, "teacher": teacher}, data={"data": data}
+    )  # fmt: skip
     teachers = teacher if isinstance(teacher, list | tuple) else [teacher]
     if student is not None and any(student is one for one in teachers):
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")

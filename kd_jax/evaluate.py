@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from kd_jax.data.batch import Batch, as_batch, check_values, check_whole, is_in_memory
+from kd_jax.data.order import check_order
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.checks import as_whole, check_float_labels
@@ -83,13 +84,13 @@ def evaluate(
     measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value
         for each example or position, averaged with the weights, or one number.
     """
+    check_order("kd.evaluate(model, data)", models={"model": model, "teacher": teacher}, data={"data": data})
     known, asked = _with_variables(model), as_teacher(teacher)
     check_whole(batch_size, "batch_size")
     check_measures(measures)
+    parts: Iterable[Any] = data
     if is_in_memory(data) or not hasattr(data, "__iter__") or hasattr(data, "shape"):
-        parts: Iterable[Any] = [data]
-    else:
-        parts = data
+        parts = [data]
     logits, labels, weights, taught = [], [], [], []
     for part in map(as_batch, parts):
         output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kd_jax.data.batch import as_batch, check_whole
+from kd_jax.data.order import check_order
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model, as_output
@@ -235,13 +236,13 @@ def cached(
     teacher: a model, or the array of logits `[examples, ..., classes]` that it gave, in the inputs' order.
     inputs: those of the training data (a `Batch` will do). prepare: as of the training, called with `train=False`.
     """
+    check_order("kd.cached(teacher, inputs)", models={"teacher": teacher}, data={"inputs": inputs})
     if inputs is None:
         if isinstance(teacher, np.ndarray | jax.Array | list):
             return CachedTeacher(Output(jnp.asarray(floats(np.asarray(teacher), "the teacher's logits"))))
         raise ConfigError("kd.cached needs what the teacher is asked about: kd.cached(teacher, inputs)")
     live, batch_size = as_teacher(teacher), check_whole(batch_size, "batch_size")
-    inputs = getattr(inputs, "inputs", inputs) if not isinstance(inputs, dict) else inputs
-    inputs = as_batch((inputs, None)).inputs
+    inputs = as_batch((getattr(inputs, "inputs", inputs), None)).inputs
     if isinstance(live, LiveTeacher):
         outputs = outputs_in_batches(
             live.network, live.variables, inputs, batch_size=batch_size, features=features, prepare=prepare

@@ -81,17 +81,29 @@ def check_counts(batch: Batch) -> int:
     count = int(leaves[0].shape[0])
     for leaf in leaves[1:]:
         if leaf.shape[0] != count:
-            raise DataError(
-                f"the inputs of the batch have {count} and {leaf.shape[0]} examples: all must have the same number"
-            )
+            raise _unequal(batch.inputs, f"have {count} and {leaf.shape[0]} examples: all must have the same number")
     for name, part in (("labels", batch.labels), ("weights", batch.weights), ("indices", batch.indices)):
         for leaf in jax.tree.leaves(part):
             if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
                 found = "no axis" if jnp.ndim(leaf) == 0 else f"{leaf.shape[0]}"
+                if isinstance(batch.inputs, list) and found == str(len(batch.inputs)):
+                    raise _unequal(batch.inputs, "")
                 raise DataError(
                     f"there are {count} examples and {name} of {found}: give one for each example, in their order"
                 )
     return count
+
+
+def _unequal(inputs: PyTree, problem: str) -> DataError:
+    """The error for inputs that differ in their examples: a list of arrays is often meant to be the examples."""
+    if not isinstance(inputs, list):
+        return DataError(f"the inputs of the batch {problem}")
+    shapes = ", ".join(dict.fromkeys(str(list(leaf.shape)) for leaf in jax.tree.leaves(inputs)))
+    return DataError(
+        f"the inputs of the batch are a list of {len(inputs)} arrays of the shapes {shapes}, each of which counts as "
+        "an input of the model with all examples: give the examples as one array, np.stack(arrays), after they are "
+        "brought to one shape"
+    )
 
 
 def check_values(batch: Batch, classes: int | None, *, soft: bool = False, absent: bool = False) -> None:
@@ -233,7 +245,7 @@ def _as_array(value: Any) -> Any:
             "equal shapes"
         ) from None
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise DataError(f"the data has values of type {array.dtype}: give numbers")
+        raise DataError(f"the data has values of type {array.dtype}: give numbers, in one array of one shape")
     canonical = jax.dtypes.canonicalize_dtype(array.dtype)
     if array.dtype.kind in "iu" and canonical != array.dtype and array.size:
         kept = np.iinfo(canonical)

@@ -1,10 +1,12 @@
 """What a model of anybody's raises for inputs that it does not take, as one sentence with what it was given."""
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+from flax import linen, nnx
 
 from kd_jax.errors import ConfigError, DataError, FeatureError
 
@@ -22,8 +24,9 @@ def told(who: str, inputs: Any, remedy: str = CALL) -> Iterator[None]:
     except (ConfigError, DataError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        expected, better = _expected(error, inputs) if remedy == CALL else ("", "")
         raise ConfigError(
-            f"{who} cannot be called with inputs of {_kinds(inputs)} ({reason(error)}): {remedy}"
+            f"{who} cannot be called with inputs of {_kinds(inputs)}{expected} ({reason(error)}): {better or remedy}"
         ) from error
 
 
@@ -39,6 +42,39 @@ def told_of_measure(name: str, logits: Any, labels: Any) -> Iterator[None]:
             f"the measure {name} cannot be computed with logits of {list(logits.shape)} and labels of "
             f"{_kinds(labels) or 'none'} ({reason(error)}): mend it, or give labels as it takes them"
         ) from error
+
+
+def _expected(error: Exception, inputs: Any) -> tuple[str, str]:
+    """What the layer of Flax that raised takes, and what makes that of images; nothing where it is none."""
+    taken = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        taken = _taken(frame.f_locals.get("self")) or taken
+    if taken is None:
+        return "", ""
+    name, space, channels = taken
+    axes = {0: "…", 1: "length", 2: "height, width", 3: "depth, height, width"}.get(space, f"{space} axes of space")
+    remedy, leaves = "", jax.tree.leaves(inputs)
+    shape: tuple[int, ...] = leaves[0].shape if len(leaves) == 1 and space else ()
+    if len(shape) == space + 2 and shape[1] == channels != shape[-1]:
+        remedy = f"channels come last, so give inputs.transpose{(0, *range(2, space + 2), 1)}"
+    elif len(shape) == space + 1 and channels == 1:
+        remedy = "an axis of channels comes last, so give inputs[..., None]"
+    return f", where {name} takes [examples, {axes}, {channels}]", remedy
+
+
+def _taken(layer: Any) -> tuple[str, int, int] | None:
+    """The name of a layer, its axes of space, and its channels."""
+    name = type(layer).__name__
+    if isinstance(layer, nnx.Conv):
+        return name, len(layer.kernel.shape) - 2, layer.in_features
+    if isinstance(layer, nnx.Linear):
+        return name, 0, layer.in_features
+    # One that is the model itself is bound to its variables only while it is called.
+    bound = isinstance(layer, linen.Conv | linen.Dense) and layer.scope is not None
+    if bound and layer.has_variable("params", "kernel"):
+        kernel: tuple[int, ...] = layer.get_variable("params", "kernel").shape
+        return name, len(kernel) - 2, kernel[-2] * getattr(layer, "feature_group_count", 1)
+    return None
 
 
 def _kinds(tree: Any) -> str:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, epoch_order, take
+from kd_jax.data.order import check_order
 from kd_jax.errors import NotFiniteError
 from kd_jax.methods import Method, as_method
 from kd_jax.models import as_model, count_parameters
@@ -57,6 +58,7 @@ def fit(
     Returns the last state (`state.variables` are the network's) and the means of each epoch's metrics by name.
     Raises what `kd.distill` raises; `NotFiniteError` for a loss that is not finite, unless it is traced.
     """
+    check_order("kd.fit(key, data, network)", models={"network": network, "teacher": teacher}, data={"data": data})
     model, data, method, known = as_model(network), as_batch(data), as_method(method), as_teacher(teacher)
     training = make_training(model, optimizer, prepare=prepare, measures=measures, dtype=dtype)
     key = as_key(key)

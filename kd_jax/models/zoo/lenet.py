@@ -27,7 +27,12 @@ class LeNet(nnx.Module):
         initialise(self, rngs)
 
     def __call__(self, x: Images) -> Float[Array, "batch classes"]:
-        """Logits. Raises `ShapeError` for images above 32 × 32 pixels."""
+        """Logits. Raises `ShapeError` for images above 32 × 32 pixels, and for what has other axes."""
+        if x.ndim != 4:
+            raise ShapeError(
+                f"the images have the shape {list(x.shape)}, and LeNet takes [examples, height, width, channels]: give "
+                "inputs[..., None] where the axis of channels is missing"
+            )
         height, width = x.shape[1:3]
         if max(height, width) > _SIZE:
             raise ShapeError(
