@@ -38,7 +38,7 @@ def test_an_example_ends_in_a_table(
     assert "---" in printed
     if path.stem == "compare_methods":
         assert sorted(one.name for one in (tmp_path / "runs" / "compare-methods").iterdir()) == [
-            "comparison.png", "learning-curves.png", "results.json", "results.md",
+            "comparison.png", "learning-curves.png", "results.json", "results.md", "size.png",
         ]  # fmt: skip
 
 
