@@ -89,6 +89,8 @@ class Table:
         """The table and its conclusions, for a terminal."""
         return self._text("simple")
 
+    __repr__ = __str__
+
     def markdown(self) -> str:
         """The table and its conclusions as Markdown."""
         return self._text("pipe")
@@ -192,12 +194,11 @@ class Table:
         points = np.stack([self.values[name][self.measure] * factor for name in names])
         for seed in points.T:
             left.plot(range(len(names)), seed, color="#999999", linewidth=0.8, marker="o", markersize=4)
-        left.plot(range(len(names)), points.mean(axis=1), color="#D55E00", marker="D", linestyle="none", label="mean")
+        left.plot(range(len(names)), points.mean(axis=1), color="#D55E00", marker="D", linestyle="none")
         left.set_xticks(range(len(names)), names, rotation=20, ha="right")
         left.set_xlim(-0.4, len(names) - 0.6)
         left.set_ylabel(self._title(self.measure))
-        left.set_title("each seed", fontsize=10)
-        left.legend()
+        left.set_title("each seed, and the mean", fontsize=10)
         for place, found in enumerate(self.comparisons.values()):
             colour = _COLOURS[(place + 1) % len(_COLOURS)]
             margin = None if found.margin is None else found.margin * factor

@@ -45,4 +45,5 @@ def test_an_example_ends_in_a_table(
 def test_the_page_of_examples_names_each() -> None:
     text = (ROOT / "docs" / "examples.md").read_text()
     assert EXAMPLES
-    assert [path.name for path in EXAMPLES if f"(../examples/{path.name})" not in text] == []
+    every = [*EXAMPLES, *(ROOT / "examples").glob("*.ipynb")]
+    assert [path.name for path in every if f"(../examples/{path.name})" not in text] == []
