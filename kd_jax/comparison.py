@@ -1,9 +1,11 @@
 """What a comparison of methods found: a table with paired intervals, its files, and its plots."""
 
 import html
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from kd_jax.stats import Comparison, digits_that_tell, half_width, paired_compar
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
+_LEFT, _RIGHT = "text-align: left", "text-align: right"
+_NUMBER = f"{_RIGHT}; white-space: nowrap"
 _PER_CENT = ("accuracy", "agreement", "ece")
 
 
@@ -96,10 +100,17 @@ class Table:
         return self._text("pipe")
 
     def _repr_html_(self) -> str:
+        def row(cells: list[str], tag: str) -> str:
+            # Notebooks align to the right, and break a cell at ±.
+            styles = [_LEFT, *[_NUMBER if tag == "td" else _RIGHT] * (len(cells) - 1)]
+            written = zip(cells, styles, strict=True)
+            return "".join(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell, style in written)
+
         header, *rows = self.rows()
-        table = tabulate(rows, header, tablefmt="html", disable_numparse=True)
-        said = "".join(f"<p>{html.escape(self.conclusion(name))}</p>" for name in self.comparisons)
-        return f"{table}{said}<p>{html.escape(self._note())}</p>"
+        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+        said = [*map(self.conclusion, self.comparisons), self._note()]
+        below = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in said)
+        return f"<table><thead><tr>{row(header, 'th')}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON holds it."""
@@ -185,9 +196,7 @@ class Table:
         return f"{mean}{unit}" if margin is None else f"{mean} ± {margin}{unit}"
 
     def _draw_pairs(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(layout="constrained", figsize=(3 + 1.4 * len(self.values), 4.2))
+        figure = _new_figure(3 + 1.4 * len(self.values), 4.2)
         left, right = figure.subplots(1, 2)
         factor, _ = self._form(self.measure)
         names = list(self.values)
@@ -214,10 +223,8 @@ class Table:
         return figure
 
     def _draw_curves(self) -> Any:
-        from matplotlib.figure import Figure
-
         shown = [name for name in ("loss", "accuracy") if all(name in history for history in self.history.values())]
-        figure = Figure(layout="constrained", figsize=(4.8 * len(shown), 4))
+        figure = _new_figure(4.8 * len(shown), 4)
         for panel, metric in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
             factor, _ = self._form(metric)
             for place, (name, history) in enumerate(self.history.items()):
@@ -250,9 +257,7 @@ def plot_sizes(tables: Iterable[Table]) -> Any:
         raise ConfigError(
             f"the tables compare {' and '.join(found) or 'nothing'}: give at least one, all of one measure"
         )
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained", figsize=(7, 4.4))
+    figure = _new_figure(7, 4.4)
     panel = figure.subplots()
     measure, factor = found[0], several[0]._form(found[0])[0]
     taught = {
@@ -285,6 +290,21 @@ def plot_sizes(tables: Iterable[Table]) -> Any:
     panel.grid(alpha=0.25)
     panel.legend()
     return figure
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """In inches. A notebook shows it, whether or not pyplot is in use there."""
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(layout="constrained", figsize=(width, height))
+    figure._repr_png_ = partial(_as_png, figure)
+    return figure
+
+
+def _as_png(figure: Any) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return drawn.getvalue()
 
 
 def _size_axis(panel: Any, sizes: list[int]) -> float:

@@ -208,6 +208,8 @@ def test_the_table_says_and_keeps_what_was_found(table: kd.Table, tmp_path: Path
     assert "accuracy (%)" in text
     assert "kd changed accuracy by" in text
     assert table.conclusion("kd") in table._repr_html_()
+    assert all(cell in table._repr_html_() for row in table.rows() for cell in row)
+    assert table.figures()["size"]._repr_png_().startswith(b"\x89PNG")
     assert table.markdown().startswith("|")
     written = table.save(tmp_path / "mine")
     assert {path.name for path in written} == {

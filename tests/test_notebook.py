@@ -16,7 +16,7 @@ from tools import notebook as tool
 FEWER = {
     "IMAGES = 60_000": "IMAGES = 640",
     "(data.test_images / 255.0, data.test_labels)": "(data.test_images[:500] / 255.0, data.test_labels[:500])",
-    "seeds=range(42, 47)": "seeds=range(42, 44)",
+    "range(42, 47)": "range(42, 44)",
 }
 
 
@@ -65,7 +65,7 @@ def test_what_is_kept_is_of_the_whole_experiment(kept: Any) -> None:
     assert "2395210 parameters" in shown
     assert f"{found['student']['parameters']} parameters" in shown
     alone = [run["accuracy"] for run in found["student"]["runs"]]
-    mean = float(re.search(r"<td>alone\s*</td><td[^>]*>\s*([\d.]+) ±", shown)[1])  # type: ignore[index]
+    mean = float(re.search(r">alone</td><td[^>]*>\s*([\d.]+) ±", shown)[1])  # type: ignore[index]
     assert mean == pytest.approx(100 * sum(alone) / len(alone), abs=0.02)
     teacher = int(re.search(r"<td>teacher\s*</td><td[^>]*>\s*(\d{4})<", shown)[1])  # type: ignore[index]
     assert abs(teacher - found["teacher"]["runs"][0]["correct"]) < 50
