@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kd_jax import train as train
     from kd_jax.compare import compare as compare
     from kd_jax.comparison import Table as Table
+    from kd_jax.comparison import plot_sizes as plot_sizes
     from kd_jax.data import augment as augment
     from kd_jax.data.batch import Batch as Batch
     from kd_jax.data.batch import batches as batches
@@ -152,7 +153,7 @@ _MODULES = {name: f".{name}" for name in _ROOMS} | {
 }
 _NAMES = {
     ".compare": "compare",
-    ".comparison": "Table",
+    ".comparison": "Table plot_sizes",
     ".data.batch": "Batch batches",
     ".data.dataset": "Dataset make_dataset",
     ".data.load": "load",

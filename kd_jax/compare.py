@@ -19,11 +19,11 @@ from kd_jax.methods import Method, as_method
 from kd_jax.methods.grid import Grid
 from kd_jax.models import Model, as_model, count_parameters
 from kd_jax.seeds import KeptTrainings, Setup, Trained, train_seeds
-from kd_jax.teacher import Teacher, as_teacher
+from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher, as_teacher
 from kd_jax.train.caching import answers_on, evaluation_batch_size
 from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.checks import check, first_batch, make_training
-from kd_jax.train.progress import is_watched
+from kd_jax.train.progress import is_watched, make_bar
 from kd_jax.train.resume import description, identity, opened, optimizer_digest, program_digest
 from kd_jax.train.step import Prepare, Training, init, step
 from kd_jax.train.validation import Validation, check_watched
@@ -128,7 +128,7 @@ def compare(
         count_parameters(model.network.split(results[next(iter(results))][0].variables)[0]),
         {name: sum(one.seconds for one in ones) for name, ones in results.items()},
         {} if known is None or known.per_example else _of_teacher(known, tested, how),
-        max(1, len(entries) - 1),
+        max(1, len(entries) - 1), size_of(known),
     )  # fmt: skip
     if measure not in next(iter(values.values())):
         names = ", ".join(next(iter(values.values())))
@@ -155,16 +155,12 @@ class _Bar:
     """A bar over all trainings."""
 
     def __init__(self, total: int, shown: bool) -> None:
-        self.bar: Any = None
-        if shown:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, unit="training")
+        self.bar = make_bar(total=total, unit="training") if shown else None
 
     def done(self, name: str, count: int) -> None:
         if self.bar is not None:
-            self.bar.set_description_str(name, refresh=False)
             self.bar.update(count)
+            self.bar.set_description_str(name)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -258,6 +254,16 @@ def _digest_of_steps(
 def _of_teacher(teacher: Teacher, data: Batch, how: Setup) -> dict[str, float]:
     logits = teacher_logits(teacher, data, batch_size=_batch_size(how), prepare=how.prepare)
     return {name: float(value) for name, value in measured(np.asarray(logits, np.float32), data).items()}
+
+
+def size_of(teacher: Teacher | None) -> int | None:
+    """How many trained numbers a teacher has; None where that is not known, as of a function or a PyTorch module."""
+    if isinstance(teacher, SeveralTeachers):
+        each = [size_of(one) for one in teacher.teachers]
+        return None if None in each else sum(filter(None, each))
+    if isinstance(teacher, LiveTeacher):
+        return count_parameters(teacher.network.split(teacher.variables)[0]) or None
+    return None
 
 
 def _stacked(histories: list[dict[str, Float[np.ndarray, " epochs"]]]) -> dict[str, Float[np.ndarray, "seeds epochs"]]:

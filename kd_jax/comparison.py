@@ -1,9 +1,11 @@
 """What a comparison of methods found: a table with paired intervals, its files, and its plots."""
 
 import html
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import numpy as np
 from jaxtyping import Float
 from tabulate import tabulate
 
-from kd_jax.errors import OutputError
-from kd_jax.stats import Comparison, digits_that_tell, paired_comparison, summarise
+from kd_jax.errors import ConfigError, OutputError
+from kd_jax.stats import Comparison, digits_that_tell, half_width, paired_comparison, summarise
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
+_LEFT, _RIGHT = "text-align: left", "text-align: right"
+_NUMBER = f"{_RIGHT}; white-space: nowrap"
 _PER_CENT = ("accuracy", "agreement", "ece")
 
 
@@ -27,6 +31,7 @@ class Table:
     history: by method and metric, `[seeds, epochs]`, of the training batches. chosen: of a grid, the method that was
     chosen on the development split. parameters: trained numbers of one student. seconds: of each method's trainings.
     teacher: its own measures on the test data. looked_at: how many comparisons the intervals are corrected for.
+    teacher_parameters: trained numbers of the teacher; None where they are not known, as of a function or a file.
     """
 
     measure: str
@@ -39,6 +44,7 @@ class Table:
     seconds: Mapping[str, float]
     teacher: Mapping[str, float]
     looked_at: int
+    teacher_parameters: int | None = None
 
     @property
     def comparisons(self) -> dict[str, Comparison]:
@@ -87,15 +93,24 @@ class Table:
         """The table and its conclusions, for a terminal."""
         return self._text("simple")
 
+    __repr__ = __str__
+
     def markdown(self) -> str:
         """The table and its conclusions as Markdown."""
         return self._text("pipe")
 
     def _repr_html_(self) -> str:
+        def row(cells: list[str], tag: str) -> str:
+            # Notebooks align to the right, and break a cell at ±.
+            styles = [_LEFT, *[_NUMBER if tag == "td" else _RIGHT] * (len(cells) - 1)]
+            written = zip(cells, styles, strict=True)
+            return "".join(f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell, style in written)
+
         header, *rows = self.rows()
-        table = tabulate(rows, header, tablefmt="html", disable_numparse=True)
-        said = "".join(f"<p>{html.escape(self.conclusion(name))}</p>" for name in self.comparisons)
-        return f"{table}{said}<p>{html.escape(self._note())}</p>"
+        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+        said = [*map(self.conclusion, self.comparisons), self._note()]
+        below = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in said)
+        return f"<table><thead><tr>{row(header, 'th')}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON holds it."""
@@ -115,15 +130,20 @@ class Table:
             "comparisons": {name: found._asdict() for name, found in self.comparisons.items()},
             "conclusions": [self.conclusion(name) for name in self.comparisons],
             "corrected_for": self.looked_at, "parameters": self.parameters, "teacher": dict(self.teacher),
+            "teacher_parameters": self.teacher_parameters,
         }  # fmt: skip
 
+    def figures(self) -> dict[str, Any]:
+        """Matplotlib's figures by name: `comparison` (pairs, and intervals), `learning-curves`, and `size`."""
+        return {"comparison": self._draw_pairs(), "learning-curves": self._draw_curves(), "size": plot_sizes([self])}
+
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes results.json, results.md and the plots into `folder`. Raises `OutputError`."""
+        """Writes results.json, results.md and the figures, as PNG, into `folder`. Raises `OutputError`."""
         place = Path(folder).expanduser()
         try:
             place.mkdir(parents=True, exist_ok=True)
             (place / "results.md").write_text(self.markdown() + "\n", encoding="utf-8")
-            drawn = {"comparison.png": self._draw_pairs(), "learning-curves.png": self._draw_curves()}
+            drawn = {f"{name}.png": figure for name, figure in self.figures().items()}
             for name, figure in drawn.items():
                 figure.savefig(place / name, dpi=130)
             text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
@@ -176,39 +196,39 @@ class Table:
         return f"{mean}{unit}" if margin is None else f"{mean} ± {margin}{unit}"
 
     def _draw_pairs(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(layout="constrained", figsize=(3 + 1.4 * len(self.values), 4.2))
+        figure = _new_figure(3 + 1.4 * len(self.values), 4.2)
         left, right = figure.subplots(1, 2)
         factor, _ = self._form(self.measure)
         names = list(self.values)
         points = np.stack([self.values[name][self.measure] * factor for name in names])
         for seed in points.T:
             left.plot(range(len(names)), seed, color="#999999", linewidth=0.8, marker="o", markersize=4)
-        left.plot(range(len(names)), points.mean(axis=1), color="#D55E00", marker="D", linestyle="none", label="mean")
+        left.plot(range(len(names)), points.mean(axis=1), color="#D55E00", marker="D", linestyle="none")
         left.set_xticks(range(len(names)), names, rotation=20, ha="right")
+        left.set_xlim(-0.4, len(names) - 0.6)
         left.set_ylabel(self._title(self.measure))
-        left.set_title("each seed")
-        left.legend()
-        for place, (name, found) in enumerate(self.comparisons.items()):
+        left.set_title("each seed, and the mean", fontsize=10)
+        for place, found in enumerate(self.comparisons.values()):
             colour = _COLOURS[(place + 1) % len(_COLOURS)]
             margin = None if found.margin is None else found.margin * factor
             right.errorbar(place, found.mean_difference * factor, yerr=margin, fmt="o", capsize=5, color=colour)
-            assert name in self.values
         right.axhline(0, color="black", linewidth=0.8)
         right.set_xticks(range(len(self.comparisons)), list(self.comparisons), rotation=20, ha="right")
         right.set_xlim(-0.6, max(0.6, len(self.comparisons) - 0.4))
-        right.set_title(f"difference to {names[0]}, 95 % interval")
+        right.set_ylabel("points" if factor == 100 else self._title(self.measure))
+        corrected = ", corrected" if self.looked_at > 1 else ""
+        right.set_title(f"difference to {names[0]}\n95 % interval{corrected}", fontsize=10)
+        for panel in (left, right):
+            panel.grid(axis="y", alpha=0.25)
         return figure
 
     def _draw_curves(self) -> Any:
-        from matplotlib.figure import Figure
-
         shown = [name for name in ("loss", "accuracy") if all(name in history for history in self.history.values())]
-        figure = Figure(layout="constrained", figsize=(4.8 * len(shown), 4))
+        figure = _new_figure(4.8 * len(shown), 4)
         for panel, metric in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+            factor, _ = self._form(metric)
             for place, (name, history) in enumerate(self.history.items()):
-                values = np.asarray(history[metric], np.float64)
+                values = np.asarray(history[metric], np.float64) * factor
                 epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
                 colour = _COLOURS[place % len(_COLOURS)]
                 panel.plot(epochs, mean, color=colour, label=name, marker="o" if len(epochs) == 1 else None)
@@ -216,6 +236,87 @@ class Table:
                     sd = values.std(axis=0, ddof=1)
                     panel.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
             panel.set_xlabel("epoch")
-            panel.set_ylabel(f"{metric} of the training batches")
-            panel.legend()
+            panel.set_ylabel(self._title(metric))
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.grid(alpha=0.25)
+        panel.legend()
+        band = f", mean ± standard deviation of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
+        figure.suptitle(f"training batches{band}", fontsize=10)
         return figure
+
+
+def plot_sizes(tables: Iterable[Table]) -> Any:
+    """A figure of Matplotlib: the measure of each method against the number of parameters, and of the teacher.
+
+    tables: of `compare`, one for each student. Bars are 95 % intervals of the mean over the seeds, by Student's t. A
+        teacher whose size is not known is a line. Raises `ConfigError` where the tables have not the same measure.
+    """
+    several = sorted(tables, key=lambda table: table.parameters)
+    found = sorted({table.measure for table in several})
+    if len(found) != 1:
+        raise ConfigError(
+            f"the tables compare {' and '.join(found) or 'nothing'}: give at least one, all of one measure"
+        )
+    figure = _new_figure(7, 4.4)
+    panel = figure.subplots()
+    measure, factor = found[0], several[0]._form(found[0])[0]
+    taught = {
+        (table.teacher_parameters, table.teacher[measure] * factor) for table in several if measure in table.teacher
+    }
+    sizes = sorted({table.parameters for table in several} | {size for size, _ in taught if size is not None})
+    names = list(dict.fromkeys(name for table in several for name in table.values))
+    # Methods stand beside each other, so that no bar hides another.
+    step = _size_axis(panel, sizes)
+    for place, name in enumerate(names):
+        own = [table for table in several if name in table.values]
+        values = [table.values[name][measure] * factor for table in own]
+        beside = step ** (place - (len(names) - 1) / 2)
+        bars = [half_width(one) for one in values] if any(len(one) > 1 for one in values) else None
+        panel.errorbar(
+            [table.parameters * beside for table in own], [one.mean() for one in values],
+            yerr=bars, fmt="o-", capsize=4, markersize=5, linewidth=1.2,
+            color=_COLOURS[place % len(_COLOURS)], label=name,
+        )  # fmt: skip
+    for place, (size, value) in enumerate(sorted(taught, key=str)):
+        label = "teacher" if place == 0 else None
+        if size is None:
+            panel.axhline(value, color="#666666", linestyle="--", linewidth=1.2, label=label)
+        else:
+            panel.plot(size, value, "*", markersize=13, color="#666666", label=label)
+    panel.set_ylabel(several[0]._title(measure))
+    seeds = sorted({len(table.seeds) for table in several})
+    told = "1 seed" if seeds == [1] else f"mean of {' or '.join(map(str, seeds))} seeds, 95 % interval"
+    panel.set_title(told, fontsize=10)
+    panel.grid(alpha=0.25)
+    panel.legend()
+    return figure
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """In inches. A notebook shows it, whether or not pyplot is in use there."""
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(layout="constrained", figsize=(width, height))
+    figure._repr_png_ = partial(_as_png, figure)
+    return figure
+
+
+def _as_png(figure: Any) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return drawn.getvalue()
+
+
+def _size_axis(panel: Any, sizes: list[int]) -> float:
+    """Logarithmic, with the sizes themselves, as far as they stand apart. Gives a factor for a small step on it."""
+    panel.set_xscale("log")
+    room = max(1.25, (sizes[-1] / sizes[0]) ** 0.08)
+    panel.set_xlim(sizes[0] / room, sizes[-1] * room)
+    shown = sizes[:1]
+    for size in sizes[1:]:
+        if size / shown[-1] > room:
+            shown.append(size)
+    panel.minorticks_off()
+    panel.set_xticks(shown, [f"{size:,}" for size in shown])
+    panel.set_xlabel("parameters")
+    return (room**2 * sizes[-1] / sizes[0]) ** 0.012

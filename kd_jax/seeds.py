@@ -115,13 +115,14 @@ def train_seeds(
             taught = kept_teachers[with_features]
         known = {s: None if kept is None else kept.read(f"{name}-seed{s}", how.model) for s in seeds}
         missing = [seed for seed, one in known.items() if one is None]
+        done(name, len(seeds) - len(missing))
         together = side_by_side and len(missing) > 1
         for group in [missing] if together else [[seed] for seed in missing]:
             for seed, one in zip(group, _fit(method, how, taught, data, group, role), strict=True):
                 known[seed] = one
                 if kept is not None:
                     kept.write(f"{name}-seed{seed}", one, how.model)
-        done(name, len(seeds))
+            done(name, len(group))
         found[name] = [one for one in known.values() if one is not None]
     return found
 

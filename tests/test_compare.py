@@ -11,8 +11,10 @@ import pytest
 
 import kd_jax as kd
 from kd_jax import seeds as of_seeds
+from kd_jax.compare import size_of
 from kd_jax.errors import ConfigError, DataError, MismatchError
 from kd_jax.stats import paired_comparison
+from kd_jax.teacher import as_teacher
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -206,13 +208,63 @@ def test_the_table_says_and_keeps_what_was_found(table: kd.Table, tmp_path: Path
     assert "accuracy (%)" in text
     assert "kd changed accuracy by" in text
     assert table.conclusion("kd") in table._repr_html_()
+    assert all(cell in table._repr_html_() for row in table.rows() for cell in row)
+    assert table.figures()["size"]._repr_png_().startswith(b"\x89PNG")
     assert table.markdown().startswith("|")
     written = table.save(tmp_path / "mine")
-    assert {path.name for path in written} == {"results.json", "results.md", "comparison.png", "learning-curves.png"}
+    assert {path.name for path in written} == {
+        "results.json", "results.md", "comparison.png", "learning-curves.png", "size.png",
+    }  # fmt: skip
     kept = json.loads((tmp_path / "mine" / "results.json").read_text())
     assert [run["seed"] for run in kept["methods"]["kd"]["runs"]] == [0, 1, 2]
     assert [run["accuracy"] for run in kept["methods"]["kd"]["runs"]] == list(table.values["kd"]["accuracy"])
     assert kept["comparisons"]["kd"]["n"] == 3
+    assert (kept["parameters"], kept["teacher_parameters"]) == (6 * 4 + 4 + 4 * 3 + 3, 6 * 16 + 16 + 16 * 3 + 3)
+
+
+def made_up(parameters: int, teacher_parameters: int | None, seeds: int = 3, measure: str = "score") -> kd.Table:
+    values = {name: {measure: np.arange(seeds) + parameters / 10 + place} for place, name in enumerate("ab")}
+    history = {name: {"loss": np.ones((seeds, 2))} for name in values}
+    return kd.Table(
+        measure, True, tuple(range(seeds)), values, history, {}, parameters, {"a": 1.0, "b": 1.0}, {measure: 50.0}, 1,
+        teacher_parameters,
+    )  # fmt: skip
+
+
+def test_the_measure_against_the_size_of_each_student() -> None:
+    """In the order of the sizes; the mean of (0, 1, 2) + c is 1 + c, and t(0.975, 2) / √3 is 2.4841."""
+    panel = kd.plot_sizes([made_up(200, 1000), made_up(10, 1000), made_up(20, 1000)]).axes[0]
+    bars = {one.get_label(): one for one in panel.containers}
+    assert list(bars) == ["a", "b"]
+    for place, name in enumerate("ab"):
+        line, _, (segments,) = bars[name].lines
+        np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [10, 20, 200], rtol=0.05)
+        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), np.array([2, 3, 21]) + place)
+        np.testing.assert_allclose([np.ptp(one[:, 1]) for one in segments.get_segments()], 2 * 2.4841, rtol=1e-4)
+    (star,) = [line for line in panel.lines if line.get_label() == "teacher"]
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (1000, 50.0)
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["10", "20", "200", "1,000"]
+
+
+def test_a_teacher_of_unknown_size_is_a_line_and_one_seed_has_no_bar() -> None:
+    panel = kd.plot_sizes([made_up(10, None, seeds=1)]).axes[0]
+    (line,) = [line for line in panel.lines if line.get_label() == "teacher"]
+    assert list(line.get_ydata()) == [50.0, 50.0]
+    assert [one.lines[2] for one in panel.containers] == [(), ()]
+
+
+def test_sizes_are_of_one_measure() -> None:
+    for tables, says in (([], "nothing"), ([made_up(10, None), made_up(20, None, measure="nll")], "nll and score")):
+        with pytest.raises(ConfigError, match=f"the tables compare {says}: give at least one"):
+            kd.plot_sizes(tables)
+
+
+def test_the_size_of_a_teacher_is_known_where_it_has_parameters(teacher: kd.Model) -> None:
+    own = 6 * 16 + 16 + 16 * 3 + 3
+    function = as_teacher(lambda x: x)
+    assert [size_of(one) for one in (as_teacher(teacher), function, kd.cached(teacher, TRAIN))] == [own, None, None]
+    assert size_of(kd.several([teacher, teacher])) == 2 * own
+    assert size_of(kd.several([teacher, function])) is None
 
 
 @pytest.mark.parametrize(

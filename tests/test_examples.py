@@ -38,11 +38,12 @@ def test_an_example_ends_in_a_table(
     assert "---" in printed
     if path.stem == "compare_methods":
         assert sorted(one.name for one in (tmp_path / "runs" / "compare-methods").iterdir()) == [
-            "comparison.png", "learning-curves.png", "results.json", "results.md",
+            "comparison.png", "learning-curves.png", "results.json", "results.md", "size.png",
         ]  # fmt: skip
 
 
 def test_the_page_of_examples_names_each() -> None:
     text = (ROOT / "docs" / "examples.md").read_text()
     assert EXAMPLES
-    assert [path.name for path in EXAMPLES if f"(../examples/{path.name})" not in text] == []
+    every = [*EXAMPLES, *(ROOT / "examples").glob("*.ipynb")]
+    assert [path.name for path in every if f"(../examples/{path.name})" not in text] == []

@@ -33,13 +33,8 @@ class Bar(Silent):
 
     def start(self, epochs: int, steps: int | None, epoch: int, done: int) -> None:
         """Draws the bar."""
-        with warnings.catch_warnings():
-            # In a notebook without widgets tqdm says so; its bar of text is as good.
-            warnings.simplefilter("ignore")
-            from tqdm.auto import tqdm
-
-            total = None if steps is None else epochs * steps
-            self.bar = tqdm(total=total, initial=epoch * (steps or 0) + done, unit="step", file=sys.stderr)
+        total = None if steps is None else epochs * steps
+        self.bar = make_bar(total=total, initial=epoch * (steps or 0) + done, unit="step")
         self.epochs = epochs
 
     def advance(self, epoch: int, steps: int, metrics: dict[str, Any]) -> None:
@@ -60,6 +55,20 @@ class Bar(Silent):
             self.bar.close()
 
 
+def make_bar(**options: Any) -> Any:
+    """A bar of tqdm; in a notebook on the standard output, as what stands on the other is red there."""
+    with warnings.catch_warnings():
+        # In a notebook without widgets tqdm says so; its bar of text is as good.
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+
+        return tqdm(file=sys.stdout if _is_notebook() else sys.stderr, **options)
+
+
 def is_watched() -> bool:
     """Whether somebody may see a bar: a terminal, or a notebook."""
-    return "ipykernel" in sys.modules or bool(getattr(sys.stderr, "isatty", bool)())
+    return _is_notebook() or bool(getattr(sys.stderr, "isatty", bool)())
+
+
+def _is_notebook() -> bool:
+    return "ipykernel" in sys.modules
