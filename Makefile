@@ -12,6 +12,8 @@ ifneq ($(origin PYTHON),file)
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 endif
 ARGS ?=
+# Numbers of float32 beside PyTorch's are those of the programs that users compile; all other tests compile quickly.
+AS_USERS_COMPILE := tests/train/test_parity.py
 .DELETE_ON_ERROR:
 .PHONY: run sweep reproduce test bench docs clean
 
@@ -25,7 +27,9 @@ test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	JAX_PLATFORMS=cpu XLA_FLAGS="$$($(VENV)/bin/python -m tools.quick_flags)" \
+	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(if $(ARGS),,--deselect $(AS_USERS_COMPILE)) $(ARGS)
+	$(if $(ARGS),,JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 $(AS_USERS_COMPILE))
 
 bench: $(VENV)/.installed-for-bench
 	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)

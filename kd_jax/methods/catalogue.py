@@ -5,6 +5,8 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kd_jax import methods
@@ -31,14 +33,15 @@ class Entry(NamedTuple):
     defaults: dict[str, str]
 
 
-def named() -> dict[str, type[Method]]:
+@cache
+def named() -> Named:
     """Every method that comes with kd_jax, by its name in small letters."""
     known = (getattr(methods, name) for name in methods.__all__)
-    return {
+    return MappingProxyType({
         one.__name__.lower(): one for one in known
         if isinstance(one, type) and issubclass(one, Method) and dataclasses.is_dataclass(one)
         and not issubclass(one, _BASES)
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def entry(name: str, method: type[Method]) -> Entry:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,8 +60,7 @@ def gib(count: int) -> str:
 
 def kept_parameters(network: Network, trainings: int) -> int:
     """Bytes of the parameters of so many trainings, in the blocks that they train in and put together."""
-    params, _ = network.split(jax.eval_shape(network.init, jax.random.key(0)))
-    return 2 * 4 * trainings * count_parameters(params)
+    return 2 * 4 * trainings * _parameters(network)
 
 
 def teacher_outputs(examples: int, classes: int, shift: int) -> int:
@@ -81,8 +81,14 @@ class Needed(NamedTuple):
 
 def needed(network: Network, layers: Sequence[int], *, examples: int, test_examples: int) -> Needed:
     """For training and evaluating one seed of a network of such `layers`, rather too much than too little."""
-    params, _ = network.split(jax.eval_shape(network.init, jax.random.key(0)))
     # The order of this epoch, the next one's and what that is made from, and the logits of the test images.
-    fixed = 4 * (_COPIES_OF_PARAMETERS * count_parameters(params) + 6 * examples + test_examples * layers[-1])
+    fixed = 4 * (_COPIES_OF_PARAMETERS * _parameters(network) + 6 * examples + test_examples * layers[-1])
     # Every unit before and after its activation, and their gradients; the image as often, in the steps of one turn.
     return Needed(fixed, 4 * 4 * sum(layers))
+
+
+@lru_cache(maxsize=256)
+def _parameters(network: Network) -> int:
+    """How many a network has, which is asked for each of a sweep's settings."""
+    params, _ = network.split(jax.eval_shape(network.init, jax.random.key(0)))
+    return count_parameters(params)

@@ -1,7 +1,9 @@
 """The methods that the notebook's commands know by name, its own mistake among them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from kd_jax.errors import ConfigError
 from kd_jax.methods import KD, KDWithoutTSquared, Method, catalogue
 from kd_jax.methods.base import Scalar, Values, as_parts, terms_of
 from kd_jax.methods.logits import SoftLoss
-from kd_jax.models import Model, Output
+from kd_jax.models import Model, Network, Output
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ METHODS: dict[str, type[KD | KDWithoutTSquared | KDAsWritten]] = {
 """Those whose numbers are `--alpha` and `--temperature`."""
 
 
-def known() -> dict[str, type[Method]]:
+@cache
+def known() -> catalogue.Named:
     """Every method by the name that `--method` takes."""
     others = {name: method for name, method in catalogue.named().items() if method not in METHODS.values()}
-    return {**others, **METHODS}
+    return MappingProxyType({**others, **METHODS})
 
 
 def make(name: str, alpha: float, temperature: float, options: Sequence[str]) -> Method:
@@ -53,6 +56,22 @@ def make(name: str, alpha: float, temperature: float, options: Sequence[str]) ->
 
 def check(method: Method, name: str, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
     """Raises `ConfigError` where a method cannot train the student on labelled images, in batches of that size."""
+    try:
+        if student.variables is None and teacher.variables is None and isinstance(method, Hashable):
+            _traced_once(method, student.network, teacher.network, tuple(image_shape), size)
+        else:
+            _trace(method, student, teacher, image_shape, size)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--method is {name}: {error}") from None
+
+
+@lru_cache(maxsize=256)
+def _traced_once(method: Method, student: Network, teacher: Network, image_shape: tuple[int, ...], size: int) -> None:
+    """A sweep asks for each of its settings, more than once."""
+    _trace(method, Model(student), Model(teacher), image_shape, size)
+
+
+def _trace(method: Method, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((size,), jnp.int32)
     key = jax.random.key(0)
@@ -66,7 +85,4 @@ def check(method: Method, name: str, student: Model, teacher: Model, image_shape
         parts = as_parts(method.init(key, *both), method)
         return terms_of(method, parts, *both, Batch(images, labels, indices=labels), jnp.int32(0))
 
-    try:
-        jax.eval_shape(loss, images, labels)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"--method is {name}: {error}") from None
+    jax.eval_shape(loss, images, labels)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -23,8 +24,14 @@ def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
     """The teacher's and the student's `Network`. Raises `ConfigError` for a user's own that cannot be made."""
     taught_by, student = own_models(config, dataset)
     sizes = layer_sizes(config.teacher_hidden, dataset)
-    teaching = taught_by or mlp(sizes, dropout=config.teacher_dropout, input_dropout=config.teacher_input_dropout)
-    return teaching.network, (student or mlp(layer_sizes(config.student_hidden, dataset))).network
+    teaching = taught_by or _dense(sizes, config.teacher_dropout, config.teacher_input_dropout)
+    return teaching.network, (student or _dense(layer_sizes(config.student_hidden, dataset))).network
+
+
+@lru_cache(maxsize=256)
+def _dense(sizes: tuple[int, ...], dropout: float = 0.0, input_dropout: float = 0.0) -> Model:
+    """An `mlp`, which is asked for many times for each of a sweep's settings."""
+    return mlp(sizes, dropout=dropout, input_dropout=input_dropout)
 
 
 def own_models(config: Config, dataset: Dataset) -> tuple[Model | None, Model | None]:
