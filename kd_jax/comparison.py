@@ -224,7 +224,7 @@ class Table:
 
     def _draw_curves(self) -> Any:
         shown = [name for name in ("loss", "accuracy") if all(name in history for history in self.history.values())]
-        figure = _new_figure(4.8 * len(shown), 4)
+        figure = _new_figure(4.8 * len(shown), 4.0)
         for panel, metric in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
             factor, _ = self._form(metric)
             for place, (name, history) in enumerate(self.history.items()):
@@ -257,7 +257,7 @@ def plot_sizes(tables: Iterable[Table]) -> Any:
         raise ConfigError(
             f"the tables compare {' and '.join(found) or 'nothing'}: give at least one, all of one measure"
         )
-    figure = _new_figure(7, 4.4)
+    figure = _new_figure(7.0, 4.4)
     panel = figure.subplots()
     measure, factor = found[0], several[0]._form(found[0])[0]
     taught = {
