@@ -1,6 +1,7 @@
 """`compare`: methods over the same seeds, on anybody's models, with paired intervals."""
 
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from kd_jax.train.progress import is_watched, make_bar
 from kd_jax.train.resume import description, identity, opened, optimizer_digest, program_digest
 from kd_jax.train.step import Prepare, Training, init, step
 from kd_jax.train.validation import Validation, check_watched
+from kd_jax.version import __version__
 
 PyTree = Any
 
@@ -128,12 +130,20 @@ def compare(
         count_parameters(model.network.split(results[next(iter(results))][0].variables)[0]),
         {name: sum(one.seconds for one in ones) for name, ones in results.items()},
         {} if known is None or known.per_example else _of_teacher(known, tested, how),
-        max(1, len(entries) - 1), size_of(known),
+        max(1, len(entries) - 1), size_of(known), _told(settings),
     )  # fmt: skip
     if measure not in next(iter(values.values())):
         names = ", ".join(next(iter(values.values())))
         raise ConfigError(f"there is no measure {measure}: use one of {names}")
     return table
+
+
+def _told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader of results.json needs to do it again: numbers of the methods, epochs and versions."""
+    names = ("jax", "flax", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names} | {"kd_jax": __version__}
+    shown = {name: value for name, value in settings.items() if name not in ("seeds", "measure")}
+    return shown | {"versions": versions}
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:

@@ -1,10 +1,11 @@
 """What a comparison of methods found: a table with paired intervals, its files, and its plots."""
 
+import difflib
 import html
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Table:
     chosen on the development split. parameters: trained numbers of one student. seconds: of each method's trainings.
     teacher: its own measures on the test data. looked_at: how many comparisons the intervals are corrected for.
     teacher_parameters: trained numbers of the teacher; None where they are not known, as of a function or a file.
+    settings: how it was trained, as JSON holds it.
     """
 
     measure: str
@@ -45,6 +47,7 @@ class Table:
     teacher: Mapping[str, float]
     looked_at: int
     teacher_parameters: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def comparisons(self) -> dict[str, Comparison]:
@@ -59,8 +62,13 @@ class Table:
         }
 
     def conclusion(self, name: str) -> str:
-        """In a sentence, what a method changed against the first. Raises `KeyError` for an unknown one."""
-        found, first = self.comparisons[name], next(iter(self.values))
+        """In a sentence, what a method changed against the first. Raises `ConfigError` for another name."""
+        compared, first = self.comparisons, next(iter(self.values))
+        if name not in compared:
+            near = difflib.get_close_matches(name.lower(), compared, 1, 0)
+            names = ", ".join(near + [one for one in compared if one not in near]) or "none"
+            raise ConfigError(f"no method {name!r} is compared with {first!r}: use one of {names}")
+        found = compared[name]
         change = f"{name} changed {self.measure.replace('_', ' ')} by {self._interval(found)} against {first}"
         if found.ci95 is None:
             reason = "one seed has no interval" if found.n < 2 else "the differences are too alike for an interval"
@@ -116,6 +124,7 @@ class Table:
         """Everything, as JSON holds it."""
         return {
             "measure": self.measure, "higher_is_better": self.higher, "seeds": list(self.seeds),
+            "settings": dict(self.settings),
             "methods": {
                 method: {
                     "chosen": self.chosen.get(method), "seconds": self.seconds[method],

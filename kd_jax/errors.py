@@ -51,6 +51,10 @@ class MethodError(ConfigError):
     """A method that lacks what it needs, such as a teacher, labels or features."""
 
 
+class ArgumentError(MethodError, TypeError):
+    """An argument that a class of methods does not have."""
+
+
 class CheckpointError(_RemedyError, RuntimeError):
     """A checkpoint that cannot be written or read."""
 

@@ -219,6 +219,9 @@ def test_the_table_says_and_keeps_what_was_found(table: kd.Table, tmp_path: Path
     assert [run["seed"] for run in kept["methods"]["kd"]["runs"]] == [0, 1, 2]
     assert [run["accuracy"] for run in kept["methods"]["kd"]["runs"]] == list(table.values["kd"]["accuracy"])
     assert kept["comparisons"]["kd"]["n"] == 3
+    assert "temperature" in str(kept["settings"]["methods"]["kd"])
+    assert kept["settings"]["epochs"] >= 1
+    assert kept["settings"]["versions"]["jax"] == jax.__version__
     assert (kept["parameters"], kept["teacher_parameters"]) == (6 * 4 + 4 + 4 * 3 + 3, 6 * 16 + 16 + 16 * 3 + 3)
 
 
@@ -229,6 +232,11 @@ def made_up(parameters: int, teacher_parameters: int | None, seeds: int = 3, mea
         measure, True, tuple(range(seeds)), values, history, {}, parameters, {"a": 1.0, "b": 1.0}, {measure: 50.0}, 1,
         teacher_parameters,
     )  # fmt: skip
+
+
+def test_a_name_that_is_not_compared_is_told_with_those_that_are() -> None:
+    with pytest.raises(kd.ConfigError, match="no method 'B' is compared with 'a': use one of b"):
+        made_up(10, None).conclusion("B")
 
 
 def test_the_measure_against_the_size_of_each_student() -> None:

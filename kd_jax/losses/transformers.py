@@ -76,15 +76,21 @@ def minilm_relations(
     or values, all heads side by side and split anew in `heads` relation heads of d dimensions. With keys given, A
     are queries and B keys: with `heads` those of the model, MiniLM's attention transfer (https://arxiv.org/abs/2002.10957).
 
-    student, teacher: `[batch, positions, width]`; widths may differ; `heads` must divide both, else ShapeError.
+    student, teacher: `[batch, positions, width]`, or `[batch, positions, heads, width of a head]` as Flax has queries;
+    widths may differ; `heads` must divide both, else ShapeError.
     student_keys, teacher_keys: B, of the shapes of A. mask: `[batch, positions]`, True or 1 for a position that
     counts; the others are left out of every softmax, have the value 0 and may hold anything. In nats,
     `[batch, positions]`.
     """
     if (student_keys is None) != (teacher_keys is None):
         raise ShapeError("keys of one network alone were given: give both student_keys and teacher_keys, or neither")
-    student, teacher = as_pair(student, teacher)
-    if student.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+    student, teacher = map(_side_by_side, as_pair(student, teacher))
+    student_keys, teacher_keys = (
+        None if keys is None else _side_by_side(keys) for keys in (student_keys, teacher_keys)
+    )
+    if not student.ndim == teacher.ndim == 3:
+        raise ShapeError(f"{both(student, teacher)} have other axes: give both [batch, positions, width]")
+    if student.shape[:2] != teacher.shape[:2]:
         raise ShapeError(
             f"{both(student, teacher)} differ in positions: give both [batch, positions, width] of one text"
         )
@@ -115,6 +121,12 @@ def _log_relation(queries: Array, keys: Array, heads: int, valid: Array) -> Arra
     lowest = jnp.finfo(scores.dtype).min
     logs = jax.nn.log_softmax(jnp.where(here, scores, lowest), axis=-1)
     return jnp.where(here, logs, 0)
+
+
+def _side_by_side(states: Features) -> Array:
+    """All heads in one axis."""
+    states = jnp.asarray(states)
+    return states.reshape(*states.shape[:2], -1) if states.ndim == 4 else states
 
 
 def _split(states: Array, heads: int) -> Array:

@@ -1,7 +1,6 @@
 """`Method`: what a student is trained to minimise, as a PyTree: its numbers are leaves, its names static."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
+from kd_jax.methods.arguments import check_names, count_arguments
 from kd_jax.models import Output
 
 PyTree = Any
@@ -102,6 +102,11 @@ class Method:
     def __repr__(self) -> str:
         """Of a class that is no dataclass, too, by what its instance holds."""
         return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def __new__(cls, *given: Any, **named: Any) -> Any:
+        """Raises `ArgumentError` for a name that the class does not take."""
+        check_names(cls, cls.__init__, named)
+        return super().__new__(cls)
 
     def __init_subclass__(cls, **named: Any) -> None:
         """Registers every subclass as a PyTree."""
@@ -266,12 +271,12 @@ class LossFunction(Method):
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
         """Whether the function takes them."""
-        return _arguments(self.function) > 2
+        return count_arguments(self.function) > 2
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Any:
         """What the function gives, as one term."""
         given = (student.logits, None if teacher is None else teacher.logits, batch.labels)
-        values = self.function(*given[: _arguments(self.function)])
+        values = self.function(*given[: count_arguments(self.function)])
         return values if isinstance(values, Mapping) else {"loss": values}
 
 
@@ -293,7 +298,7 @@ def as_method(method: Any) -> Method:
             return method()
         except TypeError:
             raise MethodError(f"{method.__name__} is a class that needs arguments: give {method.__name__}(…)") from None
-    if callable(method) and _arguments(method) in (2, 3):
+    if callable(method) and count_arguments(method) in (2, 3):
         return LossFunction(method)
     raise MethodError(
         f"method is {method!r}: give a kd.Method such as kd.KD(), or a function of the logits of the student, those of "
@@ -335,13 +340,3 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
     while free in taken:
         free, number = f"{name}_{number}", number + 1
     return free
-
-
-def _arguments(function: Callable[..., Any]) -> int:
-    """How many arguments a function takes by position; 0 where it does not tell."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return 0
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in kinds for parameter in parameters)

@@ -12,7 +12,7 @@ from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, ep
 from kd_jax.errors import ConfigError, DataError, MethodError
 from kd_jax.files.names import path_name
 from kd_jax.methods import Method
-from kd_jax.methods.base import as_parts
+from kd_jax.methods.base import Parts, as_parts
 from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.models import Model, Output
 from kd_jax.models.trying import CALL, PREPARE, reason, told
@@ -134,16 +134,18 @@ def _check_loss(
 ) -> tuple[str, ...]:
     """The terms of the loss. Whether it, the measures and the optimiser can be computed at all."""
     key, name = jax.random.key(0), type(method).__name__
-    parts = _tried_loss(
-        name, batch, student, lambda: as_parts(method.init(key, student, taught[0] if taught else None), method)
-    )
+
+    def made(method: Method) -> Parts:
+        return as_parts(method.init(key, student, taught[0] if taught else None), method)
 
     # The method is an argument, as in a step: its numbers are traced there.
+    numbers = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), method)
+    parts = _tried_loss(name, batch, student, made, numbers)
+
     def loss(method: Method, parts: PyTree, student: Output, taught: tuple[Output, ...], batch: Batch) -> Any:
         terms = all_terms(method, parts, student, taught, batch, jnp.int32(0))[0]
         return weighted_sum(terms, batch.weights), terms
 
-    numbers = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), method)
     terms = tuple(_tried_loss(name, batch, student, loss, numbers, parts, student, taught, batch)[1])
     own = dict(training.measures)
     for term in terms:

@@ -9,6 +9,7 @@ import pytest
 from losses import feature_oracles as oracles
 from losses.feature_cases import assert_close, assert_is_oracle, draw, floats
 
+from kd_jax.errors import ShapeError
 from kd_jax.losses import transformers
 
 MASK = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]])
@@ -36,6 +37,17 @@ def test_minilm_of_queries_and_keys_is_its_attention(heads: int) -> None:
         return oracles.minilm(np.stack([s, s_keys]), np.stack([t, t_keys]), np.ones((2, 3)), heads)
 
     assert_is_oracle(loss, oracle, s, s_keys, t, t_keys)
+
+
+def test_minilm_takes_queries_as_flax_has_them() -> None:
+    """A head's axis apart is the same as all heads side by side, and other axes are told as such."""
+    rng = np.random.default_rng(2)
+    s, t = rng.normal(size=(2, 3, 4)).astype(np.float32), rng.normal(size=(2, 3, 6)).astype(np.float32)
+    for heads in (1, 2):
+        apart = transformers.minilm_relations(s.reshape(2, 3, 2, 2), t.reshape(2, 3, 2, 3), heads=heads)
+        np.testing.assert_array_equal(apart, transformers.minilm_relations(s, t, heads=heads))
+    with pytest.raises(ShapeError, match="have other axes"):
+        transformers.minilm_relations(s[0], t[0], heads=1)
 
 
 def test_minilm_is_blind_to_rotations_within_a_head() -> None:

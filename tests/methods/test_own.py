@@ -1,5 +1,6 @@
 """Methods that change logits, labels or the temperature: standardisation, sigmoids, a virtual teacher, CTKD."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import kd_jax as kd
 from kd_jax import losses
@@ -132,3 +134,34 @@ def test_the_temperature_rises_in_a_training_where_the_loss_does_with_it() -> No
     )
     assert result.state.learned.shape == ()
     assert method.temperature_of(result.state.learned) != method.temperature_of(jnp.float32(1.0))
+
+
+def test_a_name_that_a_method_does_not_take_is_told_with_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"^KD has no temprature: it takes temperature, alpha$"):
+        kd.KD(temprature=2.0)  # type: ignore[call-arg]
+    with pytest.raises(kd.MethodError, match="DKD has no gamma: it takes"):
+        kd.DKD(gamma=1.0)  # type: ignore[call-arg]
+    assert dataclasses.replace(kd.KD(), temperature=3.0) == kd.KD(temperature=3.0)
+
+
+def test_a_number_that_shapes_of_init_depend_on_is_asked_for_as_static() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Projected(kd.Method):
+        width: int = 3
+
+        def init(self, key: Any, student: kd.Output, teacher: kd.Output | None) -> kd.Parts:
+            return kd.Parts(jnp.zeros((student.logits.shape[-1], self.width)))
+
+        def loss(self, parts: kd.Parts, student: kd.Output, teacher: Any, batch: kd.Batch, step: Any) -> Any:
+            return {"projected": jnp.sum(student.logits @ parts.learned, axis=-1)}
+
+    with pytest.raises(kd.MethodError, match=r"width: int = kd.static\(128\)"):
+        kd.distill(
+            nnx.Linear(1, 4, rngs=nnx.Rngs(0)),
+            kd.mlp([1, 4]).init(1),
+            BATCH,
+            method=Projected(),
+            optimizer=SGD,
+            epochs=1,
+            batch_size=3,
+        )

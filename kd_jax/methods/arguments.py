@@ -1,0 +1,31 @@
+"""What a class or a function takes as arguments."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kd_jax.errors import ArgumentError
+
+
+def check_names(cls: type, start: Callable[..., Any], named: Iterable[str]) -> None:
+    """Raises `ArgumentError` for a name that `start`, of `cls`, does not take; the nearest that it does comes first."""
+    if not named:
+        return
+    taken = list(inspect.signature(start).parameters.values())[1:]
+    names = [one.name for one in taken if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    unknown = [name for name in named if name not in names]
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in taken):
+        near = difflib.get_close_matches(unknown[0], names, 1, 0)
+        others = ", ".join(near + [name for name in names if name not in near]) or "nothing"
+        raise ArgumentError(f"{cls.__name__} has no {unknown[0]}: it takes {others}")
+
+
+def count_arguments(function: Callable[..., Any]) -> int:
+    """How many arguments a function takes by position; 0 where it does not tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 0
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in kinds for parameter in parameters)
