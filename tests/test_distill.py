@@ -1,7 +1,9 @@
 """`distill`: what it gives back, warns of, and leaves alone."""
 
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +16,7 @@ from small import DATA, HOW, SGD, X, Y, assert_close, assert_same, leaves, net, 
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, RunError
+from kd_jax.train import progress
 from kd_jax.train.callbacks import says_stop
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -166,6 +169,19 @@ def test_a_bar_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "validation accuracy" in shown
     kd.distill(net(), None, DATA, optimizer=SGD, batch_size=8, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_is_on_the_standard_output_of_a_notebook_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kernel in (None, object()):
+        shell = SimpleNamespace(kernel=kernel)
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+        assert progress.is_watched() == (kernel is not None)
+        progress.make_bar(total=3, unit="thing").close()
+        shown = capsys.readouterr()
+        assert ("thing" in shown.out, "thing" in shown.err) == (kernel is not None, kernel is None)
 
 
 def test_a_batch_counts_by_its_weights() -> None:

@@ -42,7 +42,8 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
     every call, and all others are carried, but what is sown (`nnx.Intermediate`).
 
     call: `call(module, inputs, train)` where the module is not called as `module(inputs)`, with `train=`,
-        `training=`, `deterministic=`, `use_running_average=` and `rngs=` by name where its signature has them.
+        `training=`, `deterministic=`, `use_running_average=` and `rngs=` by name where its signature has them. The
+        whole module is in training mode then; `module.part.eval()` in a call keeps a part of it as it is.
 
     Raises `ConfigError`.
     """

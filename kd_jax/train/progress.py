@@ -71,4 +71,6 @@ def is_watched() -> bool:
 
 
 def _is_notebook() -> bool:
-    return "ipykernel" in sys.modules
+    # One that runs this code: a process that starts others, as a tool does, has ipykernel, too.
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
