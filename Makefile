@@ -15,7 +15,7 @@ ARGS ?=
 # Numbers of float32 beside PyTorch's are those of the programs that users compile; all other tests compile quickly.
 AS_USERS_COMPILE := tests/train/test_parity.py
 .DELETE_ON_ERROR:
-.PHONY: run sweep reproduce test bench docs clean
+.PHONY: run sweep reproduce test suite parity bench docs clean
 
 run: $(VENV)/.installed
 	@$(VENV)/bin/python -m kd_jax.run $(ARGS)
@@ -27,9 +27,14 @@ test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	@$(MAKE) --no-print-directory -j 2 suite $(if $(ARGS),,parity)
+
+suite: $(VENV)/.installed-for-tests
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$($(VENV)/bin/python -m tools.quick_flags)" \
 	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(if $(ARGS),,--deselect $(AS_USERS_COMPILE)) $(ARGS)
-	$(if $(ARGS),,JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 $(AS_USERS_COMPILE))
+
+parity: $(VENV)/.installed-for-tests
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest $(AS_USERS_COMPILE)
 
 bench: $(VENV)/.installed-for-bench
 	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)

@@ -12,7 +12,7 @@ from kd_jax.data.dataset import Dataset, make_dataset
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The tests compile the same small programs again and again.
+# The tests compile the same small programs again and again; `make test` compiles them quickly, see `tools.quick_flags`.
 COMPILED = str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
