@@ -1,6 +1,7 @@
 """What every test shares: strict arithmetic, a cache of its own, and small data sets."""
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from kd_jax.data.dataset import Dataset, make_dataset
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The tests compile the same small programs again and again; `make test` compiles them quickly, see `tools.quick_flags`.
-COMPILED = str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
+# A folder for each worker: JAX reads files there that another process has begun to write.
+COMPILED = str(Path(__file__).parents[1] / ".pytest_cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
