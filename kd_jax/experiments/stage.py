@@ -16,6 +16,7 @@ from kd_jax.experiments.images import Images, Metrics, Settings, Setup
 from kd_jax.experiments.shell.progress import StageName
 from kd_jax.models import count_parameters
 from kd_jax.train import sizes
+from kd_jax.train.sources import chunk_lengths
 from kd_jax.train.step import TrainState
 
 # About this many times an epoch a stage tells how far it is; more would cost time, fewer would leave the user waiting.
@@ -130,19 +131,6 @@ def plan_chunks(steps: int, epochs: int, every: int | None = None) -> tuple[Chun
             of_epoch.append(Chunk(0, start, length, start + length == last))
             start += length
     return tuple(chunk._replace(epoch=epoch) for epoch in range(epochs) for chunk in of_epoch)
-
-
-def chunk_lengths(steps: int, reports: int = _REPORTS_PER_EPOCH) -> list[int]:
-    """`steps` steps in about `reports` chunks; equal ones where they divide them, else the last is shorter.
-
-    Each distinct length is a program to compile, so there are at most two.
-    """
-    fewest = -(-steps // max(1, steps // reports))
-    for chunks in range(min(fewest, steps), min(2 * reports, steps) + 1):
-        if steps % chunks == 0:
-            return [steps // chunks] * chunks
-    length = -(-steps // reports)
-    return [length] * (steps // length) + [steps % length] * (steps % length > 0)
 
 
 def time_an_epoch(stage: Stage, data: Images) -> float:

@@ -262,13 +262,14 @@ class Stream:
 
 
 def chunk_lengths(steps: int, reports: int) -> list[int]:
-    """`steps` steps in about `reports` chunks; equal ones where some number of them divides the steps.
+    """`steps` steps in about `reports` chunks, at least as many where that leaves them equal; else in fewer equal ones.
 
-    Each distinct length is a program to compile: there are at most two, and one where that leaves two chunks or more.
+    Each distinct length is a program to compile: there are two only where no number of chunks divides the steps.
     """
-    equal = max(count for count in range(1, min(2 * reports, steps) + 1) if steps % count == 0)
-    if equal > 1 or steps == 1:
-        return [steps // equal] * equal
+    equal = [count for count in range(1, min(2 * reports, steps) + 1) if steps % count == 0]
+    chunks = min((count for count in equal if count >= reports), default=equal[-1])
+    if chunks > 1 or steps == 1:
+        return [steps // chunks] * chunks
     length = -(-steps // reports)
     return [length] * (steps // length) + [steps % length] * (steps % length > 0)
 

@@ -6,28 +6,9 @@ from flax import nnx
 from kd_jax.experiments import images as of_images
 from kd_jax.experiments import stage
 from kd_jax.experiments.images import Settings, Setup
-from kd_jax.experiments.stage import chunk_lengths, plan_chunks
+from kd_jax.experiments.stage import plan_chunks
 from kd_jax.methods import CrossEntropy
 from kd_jax.models import Model, from_nnx, mlp
-
-
-@pytest.mark.parametrize(
-    ("steps", "lengths"),
-    [(1875, {75}), (1, {1}), (30, {1}), (7, {1}), (468, {18}), (1873, {75, 73}), (59, {3, 2}), (100, {4})],
-)
-def test_an_epoch_is_cut_into_chunks_of_at_most_two_lengths(steps: int, lengths: set[int]) -> None:
-    chunks = chunk_lengths(steps)
-    assert sum(chunks) == steps
-    assert set(chunks) == lengths
-
-
-@pytest.mark.parametrize("steps", range(1, 400))
-def test_chunks_always_make_an_epoch(steps: int) -> None:
-    chunks = chunk_lengths(steps)
-    assert sum(chunks) == steps
-    assert min(chunks) > 0
-    assert len(set(chunks)) <= 2
-    assert len(chunks) <= 51
 
 
 @pytest.mark.parametrize(("steps", "every"), [(1875, None), (1875, 100), (30, 7), (30, 1), (5, 1000), (1, 1), (97, 50)])

@@ -133,12 +133,22 @@ def test_parameters_that_are_not_finite_are_told_although_every_loss_is(kind: st
         kd.distill(net(), None, data, optimizer=optax.sgd(float("inf")), **named)
 
 
-def test_chunks_cover_all_steps_with_two_lengths_at_most() -> None:
-    for steps in (*range(1, 60), 97, 1000, 1875):
-        lengths = chunk_lengths(steps, 10)
-        assert sum(lengths) == steps
-        assert len(set(lengths)) <= 2
-        assert len(lengths) <= 21
+@pytest.mark.parametrize(
+    ("steps", "lengths"),
+    [(1875, {75}), (1, {1}), (30, {1}), (7, {1}), (468, {18}), (938, {67}), (1873, {75, 73}), (59, {3, 2}), (100, {4})],
+)
+def test_an_epoch_is_cut_into_equal_chunks_where_a_number_of_them_divides_it(steps: int, lengths: set[int]) -> None:
+    assert set(chunk_lengths(steps, 25)) == lengths
+
+
+@pytest.mark.parametrize("reports", [1, 2, 10, 25])
+def test_chunks_always_make_an_epoch(reports: int) -> None:
+    for steps in (*range(1, 400), 1000, 1873, 1875):
+        chunks = chunk_lengths(steps, reports)
+        assert sum(chunks) == steps
+        assert min(chunks) > 0
+        assert len(set(chunks)) <= 2
+        assert len(chunks) <= 2 * reports + 1
 
 
 W = np.zeros((24, 7), np.float32)
