@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from kd_jax.comparison import Table
 from kd_jax.data.batch import Batch, as_batch, check_counts, check_whole, take
-from kd_jax.data.order import check_order
+from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.evaluate import HIGHER_IS_BETTER, evaluate, measured, teacher_logits
 from kd_jax.methods import Method, as_method
@@ -36,6 +36,7 @@ PyTree = Any
 _STUDENT, _CHOICE = 1, 2
 
 
+@called_as("kd.compare(student, teacher, train, test)")
 def compare(
     student: Any,
     teacher: Any,
@@ -43,7 +44,7 @@ def compare(
     test: Any,
     *,
     methods: Mapping[str, Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | None = None,
     epochs: int,
     batch_size: int,
     seeds: int | Sequence[int] = 5,
@@ -61,6 +62,7 @@ def compare(
     student: a class or function of `rngs`, or a `Model` without values: it starts anew for each seed. Students of one
         seed start from the same parameters and see the same batches, whatever the method, so that they are pairs.
     train, test: `Batch`es. methods: by name, a `Method`, or a `kd.grid`; the first is what others are compared with.
+        optimizer: optax's; `optax.adamw(1e-3)` where it is None.
     seeds: how many, from 0, or which. measure: what is compared, of those of `kd.evaluate` or of `measures`; higher:
         whether more of it is better, where kd_jax does not know.
     development: data on which a grid's best is chosen; the last sixth of `train`, at most 10,000, where it is None.
@@ -89,6 +91,7 @@ def compare(
         raise ConfigError(
             f"there is no measure {measure}: use one of {', '.join([*HIGHER_IS_BETTER, *(measures or {})])}"
         )
+    optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     entries = {name: one if isinstance(one, Grid) else as_method(one) for name, one in methods.items()}
     how = Setup(model, optimizer, epochs, batch_size, prepare, measures, measure, better)
     settings = {

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from kd_jax.data.batch import Batch, as_key, check_whole, is_in_memory
-from kd_jax.data.order import check_order
+from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, as_model, count_parameters, to_module
@@ -69,6 +69,7 @@ class Result(NamedTuple):
         return f"Result({self.model!r}, {epochs} epochs{best}, {', '.join(f'{k} {v}' for k, v in last.items())})"
 
 
+@called_as("kd.distill(student, teacher, data)")
 def distill(
     student: Any,
     teacher: Any,
@@ -203,12 +204,13 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
         source.classes = checked.student.logits.shape[-1]
     output = checked.student
     watched: dict[str, of_training.Measure] = {}
-    whole = of_training.are_classes(known, output.logits.shape[-1])
+    later = isinstance(source, Stream)
+    whole = of_training.are_classes(known, output.logits.shape[-1], later=later)
     few = 1 < output.logits.shape[-1] <= _MOST_WATCHED
     if whole:
         watched["accuracy"] = of_training.accuracy
         # Labels that an iterator has later are not known yet.
-        if isinstance(source, Stream) or (np.asarray(known.labels) < 0).any():
+        if later or (np.asarray(known.labels) < 0).any():
             watched["unlabelled"] = of_training.unlabelled
     if few and (method.compares_logits or method.needs_labels):
         watched["student_normalised"] = of_training.student_normalised

@@ -3,6 +3,8 @@
 No option of a command is named here. An error keeps its remedy apart, so that a command can say it in its options.
 """
 
+from typing import Any
+
 START_AGAIN = "start the run again, in another folder or in place of this one"
 WAIT = "wait for it, or choose another folder"
 MAKE_ROOM = "make room or give it back, and run it again"
@@ -11,7 +13,20 @@ SAME_VERSION = "go on with the version that wrote it, or start again"
 SMALLER = "choose a smaller batch size or smaller networks"
 
 
-class _RemedyError(Exception):
+class _WholeError(Exception):
+    """One that is copied and unpickled whole, whatever its class is made of."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[_WholeError], args: tuple[Any, ...], own: dict[str, Any]) -> _WholeError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(own)
+    return error
+
+
+class _RemedyError(_WholeError):
     """problem: the sentence without its remedy, which is one of those above where a command has options for it."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
@@ -52,7 +67,7 @@ class MethodError(ConfigError):
 
 
 class ArgumentError(MethodError, TypeError):
-    """An argument that a class of methods does not have."""
+    """An argument that a method or a function does not take."""
 
 
 class CheckpointError(_RemedyError, RuntimeError):
@@ -71,7 +86,7 @@ class OutputError(OSError):
     """An output folder that cannot be used."""
 
 
-class RunError(RuntimeError):
+class RunError(_WholeError, RuntimeError):
     """A training that failed: where, and what to change."""
 
 

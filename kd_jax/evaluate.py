@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from kd_jax.data.batch import Batch, as_batch, check_values, check_whole, is_in_memory
-from kd_jax.data.order import check_order
+from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.checks import as_whole, check_float_labels
@@ -64,6 +64,7 @@ def predict(model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any 
     return outputs_in_batches(known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare).logits
 
 
+@called_as("kd.evaluate(model, data)")
 def evaluate(
     model: Any,
     data: Batch | Iterable[Any],
@@ -76,9 +77,8 @@ def evaluate(
     """The measures of a model on `data`, by name, as numbers of Python.
 
     With whole numbers as labels: accuracy (a fraction), correct and errors (counts), nll (mean negative log-likelihood,
-    nats) and ece (expected calibration error, a fraction). With floats: mse, of the outputs
-    themselves, and nll where every row sums to 1. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at
-    temperature 1).
+    nats) and ece (expected calibration error, a fraction). With floats: mse, of the outputs themselves, and nll
+    where every row sums to 1. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at temperature 1).
 
     data: a `Batch`, or a finite iterable of batches. Labels of weight 0 do not count.
     measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value

@@ -15,7 +15,6 @@ from kd_jax.experiments.notebook import options as config_options
 from kd_jax.experiments.notebook.config import Config, make_config
 from kd_jax.experiments.shell import command, resume
 from kd_jax.experiments.shell import options as cli
-from kd_jax.methods import catalogue
 
 _PROG = "python -m kd_jax.run"
 _EXAMPLES = """\
@@ -50,7 +49,7 @@ def _parser() -> cli.Parser:
 
 def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     if getattr(options, "method", None) == "list":
-        print(catalogue.listing(methods.known()))
+        print(methods.listing())
         return
     config, every = _resolved(options)
     dataset = load(config.dataset)

@@ -30,7 +30,6 @@ from kd_jax.experiments.shell import options as cli
 from kd_jax.experiments.shell.options import option
 from kd_jax.experiments.sweep import grid
 from kd_jax.experiments.sweep.grid import Grid
-from kd_jax.methods import catalogue
 from kd_jax.train.checkpoint import Store
 
 _PROG = "python -m kd_jax.sweep"
@@ -64,7 +63,7 @@ def _parser() -> cli.Parser:
 
 def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     if getattr(options, "method", None) == ["list"]:
-        print(catalogue.listing(methods.known()))
+        print(methods.listing())
         return
     asked = _resolved(options)
     dataset = load(asked.base.dataset)

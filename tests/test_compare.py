@@ -12,7 +12,7 @@ import pytest
 import kd_jax as kd
 from kd_jax import seeds as of_seeds
 from kd_jax.compare import size_of
-from kd_jax.errors import ConfigError, DataError, MismatchError
+from kd_jax.errors import ConfigError, DataError, MethodError, MismatchError
 from kd_jax.stats import paired_comparison
 from kd_jax.teacher import as_teacher
 
@@ -201,6 +201,22 @@ def test_a_grid_is_every_combination_and_refuses_what_it_cannot_make() -> None:
         kd.grid(kd.KD, alpha=[])
     with pytest.raises(ConfigError, match="KD cannot be made of"):
         kd.grid(kd.KD, heat=[1.0])
+    with pytest.raises(ConfigError, match=r"<lambda> cannot be made of \{'heat': 1.0\}"):
+        kd.grid(lambda weight: weight * kd.KD(), heat=[1.0])
+
+
+def test_grids_add_up_and_have_multiples() -> None:
+    hints = kd.grid(kd.FitNet, hint=["a", "b"])
+    assert (kd.KD() + hints).methods == (kd.KD() + kd.FitNet("a"), kd.KD() + kd.FitNet("b"))
+    assert (hints * 2 + kd.KD()).methods == (2 * kd.FitNet("a") + kd.KD(), 2 * kd.FitNet("b") + kd.KD())
+    both = kd.grid(kd.KD, alpha=[0.1, 0.5]) + hints
+    assert both.labels == ("alpha 0.1, hint a", "alpha 0.1, hint b", "alpha 0.5, hint a", "alpha 0.5, hint b")
+    assert both.methods[1] == kd.KD(alpha=0.1) + kd.FitNet("b")
+    weights = kd.grid(lambda weight: kd.KD() + weight * kd.FitNet("a"), weight=[1, 100])
+    assert weights.labels == ("weight 1", "weight 100")
+    assert weights.methods[1] == kd.KD() + 100 * kd.FitNet("a")
+    with pytest.raises(MethodError, match="method is"):
+        sum([kd.KD(), (1, 2)])
 
 
 def test_the_table_says_and_keeps_what_was_found(table: kd.Table, tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def test_validation_with_teachers_that_have_no_common_answer() -> None:
     """The mean of losses, and a teacher of other classes, which has no agreement."""
     losses = kd.several([teacher(), teacher(6, 3, 4)], mean="losses")
     assert "validation_agreement" in kd.distill(net(), losses, DATA, validation=DATA, **HOW).history
-    other = kd.distill(net(), teacher(6, 5, 9), DATA, method=kd.FitNet("hidden.0"), validation=DATA, **HOW).history
+    method = kd.CrossEntropy() + kd.FitNet("hidden.0")
+    other = kd.distill(net(), teacher(6, 5, 9), DATA, method=method, validation=DATA, **HOW).history
     assert "validation_accuracy" in other
     assert "validation_agreement" not in other
 
@@ -270,6 +271,8 @@ def test_unlabelled_examples_count_in_no_accuracy() -> None:
     np.testing.assert_allclose(memory["accuracy"], [plain], rtol=1e-6)
     stream = kd.distill(student, teacher(), batches, **how).history
     np.testing.assert_allclose(stream["accuracy"], [weighted], rtol=1e-6)
+    reordered = kd.distill(student, teacher(), batches[::-1], **how).history
+    np.testing.assert_allclose(reordered["accuracy"], [weighted], rtol=1e-6)
     nothing_later = kd.distill(student, teacher(), iter(batches), **how | {"epochs": 3}, steps=1).history["accuracy"]
     assert np.isfinite(nothing_later).tolist() == [True, True, False]
     assert not [name for name in (*memory, *stream) if name.startswith("watched")]

@@ -1,16 +1,18 @@
+import copy
 import inspect
+import pickle
 
 import pytest
 
 from kd_jax import errors
-from kd_jax.errors import CheckpointError, ConfigError, DataError, MethodError, SeedsNotFiniteError
+from kd_jax.errors import CheckpointError, ConfigError, DataError, FeatureError, MethodError, SeedsNotFiniteError
 
 PUBLIC = [each for _, each in inspect.getmembers(errors, inspect.isclass) if each.__module__ == errors.__name__]
 
 
 @pytest.mark.parametrize("error", PUBLIC, ids=lambda error: error.__name__)
 def test_whoever_catches_pythons_own_errors_catches_ours(error: type[Exception]) -> None:
-    if error.__name__ not in ("_RemedyError", "DamageError"):
+    if error.__name__ not in ("_WholeError", "_RemedyError", "DamageError"):
         assert issubclass(error, ValueError | RuntimeError | OSError)
 
 
@@ -20,6 +22,20 @@ def test_a_remedy_is_told_and_known_apart() -> None:
     assert (error.problem, error.remedy) == ("the folder is gone", errors.WAIT)
     assert str(ConfigError("alpha is 2: it must be at most 1")) == "alpha is 2: it must be at most 1"
     assert str(MethodError("there is no teacher: give one")) == "there is no teacher: give one"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FeatureError("conv3", "does not exist", "the teacher"), ConfigError("alpha is 2", "it must be 1"),
+        SeedsNotFiniteError("the loss", model="teacher", seeds="seed 3", when="at step 2", learning_rate=0.5),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_an_error_reaches_another_process_whole(error: Exception) -> None:
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is type(error)
+        assert (str(again), vars(again)) == (str(error), vars(error))
 
 
 def test_what_a_file_holds_reaches_no_terminal() -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
 from kd_jax.losses.mixing import mix
-from kd_jax.losses.pairs import as_distributions, difference_of, log_mixture, relative_entropy, size_of
+from kd_jax.losses.pairs import as_distributions, counted, difference_of, log_mixture, relative_entropy, size_of
 
 
 def reverse_kl(student_logits: Logits, teacher_logits: Logits, *, temperature: Scalar = 1.0) -> Float[Array, "..."]:
@@ -35,8 +35,13 @@ def symmetric_kl(
     skew: in [0, 1]. temperature: T > 0. Logits `[..., classes]`. Returns `[...]`.
     """
     pair, t = as_distributions(student_logits, teacher_logits, temperature)
-    forward, reverse = relative_entropy(pair.p, pair.q, pair.ratio), relative_entropy(pair.q, pair.p, -pair.ratio)
-    return t**2 * mix(reverse, forward, alpha=number(skew, t))
+    share = number(skew, t)
+    forward, reverse = counted(pair, 1 - share), counted(pair, share)
+    return t**2 * mix(
+        relative_entropy(reverse.q, reverse.p, -reverse.ratio),
+        relative_entropy(forward.p, forward.q, forward.ratio),
+        alpha=share,
+    )
 
 
 def skew_kl(
@@ -101,9 +106,11 @@ def jsd(
         raise ValueError(f'convention {convention!r} is unknown: use "paper" or "continuous"')
     pair, t = as_distributions(student_logits, teacher_logits, temperature)
     share = number(beta, t)
-    of_teacher = _to_mixture(pair.p, pair.q, pair.ratio, share)
-    of_student = _to_mixture(pair.q, pair.p, -pair.ratio, 1 - share)
-    return t**2 * mix(of_teacher, of_student, alpha=share if convention == "paper" else 1 - share)
+    weight = share if convention == "paper" else 1 - share
+    teachers, students = counted(pair, weight), counted(pair, 1 - weight)
+    of_teacher = _to_mixture(teachers.p, teachers.q, teachers.ratio, share)
+    of_student = _to_mixture(students.q, students.p, -students.ratio, 1 - share)
+    return t**2 * mix(of_teacher, of_student, alpha=weight)
 
 
 def adaptive_kl(
@@ -125,10 +132,8 @@ def adaptive_kl(
     total = jnp.sum(apart, axis=-1)
     in_head = jnp.sum(jnp.where(head, jnp.take_along_axis(apart, order, axis=-1), 0), axis=-1)
     share = jnp.where(total == 0, 0.5, in_head / jnp.where(total == 0, 1, total))
-    forward, reverse = relative_entropy(pair.p, pair.q, pair.ratio), relative_entropy(pair.q, pair.p, -pair.ratio)
-    forward, reverse = (
-        jnp.where((weight == 0) & ~jnp.isfinite(kl), 0, kl) for weight, kl in ((share, forward), (1 - share, reverse))
-    )
+    heads, tails = counted(pair, share), counted(pair, 1 - share)
+    forward, reverse = relative_entropy(heads.p, heads.q, heads.ratio), relative_entropy(tails.q, tails.p, -tails.ratio)
     return t**2 * (share * forward + (1 - share) * reverse)
 
 

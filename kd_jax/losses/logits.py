@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
 from kd_jax.losses.compensated import Compensated, divide, exp, subtract
 from kd_jax.losses.softmax import exp_minus_1_minus_x, gaps_of_another, is_top, largest_exponent, softmax
 from kd_jax.losses.softmax import gaps as gaps_of
+from kd_jax.losses.tangents import product
 
 LARGE_TEMPERATURE = 2.0**40
 
@@ -79,17 +79,12 @@ def _kl_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any])
     temperature = primals[2]
     student_tangent, teacher_tangent, temperature_tangent = tangents
     parts = _kl_parts(*primals)
-    tangent = _product(parts.gap, student_tangent) - _product(parts.surprise, teacher_tangent)
-    tangent -= _product(_by_temperature(parts), temperature_tangent)
+    tangent = product(parts.gap, student_tangent) - product(parts.surprise, teacher_tangent)
+    tangent -= product(_by_temperature(parts), temperature_tangent)
     return parts.value, jnp.sum(tangent, axis=-1) / temperature
 
 
 _kl.defjvp(_kl_jvp, symbolic_zeros=True)
-
-
-def _product(derivative: Array, tangent: Any) -> Array:
-    """A derivative may be infinite by what does not move."""
-    return jnp.zeros_like(derivative) if isinstance(tangent, SymbolicZero) else derivative * tangent
 
 
 def _by_temperature(parts: "_KLParts") -> Array:
@@ -109,9 +104,9 @@ def _kd_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any])
     student_tangent, teacher_tangent, temperature_tangent = tangents
     parts, matching = _kl_parts(*primals), _logit_matching(*primals)
     limit = matching.reached[..., None]
-    tangent = _product(jnp.where(limit, matching.slope, parts.gap), student_tangent)
-    tangent -= _product(jnp.where(limit, matching.slope, parts.surprise), teacher_tangent)
-    tangent -= _product(jnp.where(limit, 0, _by_temperature(parts)), temperature_tangent)
+    tangent = product(jnp.where(limit, matching.slope, parts.gap), student_tangent)
+    tangent -= product(jnp.where(limit, matching.slope, parts.surprise), teacher_tangent)
+    tangent -= product(jnp.where(limit, 0, _by_temperature(parts)), temperature_tangent)
     total = jnp.sum(tangent, axis=-1)
     large = temperature > LARGE_TEMPERATURE
     moderate = jnp.where(large, jnp.ones_like(temperature), temperature)
@@ -119,7 +114,7 @@ def _kd_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any])
         large, jnp.where(matching.reached, total, temperature * total), moderate**2 * (total / moderate)
     )
     by_factor = jnp.where(matching.reached, 0, 2 * temperature * parts.value)
-    return _times_t_squared(parts.value, matching, temperature), by_logits + _product(by_factor, temperature_tangent)
+    return _times_t_squared(parts.value, matching, temperature), by_logits + product(by_factor, temperature_tangent)
 
 
 _kd.defjvp(_kd_jvp, symbolic_zeros=True)

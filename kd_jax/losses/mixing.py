@@ -1,10 +1,14 @@
 """How a hard and a soft loss add up."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from kd_jax.losses.checks import Scalar, number
+from kd_jax.losses.tangents import product
 
 
 def mix(hard: Float[Array, "*batch"], soft: Float[Array, "*batch"], *, alpha: Scalar) -> Float[Array, "*batch"]:
@@ -28,13 +32,17 @@ def _sum(hard: Array, soft: Array, alpha: Array, rest: Array) -> Array:
     return jnp.where(jnp.isfinite(plain) | ((alpha != 0) & (rest != 0)), plain, alone)
 
 
-@_sum.defjvp
-def _sum_jvp(
-    primals: tuple[Array, Array, Array, Array], tangents: tuple[Array, Array, Array, Array]
-) -> tuple[Array, Array]:
+def _sum_jvp(primals: tuple[Array, Array, Array, Array], tangents: tuple[Any, Any, Any, Any]) -> tuple[Array, Array]:
     hard, soft, alpha, rest = primals
     by_hard, by_soft, by_alpha, by_rest = tangents
     kept_hard = jnp.where((alpha == 0) & ~jnp.isfinite(hard), 0, hard)
     kept_soft = jnp.where((rest == 0) & ~jnp.isfinite(soft), 0, soft)
-    by_terms = alpha * by_hard + rest * by_soft
-    return _sum(*primals), by_terms + (kept_hard * by_alpha + kept_soft * by_rest)
+    by_terms = _times(alpha, by_hard, hard) + _times(rest, by_soft, soft)
+    return _sum(*primals), by_terms + (product(kept_hard, by_alpha) + product(kept_soft, by_rest))
+
+
+_sum.defjvp(_sum_jvp, symbolic_zeros=True)
+
+
+def _times(weight: Array, tangent: Any, like: Array) -> Array:
+    return jnp.zeros_like(like) if isinstance(tangent, SymbolicZero) else weight * tangent

@@ -68,16 +68,43 @@ def _pair_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array,
     """
     student, teacher, temperature = primals
     found = pair(*primals)
-
-    def moved(logits: Array, tangent: Array, probabilities: Array) -> Array:
-        top = is_top(logits)
-        above = logits - jnp.sum(jnp.where(top, logits, 0), axis=-1, keepdims=True)
-        by_logit = (tangent - jnp.where(jnp.isneginf(above), 0, above / temperature) * tangents[2]) / temperature
-        from_top = jnp.where(top, 0, by_logit - jnp.sum(jnp.where(top, by_logit, 0), axis=-1, keepdims=True))
-        return from_top - jnp.sum(probabilities * from_top, axis=-1, keepdims=True)
-
-    by_log_q, by_log_p = moved(student, tangents[0], found.q), moved(teacher, tangents[1], found.p)
+    by_log_q = _moved(student, found.q, temperature, tangents[0], tangents[2])
+    by_log_p = _moved(teacher, found.p, temperature, tangents[1], tangents[2])
     return found, Pair(found.p * by_log_p, found.q * by_log_q, by_log_p, by_log_q, by_log_q - by_log_p)
+
+
+def _moved(logits: Array, probabilities: Array, temperature: Array, by_logits: Array, by_temperature: Array) -> Array:
+    top = is_top(logits)
+    above = logits - jnp.sum(jnp.where(top, logits, 0), axis=-1, keepdims=True)
+    by_logit = (by_logits - jnp.where(jnp.isneginf(above), 0, above / temperature) * by_temperature) / temperature
+    from_top = jnp.where(top, 0, by_logit - jnp.sum(jnp.where(top, by_logit, 0), axis=-1, keepdims=True))
+    return from_top - jnp.sum(probabilities * from_top, axis=-1, keepdims=True)
+
+
+@jax.custom_jvp
+def distribution(logits: Array, temperature: Array) -> tuple[Array, Array]:
+    """One of a pair, and its logarithm: they do not move with the other network, whose loss may be infinite."""
+    return softmax(divide(gaps(logits, is_top(logits)), temperature))
+
+
+@distribution.defjvp
+def _distribution_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    found = distribution(*primals)
+    by_log = _moved(primals[0], found[0], primals[1], *tangents)
+    return found, (found[0] * by_log, by_log)
+
+
+def counted(found: Pair, weight: Array) -> Pair:
+    """The pair, or the student and itself where what follows has the weight 0: no derivative there is infinite.
+
+    weight: a number, or `[...]`.
+    """
+    left_out = weight == 0 if jnp.ndim(weight) == 0 else (weight == 0)[..., None]
+    q, log_q = jax.lax.stop_gradient(found.q), jax.lax.stop_gradient(found.log_q)
+    alike = Pair(q, q, log_q, log_q, jnp.zeros_like(q))
+    return jax.tree.map(lambda other, own: jnp.where(left_out, other, own), alike, found)
 
 
 def relative_entropy(p: Array, q: Array, ratio: Array) -> Array:

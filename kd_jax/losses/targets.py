@@ -12,7 +12,7 @@ from kd_jax.errors import ShapeError
 from kd_jax.losses.checks import Labels, Logits, Scalar, as_labels, as_pair, is_label, number
 from kd_jax.losses.labels import soft_cross_entropy
 from kd_jax.losses.logits import kd, kl_divergence
-from kd_jax.losses.pairs import Pair, difference_of, pair, relative_entropy
+from kd_jax.losses.pairs import Pair, difference_of, distribution, pair, relative_entropy
 
 
 def dkd(
@@ -56,10 +56,10 @@ def nkd(
     """
     student, teacher, label, known = with_labels(student_logits, teacher_logits, labels)
     t = number(temperature, student)
-    p = pair(student, teacher, jnp.ones_like(t)).p
+    p, _ = distribution(teacher, jnp.ones_like(t))
     target = soft_cross_entropy(student, jnp.where(label, p, 0))
     student, teacher = tempered(without(student, label), t), tempered(without(teacher, label), t)
-    others = soft_cross_entropy(student, pair(student, teacher, jnp.ones_like(t)).p)
+    others = soft_cross_entropy(student, distribution(teacher, jnp.ones_like(t))[0])
     return where_known(known, target + number(gamma, t) * t**2 * others)
 
 
@@ -83,7 +83,7 @@ def wttm(student_logits: Logits, teacher_logits: Logits, *, gamma: Scalar = 0.1)
     """
     student, teacher = as_pair(student_logits, teacher_logits)
     power = number(gamma, student)
-    log_p = pair(student, teacher, jnp.ones_like(power)).log_p
+    _, log_p = distribution(teacher, jnp.ones_like(power))
     weight = jnp.sum(jnp.where(jnp.isneginf(log_p), 0, jnp.exp(_times(log_p, power))), axis=-1)
     return weight * kl_divergence(student, _times(teacher, power))
 
@@ -135,9 +135,9 @@ def ofa(
     """
     student, teacher, label, known = with_labels(student_logits, teacher_logits, labels)
     t, power = number(temperature, student), number(gamma, student)
-    found = pair(student, teacher, t)
-    of_label = jnp.expm1(power * jnp.log1p(found.p))
-    of_others = jnp.where(found.p == 0, 0, jnp.exp(power * jnp.where(found.p == 0, 0, found.log_p)))
+    p, log_p = distribution(teacher, t)
+    of_label = jnp.expm1(power * jnp.log1p(p))
+    of_others = jnp.where(p == 0, 0, jnp.exp(power * jnp.where(p == 0, 0, log_p)))
     return where_known(known, t**2 * soft_cross_entropy(tempered(student, t), jnp.where(label, of_label, of_others)))
 
 

@@ -2,14 +2,17 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kd_jax.errors import ArgumentError
 
 
-def check_names(cls: type, start: Callable[..., Any], named: Iterable[str]) -> None:
-    """Raises `ArgumentError` for a name that `start`, of `cls`, does not take; the nearest that it does comes first."""
+def check_given(cls: type, given: Sequence[Any], named: Iterable[str]) -> None:
+    """Raises `ArgumentError` for what a class is not made of: a name, of which it tells the nearest, or anything."""
+    start: Callable[..., Any] = cls.__init__  # type: ignore[misc]
+    if (given or named) and start is object.__init__:
+        raise ArgumentError(f"{cls.__name__} takes no arguments: write @dataclass(frozen=True) above the class")
     if not named:
         return
     taken = list(inspect.signature(start).parameters.values())[1:]
@@ -17,7 +20,7 @@ def check_names(cls: type, start: Callable[..., Any], named: Iterable[str]) -> N
     unknown = [name for name in named if name not in names]
     if unknown and not any(one.kind is one.VAR_KEYWORD for one in taken):
         near = difflib.get_close_matches(unknown[0], names, 1, 0)
-        others = ", ".join(near + [name for name in names if name not in near]) or "nothing"
+        others = ", ".join(near + [name for name in names if name not in near]) or "none by name"
         raise ArgumentError(f"{cls.__name__} has no {unknown[0]}: it takes {others}")
 
 

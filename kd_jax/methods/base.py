@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
 from kd_jax.data.batch import Batch
-from kd_jax.errors import MethodError
-from kd_jax.methods.arguments import check_names, count_arguments
+from kd_jax.errors import ArgumentError, MethodError
+from kd_jax.methods.arguments import check_given, count_arguments
 from kd_jax.models import Output
 
 PyTree = Any
@@ -85,8 +85,10 @@ class Method:
         """
         raise MethodError(f"{type(self).__name__} has no loss: define loss(parts, student, teacher, batch, step)")
 
-    def __add__(self, other: Any) -> "Sum":
+    def __add__(self, other: Any) -> Any:
         """Both methods' terms together; a function of logits will do. Raises `MethodError` for what is no method."""
+        if not isinstance(other, Method) and hasattr(other, "labels"):
+            return NotImplemented  # a grid, which adds the method to each of its own
         return Sum((*_summands(self), *_summands(as_method(other))))
 
     def __radd__(self, other: Any) -> "Method":
@@ -103,9 +105,9 @@ class Method:
         """Of a class that is no dataclass, too, by what its instance holds."""
         return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
-    def __new__(cls, *given: Any, **named: Any) -> Any:
-        """Raises `ArgumentError` for a name that the class does not take."""
-        check_names(cls, cls.__init__, named)
+    def __new__(cls, /, *given: Any, **named: Any) -> Any:
+        """Raises `ArgumentError` for what the class does not take."""
+        check_given(cls, given, named)
         return super().__new__(cls)
 
     def __init_subclass__(cls, **named: Any) -> None:
@@ -296,6 +298,8 @@ def as_method(method: Any) -> Method:
     if isinstance(method, type) and issubclass(method, Method):
         try:
             return method()
+        except ArgumentError:
+            raise
         except TypeError:
             raise MethodError(f"{method.__name__} is a class that needs arguments: give {method.__name__}(…)") from None
     if callable(method) and count_arguments(method) in (2, 3):

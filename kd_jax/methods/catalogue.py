@@ -52,11 +52,21 @@ def entry(name: str, method: type[Method]) -> Entry:
     return Entry(name, paper + (f", arXiv {arxiv[1]}" if arxiv else ""), _needs(method), _defaults(method))
 
 
-def listing(known: Named) -> str:
-    """A line for each method: name, paper, needs, defaults."""
+def has_features(method: type[Method]) -> bool:
+    """Whether a class compares features by path."""
+    return any(field.name in _PATHS for field in dataclasses.fields(method))  # type: ignore[arg-type]
+
+
+def listing(known: Named, instead: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A line for each method: name, paper, needs, defaults. instead: what some show, by name."""
     entries = [entry(name, known[name]) for name in sorted(known)]
     rows = [("name", "paper", "needs", "defaults")] + [
-        (one.name, one.paper, ", ".join(one.needs), " ".join(f"{k}={v}" for k, v in one.defaults.items()))
+        (
+            one.name,
+            one.paper,
+            ", ".join(one.needs),
+            instead.get(one.name) or " ".join(f"{k}={v}" for k, v in one.defaults.items()),
+        )
         for one in entries
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -132,7 +142,7 @@ def _needs(method: type[Method]) -> tuple[str, ...]:
     fields = dataclasses.fields(method)  # type: ignore[arg-type]
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
     one = method(**{name: "path" if name in (*_PATHS, "last") else 1.0 for name in required})
-    features = any(field.name in _PATHS for field in fields)
+    features = has_features(method)
     needs = {
         "logits": one.needs_teacher and not features, "features": features, "labels": one.needs_labels,
         "batch": one.couples_batch, "rows": one.needs_rows,

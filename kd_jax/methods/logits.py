@@ -79,7 +79,9 @@ class SoftLoss(Method):
         hard = {}
         if batch.labels is not None:
             answers = jnp.argmax(ours, axis=-1)
-            if are_soft(batch.labels):
+            if not self.needs_labels:
+                labels = instead = answers.astype(jnp.int32)
+            elif are_soft(batch.labels):
                 labels = as_soft_labels(batch.labels, ours)
                 instead = jax.nn.one_hot(answers, ours.shape[-1], dtype=labels.dtype)
             else:

@@ -255,6 +255,7 @@ class NNXNetwork(Network):
 
 def _constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
     name = getattr(constructor, "__name__", type(constructor).__name__)
+    who = "the lambda" if name == "<lambda>" else name
     # The signature of a class of NNX says nothing: that of its metaclass hides it.
     function: Any = constructor
     first: tuple[None, ...] = ()
@@ -264,17 +265,19 @@ def _constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
     try:
         inspect.signature(function).bind(*first, *args, **kwargs)
     except TypeError as error:
+        own = "Net" if name == "<lambda>" else name
         raise ConfigError(
-            f"{name} cannot be called with nnx.Rngs alone ({error}): give a function, "
-            f"kd.from_nnx(lambda rngs: {name}(…, rngs=rngs))"
+            f"{who} cannot be called with nnx.Rngs alone ({error}): give a "
+            f"function, kd.from_nnx(lambda rngs: {own}(…, rngs=rngs))"
         ) from None
     except ValueError:
         pass
     module = constructor(*args, **kwargs)
     if not isinstance(module, nnx.Module):
+        given = type(module).__name__
+        remedy = "a function rngs -> nnx.Module, or use kd.from_linen or kd.from_function"
         raise ConfigError(
-            f"{name} gives a {type(module).__name__} and no nnx.Module: give a function rngs -> nnx.Module, or use "
-            "kd.from_linen or kd.from_function"
+            f"{who} gives a {given} and no nnx.Module: give {'that Model itself' if given == 'Model' else remedy}"
         )
     for part in _modules(module).values():
         for name, value in list(vars(part).items()):

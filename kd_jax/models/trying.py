@@ -10,6 +10,7 @@ from flax import linen, nnx
 
 from kd_jax.errors import ConfigError, DataError, FeatureError
 
+RNGS = "give layers such as nnx.Dropout their random numbers when they are made, nnx.Dropout(0.2, rngs=rngs)"
 CALL = "give inputs as the model takes them, or say how it is called with call="
 PREPARE = "mend prepare(key, inputs, train), or give inputs as it takes them"
 
@@ -25,6 +26,8 @@ def told(who: str, inputs: Any, remedy: str = CALL) -> Iterator[None]:
         raise
     except Exception as error:
         expected, better = _expected(error, inputs) if remedy == CALL else ("", "")
+        if "rngs" in str(error) and isinstance(error, ValueError) and remedy == CALL:
+            better = RNGS
         raise ConfigError(
             f"{who} cannot be called with inputs of {_kinds(inputs)}{expected} ({reason(error)}): {better or remedy}"
         ) from error

@@ -1,5 +1,6 @@
 """What a training asks of its data, method, model and teacher before anything is compiled."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ import optax
 from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, epoch_order, take
 from kd_jax.errors import ConfigError, DataError, MethodError
 from kd_jax.files.names import path_name
-from kd_jax.methods import Method
-from kd_jax.methods.base import Parts, as_parts
+from kd_jax.methods import Method, SimKD
+from kd_jax.methods.base import Parts, Sum, Wrapped, as_parts
 from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.models import Model, Output
 from kd_jax.models.trying import CALL, PREPARE, reason, told
@@ -43,7 +44,8 @@ def make_training(
 ) -> Training:
     """What is compiled. Raises `ConfigError` for an optimiser that is none, or a type that is none of floats."""
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise ConfigError(f"optimizer is {optimizer!r}: give an optax.GradientTransformation such as optax.adamw(1e-3)")
+        said = repr(optimizer) if len(repr(optimizer)) < 60 else f"of the type {type(optimizer).__name__}"
+        raise ConfigError(f"optimizer is {said}: give an optax.GradientTransformation such as optax.adamw(1e-3)")
     if dtype is not None:
         try:
             known = jnp.dtype(dtype)
@@ -117,7 +119,9 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
             _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)
     fitted = jax.eval_shape(fit_labels, batch, student.logits)
-    return Checked(student, _check_loss(training, method, fitted, student, taught, start))
+    terms = _check_loss(training, method, fitted, student, taught, start)
+    _warn_of_outputs(method)
+    return Checked(student, terms)
 
 
 def _check_output(who: str, output: Output, batch: Batch) -> None:
@@ -201,6 +205,18 @@ def are_probabilities(method: Method) -> bool:
     return any(one.needs_labels and one.of_classes for one in walk(method))
 
 
+def _warn_of_outputs(method: Method) -> None:
+    """Methods of features alone train no layer behind these; SimKD needs none, for its last one is the teacher's."""
+    of_features = all(one.student_features and not isinstance(one, SimKD) for one in walk(method))
+    if of_features and not (method.compares_logits or method.needs_labels):
+        name = next(type(one).__name__ for one in walk(method) if not isinstance(one, Sum | Wrapped))
+        warnings.warn(
+            f"the method compares features alone, so nothing trains the layers behind them: add a method of logits, "
+            f"kd.KD() + kd.{name}(…), unless that comes after",
+            stacklevel=4,
+        )
+
+
 def check_same_outputs(method: Method, student: Output, teacher: Output) -> None:
     """Raises `ConfigError` where a method compares logits and they are not of the same shape."""
     ours, theirs = student.logits.shape, teacher.logits.shape
@@ -242,9 +258,14 @@ def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *argume
                 "that shapes or conditions depend on, as width: int = kd.static(128), or use jnp.where"
             ) from error
         labels = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch.labels)) or "none"
+        remedy = "mend the loss, or give labels as it takes them"
+        if isinstance(error, KeyError):
+            remedy = "name the features that it reads in student_features and teacher_features"
+        elif "positional argument" in str(error):
+            remedy = "define loss(self, parts, student, teacher, batch, step)"
         raise MethodError(
             f"the loss of {name} cannot be computed with logits of {list(student.logits.shape)} and labels of {labels} "
-            f"({reason(error)}): mend the loss, or give labels as it takes them"
+            f"({reason(error)}): {remedy}"
         ) from error
 
 

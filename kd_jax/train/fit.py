@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, epoch_order, take
-from kd_jax.data.order import check_order
+from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import NotFiniteError
 from kd_jax.methods import Method, as_method
 from kd_jax.models import as_model, count_parameters
@@ -31,6 +31,7 @@ PyTree = Any
 _UNROLL, _UNROLL_SMALL = 2, 4
 
 
+@called_as("kd.fit(key, data, network)")
 def fit(
     key: Any,
     data: Any,

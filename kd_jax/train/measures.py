@@ -28,10 +28,10 @@ _OF_LABELLED = ("accuracy", f"{WATCHED}teacher_accuracy")
 _ROUNDING = 1e-3
 
 
-def are_classes(batch: Batch, classes: int) -> bool:
+def are_classes(batch: Batch, classes: int, *, later: bool = False) -> bool:
     """Whether the labels are whole numbers that name classes, or nothing where they are negative, but not all of them.
 
-    Nothing that is traced.
+    Nothing that is traced. later: other batches may have those that name classes.
     """
     labels = batch.labels
     if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer) or classes < 2:
@@ -41,7 +41,7 @@ def are_classes(batch: Batch, classes: int) -> bool:
         check_values(batch._replace(labels=np.maximum(known, 0)), classes, absent=True)
     except DataError:
         return False
-    return bool((known >= 0).any())
+    return later or bool((known >= 0).any())
 
 
 def of_labelled(means: Mapping[str, Any]) -> dict[str, Any]:

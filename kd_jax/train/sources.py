@@ -262,14 +262,14 @@ class Stream:
 
 
 def chunk_lengths(steps: int, reports: int) -> list[int]:
-    """`steps` steps in about `reports` chunks, at least as many where that leaves them equal; else in fewer equal ones.
+    """`steps` steps in about `reports` chunks: half to twice as many, equal ones where some number of them divides.
 
-    Each distinct length is a program to compile: there are two only where no number of chunks divides the steps.
+    Each distinct length is a program to compile, so there are at most two.
     """
-    equal = [count for count in range(1, min(2 * reports, steps) + 1) if steps % count == 0]
-    chunks = min((count for count in equal if count >= reports), default=equal[-1])
-    if chunks > 1 or steps == 1:
-        return [steps // chunks] * chunks
+    fewest, most = min(reports, steps), min(2 * reports, steps)
+    for chunks in (*range(fewest, most + 1), *range(fewest - 1, (fewest + 1) // 2, -1)):
+        if steps % chunks == 0:
+            return [steps // chunks] * chunks
     length = -(-steps // reports)
     return [length] * (steps // length) + [steps % length] * (steps % length > 0)
 

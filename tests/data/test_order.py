@@ -38,6 +38,23 @@ def test_swapped_arguments_are_told_with_the_order(says: str, call: Callable[[],
         call()
 
 
+UNKNOWN: list[tuple[str, Callable[[], Any]]] = [
+    (r"^kd\.distill has no batchsize: did you mean batch_size\?$", lambda: kd.distill(net(), None, DATA, batchsize=4)),
+    (r"^kd\.compare has no method: did you mean methods\?$", lambda: kd.compare(net(), None, DATA, DATA, method=1)),
+    (r"^kd\.distill was given 4 arguments without a name: call it as kd\.distill\(student, teacher, data\), with",
+     lambda: kd.distill(net(), None, X, Y)),
+    (r"^kd\.evaluate was given 3 arguments without a name", lambda: kd.evaluate(teacher(), X, Y)),
+    (r"^kd\.fit was called wrongly \(missing a required .*\): call it as kd\.fit\(key, data, net", lambda: kd.fit(0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("says", "call"), UNKNOWN)
+def test_arguments_that_a_function_does_not_take_are_told(says: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match=says) as error:
+        call()
+    assert isinstance(error.value, ConfigError)
+
+
 def test_a_loader_that_keeps_its_state_is_no_model() -> None:
     class Loader(list):
         def state_dict(self) -> dict[str, int]:

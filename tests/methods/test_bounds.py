@@ -86,3 +86,10 @@ def test_methods_say_that_they_take_classes(method: kd.Method) -> None:
     assert method.of_classes
     assert not kd.LogitMSE(alpha=0).of_classes
     assert not kd.BinaryKD().of_classes
+
+
+def test_a_number_given_as_text_is_told() -> None:
+    method = kd.KD()
+    object.__setattr__(method, "temperature", "4")  # the tests' run-time types refuse it, those of users do not exist
+    with pytest.raises(MethodError, match=r"the temperature of KD is the text '4': it must be a number, above 0, and"):
+        check_numbers(method)

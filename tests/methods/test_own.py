@@ -143,6 +143,20 @@ def test_a_name_that_a_method_does_not_take_is_told_with_the_nearest() -> None:
         kd.DKD(gamma=1.0)  # type: ignore[call-arg]
     assert dataclasses.replace(kd.KD(), temperature=3.0) == kd.KD(temperature=3.0)
 
+    class Forgotten(kd.Method):
+        temperature: float = 4.0
+
+    for given, named in (((3.0,), {}), ((), {"temperature": 3.0})):
+        with pytest.raises(TypeError, match=r"Forgotten takes no arguments: write @dataclass\(frozen=True\) above"):
+            Forgotten(*given, **named)
+    assert Forgotten().temperature == 4
+
+    @dataclasses.dataclass(frozen=True)
+    class Named(kd.Method):
+        cls: float = 1.0
+
+    assert Named(cls=2.0).cls == 2
+
 
 def test_a_number_that_shapes_of_init_depend_on_is_asked_for_as_static() -> None:
     @dataclasses.dataclass(frozen=True)

@@ -53,8 +53,8 @@ def test_rows_of_the_bank_are_those_of_the_examples() -> None:
     """Whatever the order of the batches: an epoch moves every row that has its turn, and no other."""
     method = kd.CRD("second", examples=20, width=4, negatives=3)
     shuffled = np.random.default_rng(0).permutation(16)
-    result = kd.distill(Net, TEACHER, DATA._replace(indices=shuffled), method=method, key=0, **HOW)
-    lengths = np.linalg.norm(np.asarray(result.state.carried["bank"].student), axis=-1)
+    result = kd.distill(Net, TEACHER, DATA._replace(indices=shuffled), method=kd.CrossEntropy() + method, key=0, **HOW)
+    lengths = np.linalg.norm(np.asarray(result.state.carried[1]["bank"].student), axis=-1)
     np.testing.assert_allclose(lengths[:16], 1, rtol=1e-5)
     assert (np.abs(lengths[16:] - 1) > 1e-3).any()
 
@@ -62,7 +62,7 @@ def test_rows_of_the_bank_are_those_of_the_examples() -> None:
 def test_crd_without_rows_is_told_before_anything_is_compiled() -> None:
     method = kd.CRD("second", examples=16)
     with pytest.raises(MethodError, match=r"indices=np.arange\(16\)"):
-        kd.distill(Net, TEACHER, PICTURES, method=method, key=0, **HOW)
+        kd.distill(Net, TEACHER, PICTURES, method=kd.KD() + method, key=0, **HOW)
     with pytest.raises(DataError, match="16 examples and indices of 3"):
         kd.distill(Net, TEACHER, DATA._replace(indices=np.arange(3)), method=method, key=0, **HOW)
 

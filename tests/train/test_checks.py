@@ -61,6 +61,26 @@ class OfLabels(kd.Method):
 
 
 @dataclass(frozen=True)
+class OfFeatures(kd.Method):
+    def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+        return jnp.sum(student.features["hidden.0"], axis=-1)
+
+
+@dataclass(frozen=True)
+class Short(kd.Method):
+    def loss(self, student: Any, teacher: Any, batch: Any) -> Any:  # type: ignore[override]
+        return jnp.sum(student.logits, axis=-1)
+
+
+class Unseeded(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.head, self.dropout = nnx.Linear(6, 4, rngs=rngs), nnx.Dropout(0.2)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.dropout(self.head(x))
+
+
+@dataclass(frozen=True)
 class Wide(OfLabels):
     width: int = 2
 
@@ -515,3 +535,24 @@ def test_shapes_are_refused_while_tracing() -> None:
     with pytest.raises(ShapeError, match="one-hot"):
         jax.eval_shape(trained, jax.ShapeDtypeStruct((24, 4), jnp.int32))
     assert jax.eval_shape(jax.vmap(trained), jax.ShapeDtypeStruct((3, 24), jnp.int32)).shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("student", "method", "says"),
+    [
+        (net(), OfFeatures(), r"name the features that it reads in student_features and teacher_features$"),
+        (net(), Short(), r"define loss\(self, parts, student, teacher, batch, step\)$"),
+        (Unseeded, kd.KD(), r"nnx\.Dropout\(0\.2, rngs=rngs\)$"),
+        (lambda rngs: net(), kd.KD(), r"the lambda gives a Model and no nnx.Module: give that Model itself$"),
+    ],
+)  # fmt: skip
+def test_the_remedy_is_of_what_is_wrong(student: Any, method: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        kd.distill(student, teacher(), DATA, method=method, **HOW)
+
+
+def test_a_method_of_features_alone_warns_that_nothing_trains_the_outputs() -> None:
+    alone = 2 * kd.Cosine("hidden.0") + kd.AT("hidden.0")
+    with pytest.warns(UserWarning, match=r"compares features alone, .* kd\.KD\(\) \+ kd\.Cosine\(…\)"):
+        kd.distill(net(), teacher(6, 5, 4), DATA, method=alone, **HOW)
+    kd.distill(net(), teacher(6, 5, 4), DATA, method=kd.CrossEntropy() + alone, **HOW)

@@ -1,6 +1,6 @@
 """The methods that the notebook's commands know by name, its own mistake among them."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import MappingProxyType
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError
-from kd_jax.methods import KD, KDWithoutTSquared, Method, catalogue
+from kd_jax.methods import KD, CrossEntropy, KDWithoutTSquared, Method, catalogue
 from kd_jax.methods.base import Scalar, Values, as_parts, terms_of
 from kd_jax.methods.logits import SoftLoss
 from kd_jax.models import Model, Network, Output
@@ -45,24 +45,55 @@ def known() -> catalogue.Named:
     return MappingProxyType({**others, **METHODS})
 
 
+def listing() -> str:
+    """What `--method list` prints."""
+    return catalogue.listing(known(), dict.fromkeys(METHODS, "--alpha --temperature")) + (
+        "\n\nDefaults are those of --method-option. A method of features is added to the cross entropy: give it its "
+        "paths, --method-option student=PATH teacher=PATH, and its weight, weight=1."
+    )
+
+
 def make(name: str, alpha: float, temperature: float, options: Sequence[str]) -> Method:
-    """The method of a configuration. Raises `ConfigError`."""
+    """The method of a configuration; one of features stands beside the cross entropy. Raises `ConfigError`."""
     if name in METHODS:
         if options:
             raise ConfigError(f"--method-option is {options[0]}: the numbers of {name} are --alpha and --temperature")
         return METHODS[name](alpha, temperature)
-    return catalogue.make(name, known()[name], options)
+    kind = known()[name]
+    of_features = not kind.compares_logits and not kind.needs_labels and catalogue.has_features(kind)
+    weights = [text for text in options if of_features and text.startswith("weight=")]
+    method = catalogue.make(name, kind, [text for text in options if text not in weights])
+    if not of_features:
+        return method
+    if len(weights) > 1:
+        raise ConfigError("--method-option has weight twice: give it once (python -m kd_jax.sweep takes lists)")
+    try:
+        weight = float(weights[0].partition("=")[2]) if weights else 1.0
+    except ValueError:
+        raise ConfigError(f"--method-option is {weights[0]!r}: weight must be a number") from None
+    if not 0 <= weight < float("inf"):
+        raise ConfigError(f"--method-option is {weights[0]!r}: weight must be at least 0, and finite")
+    return CrossEntropy() + (method if weight == 1 else weight * method)
 
 
 def check(method: Method, name: str, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
     """Raises `ConfigError` where a method cannot train the student on labelled images, in batches of that size."""
     try:
-        if student.variables is None and teacher.variables is None and isinstance(method, Hashable):
+        if student.variables is None and teacher.variables is None and _is_hashable(method):
             _traced_once(method, student.network, teacher.network, tuple(image_shape), size)
         else:
             _trace(method, student, teacher, image_shape, size)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--method is {name}: {error}") from None
+
+
+def _is_hashable(method: Method) -> bool:
+    """Not where a number of it is an array."""
+    try:
+        hash(method)
+    except TypeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -52,9 +52,17 @@ def test_a_run_with_another_method_keeps_its_numbers_and_goes_on(source: str, tm
 def test_the_list_is_printed_and_nothing_is_trained(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["--method", "list"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(methods.known()) + 1
-    assert {"kd", "kd-without-t2", "kd-as-written", "dkd", "crd"} <= {line.split()[0] for line in lines}
-    assert "kdwithouttsquared" not in {line.split()[0] for line in lines}
+    table = lines[: lines.index("")]
+    assert len(table) == len(methods.known()) + 1
+    assert {"kd", "kd-without-t2", "kd-as-written", "dkd", "crd"} <= {line.split()[0] for line in table}
+    assert all("alpha=" not in line for line in table if line.startswith("kd"))
+    assert "kdwithouttsquared" not in {line.split()[0] for line in table}
+
+
+def test_a_method_of_features_stands_beside_the_cross_entropy_with_its_weight() -> None:
+    assert methods.make("at", 0.5, 20.0, ("student=a",)) == kd.CrossEntropy() + kd.AT("a")
+    assert methods.make("at", 0.5, 20.0, ("weight=10", "student=a")) == kd.CrossEntropy() + 10 * kd.AT("a")
+    assert methods.make("dkd", 0.5, 20.0, ()) == kd.DKD()
 
 
 @pytest.mark.parametrize(
@@ -67,6 +75,12 @@ def test_the_list_is_printed_and_nothing_is_trained(command: Any, capsys: pytest
         (["--method-option", "alpha=0.2"], "the numbers of kd-without-t2 are"),
         (["--method", "sp"], "sp compares features: name them, --method-option student=PATH teacher=PATH"),
         (["--method", "sp", "--method-option", "student=hidden.9"], "--method is sp: the feature 'hidden.9' does not"),
+        (["--method", "sp", "--method-option", "student=a", "weight=-1"], "weight must be at least 0, and finite"),
+        (["--method", "sp", "--method-option", "student=a", "weight=x"], "'weight=x': weight must be a number"),
+        (
+            ["--method", "sp", "--method-option", "student=a", "weight=1", "weight=2"],
+            "--method-option has weight twice",
+        ),
         (["--method", "wkd"], "wkd needs similarity: give --method-option similarity"),
         (["--method", "binarykd"], "--method is binarykd: the labels of BinaryKD are int32"),
         (["--method", "topkkl"], "--method is topkkl: k is 64: it must be from 1 to 3, the number of classes"),
