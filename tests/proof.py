@@ -103,37 +103,35 @@ def assert_sound(
     """
     student, teacher = extremes()
     names = (jnp.array([0, 3, 2, 1]),) if labels else ()
-    sides = (0, 1) if of_teacher else (0,)
-    run = partial(with_gradients(loss, sides), **numbers)
+    both_modes, other_ways = _programs(loss, (0, 1) if of_teacher else (0,))
     # A class that both rule out is a row of its own kind.
-    for add in (0.0, -np.inf, float(np.finfo(np.float32).min))[: 3 if masks else 1]:
+    for add in (float(np.finfo(np.float32).min), -np.inf, 0.0)[0 if masks else 2 :]:
+        s, t = np.array(student), np.array(teacher)
         if add:
-            student[3, 5] = teacher[3, 5] = add
-        values, gradients = run(*_float32(student, teacher), *names)
+            s[3, 5] = t[3, 5] = add
+        (values, gradients), forward = both_modes(*_float32(s, t), *names, **numbers)
         assert values.dtype == jnp.float32
         assert values.shape == (4,)
         assert np.isfinite(values).all(), values
         for gradient_of in gradients:
             assert np.isfinite(gradient_of).all(), gradient_of
-    if masks:
-        student[3, 5] = teacher[3, 5] = -np.inf
-    s, t = _float32(student, teacher)
-    mild = _float32(*(z[:8] for z in pairs()))
-    whole = (jnp.asarray(LABELS[:8]),) if labels else ()
-    forward, others = _other_ways(loss, coupled)((s, t, *names), (*mild, *whole), numbers)
-    values, gradients = run(s, t, *names)
-    np.testing.assert_allclose(forward[0], values, rtol=1e-6)
-    slopes = np.where(np.isfinite(s), gradients[0], 0).sum(-1)
-    scale = np.abs(gradients[0]).sum(-1)
-    sums = (np.sum(forward[1]), slopes.sum()) if coupled else (forward[1], slopes)
-    np.testing.assert_allclose(*sums, atol=1e-5 * max(1.0, scale.max()), rtol=1e-4)
-    if not coupled:
-        np.testing.assert_array_equal(others["bfloat16"], others["widened"])
-        assert others["widened"].dtype == jnp.float32
-        flat = np.asarray(others["flat"])
-        for way in ("boxed", "vmap", "scan"):
-            np.testing.assert_allclose(np.ravel(others[way]), flat, rtol=2e-5, atol=1e-6)
-        assert others["boxed"].shape == (2, 4)
+        if add > -np.inf and masks:
+            continue
+        np.testing.assert_allclose(forward[0], values, rtol=1e-6)
+        slopes = np.where(np.isfinite(s), gradients[0], 0).sum(-1)
+        scale = np.abs(gradients[0]).sum(-1)
+        sums = (np.sum(forward[1]), slopes.sum()) if coupled else (forward[1], slopes)
+        np.testing.assert_allclose(*sums, atol=1e-5 * max(1.0, scale.max()), rtol=1e-4)
+    if coupled:
+        return
+    mild = _float32(*(z[:8].reshape(2, 4, -1) for z in pairs()))
+    whole = (jnp.asarray(LABELS[:8].reshape(2, 4)),) if labels else ()
+    halves = [both_modes(*(array[i] for array in (*mild, *whole)), **numbers)[0][0] for i in (0, 1)]
+    found = other_ways(_float32(student[3:], teacher[3:]), [y[3:] for y in names], (*mild, *whole), numbers)
+    np.testing.assert_array_equal(found["bfloat16"], found["widened"])
+    assert found["widened"].dtype == found["bfloat16"].dtype == jnp.float32
+    for way in ("boxed", "vmap of scan"):
+        np.testing.assert_allclose(found[way], halves, rtol=2e-5, atol=1e-6)
 
 
 def _float32(*arrays: np.ndarray) -> list[jax.Array]:
@@ -141,24 +139,21 @@ def _float32(*arrays: np.ndarray) -> list[jax.Array]:
 
 
 @cache
-def _other_ways(loss: Callable[..., jax.Array], coupled: bool) -> Callable[..., Any]:
-    """What a loss is asked besides, in one program: forward mode of extremes; narrow types, ranks, vmap and scan."""
+def _programs(loss: Callable[..., jax.Array], sides: tuple[int, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Values with gradients, and forward mode; and what is asked besides: of narrow types, another rank, rows alone."""
 
-    def program(extreme: Sequence[jax.Array], mild: Sequence[jax.Array], numbers: dict[str, jax.Array]) -> Any:
+    def both_modes(s: jax.Array, *rest: jax.Array, **numbers: jax.Array) -> Any:
+        forward = jax.jvp(lambda z: loss(z, *rest, **numbers), (s,), (jnp.ones_like(s),))
+        return with_gradients(loss, sides)(s, *rest, **numbers), forward
+
+    def other_ways(pair: Any, names: Any, boxed: Any, numbers: Any) -> dict[str, jax.Array]:
         of = partial(loss, **numbers)
-        s, *rest = extreme
-        forward = jax.jvp(lambda z: of(z, *rest), (s,), (jnp.ones_like(s),))
-        if coupled:
-            return forward, {}
-        narrow = [z[3:].astype(jnp.bfloat16) for z in extreme[:2]]
-        boxed = [array.reshape(2, 4, *array.shape[1:]) for array in mild]
-        return forward, {
-            "bfloat16": of(*narrow, *(y[3:] for y in extreme[2:])),
-            "widened": of(*(z.astype(jnp.float32) for z in narrow), *(y[3:] for y in extreme[2:])),
-            "flat": of(*mild),
+        narrow = [z.astype(jnp.bfloat16) for z in pair]
+        return {
+            "bfloat16": of(*narrow, *names),
+            "widened": of(*(z.astype(jnp.float32) for z in narrow), *names),
             "boxed": of(*boxed),
-            "vmap": jax.vmap(of)(*mild),
-            "scan": jax.lax.scan(lambda c, row: (c, of(*row)), 0, mild)[1],
+            "vmap of scan": jax.vmap(lambda *rows: jax.lax.scan(lambda c, row: (c, of(*row)), 0, rows)[1])(*boxed),
         }
 
-    return jax.jit(program)
+    return jax.jit(both_modes), jax.jit(other_ways)

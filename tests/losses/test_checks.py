@@ -67,7 +67,7 @@ def test_logits_are_floats_with_classes_and_a_temperature_is_one_number() -> Non
         losses.kl_divergence(jnp.float32(1.0), jnp.float32(1.0))
 
 
-@pytest.mark.parametrize("leading", [(), (5,), (2, 5), (2, 3, 5), (0,), (2, 0)])
+@pytest.mark.parametrize("leading", [(), (12,), (3, 4), (2, 3, 2), (0,), (2, 0)])
 def test_every_loss_takes_any_rank(leading: tuple[int, ...]) -> None:
     student, teacher = normal(*leading, 7), normal(*leading, 7, seed=1)
     labels = jnp.asarray(np.random.default_rng(2).integers(0, 7, leading))
@@ -83,9 +83,9 @@ def every_loss(student: jax.Array, teacher: jax.Array, labels: jax.Array) -> lis
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_narrow_logits_are_computed_in_float32(kind: Any) -> None:
-    student, teacher = normal(5, 7).astype(kind), normal(5, 7, seed=1).astype(kind)
+    student, teacher = normal(12, 7).astype(kind), normal(12, 7, seed=1).astype(kind)
     wide = student.astype(jnp.float32), teacher.astype(jnp.float32)
-    labels = jnp.arange(5)
+    labels = jnp.asarray(np.arange(12) % 7)
     narrow, expected = every_loss(student, teacher, labels), every_loss(*wide, labels)
     for found, of_wide in zip(narrow, expected, strict=True):
         assert found.dtype == jnp.float32
@@ -93,7 +93,8 @@ def test_narrow_logits_are_computed_in_float32(kind: Any) -> None:
     of_pairs, gradients = beside_a_wide_teacher(student, wide[1])
     for found, of_wide in zip(of_pairs, expected, strict=False):
         np.testing.assert_array_equal(found, of_wide)
-    assert {gradient.dtype for gradient in gradients} == {kind}
+    for gradient in gradients:
+        assert gradient.dtype == kind
 
 
 @jax.jit
