@@ -3,7 +3,8 @@
 Arrays are lists of rows of floats; results are mpmath numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from typing import Any
 
 import mpmath as mp
@@ -19,12 +20,26 @@ def rows(array: np.ndarray) -> list[list[mp.mpf]]:
     return [[mp.mpf(float(value)) for value in row] for row in array]
 
 
+def once(function: Callable[[tuple[mp.mpf, ...]], list[mp.mpf]]) -> Callable[[Row], list[mp.mpf]]:
+    """Computes it once for a row: a gradient by differences asks again and again for the side that does not move."""
+    known = lru_cache(4096)(lambda row: tuple(function(row)))
+
+    @wraps(function)
+    def found(row: Row) -> list[mp.mpf]:
+        return list(known(tuple(row)))
+
+    return found
+
+
+@once
 def softmax(z: Row) -> list[mp.mpf]:
     top = max(z)
     powers = [mp.exp(value - top) for value in z]
-    return [power / mp.fsum(powers) for power in powers]
+    total = mp.fsum(powers)
+    return [power / total for power in powers]
 
 
+@once
 def log_softmax(z: Row) -> list[mp.mpf]:
     top = max(z)
     normaliser = top + mp.log(mp.fsum(mp.exp(value - top) for value in z))
@@ -91,14 +106,17 @@ def paired(before: Sequence[int], after: Sequence[int]) -> tuple[mp.mpf, mp.mpf,
     mean = mp.fsum(differences) / n
     error = mp.sqrt(mp.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
 
-    def beyond(t: mp.mpf) -> mp.mpf:
-        return mp.betainc(mp.mpf(n - 1) / 2, mp.mpf(1) / 2, 0, (n - 1) / (n - 1 + t * t), regularized=True)
+    return mean, _critical(n) * error, _beyond(mean / error, n)
 
-    low, high = mp.mpf(1), mp.mpf(16)
-    while high - low > mp.mpf(10) ** -20:
-        middle = (low + high) / 2
-        low, high = (middle, high) if beyond(middle) > mp.mpf("0.05") else (low, middle)
-    return mean, high * error, beyond(mean / error)
+
+def _beyond(t: mp.mpf, n: int) -> mp.mpf:
+    return mp.betainc(mp.mpf(n - 1) / 2, mp.mpf(1) / 2, 0, (n - 1) / (n - 1 + t * t), regularized=True)
+
+
+@lru_cache
+def _critical(n: int) -> mp.mpf:
+    """What |t| is above in one case of twenty."""
+    return mp.findroot(lambda t: _beyond(t, n) - mp.mpf("0.05"), (1, 16), solver="anderson", tol=mp.mpf(10) ** -40)
 
 
 def _tempered(student: Row, teacher: Row, temperature: float) -> tuple[list[mp.mpf], list[mp.mpf]]:
@@ -322,7 +340,8 @@ def mlkd(students: Sequence[Row], teachers: Sequence[Row], temperatures: Sequenc
 
 
 def _renormalised(p: Row) -> list[mp.mpf]:
-    return [x / mp.fsum(p) for x in p]
+    total = mp.fsum(p)
+    return [x / total for x in p]
 
 
 def _mean(x: Row) -> mp.mpf:

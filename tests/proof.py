@@ -1,6 +1,7 @@
 """Holds a loss of kd_jax to an oracle in 60 digits: values, and gradients by differences of the oracle's own values."""
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import oracles
+from programs import with_gradients
 
 CLASSES = 6
 LABELS = np.array([0, 3, 1, 5, 2, 4, 0, 5, 1])
@@ -67,14 +69,8 @@ def assert_proven(
     student, teacher = pairs()
     with jax.enable_x64(True):
         extra = (jnp.asarray(LABELS),) if labels else ()
-
-        def total(s: jax.Array, t: jax.Array, given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            values = loss(s, t, *extra, **given)
-            return values.sum(), values
-
         given = {name: jnp.float64(value) for name, value in numbers.items()}
-        derived = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
-        (_, values), by = derived(jnp.asarray(student), jnp.asarray(teacher), given)
+        values, by = with_gradients(loss, (0, 1))(jnp.asarray(student), jnp.asarray(teacher), *extra, **given)
     exact = {name: mp.mpf(value) for name, value in numbers.items()}
     for i, (s, t) in enumerate(zip(oracles.rows(student), oracles.rows(teacher), strict=True)):
         more = (int(LABELS[i]),) if labels else ()
@@ -99,40 +95,65 @@ def assert_sound(
     of_teacher: bool = True,
     coupled: bool = False,
     masks: bool = True,
+    **numbers: float,
 ) -> None:
-    """Finite at extremes; float32 from bfloat16; ruled-out classes; both modes; any rank; vmap and scan; a mask."""
-    student, teacher = (jnp.asarray(z, jnp.float32) for z in extremes())
+    """Finite at extremes; float32 from bfloat16; ruled-out classes; both modes; any rank; vmap and scan; a mask.
+
+    The numbers are traced, so that losses which differ in them alone share their programs.
+    """
+    student, teacher = extremes()
     names = (jnp.array([0, 3, 2, 1]),) if labels else ()
-    sides = (0, 1) if of_teacher else (0,)
-    run = jax.jit(lambda s, t, *y: (loss(s, t, *y), jax.grad(lambda *z: loss(*z, *y).sum(), sides)(s, t)))
+    both_modes, other_ways = _programs(loss, (0, 1) if of_teacher else (0,))
     # A class that both rule out is a row of its own kind.
-    for add in (0.0, -np.inf, float(jnp.finfo(jnp.float32).min))[: 3 if masks else 1]:
-        s, t = (z.at[3, 5].set(add) if add else z for z in (student, teacher))
-        values, gradients = run(s, t, *names)
+    for add in (float(np.finfo(np.float32).min), -np.inf, 0.0)[0 if masks else 2 :]:
+        s, t = np.array(student), np.array(teacher)
+        if add:
+            s[3, 5] = t[3, 5] = add
+        (values, gradients), forward = both_modes(*_float32(s, t), *names, **numbers)
         assert values.dtype == jnp.float32
         assert values.shape == (4,)
-        assert jnp.isfinite(values).all(), values
+        assert np.isfinite(values).all(), values
         for gradient_of in gradients:
-            assert jnp.isfinite(gradient_of).all(), gradient_of
-    s, t = (z.at[3, 5].set(-jnp.inf) if masks else z for z in (student, teacher))
-    forward = jax.jit(lambda s, t, *y: jax.jvp(lambda z: loss(z, t, *y), (s,), (jnp.ones_like(s),)))(s, t, *names)
-    np.testing.assert_allclose(forward[0], run(s, t, *names)[0], rtol=1e-6)
-    slopes = np.where(np.isfinite(s), run(s, t, *names)[1][0], 0).sum(-1)
-    scale = np.abs(run(s, t, *names)[1][0]).sum(-1)
-    sums = (forward[1].sum(), slopes.sum()) if coupled else (forward[1], slopes)
-    np.testing.assert_allclose(*sums, atol=1e-5 * max(1.0, scale.max()), rtol=1e-4)
-    narrow = [z[3:].astype(jnp.bfloat16) for z in (student, teacher)]
-    if not coupled:
-        # Compiled: else each operation is compiled for each of these shapes.
-        quick = jax.jit(loss)
-        wide = quick(*(z.astype(jnp.float32) for z in narrow), *(y[3:] for y in names))
-        np.testing.assert_array_equal(quick(*narrow, *(y[3:] for y in names)), wide)
-        assert wide.dtype == jnp.float32
-        mild = jnp.asarray(pairs()[0][:8], jnp.float32), jnp.asarray(pairs()[1][:8], jnp.float32)
-        whole = (jnp.asarray(LABELS[:8]),) if labels else ()
-        flat = quick(*mild, *whole)
-        boxed = quick(*(z.reshape(2, 4, -1) for z in mild), *(y.reshape(2, 4) for y in whole))
-        np.testing.assert_allclose(boxed, flat.reshape(2, 4), rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(jax.jit(jax.vmap(loss))(*mild, *whole), flat, rtol=2e-5, atol=1e-6)
-        scan = jax.jit(lambda rows: jax.lax.scan(lambda c, row: (c, loss(*row)), 0, rows)[1])
-        np.testing.assert_allclose(scan((*mild, *whole)), flat, rtol=2e-5, atol=1e-6)
+            assert np.isfinite(gradient_of).all(), gradient_of
+        if add > -np.inf and masks:
+            continue
+        np.testing.assert_allclose(forward[0], values, rtol=1e-6)
+        slopes = np.where(np.isfinite(s), gradients[0], 0).sum(-1)
+        scale = np.abs(gradients[0]).sum(-1)
+        sums = (np.asarray(forward[1]).sum(), slopes.sum()) if coupled else (forward[1], slopes)
+        np.testing.assert_allclose(*sums, atol=1e-5 * max(1.0, scale.max()), rtol=1e-4)
+    if coupled:
+        return
+    mild = _float32(*(z[:8].reshape(2, 4, -1) for z in pairs()))
+    whole = (jnp.asarray(LABELS[:8].reshape(2, 4)),) if labels else ()
+    halves = [both_modes(*(array[i] for array in (*mild, *whole)), **numbers)[0][0] for i in (0, 1)]
+    found = other_ways(_float32(student[3:], teacher[3:]), [y[3:] for y in names], (*mild, *whole), numbers)
+    np.testing.assert_array_equal(found["bfloat16"], found["widened"])
+    assert found["widened"].dtype == found["bfloat16"].dtype == jnp.float32
+    for way in ("boxed", "vmap of scan"):
+        np.testing.assert_allclose(found[way], halves, rtol=2e-5, atol=1e-6)
+
+
+def _float32(*arrays: np.ndarray) -> list[jax.Array]:
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+@cache
+def _programs(loss: Callable[..., jax.Array], sides: tuple[int, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Values with gradients, and forward mode; and what is asked besides: of narrow types, another rank, rows alone."""
+
+    def both_modes(s: jax.Array, *rest: jax.Array, **numbers: jax.Array) -> Any:
+        forward = jax.jvp(lambda z: loss(z, *rest, **numbers), (s,), (jnp.ones_like(s),))
+        return with_gradients(loss, sides)(s, *rest, **numbers), forward
+
+    def other_ways(pair: Any, names: Any, boxed: Any, numbers: Any) -> dict[str, jax.Array]:
+        of = partial(loss, **numbers)
+        narrow = [z.astype(jnp.bfloat16) for z in pair]
+        return {
+            "bfloat16": of(*narrow, *names),
+            "widened": of(*(z.astype(jnp.float32) for z in narrow), *names),
+            "boxed": of(*boxed),
+            "vmap of scan": jax.vmap(lambda *rows: jax.lax.scan(lambda c, row: (c, of(*row)), 0, rows)[1])(*boxed),
+        }
+
+    return jax.jit(both_modes), jax.jit(other_ways)

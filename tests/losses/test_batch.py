@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import oracles
 import proof
 import pytest
+from programs import compiled, with_gradients
 
 from kd_jax import losses
 
@@ -34,7 +36,9 @@ def test_the_mean_of_the_values_is_the_loss_of_the_batch(name: str) -> None:
     student, teacher = batch()
     with jax.enable_x64(True):
         given = jnp.asarray(student), jnp.asarray(teacher)
-        value, gradients = jax.value_and_grad(lambda *z: loss(*z).mean(), (0, 1))(*given)
+        values, gradients = with_gradients(loss, (0, 1))(*given)
+    # Those of the mean.
+    value, gradients = np.asarray(values).mean(), np.asarray(gradients) / len(student)
     rows = oracles.rows(student), oracles.rows(teacher)
     proof.assert_near(value, [oracle(*rows)], 1e-10)
     for side in (0, 1):
@@ -51,31 +55,33 @@ def test_the_mean_of_the_values_is_the_loss_of_the_batch(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_absent_example_has_no_influence(name: str) -> None:
     loss, _ = LOSSES[name]
-    student, teacher = (jnp.asarray(z, jnp.float32) for z in batch())
-    weights = jnp.array([1.0, 0.0, 1.0, 1.0])
-    filled = student.at[1].set(jnp.nan), teacher.at[1].set(jnp.inf)
-    kept = jnp.array([0, 2, 3])
-
-    def mean(*pair: jax.Array) -> jax.Array:
-        values = loss(*pair, weights=weights)
-        return jnp.sum(jnp.where(weights > 0, values, 0)) / weights.sum()
-
-    value, gradients = jax.value_and_grad(mean, (0, 1))(*filled)
-    expected, rest = jax.value_and_grad(lambda *z: loss(*z).mean(), (0, 1))(student[kept], teacher[kept])
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for gradient, other in zip(gradients, rest, strict=True):
+    pair, kept = np.array(batch()), np.array([0, 2, 3])
+    filled = pair.copy()
+    filled[0, 1], filled[1, 1] = np.nan, np.inf
+    value, gradients = weighted_mean(name)(*jnp.asarray(filled, jnp.float32), jnp.array([1.0, 0.0, 1.0, 1.0]))
+    values, rest = with_gradients(loss, (0, 1))(*jnp.asarray(pair[:, kept], jnp.float32))
+    np.testing.assert_allclose(value, np.asarray(values).mean(), rtol=1e-5)
+    for gradient, other in zip(map(np.asarray, gradients), rest, strict=True):
         np.testing.assert_array_equal(gradient[1], 0)
-        np.testing.assert_allclose(gradient[kept], other, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(gradient[kept], np.asarray(other) / 3, rtol=1e-4, atol=1e-6)
+
+
+@cache
+def weighted_mean(name: str) -> Callable[..., Any]:
+    def mean(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
+        values = LOSSES[name][0](student, teacher, weights=weights)
+        return jnp.sum(jnp.where(weights > 0, weights * values, 0)) / weights.sum()
+
+    return jax.jit(jax.value_and_grad(mean, (0, 1)))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_weight_of_2_is_an_example_twice(name: str) -> None:
     loss, _ = LOSSES[name]
     student, teacher = (jnp.asarray(z, jnp.float32) for z in batch())
-    weights = jnp.array([1.0, 2.0, 1.0, 1.0])
-    found = jnp.sum(weights * loss(student, teacher, weights=weights)) / weights.sum()
-    twice = jnp.array([0, 1, 1, 2, 3])
-    np.testing.assert_allclose(found, loss(student[twice], teacher[twice]).mean(), rtol=1e-5)
+    found, _ = weighted_mean(name)(student, teacher, jnp.array([1.0, 2.0, 1.0, 1.0]))
+    twice = np.array([0, 1, 1, 2, 3])
+    np.testing.assert_allclose(found, np.asarray(compiled(loss)(student[twice], teacher[twice])).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -87,17 +93,20 @@ def test_extremes_types_and_modes(name: str) -> None:
 def test_equal_networks_have_nothing_between_them_and_order_is_nothing(name: str) -> None:
     loss, _ = LOSSES[name]
     student, teacher = (jnp.asarray(z, jnp.float32) for z in batch())
-    value, gradient = jax.value_and_grad(lambda s: loss(s, teacher).sum())(teacher)
-    assert value == 0
+    values, (gradient, _) = with_gradients(loss, (0, 1))(teacher, teacher)
+    np.testing.assert_array_equal(values, 0)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
-    np.testing.assert_allclose(loss(student[::-1], teacher[::-1])[::-1], loss(student, teacher), rtol=1e-4)
+    turned = compiled(loss)(*(jnp.asarray(z[::-1], jnp.float32) for z in batch()))
+    np.testing.assert_allclose(turned[::-1], compiled(loss)(student, teacher), rtol=1e-4)
+    # As it is called, outside a program.
+    np.testing.assert_allclose(loss(student, teacher), compiled(loss)(student, teacher), rtol=1e-5)
 
 
 def test_one_example_is_refused_by_dist_and_taken_by_mlkd() -> None:
     z = jnp.asarray(batch()[0][:1], jnp.float32)
     with pytest.raises(ValueError, match="batch of 1"):
         losses.dist(z, z)
-    assert losses.mlkd(z, z)[0] == 0
+    assert compiled(losses.mlkd)(z, z)[0] == 0
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -112,7 +121,8 @@ def test_shapes_that_do_not_fit_are_refused(name: str) -> None:
 def test_rows_that_do_not_vary() -> None:
     """Uniform on both sides correlates fully, on one side not at all."""
     flat, varied = jnp.zeros((2, 4)), jnp.asarray(batch()[0][:2, :4], jnp.float32)
-    assert losses.dist(flat, flat).max() == 0
-    value, gradient = jax.value_and_grad(lambda s: losses.dist(s, varied, gamma=0.0).sum())(flat)
-    assert value == 2
-    assert jnp.isfinite(gradient).all()
+    of = with_gradients(losses.dist)
+    assert np.asarray(of(flat, flat, gamma=1.0)[0]).max() == 0
+    values, (gradient,) = of(flat, varied, gamma=0.0)
+    assert np.asarray(values).sum() == 2
+    assert np.isfinite(gradient).all()

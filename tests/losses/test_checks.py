@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import compiled
 
 from kd_jax import losses
 from kd_jax.errors import ShapeError
@@ -66,40 +67,49 @@ def test_logits_are_floats_with_classes_and_a_temperature_is_one_number() -> Non
         losses.kl_divergence(jnp.float32(1.0), jnp.float32(1.0))
 
 
-@pytest.mark.parametrize("leading", [(), (5,), (2, 5), (2, 3, 5), (0,), (2, 0)])
+@pytest.mark.parametrize("leading", [(), (12,), (3, 4), (2, 3, 2), (0,), (2, 0)])
 def test_every_loss_takes_any_rank(leading: tuple[int, ...]) -> None:
     student, teacher = normal(*leading, 7), normal(*leading, 7, seed=1)
     labels = jnp.asarray(np.random.default_rng(2).integers(0, 7, leading))
-    flat = [array.reshape(-1, 7) for array in (student, teacher)]
-    for loss in PAIRS.values():
-        np.testing.assert_allclose(loss(student, teacher), loss(*flat).reshape(leading), rtol=1e-6)
-    for loss in LABELS.values():
-        np.testing.assert_allclose(loss(student, labels), loss(flat[0], labels.reshape(-1)).reshape(leading), rtol=1e-6)
+    flat = [array.reshape(-1, *array.shape[len(leading) :]) for array in (student, teacher, labels)]
+    for found, expected in zip(every_loss(student, teacher, labels), every_loss(*flat), strict=True):
+        np.testing.assert_allclose(found, np.reshape(expected, leading), rtol=1e-6)
+
+
+@jax.jit
+def every_loss(student: jax.Array, teacher: jax.Array, labels: jax.Array) -> list[jax.Array]:
+    return [loss(student, teacher) for loss in PAIRS.values()] + [loss(student, labels) for loss in LABELS.values()]
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_narrow_logits_are_computed_in_float32(kind: Any) -> None:
-    student, teacher = normal(5, 7).astype(kind), normal(5, 7, seed=1).astype(kind)
+    student, teacher = normal(12, 7).astype(kind), normal(12, 7, seed=1).astype(kind)
     wide = student.astype(jnp.float32), teacher.astype(jnp.float32)
-    labels = jnp.arange(5)
-    for loss in PAIRS.values():
-        found = loss(student, teacher)
+    labels = jnp.asarray(np.arange(12) % 7)
+    narrow, expected = every_loss(student, teacher, labels), every_loss(*wide, labels)
+    for found, of_wide in zip(narrow, expected, strict=True):
         assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found, loss(*wide))
-        np.testing.assert_array_equal(loss(student, wide[1]), loss(*wide))
-        gradient = jax.grad(lambda z, f=loss: f(z, teacher).sum())(student)
+        np.testing.assert_array_equal(found, of_wide)
+    of_pairs, gradients = beside_a_wide_teacher(student, wide[1])
+    for found, of_wide in zip(of_pairs, expected, strict=False):
+        np.testing.assert_array_equal(found, of_wide)
+    for gradient in gradients:
         assert gradient.dtype == kind
-    for loss in LABELS.values():
-        found = loss(student, labels)
-        assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found, loss(wide[0], labels))
+
+
+@jax.jit
+def beside_a_wide_teacher(student: jax.Array, teacher: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Values of the losses of pairs, and their gradients beside a teacher of the student's type."""
+    like = teacher.astype(student.dtype)
+    gradients = [jax.grad(lambda z, f=loss: f(z, like).sum())(student) for loss in PAIRS.values()]
+    return [loss(student, teacher) for loss in PAIRS.values()], gradients
 
 
 @pytest.mark.parametrize("kind", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint16, jnp.int32, jnp.uint32])
 def test_labels_of_any_whole_type_name_the_same_classes(kind: Any) -> None:
     logits = normal(3, 300)
-    expected = losses.cross_entropy(logits, jnp.array([0, 5, 100], jnp.int32))
-    np.testing.assert_array_equal(losses.cross_entropy(logits, jnp.array([0, 5, 100], kind)), expected)
+    of = compiled(losses.cross_entropy)
+    np.testing.assert_array_equal(of(logits, jnp.array([0, 5, 100], kind)), of(logits, jnp.array([0, 5, 100])))
 
 
 def test_whole_numbers_are_hyperparameters_too() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from losses import feature_oracles as oracles
 from losses.feature_cases import MARGIN, VARIANCE, assert_close, assert_is_oracle, draw
+from programs import compiled, with_gradients
 
 from kd_jax.losses import features
 
@@ -21,8 +22,8 @@ def test_vid_is_least_at_the_mean_square_as_variance() -> None:
         for start in (0.01, 5.0, 2000.0):
             raw = features.vid_variance(3, start=start)
             gap = jnp.full((1, 3), jnp.sqrt(start))
-            slope = jax.grad(lambda a, gap=gap: features.vid(gap, jnp.zeros((1, 3)), a).sum())(raw)
-            assert float(features.vid(gap, 0 * gap, raw)[0]) == pytest.approx((1 + np.log(start)) / 2, rel=1e-12)
+            values, (slope,) = with_gradients(features.vid, (2,))(gap, jnp.zeros((1, 3)), raw)
+            assert float(values[0]) == pytest.approx((1 + np.log(start)) / 2, rel=1e-12)
             np.testing.assert_allclose(slope, 0, atol=1e-12)
 
 
@@ -46,7 +47,7 @@ def test_a_larger_teacher_is_pooled_for_ofd_and_simkd(size: tuple[int, int]) -> 
 def test_the_margin_is_the_mean_of_what_is_negative(mean: float, deviation: float) -> None:
     expected = oracles.negative_mean(mean * deviation, deviation)
     with jax.enable_x64(True):
-        found = features.ofd_margin(jnp.asarray([mean * deviation]), jnp.asarray([-deviation]))
+        found = compiled(features.ofd_margin)(jnp.asarray([mean * deviation]), jnp.asarray([-deviation]))
     assert float(found[0]) == pytest.approx(expected, rel=1e-9)
 
 

@@ -198,7 +198,7 @@ def test_a_sharded_vocabulary_is_seen_whole() -> None:
     sampled = "('sampled_kl', {'key': jax.random.key(0), 'samples': 5})"
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }

@@ -16,6 +16,7 @@ import oracles
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from programs import compiled, with_gradients
 
 from kd_jax import losses
 from kd_jax.evaluate import calibration_error, evaluate_logits
@@ -137,12 +138,8 @@ def test_label_smoothing_and_its_gradient(dtype: type, case: str, smoothing: flo
     labels = np.array([0, 3, 1, 9])
     pairs = list(zip(oracles.rows(logits), labels.tolist(), strict=True))
     with precision(dtype):
-
-        def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-            values = losses.label_smoothing(z, jnp.asarray(labels), smoothing=smoothing)
-            return values.sum(), values
-
-        (_, values), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(logits))
+        derived = with_gradients(losses.label_smoothing)
+        values, (gradient,) = derived(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing)
         assert values.dtype == dtype
     expected = [oracles.label_smoothing(z, y, smoothing) for z, y in pairs]
     assert_close(values, expected, rtol=BOUNDS[dtype])
@@ -157,8 +154,8 @@ def test_cross_entropy_and_its_gradient(dtype: type, case: str) -> None:
     labels = np.array([0, 3, 1, 9])
     pairs = list(zip(oracles.rows(logits), labels.tolist(), strict=True))
     with precision(dtype):
-        values = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
-        gradient = jax.grad(lambda z: losses.cross_entropy(z, jnp.asarray(labels)).sum())(jnp.asarray(logits))
+        values = compiled(losses.cross_entropy)(jnp.asarray(logits), jnp.asarray(labels))
+        _, (gradient,) = with_gradients(losses.cross_entropy)(jnp.asarray(logits), jnp.asarray(labels))
         assert values.dtype == dtype
     assert_close(values, [oracles.cross_entropy(z, y) for z, y in pairs], rtol=BOUNDS[dtype])
     assert_close(gradient, [oracles.cross_entropy_gradient(z, y) for z, y in pairs], rtol=BOUNDS[dtype])
@@ -205,7 +202,7 @@ def test_the_calibration_error_of_the_sure_and_right_is_small_and_exact(dtype: t
     labels = np.arange(200) % CLASSES
     logits = (np.random.default_rng(1).normal(0, 1, (200, CLASSES)) + 20 * np.eye(CLASSES)[labels]).astype(dtype)
     with precision(dtype):
-        found = calibration_error(jnp.asarray(logits), jnp.asarray(labels))
+        found = compiled(calibration_error)(jnp.asarray(logits), jnp.asarray(labels))
     assert_close(found, oracles.calibration_error(logits, labels)[0], rtol=BOUNDS[dtype])
 
 
@@ -215,10 +212,30 @@ def test_measures_of_a_whole_test_set_in_float32(sure: float) -> None:
     labels = rng.integers(0, 10, 10_000)
     logits = (rng.normal(0, 2, (10_000, 10)) + sure * np.eye(10)[labels]).astype(np.float32)
     found = evaluate_logits(jnp.asarray(logits), jnp.asarray(labels))
-    calibration, terms = oracles.calibration_error(logits, labels)
+    calibration, terms, nll = extended_measures(logits, labels)
     assert_close(found.ece, calibration, rtol=1e-6, scale=terms)
-    nll = sum(oracles.cross_entropy(z, y) for z, y in zip(oracles.rows(logits), labels.tolist(), strict=True)) / 10_000
     assert_close(found.nll, nll, rtol=1e-6)
+
+
+def extended_measures(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Of many examples: `oracles.calibration_error` and the mean cross entropy, in NumPy's longest float."""
+    z = logits.astype(np.longdouble)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    confidence = p.max(-1)
+    surplus = (p.argmax(-1) == labels) - confidence
+    members = [surplus[np.ceil(confidence * 15) == b] for b in range(1, 16)]
+    calibration, terms = (sum(abs(f(inside)) for inside in members) for f in (np.sum, lambda x: np.abs(x).sum()))
+    nll = -np.log(p[np.arange(len(labels)), labels]).mean()
+    return float(calibration) / len(labels), float(terms) / len(labels), float(nll)
+
+
+def test_extended_measures_are_the_oracles() -> None:
+    rng = np.random.default_rng(6)
+    logits, labels = rng.normal(0, 3, (40, 10)).astype(np.float32), rng.integers(0, 10, 40)
+    nll = sum(oracles.cross_entropy(z, y) for z, y in zip(oracles.rows(logits), labels.tolist(), strict=True)) / 40
+    expected = *oracles.calibration_error(logits, labels), float(nll)
+    np.testing.assert_allclose(extended_measures(logits, labels), expected, rtol=1e-14)
 
 
 counts = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=40)
@@ -315,7 +332,7 @@ def mixed_and_gradient(
 @settings(deadline=None)
 @given(finite_logits, finite_logits, st.floats(0.25, 100))
 def test_kl_is_0_for_equal_distributions_alone(student: list[float], teacher: list[float], temperature: float) -> None:
-    divergence: Callable[..., jax.Array] = losses.distillation_kl
+    divergence = compiled(losses.distillation_kl)
     with jax.enable_x64(True):
         z, t = jnp.asarray([student]), jnp.asarray([teacher])
         value = float(divergence(z, t, temperature=temperature)[0])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from losses import feature_oracles as oracles
 from losses.feature_cases import COUPLING, assert_close, assert_is_oracle, draw, floats
+from programs import compiled
 
 from kd_jax.losses import relations, vectors
 
@@ -57,13 +58,11 @@ def test_an_example_of_weight_0_is_absent(name: str, present: list[int]) -> None
 @names
 def test_equal_weights_of_any_size_are_the_same(name: str) -> None:
     student, teacher = floats(name, batch=6)
-    loss = getattr(relations, name)
-    weights = jnp.asarray([3.0, 0, 3, 3, 0, 3])
-    found = jax.jit(lambda w: loss(student, teacher, weights=w))(weights)
-    assert_close(found, jax.jit(lambda w: loss(student, teacher, weights=w))((weights > 0).astype(int)), rtol=1e-6)
-    assert_close(
-        jax.jit(lambda w: loss(student, teacher, weights=w))(jnp.full(6, 0.2)), loss(student, teacher), rtol=1e-6
-    )
+    loss, weights = getattr(relations, name), np.array([3.0, 0, 3, 3, 0, 3], np.float32)
+    weighing = compiled(loss)
+    found = weighing(student, teacher, weights=jnp.asarray(weights))
+    assert_close(found, weighing(student, teacher, weights=jnp.asarray(weights > 0, jnp.int32)), rtol=1e-6)
+    assert_close(weighing(student, teacher, weights=jnp.full(6, 0.2)), loss(student, teacher), rtol=1e-6)
 
 
 # By how much the loss of a batch with each example n times is more, where n is the same for all.
@@ -99,14 +98,14 @@ def test_cc_weighs_its_pairs_by_both() -> None:
     pairs = oracles.cc(student, teacher)[:-1] * 3 / 4
     of_pairs = weights[:-1] * weights[1:]
     with jax.enable_x64(True):
-        values = relations.cc(jnp.asarray(student), jnp.asarray(teacher), weights=jnp.asarray(weights))
+        values = compiled(relations.cc)(jnp.asarray(student), jnp.asarray(teacher), weights=jnp.asarray(weights))
     found = np.sum(weights * np.asarray(values)) / weights.sum()
     assert found == pytest.approx(np.sum(of_pairs * pairs) / of_pairs.sum(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in COUPLING if name != "srd"])
 def test_a_batch_of_one_has_no_relations(name: str) -> None:
-    np.testing.assert_allclose(getattr(relations, name)(*floats(name, batch=1)), 0, atol=1e-7)
+    np.testing.assert_allclose(compiled(getattr(relations, name))(*floats(name, batch=1)), 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["rkd_distance", "rkd_angle"])
@@ -208,6 +207,7 @@ for name in NAMES:
 
 
 def test_sharded_batches_are_seen_whole() -> None:
-    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    flags = {**os.environ, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
     program = PROGRAM.replace("NAMES", repr(COUPLING))
     subprocess.run([sys.executable, "-c", program], check=True, env=flags)

@@ -1,6 +1,7 @@
 """Methods that change logits, labels or the temperature: standardisation, sigmoids, a virtual teacher, CTKD."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -110,20 +111,26 @@ def test_the_temperature_is_learned_against_the_student(step: int, warmup: int, 
     temperature = 1 + 6 / (1 + np.exp(-0.5))
     np.testing.assert_allclose(method.temperature_of(theta), temperature, rtol=1e-6)
 
-    def loss(theta: Any, logits: Any) -> Any:
-        found = terms(method, student=kd.Output(logits), step=step, learned=theta)
-        return jnp.sum(found["hard"] + found["soft"])
-
-    def plain(temperature: Any, logits: Any) -> Any:
-        found = terms(kd.KD(0.3, temperature), student=kd.Output(logits))
-        return jnp.sum(found["hard"] + found["soft"])
-
-    value, (by_theta, by_logits) = jax.value_and_grad(loss, argnums=(0, 1))(theta, Z)
-    wanted, (by_temperature, logits) = jax.value_and_grad(plain, argnums=(0, 1))(jnp.float32(temperature), Z)
+    value, (by_theta, by_logits) = with_a_learned_temperature(theta, Z, method, step)
+    wanted, (by_temperature, logits) = with_a_temperature(jnp.float32(temperature), Z)
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     np.testing.assert_allclose(by_logits, logits, rtol=1e-4, atol=1e-6)
     slope = (temperature - 1) * (1 - (temperature - 1) / 6)
     np.testing.assert_allclose(by_theta, -strength * by_temperature * slope, rtol=1e-4, atol=1e-7)
+
+
+@jax.jit
+@partial(jax.value_and_grad, argnums=(0, 1))
+def with_a_learned_temperature(theta: Any, logits: Any, method: kd.Method, step: Any) -> Any:
+    found = terms(method, student=kd.Output(logits), step=step, learned=theta)
+    return jnp.sum(found["hard"] + found["soft"])
+
+
+@jax.jit
+@partial(jax.value_and_grad, argnums=(0, 1))
+def with_a_temperature(temperature: Any, logits: Any) -> Any:
+    found = terms(kd.KD(0.3, temperature), student=kd.Output(logits))
+    return jnp.sum(found["hard"] + found["soft"])
 
 
 def test_the_temperature_rises_in_a_training_where_the_loss_does_with_it() -> None:
