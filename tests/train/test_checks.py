@@ -543,7 +543,7 @@ def test_shapes_are_refused_while_tracing() -> None:
         (net(), OfFeatures(), r"name the features that it reads in student_features and teacher_features$"),
         (net(), Short(), r"define loss\(self, parts, student, teacher, batch, step\)$"),
         (Unseeded, kd.KD(), r"nnx\.Dropout\(0\.2, rngs=rngs\)$"),
-        (lambda rngs: net(), kd.KD(), r"the lambda gives a Model and no nnx.Module: give that Model itself$"),
+        (lambda rngs: net(), kd.KD(), r"the lambda gives a Model and no nnx.Module: give that Model itself"),
     ],
 )  # fmt: skip
 def test_the_remedy_is_of_what_is_wrong(student: Any, method: Any, says: str) -> None:
@@ -552,7 +552,7 @@ def test_the_remedy_is_of_what_is_wrong(student: Any, method: Any, says: str) ->
 
 
 def test_a_method_of_features_alone_warns_that_nothing_trains_the_outputs() -> None:
-    alone = 2 * kd.Cosine("hidden.0") + kd.AT("hidden.0")
+    alone = 2 * kd.Cosine("hidden.0") + kd.PKT("hidden.0")
     with pytest.warns(UserWarning, match=r"compares features alone, .* kd\.KD\(\) \+ kd\.Cosine\(…\)"):
         kd.distill(net(), teacher(6, 5, 4), DATA, method=alone, **HOW)
     kd.distill(net(), teacher(6, 5, 4), DATA, method=kd.CrossEntropy() + alone, **HOW)
