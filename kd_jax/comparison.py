@@ -244,6 +244,9 @@ class Table:
                 if len(values) > 1:
                     sd = values.std(axis=0, ddof=1)
                     panel.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+            lines = np.concatenate([line.get_ydata() for line in panel.lines])
+            if metric == "loss" and 0 < 20 * lines.min() < lines.max():
+                panel.set_yscale("log")  # methods whose losses have another size
             panel.set_xlabel("epoch")
             panel.set_ylabel(self._title(metric))
             panel.xaxis.get_major_locator().set_params(integer=True)

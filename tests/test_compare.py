@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 import json
 from pathlib import Path
@@ -335,3 +336,13 @@ def test_another_comparison_is_not_resumed(other: dict, says: str, tmp_path: Pat
     student = other.pop("student", STUDENT)
     with pytest.raises(MismatchError, match=f"has another {says}: go on with what it was started with"):
         kd.compare(student, None, TRAIN, TEST, **{**named, **other}, resume=True)
+
+
+def test_losses_of_another_size_are_drawn_on_a_logarithmic_axis(table: kd.Table) -> None:
+    panel = table.figures()["learning-curves"].axes[0]
+    assert panel.get_yscale() == "linear"
+    history = {name: dict(own) for name, own in table.history.items()}
+    last = list(history)[-1]
+    history[last]["loss"] = history[last]["loss"] * 1000
+    panel = dataclasses.replace(table, history=history).figures()["learning-curves"].axes[0]
+    assert panel.get_yscale() == "log"
