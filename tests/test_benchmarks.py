@@ -350,3 +350,22 @@ def test_the_loss_of_a_large_vocabulary_is_measured_against_equal_ones(tmp_path:
     given = linear_divergence.arrays(32, 256, [8, 12], "float32")
     values = [float(loss(*given)) for loss in linear_divergence.forms("kl", 16).values()]
     assert values == pytest.approx([values[0]] * 3, rel=1e-5)
+
+
+@needs_torch
+def test_a_study_of_counts_says_what_its_intervals_show() -> None:
+    distribution = importlib.import_module("benchmarks.distribution")
+    counts = {str(seed): 9300 + seed % 7 for seed in range(20)}
+
+    def study(more: int) -> dict[str, object]:
+        shifted = {seed: count + more for seed, count in counts.items()}
+        own = {"torch": dict.fromkeys(distribution.ROWS, counts), "kd_jax": dict.fromkeys(distribution.ROWS, shifted)}
+        return {"settings": {"teachers": 4}, "counts": own}
+
+    assert re.fullmatch(
+        r"No difference is shown: each interval has 0\. Students may differ by [+-]\d images at most, .*",
+        distribution.verdict(study(0)),
+    )
+    said = distribution.verdict(study(-30))
+    assert said.startswith("A difference is shown of: teacher, student alone, distilled, correct KL without T², ")
+    assert re.search(r"differ by -3\d images at most", said)
