@@ -210,7 +210,8 @@ def table(results: Mapping[str, Any]) -> str:
 
 def verdict(results: Mapping[str, Any]) -> str:
     """What the intervals show, and the largest difference of students that they do not rule out."""
-    shown, bounds = [], []
+    shown: list[str] = []
+    bounds: list[float] = []
     for row in ROWS:
         theirs, ours = (list(results["counts"][name][row].values()) for name in ("torch", "kd_jax"))
         interval = compare(results, row)[1] if theirs and ours else None
@@ -221,7 +222,7 @@ def verdict(results: Mapping[str, Any]) -> str:
         if row != "teacher":
             bounds += interval
     found = (
-        f"A difference is shown of: {', '.join(shown)}." if shown else "No row shows a difference: each interval has 0."
+        f"A difference is shown of: {', '.join(shown)}." if shown else "No difference is shown: each interval has 0."
     )
     return f"{found} Students may differ by {max(bounds, key=abs):+.0f} images at most, as far as the intervals tell."
 
