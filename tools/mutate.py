@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=40, help="changes of each part (40)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts (all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
+    parser.add_argument("--own", action="store_true", help="the tests of its own module alone; none of modules without")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one change (900)")
     parser.add_argument("--minutes", type=float, default=600, help="no change is begun after this time (600)")
     parser.add_argument("--out", type=Path, required=True, help="folder of mutants.json")
@@ -76,12 +77,12 @@ def main() -> None:
         os.chdir(clone)
         for part in given.parts:
             done = {key(one) for one in results}
-            for mutation in drawn(part, given.each, given.seed):
+            for mutation in drawn(part, given.each, given.seed, own=given.own):
                 if time.monotonic() > ends:
                     return
                 if key(mutation) in done:
                     continue
-                results.append(mutation | tried(part, mutation, given.timeout))
+                results.append(mutation | tried(part, mutation, given.timeout, own=given.own))
                 kept.write_text(json.dumps(results, indent=1) + "\n")
                 print(*(results[-1][name] for name in ("outcome", "module", "line", "operator", "seconds")), flush=True)
 
@@ -91,9 +92,10 @@ def key(mutation: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(mutation[name] for name in ("module", "operator", "occurrence"))
 
 
-def drawn(part: str, count: int, seed: int) -> list[dict[str, Any]]:
+def drawn(part: str, count: int, seed: int, *, own: bool) -> list[dict[str, Any]]:
     """A sample of the changes of a part; a larger one begins with a smaller one's."""
     files = sorted(path for pattern in PARTS[part][0] for path in Path().glob(pattern))
+    files = [path for path in files if not own or own_tests(path).exists()]
     everything = [one for path in files for one in changes(path)]
     random.Random(f"{part} {seed}").shuffle(everything)
     return everything[:count]
@@ -121,19 +123,20 @@ def changes(path: Path) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def tried(part: str, mutation: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """What the tests find of a change: `killed` with the tests that did, `survived`, or `impossible`."""
+def tried(part: str, mutation: dict[str, Any], timeout: float, *, own: bool) -> dict[str, Any]:
+    """What the tests find of a change: `killed` with the tests that did, `survived`, or `timeout`."""
     from cosmic_ray.mutating import mutate_and_test
     from cosmic_ray.work_item import MutationSpec
 
-    own = MutationSpec(
+    change = MutationSpec(
         mutation["module"], f"core/{mutation['operator']}", mutation["occurrence"], (1, 0), (1, 1), {}, None
     )
     started = time.monotonic()
-    for tests in tests_of(part, Path(mutation["module"])):
+    for tests in tests_of(part, Path(mutation["module"]))[: 1 if own else None]:
         command = f"{sys.executable} -B -m pytest -x -q -p no:cacheprovider -p no:xdist {' '.join(tests)}"
-        found = mutate_and_test([own], command, timeout)
+        found = mutate_and_test([change], command, timeout)
         outcome = str(found.test_outcome.value if found.test_outcome else found.worker_outcome.value)
+        outcome = "timeout" if found.output == "timeout" else outcome
         if outcome != "survived":
             break
     return {
@@ -144,8 +147,13 @@ def tried(part: str, mutation: dict[str, Any], timeout: float) -> dict[str, Any]
 
 def tests_of(part: str, module: Path) -> list[list[str]]:
     """First the tests of the module, then those of its part."""
-    own = Path("tests") / module.relative_to("kd_jax").parent / f"test_{module.name}"
+    own = own_tests(module)
     return [*([[str(own)]] if own.exists() else []), PARTS[part][1]]
+
+
+def own_tests(module: Path) -> Path:
+    """Where a module's own tests are, if there are any."""
+    return Path("tests") / module.relative_to("kd_jax").parent / f"test_{module.name}"
 
 
 if __name__ == "__main__":
