@@ -330,6 +330,8 @@ def test_floats_always_have_an_mse() -> None:
     soft, several = np.eye(4, dtype=np.float32)[Y], np.ones((24, 4), np.float32)
     assert kd.evaluate(teacher(), (X, soft)).keys() == {"mse", "nll"}
     assert kd.evaluate(teacher(), (X, several)).keys() == {"mse"}
+    assert kd.evaluate(teacher(), (X, 1.5 * soft)).keys() == {"mse"}
+    assert kd.evaluate(teacher(6, 1), (X, np.ones((24, 1), np.float32))).keys() == {"mse"}
 
 
 def test_a_list_of_two_arrays_is_a_pair() -> None:

@@ -61,6 +61,11 @@ def test_one_seed_has_no_interval() -> None:
     assert summarise([4.0]) == (4.0, None, 1)
 
 
+def test_two_values_have_a_spread() -> None:
+    assert summarise([1.0, 3.0]).sd == pytest.approx(2**0.5)
+    assert summarise([1.0]).sd is None
+
+
 def test_summary_is_of_a_sample() -> None:
     assert summarise([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7)), 3)
 
@@ -113,7 +118,8 @@ def test_the_margin_is_half_the_interval() -> None:
 
 @pytest.mark.parametrize(
     ("mean", "low", "high", "digits"),
-    [(10.4, 0.6, 20.2, 1), (12.0, 2.0, 22.0, 0), (10.0, -1.0, 21.0, 0), (-10.4, -20.2, -0.6, 1)],
+    [(10.4, 0.6, 20.2, 1), (12.0, 2.0, 22.0, 0), (10.0, -1.0, 21.0, 0), (-10.4, -20.2, -0.6, 1),
+     (5.0, -0.5, 10.5, 0), (10.0, 0.0, 20.0, 0)],
 )  # fmt: skip
 def test_rounding_hides_no_zero(mean: float, low: float, high: float, digits: int) -> None:
     """+10.4 ± 9.8 is no +10 ± 10."""

@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -131,3 +132,18 @@ def test_a_temperature_of_many_numbers_is_refused() -> None:
 
     with pytest.raises(ShapeError, match="vmap"):
         number(jnp.ones(3), jnp.zeros((3, 2)))
+
+
+EVERY = [getattr(losses, name) for name in dir(losses)]
+DIVERGENCES = [
+    one for one in EVERY if inspect.isfunction(one) and "student_logits" in inspect.signature(one).parameters
+]
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES, ids=lambda loss: loss.__name__)
+def test_numbers_of_a_loss_are_given_by_name(loss: Callable[..., Any]) -> None:
+    """Two of them are easily swapped."""
+    parameters = inspect.signature(loss).parameters.values()
+    by_place = [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY]
+    assert by_place in (["student_logits", "teacher_logits"], ["student_logits", "teacher_logits", "labels"])
+    assert all(one.default is one.empty for one in parameters if one.name in by_place)

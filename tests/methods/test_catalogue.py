@@ -19,6 +19,19 @@ def test_every_public_method_is_in_it_and_no_wrapper() -> None:
     assert {"standardised", "sum", "scaled", "lossfunction", "softloss"}.isdisjoint(KNOWN)
 
 
+def subclasses(method: type) -> list[type]:
+    return [one for sub in method.__subclasses__() for one in (sub, *subclasses(sub))]
+
+
+MADE = [one for one in subclasses(kd.Method) if "__dataclass_params__" in vars(one) and "kd_jax" in one.__module__]
+
+
+@pytest.mark.parametrize("method", MADE, ids=lambda method: method.__name__)
+def test_none_can_be_changed(method: Any) -> None:
+    """What is compiled is kept by their value."""
+    assert method.__dataclass_params__.frozen
+
+
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_each_has_a_paper_and_its_own_defaults(name: str) -> None:
     found = catalogue.entry(name, KNOWN[name])
