@@ -91,13 +91,12 @@ def half_done(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return out
 
 
-def test_kills_cost_nothing_but_time(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL, twice while a checkpoint is written; dropout, two seeds; `benchmarks.kills` does it many times.
+def test_kills_cost_nothing_but_time(source: str, tmp_path: Path) -> None:
+    """SIGKILL, twice while a checkpoint is written; dropout, two seeds.
 
-    A checkpoint that was being written may be there before the signal is.
+    `benchmarks.kills` does it many times, in the programs that users compile. A checkpoint that was being written may be
+    there before the signal is.
     """
-    # Bit for bit in the programs that users run.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "12", "--checkpoint-steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     kills.finish(whole, options)
