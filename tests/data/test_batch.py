@@ -5,7 +5,7 @@ import pytest
 from small import X, Y
 
 import kd_jax as kd
-from kd_jax.data.batch import as_batch, as_key, check_counts, check_values, epoch_order, take
+from kd_jax.data.batch import as_batch, as_key, check_counts, check_values, epoch_order, is_in_memory, take
 from kd_jax.errors import DataError
 
 KEY = jax.random.key(7)
@@ -160,3 +160,16 @@ def test_keys_of_every_kind() -> None:
     for wrong in (True, 7.0, "7", None, jnp.zeros(3)):
         with pytest.raises(DataError, match=r"key is .*: give a whole number such as 0"):
             as_key(wrong)
+
+
+def test_a_list_is_a_batch_of_two_or_three_arrays_and_else_several_batches() -> None:
+    arrays = [X, Y, np.ones(24, np.float32)]
+    assert [is_in_memory(arrays[:count]) for count in range(4)] == [False, False, True, True]
+    assert not is_in_memory([*arrays, X])
+    assert not is_in_memory([(X, Y), (X, Y)])
+
+
+def test_a_list_of_numbers_of_numpy_is_one_array() -> None:
+    batch = as_batch(([np.array(1.0), np.array(2.0)], [np.int64(0), np.int64(1)]))
+    np.testing.assert_array_equal(batch.inputs, [1.0, 2.0])
+    np.testing.assert_array_equal(batch.labels, [0, 1])

@@ -94,8 +94,8 @@ def half_done(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def test_kills_cost_nothing_but_time(source: str, tmp_path: Path) -> None:
     """SIGKILL, twice while a checkpoint is written; dropout, two seeds.
 
-    `benchmarks.kills` does it many times, in the programs that users compile. A checkpoint that was being written may be
-    there before the signal is.
+    `benchmarks.kills` does it many times, in the programs that users compile. A checkpoint that was being written may
+    be there before the signal is.
     """
     options = ["--dataset", source, *OPTIONS[:-1], "--epochs", "12", "--checkpoint-steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
