@@ -62,6 +62,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts (all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
     parser.add_argument("--own", action="store_true", help="the tests of its own module alone; none of modules without")
+    parser.add_argument(
+        "--again", action="store_true", help="what survived and has `noticed_by` in mutants.json, with the tests there"
+    )
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one change (900)")
     parser.add_argument("--minutes", type=float, default=600, help="no change is begun after this time (600)")
     parser.add_argument("--out", type=Path, required=True, help="folder of mutants.json")
@@ -75,6 +78,11 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         (Path(temporary) / "shared").symlink_to((ROOT / ".." / "shared").resolve())
         os.chdir(clone)
+        if given.again:
+            for one in (one for one in results if one.get("noticed_by")):
+                found, _ = outcome(one, one["noticed_by"], given.timeout)
+                print(found, *(one[name] for name in ("module", "line", "operator", "noticed_by")), flush=True)
+            return
         for part in given.parts:
             done = {key(one) for one in results}
             for mutation in drawn(part, given.each, given.seed, own=given.own):
@@ -125,24 +133,28 @@ def changes(path: Path) -> Iterator[dict[str, Any]]:
 
 def tried(part: str, mutation: dict[str, Any], timeout: float, *, own: bool) -> dict[str, Any]:
     """What the tests find of a change: `killed` with the tests that did, `survived`, or `timeout`."""
+    started = time.monotonic()
+    for tests in tests_of(part, Path(mutation["module"]))[: 1 if own else None]:
+        found, difference = outcome(mutation, " ".join(tests), timeout)
+        if found != "survived":
+            break
+    return {
+        "outcome": found, "tests": tests, "seconds": round(time.monotonic() - started),
+        "difference": "\n".join(line for line in difference.splitlines() if line[:1] in "+-@"),
+    }  # fmt: skip
+
+
+def outcome(mutation: dict[str, Any], tests: str, timeout: float) -> tuple[str, str]:
+    """What pytest finds of a change with such arguments, and the change as a difference."""
     from cosmic_ray.mutating import mutate_and_test
     from cosmic_ray.work_item import MutationSpec
 
-    change = MutationSpec(
-        mutation["module"], f"core/{mutation['operator']}", mutation["occurrence"], (1, 0), (1, 1), {}, None
-    )
-    started = time.monotonic()
-    for tests in tests_of(part, Path(mutation["module"]))[: 1 if own else None]:
-        command = f"{sys.executable} -B -m pytest -x -q -p no:cacheprovider -p no:xdist {' '.join(tests)}"
-        found = mutate_and_test([change], command, timeout)
-        outcome = str(found.test_outcome.value if found.test_outcome else found.worker_outcome.value)
-        outcome = "timeout" if found.output == "timeout" else outcome
-        if outcome != "survived":
-            break
-    return {
-        "outcome": outcome, "tests": tests, "seconds": round(time.monotonic() - started),
-        "difference": "\n".join(line for line in (found.diff or "").splitlines() if line[:1] in "+-@"),
-    }  # fmt: skip
+    operator = f"core/{mutation['operator']}"
+    change = MutationSpec(mutation["module"], operator, mutation["occurrence"], (1, 0), (1, 1), {}, None)
+    command = f"{sys.executable} -B -m pytest -x -q -p no:cacheprovider -p no:xdist {tests}"
+    found = mutate_and_test([change], command, timeout)
+    said = found.test_outcome.value if found.test_outcome else found.worker_outcome.value
+    return "timeout" if found.output == "timeout" else str(said), found.diff or ""
 
 
 def tests_of(part: str, module: Path) -> list[list[str]]:

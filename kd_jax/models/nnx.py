@@ -274,11 +274,10 @@ def _constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
         pass
     module = constructor(*args, **kwargs)
     if not isinstance(module, nnx.Module):
-        given = type(module).__name__
         remedy = "a function rngs -> nnx.Module, or use kd.from_linen or kd.from_function"
-        raise ConfigError(
-            f"{who} gives a {given} and no nnx.Module: give {'that Model itself' if given == 'Model' else remedy}"
-        )
+        if isinstance(module, Model):
+            remedy = "that Model itself"
+        raise ConfigError(f"{who} gives a {type(module).__name__} and no nnx.Module: give {remedy}")
     for part in _modules(module).values():
         for name, value in list(vars(part).items()):
             if isinstance(value, jax.core.Tracer):

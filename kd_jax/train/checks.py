@@ -260,8 +260,8 @@ def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *argume
         labels = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch.labels)) or "none"
         remedy = "mend the loss, or give labels as it takes them"
         if isinstance(error, KeyError):
-            remedy = "name the features that it reads in student_features and teacher_features"
-        elif "positional argument" in str(error):
+            remedy = f"name the features that it reads in student_features and teacher_features, or {remedy}"
+        elif ".loss() " in str(error):
             remedy = "define loss(self, parts, student, teacher, batch, step)"
         raise MethodError(
             f"the loss of {name} cannot be computed with logits of {list(student.logits.shape)} and labels of {labels} "
