@@ -49,6 +49,11 @@ def make_grid(base: Config, lists: Mapping[str, tuple[Any, ...]], smoothing: tup
     # In one order, whatever that of the options: trainings are told apart by their place.
     ordered = {name: lists[name] for name in Config.__dataclass_fields__ if name in lists}
     grid = Grid(dataclasses.replace(base, **pinned), ordered, smoothing)
+    if base.student or base.teacher:
+        raise ConfigError(
+            f"--preset is {base.preset}, which has networks of its own, and a sweep trains fully connected ones: use "
+            "python -m kd_jax.run, or kd.compare from Python"
+        )
     for setting in distilled(grid):
         if setting.config.make_method().teacher_features:
             raise ConfigError(
