@@ -99,8 +99,9 @@ class Training(NamedTuple):
     augment: str = "none"
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, without those of `LATER` that have their default."""
-        return {n: value for n, value in self._asdict().items() if n not in LATER or value != LATER[n]}
+        """The fields by name, without those of `LATER` where all of them have their defaults."""
+        known = self._asdict()
+        return known if LATER.items() - known.items() else {n: v for n, v in known.items() if n not in LATER}
 
 
 LATER = {name: Training._field_defaults[name] for name in Training._fields[7:]}
@@ -201,16 +202,14 @@ class Config:
     def as_dict(self, *, whole: bool = False) -> dict[str, Any]:
         """The fields by name, all resolved, as JSON holds them; alpha and temperature where the method has them.
 
-        whole: also those of `LATER` that have their default in both trainings.
+        whole: also those of `LATER` where all of them have their defaults.
         """
         resolved = dataclasses.asdict(self)
         if self.method not in METHODS:
             del resolved["alpha"], resolved["temperature"]
         resolved |= {f"teacher_{name}": value for name, value in self.teacher_training._asdict().items()}
-        both = self.training.as_dict() | self.teacher_training.as_dict()
-        for name in () if whole else Training._fields:
-            if name not in both:
-                del resolved[name], resolved[f"teacher_{name}"]
+        if not whole and not set(LATER) & {*self.training.as_dict(), *self.teacher_training.as_dict()}:
+            resolved = {n: v for n, v in resolved.items() if n.removeprefix("teacher_") not in LATER}
         given = {name: v for name, v in resolved.items() if v is not None}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
 
@@ -270,9 +269,14 @@ def _check_milestones(prefix: str, training: Training) -> None:
     rising = all(one < other for one, other in itertools.pairwise(epochs))
     _check(name, shown, all(map(_is_count, epochs)) and rising, "whole numbers of epochs, each above the one before")
     _check_positive(f"{prefix}milestone_factor", training.milestone_factor, 1e15)
-    if training.schedule == "steps" and not epochs:
+
+
+def check_steps(training: Training, prefix: str = "") -> None:
+    """Raises `ConfigError` for a learning rate that falls in steps, which nobody named."""
+    if training.schedule == "steps" and not training.milestones:
         raise ConfigError(
-            f"{option(prefix + 'schedule')} is steps, without {option(name)}: give epochs, such as 150,180,210"
+            f"{option(prefix + 'schedule')} is steps, without {option(prefix + 'milestones')}: give epochs, such as "
+            "150,180,210"
         )
 
 

@@ -15,6 +15,7 @@ from kd_jax.experiments.notebook.config import (  # fmt: skip
     PRESETS,
     SCHEDULES,
     Config,
+    check_steps,
     make_config,
 )
 from kd_jax.experiments.shell.options import epochs, layers, number, option, texts, whole
@@ -142,6 +143,7 @@ def config_of(given: Mapping[str, Any]) -> Config:
     """The configuration. Raises `ConfigError`, also for what is given and of no use to it."""
     config = make_config(**given)
     for prefix, training in (("", config.training), ("teacher_", config.teacher_training)):
+        check_steps(training, prefix)
         for name, needed, has in (
             ("milestones", "--schedule steps", training.schedule == "steps"),
             ("milestone_factor", "--schedule steps", training.schedule == "steps"),

@@ -162,14 +162,15 @@ class Optimizer:
         """With a number or a schedule."""
         decay = self.weight_decay
         if self.name == "sgd":
-            parts = [optax.add_decayed_weights(decay)] * bool(decay)
-            parts.append(optax.sgd(learning_rate, self.momentum or None))
+            parts = [optax.add_decayed_weights(decay), optax.sgd(learning_rate, self.momentum or None)]
         elif decay:
             rate = optax.scale_by_learning_rate(learning_rate, flip_sign=False)
             parts = [optimizers.adam(1.0), optax.add_decayed_weights(-decay), rate]
         else:
             parts = [optimizers.adam(learning_rate)]
-        return optax.chain(*parts, *[optimizers.max_norm(self.max_norm)] * bool(self.max_norm))
+        if self.max_norm:
+            parts.append(optimizers.max_norm(self.max_norm))
+        return optax.chain(*parts)
 
 
 def optimizer(

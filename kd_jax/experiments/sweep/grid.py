@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax.errors import ConfigError
-from kd_jax.experiments.notebook.config import Config, Training
+from kd_jax.experiments.notebook.config import Config, Training, check_steps
 from kd_jax.experiments.shell.options import option
 
 ALONE, SMOOTHED, DISTILLED = "alone", "label smoothing", "distilled"
@@ -55,6 +55,7 @@ def make_grid(base: Config, lists: Mapping[str, tuple[Any, ...]], smoothing: tup
             "python -m kd_jax.run, or kd.compare from Python"
         )
     for setting in distilled(grid):
+        check_steps(setting.config.training)
         if setting.config.make_method().teacher_features:
             raise ConfigError(
                 f"--method is {setting.config.method}, which compares features, and a sweep keeps the teacher's logits "
