@@ -1,5 +1,6 @@
 """Trains what the table lacks, pair by pair: the teacher, students alone, and students with each method."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -89,7 +90,8 @@ class Kept:
 def check(plan: Plan, dataset: Dataset) -> None:
     """Raises `ConfigError` where a pair does not fit the data or the memory."""
     for pair in plan.pairs:
-        fits.check(plan.config(pair), dataset)
+        # Seeds are split so that they fit.
+        fits.check(dataclasses.replace(plan.config(pair), seeds=1), dataset)
 
 
 def run_table(plan: Plan, dataset: Dataset, progress: Progress, policy: CheckpointPolicy, kept: Kept) -> Found:
