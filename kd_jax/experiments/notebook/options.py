@@ -77,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     training = parser.add_argument_group("training (of the students, and of the teacher where not said apart)")
     _add(training, "epochs", whole, "N", "epochs of each training")
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
-    _add(training, "learning_rate", number, "X", "learning rate of the optimiser, above 0")
+    _add(training, "learning_rate", number, "X", "learning rate, above 0")
     schedule = (
         f"of the learning rate after the warm-up, if any: one of {', '.join(SCHEDULES)} (cosine to 0, steps at "
         "milestones)"
