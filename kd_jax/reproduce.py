@@ -68,8 +68,8 @@ def _parser() -> cli.Parser:
         "--seeds",
         type=cli.whole,
         metavar="N",
-        help="students of each kind; all have one teacher (default: "
-        f"{hinton.SEEDS}; of cifar100 {cifar100.table.SEEDS})",
+        help=f"students of each kind; all have one teacher; {cifar100.table.SEEDS} for cifar100 "
+        f"(default: {hinton.SEEDS})",
     )
     what.add_argument(
         "--seed", type=cli.whole, metavar="N", help=f"first seed; the teacher's seed, too (default: {hinton.SEED})"
