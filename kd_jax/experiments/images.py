@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from kd_jax.convolution import canonical
 from kd_jax.data import shifts
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError, ShapeError
@@ -20,7 +21,6 @@ from kd_jax.optimizers import adam
 from kd_jax.teacher import CachedTeacher, LiveTeacher, Teacher
 from kd_jax.train import fit
 from kd_jax.train import step as core
-from kd_jax.train.convolution import canonical
 from kd_jax.train.measures import accuracy
 from kd_jax.train.step import Training, TrainState
 
