@@ -61,6 +61,7 @@ class Setup(NamedTuple):
     shift: images are moved by up to so many pixels, anew in every step, and the teacher's logits are of that view.
     shift_share: the probability, above 0, that an image's view is drawn in a step, all views being equally likely, its
         own place included; the others stay where they are.
+    prepare: of the scaled images, inside the step, before student and teacher see them; the teacher is then a live one.
     """
 
     network: Network
@@ -70,6 +71,7 @@ class Setup(NamedTuple):
     schedule: Callable[[Float[Array, ""]], Float[Array, ""]] | None = None
     shift: int = 0
     shift_share: float = 1.0
+    prepare: core.Prepare | None = None
 
 
 class Metrics(NamedTuple):
@@ -217,7 +219,7 @@ def _training(settings: Settings, setup: Setup) -> Training:
         def rate(count: Int[Array, ""]) -> Float[Array, ""]:
             return whole * jnp.asarray(factor(count.astype(jnp.float32)), whole.dtype)
 
-    return Training(setup.network, setup.optimizer(rate), measures=_MEASURES)
+    return Training(setup.network, setup.optimizer(rate), setup.prepare, _MEASURES)
 
 
 def _check(data: Images, setup: Setup) -> None:
