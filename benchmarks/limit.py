@@ -19,7 +19,7 @@ from benchmarks.measure import Contestant
 
 FORMULA = "max(operations / best matrix-product rate, bytes / best copy bandwidth)"
 _FLOAT = 4
-_SQUARE = 2048
+SQUARE = 2048
 
 
 def operations(sizes: Sequence[int], batch: int) -> int:
@@ -48,12 +48,20 @@ def probes(batch: int, widest: tuple[int, int]) -> dict[str, Contestant]:
     batch, widest: the step's own largest product, [batch, inputs] · [inputs, outputs].
     """
     found = {
-        f"product {_SQUARE}³, JAX": _jax_product(_SQUARE, _SQUARE, _SQUARE),
+        f"product {SQUARE}³, JAX": _jax_product(SQUARE, SQUARE, SQUARE),
         f"product {batch}×{widest[0]}×{widest[1]}, JAX": _jax_product(batch, *widest),
         "copy, JAX": _jax_copy(),
     }
     if importlib.util.find_spec("torch"):
-        found |= {f"product {_SQUARE}³, PyTorch": _torch_product(_SQUARE), "copy, PyTorch": _torch_copy()}
+        found |= {f"product {SQUARE}³, PyTorch": _torch_product(SQUARE), "copy, PyTorch": _torch_copy()}
+    return found
+
+
+def products() -> dict[str, Contestant]:
+    """The large products of `probes` alone."""
+    found = {"product, JAX": _jax_product(SQUARE, SQUARE, SQUARE)}
+    if importlib.util.find_spec("torch"):
+        found["product, PyTorch"] = _torch_product(SQUARE)
     return found
 
 
@@ -69,7 +77,7 @@ def best(probed: dict[str, list[float]], kind: str) -> str:
 
 def _jax_product(rows: int, inner: int, columns: int) -> Contestant:
     a, b = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(rows, inner), (inner, columns)]))
-    repeats = _products() * max(1, _SQUARE // rows // 4)
+    repeats = _products() * max(1, SQUARE // rows // 4)
 
     @jax.jit
     def product(a: jax.Array, b: jax.Array) -> jax.Array:

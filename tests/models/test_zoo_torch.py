@@ -11,7 +11,7 @@ from kd_jax.models.zoo.layers import BatchNorm
 
 torch = pytest.importorskip("torch")
 
-import torch_networks as there  # noqa: E402
+from benchmarks import torch_networks as there  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
