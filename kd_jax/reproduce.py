@@ -1,4 +1,4 @@
-"""Reproduces published tables, with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST."""
+"""Tables with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST; methods has them all."""
 
 from kd_jax.experiments.shell import signals
 
@@ -13,6 +13,7 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.data.load import load
 from kd_jax.errors import ConfigError, MismatchError
 from kd_jax.experiments.hinton2015 import plan as hinton
+from kd_jax.experiments.methods import door as methods
 from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.shell import command, resume
 from kd_jax.experiments.shell import options as cli
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from kd_jax.experiments.hinton2015.rows import KeptRows
 
 _PROG = "python -m kd_jax.reproduce"
-_TABLES = ("hinton2015",)
+_TABLES = ("hinton2015", methods.NAME)
 _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         the paper's rows: hours on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   the same with 3 seeds and fewer epochs
@@ -30,6 +31,9 @@ _EXAMPLES = """\
 
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume              goes on with what was stopped
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume --rows no3   adds a row to a folder
+
+  python -m kd_jax.reproduce methods --quick                      all methods on MNIST, 3 seeds
+  python -m kd_jax.reproduce methods --dataset idx:DIR --methods dkd at crd     three of them on other images
 """
 
 
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> cli.Parser:
     parser = command.parser(_PROG, __doc__, _EXAMPLES)
-    parser.add_argument("table", nargs="?", metavar="TABLE", help="what is reproduced: hinton2015")
+    parser.add_argument("table", nargs="?", metavar="TABLE", help=f"what is made: {' or '.join(_TABLES)}")
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--rows",
@@ -55,6 +59,16 @@ def _parser() -> cli.Parser:
         type=cli.whole,
         metavar="N",
         help=f"students of each kind; all have one teacher (default: {hinton.SEEDS})",
+    )
+    what.add_argument(
+        "--methods",
+        nargs="*",
+        metavar="NAME",
+        help="of the table methods: some of those that python -m kd_jax.run --method list shows (default: all); no "
+        "distillation and kd always",
+    )
+    what.add_argument(
+        "--dataset", metavar="SOURCE", help="of the table methods: mnist (the default), idx:DIR, npz:FILE or tfds:NAME"
     )
     what.add_argument(
         "--seed", type=cli.whole, metavar="N", help=f"first seed; the teacher's seed, too (default: {hinton.SEED})"
@@ -74,11 +88,18 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     if options.table is None and options.rows and options.rows[-1] in _TABLES:
         # A table after the rows is no row.
         options.table = options.rows.pop()
+    if options.table is None and options.methods and options.methods[-1] in _TABLES:
+        options.table = options.methods.pop()
     if options.table is None and options.resume and options.out:
         options.table = _table_in(options)
     if options.table not in _TABLES:
         given = "no table is given" if options.table is None else f"unknown table {options.table!r}"
         raise ConfigError(f"{given}: use {' or '.join(_TABLES)}")
+    if options.table == methods.NAME:
+        if options.rows is not None:
+            raise ConfigError(f"--rows is of the table hinton2015: use --methods to choose those of {methods.NAME}")
+        return methods.body(options, interrupt, _PROG)
+    methods.unused(options)
     if options.rows == []:
         raise ConfigError(f"--rows is given without a row: use some of {', '.join(hinton.ROWS)}")
     for row in options.rows or ():
