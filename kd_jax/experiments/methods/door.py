@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kd_jax.data.load import load
@@ -37,10 +37,11 @@ def body(options: argparse.Namespace, interrupt: signals.Interrupt, prog: str) -
     with command.opened(options, NAME, f"{prog} {NAME}") as store:
         identity = resume.identity(dataset, config=table.as_dict(plan), table=NAME, settings=settings)
         kept = KeptTrainings(store.folder, identity)
-        rows = _rows(chosen, options, store)
+        before = store.notes.get("methods", ()) if options.resume and store.started else ()
+        rows = _rows(chosen, before, lambda name: search.complete([name], plan, kept))
         if not _claimed(store, identity, options, search.complete(rows, plan, kept), kept):
             return
-        store.note(methods=list(rows))
+        store.note(methods=[name for name in ROWS if name in {*rows, *before}])
         policy = command.checkpoint_policy(store, interrupt)
         tell = _Told(isinstance(command.watcher(options), Silent))
 
@@ -102,10 +103,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return dict(saved["settings"])
 
 
-def _rows(chosen: Sequence[str] | None, options: argparse.Namespace, store: Store) -> tuple[str, ...]:
-    """The methods asked for, else all; with --resume those of the folder, and any that are asked for beside them."""
-    before = store.notes.get("methods", ()) if options.resume and store.started else ()
-    wanted = {*before, *(chosen or ())} or set(ROWS)
+def _rows(chosen: Sequence[str] | None, before: Sequence[str], done: Callable[[str], bool]) -> tuple[str, ...]:
+    """The methods asked for, else those that the folder was asked for, else all; and its own that are done."""
+    wanted = {*(chosen or before or ROWS), *(name for name in before if done(name))}
     return tuple(name for name in ROWS if name in wanted)
 
 

@@ -63,7 +63,7 @@ def _row_json(name: str, row: RowResult) -> dict[str, Any]:
 
 def _as_csv(found: Results) -> str:
     """A line for every training."""
-    names = ["method", "part", "number", "seed", "finite", *MEASURES, "seconds", "temp_bytes"]
+    names = ["method", "part", "number", "seed", "finite", *MEASURES, "seconds", "cost_s", "temp_bytes"]
     file = io.StringIO()
     writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

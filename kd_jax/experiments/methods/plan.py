@@ -27,13 +27,16 @@ class Plan(NamedTuple):
     teacher_training: on all training images but the development split. training: of every student, on the first
     `examples` of these. trial_seeds: of each trial; others than the students'. seed: the teacher's, and the first of
     the students'.
+
+    Of the learning rates 0.01, 0.03 and 0.06 the student without a teacher did best with the last two (78.9, 80.6 and
+    80.8 % of Fashion-MNIST's development split after 10 epochs, one seed). More images leave less to gain.
     """
 
     teacher_widths: tuple[int, ...] = (8, 64, 128)
     teacher_training: Training = Training(8, 128, 0.01, "cosine", 0, warmup=0.1)
     widths: tuple[int, ...] = (8, 16, 32)
-    training: Training = Training(20, 64, 0.03, "cosine", 0, warmup=0.1)
-    examples: int = 5000
+    training: Training = Training(30, 32, 0.03, "cosine", 0, warmup=0.1)
+    examples: int = 2000
     trial_seeds: int = 2
     seeds: int = 10
     seed: int = 42
@@ -58,7 +61,7 @@ def quick(plan: Plan) -> Plan:
     """The plan with fewer epochs and one seed for each trial."""
     return plan._replace(
         teacher_training=plan.teacher_training._replace(epochs=max(1, plan.teacher_training.epochs * 3 // 8)),
-        training=plan.training._replace(epochs=max(1, plan.training.epochs * 3 // 10)),
+        training=plan.training._replace(epochs=max(1, plan.training.epochs // 3)),
         trial_seeds=1,
         quick=True,
     )

@@ -24,7 +24,7 @@ class Line(NamedTuple):
     """A row of the table.
 
     accuracy: of the seeds; None where one is not finite. against: by baseline, with a p-value that is corrected.
-    step: its time relative to KD's, the median over the seeds of one round each. temp_bytes: of the compiled training.
+    step: its cost relative to KD's, the median over the seeds of one round each. temp_bytes: of the compiled training.
     """
 
     name: str
@@ -84,9 +84,9 @@ def _compared(values: Mapping[str, Float[np.ndarray, " seeds"] | None], name: st
 
 
 def _relative(row: RowResult, kd: RowResult) -> float | None:
-    """Seconds of a training relative to KD's with the same seed, which ran in the same round."""
-    known = {run["seed"]: run["seconds"] for run in kd.runs}
-    ratios = [run["seconds"] / known[run["seed"]] for run in row.runs if known.get(run["seed"])]
+    """Cost of a training relative to KD's with the same seed, which ran in the same round."""
+    known = {run["seed"]: run["cost_s"] for run in kd.runs}
+    ratios = [run["cost_s"] / known[run["seed"]] for run in row.runs if known.get(run["seed"])]
     return float(np.median(ratios)) if ratios else None
 
 
@@ -202,13 +202,14 @@ def _notes(made: Sequence[Line], found: Results, plan: Plan, dataset: Dataset) -
         f"students' training images {100 * teacher['train']['accuracy']:.2f} %.",
         f"Teacher and student are three convolutions of {_widths(plan.teacher_widths)} and {_widths(plan.widths)} "
         f"channels. Every student: Adam, {budget.epochs} epochs, batches of {budget.batch_size}, learning rate "
-        f"{budget.learning_rate:g} (cosine), chosen for the student without a teacher.",
+        f"{budget.learning_rate:g} (cosine), the same for all.",
         f"The number of each method was chosen among 4, with {counted(plan.trial_seeds, 'seed')} each, on the "
         f"development split. ± after an accuracy is the standard deviation over {counted(plan.seeds, 'other seed')}; "
         "differences are in points, paired by seed (same start, same batches), with 95 % intervals corrected by "
         f"Bonferroni and p-values by Holm for {number} comparisons.",
-        "step: the time of a training relative to kd's of the same seed, the median over the seeds. The teacher's "
-        "answers are kept, so neither has its cost. MiB: temporary memory of the compiled training.",
+        "step: the time of a training (on a CPU that of its processors) relative to kd's of the same seed, the median "
+        "over the seeds. The teacher's answers are kept, so neither has its cost. MiB: temporary memory of the "
+        "compiled training.",
     ]
     shown = [line.name for line in made]
     places: dict[str, list[str]] = {}

@@ -1,6 +1,7 @@
 """The table of methods: its rows, its trainings, its statistics, and its command."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,11 +157,11 @@ def test_the_fewest_errors_choose_and_what_is_not_finite_is_passed_over() -> Non
 
 def _row(accuracies: Sequence[float], seconds: float = 1.0, finite: bool = True) -> RowResult:
     runs: list[dict[str, Any]] = [
-        {"seed": seed, "accuracy": value, "agreement": 0.9, "seconds": seconds, "finite": True, "temp_bytes": 2**20}
+        {"seed": seed, "accuracy": value, "agreement": 0.9, "cost_s": seconds, "finite": True, "temp_bytes": 2**20}
         for seed, value in enumerate(accuracies)
     ]
     if not finite:
-        runs[-1] = {"seed": len(runs) - 1, "finite": False, "seconds": seconds, "temp_bytes": 2**20}
+        runs[-1] = {"seed": len(runs) - 1, "finite": False, "cost_s": seconds, "temp_bytes": 2**20}
     return RowResult(0.1, [], runs)
 
 
@@ -233,7 +234,7 @@ def test_a_killed_table_goes_on_to_the_same_results(
     assert len(trained) == len(set(trained)) == 4 + 3 * 2
     assert _without_times(again) == _without_times(whole)
     assert again["table"][0]["accuracy"] is not None
-    lines = list(csv.DictReader((folder / "results.csv").open()))
+    lines = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
     assert len(lines) == 10
     assert {line["part"] for line in lines} == {"development", "test"}
     for name in ("results.md", "differences.png", "cost.png"):
@@ -243,7 +244,7 @@ def test_a_killed_table_goes_on_to_the_same_results(
     damaged.write_text(damaged.read_text().replace('"finite": true', '"finite": false'))
     calls[:] = ["none"] * 10
     made("--out", str(folder), "--resume", "--methods", "labelsmoothing", "--quiet")
-    assert calls[10] == trained[0]
+    assert trained[0] in calls[10:]
     assert len(calls) == 10 + 1 + 2 + 2
     assert set(json.loads((folder / "results.json").read_text())["rows"]) == {*THREE, "labelsmoothing"}
     made("--out", str(folder), "--resume")
@@ -261,7 +262,11 @@ def _without_times(found: dict[str, Any]) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: plain(own) for name, own in value.items() if name not in ("seconds", "compile_s", "step")}
+            return {
+                name: plain(own)
+                for name, own in value.items()
+                if name not in ("seconds", "cost_s", "compile_s", "step")
+            }
         return [plain(own) for own in value] if isinstance(value, list) else value
 
     return plain({name: found[name] for name in ("teacher", "rows", "table", "conclusions")})
