@@ -24,7 +24,6 @@ from kd_jax.experiments.methods.plan import Plan
 from kd_jax.experiments.methods.search import Results, RowResult
 from kd_jax.experiments.notebook import methods as known_methods
 from kd_jax.experiments.notebook.config import Training
-from kd_jax.methods import catalogue
 from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Model, Output
 
@@ -202,7 +201,9 @@ def test_a_killed_table_goes_on_to_the_same_results(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--methods", "at", "--seeds", "2", "--quiet"]
-    made(*arguments, "--out", str(tmp_path / "whole"))
+    with monkeypatch.context() as without_plots:
+        without_plots.setattr(plots, "write", lambda *given: [])
+        made(*arguments, "--out", str(tmp_path / "whole"))
     whole = json.loads((tmp_path / "whole" / "results.json").read_text())
     calls: list[str] = []
     train = search._Students._train
@@ -243,6 +244,7 @@ def test_a_killed_table_goes_on_to_the_same_results(
     damaged = folder / "trainings" / f"{trained[0]}.json"
     damaged.write_text(damaged.read_text().replace('"finite": true', '"finite": false'))
     calls[:] = ["none"] * 10
+    monkeypatch.setattr(plots, "write", lambda *given: [])
     made("--out", str(folder), "--resume", "--methods", "labelsmoothing", "--quiet")
     assert trained[0] in calls[10:]
     assert len(calls) == 10 + 1 + 2 + 2
@@ -319,5 +321,8 @@ def test_wrong_options_are_refused(
     assert sentence in refused(arguments, capsys)
 
 
-def test_the_catalogue_has_no_other_name_for_standardised_kd() -> None:
-    assert rows.STANDARDISED not in catalogue.named()
+def test_a_folder_goes_on_with_its_methods_or_those_asked_for() -> None:
+    done = {"at", "dkd"}.__contains__
+    assert door._rows(None, (), done) == tuple(rows.ROWS)
+    assert door._rows(None, ("kd", "sp"), done) == ("kd", "sp")
+    assert door._rows(("kd", "sp"), ("at", "cc"), done) == ("kd", "at", "sp")
