@@ -1,4 +1,7 @@
-"""Tables with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST; methods has them all."""
+"""Tables with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST; methods has all methods.
+
+cifar100 is the table that papers on distillation compare by, on CIFAR-100: for whoever has the data and a GPU.
+"""
 
 from kd_jax.experiments.shell import signals
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.load import load
 from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.experiments.cifar100 import door as cifar100
 from kd_jax.experiments.hinton2015 import plan as hinton
 from kd_jax.experiments.methods import door as methods
 from kd_jax.experiments.notebook.config import make_config
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from kd_jax.experiments.hinton2015.rows import KeptRows
 
 _PROG = "python -m kd_jax.reproduce"
-_TABLES = ("hinton2015", methods.NAME)
+_TABLES = ("hinton2015", cifar100.NAME, methods.NAME)
 _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         the paper's rows: hours on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   the same with 3 seeds and fewer epochs
@@ -31,6 +35,8 @@ _EXAMPLES = """\
 
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume              goes on with what was stopped
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume --rows no3   adds a row to a folder
+
+  python -m kd_jax.reproduce cifar100 --pairs resnet32x4-resnet8x4 --methods kd dkd     one pair, two methods
 
   python -m kd_jax.reproduce methods --quick                      all methods on MNIST, 3 seeds
   python -m kd_jax.reproduce methods --dataset idx:DIR --methods dkd at crd     three of them on other images
@@ -54,21 +60,25 @@ def _parser() -> cli.Parser:
         "two are not in the paper. averaged: students taught by the mean of the teacher's logits over shifts of the "
         "image; shifted: students, alone and distilled, that see shifted images as the teacher does",
     )
-    what.add_argument(
-        "--seeds",
-        type=cli.whole,
-        metavar="N",
-        help=f"students of each kind; all have one teacher (default: {hinton.SEEDS})",
-    )
+    what.add_argument("--pairs", nargs="*", metavar="PAIR", help=cifar100.help_of_pairs())
     what.add_argument(
         "--methods",
         nargs="*",
         metavar="NAME",
-        help="of the table methods: some of those that python -m kd_jax.run --method list shows (default: all); no "
-        "distillation and kd always",
+        help=f"of cifar100: some of {', '.join(cifar100.METHODS)} (default: all; students alone always); of "
+        "methods: some of those that python -m kd_jax.run --method list shows (default: all; none and kd always)",
     )
     what.add_argument(
-        "--dataset", metavar="SOURCE", help="of the table methods: mnist (the default), idx:DIR, npz:FILE or tfds:NAME"
+        "--dataset",
+        metavar="SOURCE",
+        help="of cifar100: other images than tfds:cifar100; of methods: other ones than mnist",
+    )
+    what.add_argument(
+        "--seeds",
+        type=cli.whole,
+        metavar="N",
+        help=f"students of each kind; all have one teacher; {cifar100.table.SEEDS} for cifar100 "
+        f"(default: {hinton.SEEDS})",
     )
     what.add_argument(
         "--seed", type=cli.whole, metavar="N", help=f"first seed; the teacher's seed, too (default: {hinton.SEED})"
@@ -88,18 +98,27 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     if options.table is None and options.rows and options.rows[-1] in _TABLES:
         # A table after the rows is no row.
         options.table = options.rows.pop()
-    if options.table is None and options.methods and options.methods[-1] in _TABLES:
-        options.table = options.methods.pop()
+    for name in ("pairs", "methods"):
+        if options.table is None and (getattr(options, name) or [""])[-1] in _TABLES:
+            options.table = getattr(options, name).pop()
     if options.table is None and options.resume and options.out:
         options.table = _table_in(options)
     if options.table not in _TABLES:
         given = "no table is given" if options.table is None else f"unknown table {options.table!r}"
         raise ConfigError(f"{given}: use {' or '.join(_TABLES)}")
     if options.table == methods.NAME:
-        if options.rows is not None:
-            raise ConfigError(f"--rows is of the table hinton2015: use --methods to choose those of {methods.NAME}")
+        if options.rows is not None or options.pairs is not None:
+            name = "pairs" if options.rows is None else "rows"
+            raise ConfigError(f"--{name} is of another table: use --methods to choose those of {methods.NAME}")
         return methods.body(options, interrupt, _PROG)
-    methods.unused(options)
+    if options.table == cifar100.NAME:
+        if options.rows is not None:
+            raise ConfigError("--rows is of the table hinton2015: cifar100 has --pairs and --methods")
+        return cifar100.body(options, interrupt, _PROG)
+    for name in ("pairs", "methods", "dataset"):
+        if getattr(options, name) is not None:
+            of = cifar100.NAME if name == "pairs" else f"{cifar100.NAME}, and of {methods.NAME}"
+            raise ConfigError(f"--{name} is of the table {of}: leave it out")
     if options.rows == []:
         raise ConfigError(f"--rows is given without a row: use some of {', '.join(hinton.ROWS)}")
     for row in options.rows or ():

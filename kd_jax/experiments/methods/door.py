@@ -130,10 +130,3 @@ def _claimed(
             f"older trainings in {store.folder} cannot be removed ({error.strerror}): choose another --out", code=2
         )
     return claimed
-
-
-def unused(options: argparse.Namespace) -> None:
-    """Raises `ConfigError` where an option of this table is given to another one."""
-    for name in ("methods", "dataset"):
-        if getattr(options, name) is not None:
-            raise ConfigError(f"--{name} is of the table {NAME}: leave it out")

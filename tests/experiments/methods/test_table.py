@@ -307,11 +307,11 @@ def test_students_and_their_choice_share_no_image(small_dataset: Dataset) -> Non
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["methods", "--rows", "alone"], "--rows is of the table hinton2015"),
+        (["methods", "--rows", "alone"], "--rows is of another table"),
         (["methods", "--methods"], "--methods is given without a method"),
         (["methods", "--methods", "crf"], "unknown method 'crf': use c"),
-        (["hinton2015", "--methods", "kd"], "--methods is of the table methods"),
-        (["hinton2015", "--dataset", "mnist"], "--dataset is of the table methods"),
+        (["hinton2015", "--methods", "kd"], "--methods is of the table cifar100, and of methods"),
+        (["hinton2015", "--dataset", "mnist"], "--dataset is of the table cifar100, and of methods"),
         (["methods", "--seeds", "0"], "--seeds is 0"),
     ],
 )
