@@ -1,4 +1,4 @@
-"""Reproduces published tables, with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST.
+"""Tables with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST; methods has all methods.
 
 cifar100 is the table that papers on distillation compare by, on CIFAR-100: for whoever has the data and a GPU.
 """
@@ -17,6 +17,7 @@ from kd_jax.data.load import load
 from kd_jax.errors import ConfigError, MismatchError
 from kd_jax.experiments.cifar100 import door as cifar100
 from kd_jax.experiments.hinton2015 import plan as hinton
+from kd_jax.experiments.methods import door as methods
 from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.shell import command, resume
 from kd_jax.experiments.shell import options as cli
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from kd_jax.experiments.hinton2015.rows import KeptRows
 
 _PROG = "python -m kd_jax.reproduce"
-_TABLES = ("hinton2015", cifar100.NAME)
+_TABLES = ("hinton2015", cifar100.NAME, methods.NAME)
 _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         the paper's rows: hours on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   the same with 3 seeds and fewer epochs
@@ -36,6 +37,9 @@ _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume --rows no3   adds a row to a folder
 
   python -m kd_jax.reproduce cifar100 --pairs resnet32x4-resnet8x4 --methods kd dkd     one pair, two methods
+
+  python -m kd_jax.reproduce methods --quick                      all methods on MNIST, 3 seeds
+  python -m kd_jax.reproduce methods --dataset idx:DIR --methods dkd at crd     three of them on other images
 """
 
 
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> cli.Parser:
     parser = command.parser(_PROG, __doc__, _EXAMPLES)
-    parser.add_argument("table", nargs="?", metavar="TABLE", help=f"what is reproduced: {' or '.join(_TABLES)}")
+    parser.add_argument("table", nargs="?", metavar="TABLE", help=f"what is made: {' or '.join(_TABLES)}")
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--rows",
@@ -61,9 +65,14 @@ def _parser() -> cli.Parser:
         "--methods",
         nargs="*",
         metavar="NAME",
-        help=f"of cifar100: some of {', '.join(cifar100.METHODS)} (default: all; students alone always)",
+        help=f"of cifar100: some of {', '.join(cifar100.METHODS)} (default: all; students alone always); of "
+        "methods: some of those that python -m kd_jax.run --method list shows (default: all; none and kd always)",
     )
-    what.add_argument("--dataset", metavar="SOURCE", help="of cifar100: other images than tfds:cifar100")
+    what.add_argument(
+        "--dataset",
+        metavar="SOURCE",
+        help="of cifar100: other images than tfds:cifar100; of methods: other ones than mnist",
+    )
     what.add_argument(
         "--seeds",
         type=cli.whole,
@@ -97,13 +106,19 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     if options.table not in _TABLES:
         given = "no table is given" if options.table is None else f"unknown table {options.table!r}"
         raise ConfigError(f"{given}: use {' or '.join(_TABLES)}")
+    if options.table == methods.NAME:
+        if options.rows is not None or options.pairs is not None:
+            name = "pairs" if options.rows is None else "rows"
+            raise ConfigError(f"--{name} is of another table: use --methods to choose those of {methods.NAME}")
+        return methods.body(options, interrupt, _PROG)
     if options.table == cifar100.NAME:
         if options.rows is not None:
             raise ConfigError("--rows is of the table hinton2015: cifar100 has --pairs and --methods")
         return cifar100.body(options, interrupt, _PROG)
     for name in ("pairs", "methods", "dataset"):
         if getattr(options, name) is not None:
-            raise ConfigError(f"--{name} is of the table {cifar100.NAME}: leave it out")
+            of = cifar100.NAME if name == "pairs" else f"{cifar100.NAME}, and of {methods.NAME}"
+            raise ConfigError(f"--{name} is of the table {of}: leave it out")
     if options.rows == []:
         raise ConfigError(f"--rows is given without a row: use some of {', '.join(hinton.ROWS)}")
     for row in options.rows or ():

@@ -63,8 +63,8 @@ def check_numbers(method: Method) -> None:
             bounds = get_args(field.type)[1] if get_origin(field.type) is Annotated else None
             if isinstance(bounds, Bounds) and isinstance(value, str):
                 raise MethodError(f"{name} is the text {value!r}: it must be a number, {bounds}")
-            known = not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
-            if known and isinstance(bounds, Bounds) and _is_number(value) and not bounds.hold(float(value)):
+            known = _is_number(value) and not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
+            if known and isinstance(bounds, Bounds) and not bounds.hold(float(value)):
                 raise MethodError(f"{name} is {float(value):g}: it must be {bounds}")
             for leaf in () if isinstance(value, str) else jax.tree.leaves(value):
                 if isinstance(leaf, str) and not isinstance(value, tuple):

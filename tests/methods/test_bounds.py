@@ -56,6 +56,7 @@ def test_what_comes_with_kd_jax_is_within_its_bounds(cls: Any) -> None:
 def test_grids_and_what_is_traced_are_left_alone() -> None:
     check_numbers(kd.KD(temperature=jnp.array([-1.0, 2.0])))
     jax.eval_shape(lambda method: check_numbers(method), kd.KD(temperature=jnp.float32(-1)))
+    jax.eval_shape(lambda method: check_numbers(method), kd.MLKD())
     check_numbers(Listed(("a", "b")))
 
 

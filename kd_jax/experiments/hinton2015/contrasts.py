@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kd_jax.experiments.hinton2015.plan import Plan, Results
-from kd_jax.stats import paired_comparison
+from kd_jax.stats import holm, paired_comparison
 
 
 class Contrast(NamedTuple):
@@ -54,12 +54,8 @@ def sentence(contrast: Contrast) -> str:
 def _contrasts(pairs: list[tuple[str, list[int], list[int]]]) -> list[Contrast]:
     """Of `(what, baseline, treatment)`, with p-values corrected for their number (Holm 1979)."""
     compared = [(what, paired_comparison(before, after, metric="errors")) for what, before, after in pairs]
-    known = sorted((c.p_value, i) for i, (_, c) in enumerate(compared) if c.p_value is not None)
-    corrected: dict[int, float] = {}
-    largest = 0.0
-    for rank, (p, place) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        corrected[place] = largest
+    known = [place for place, (_, c) in enumerate(compared) if c.p_value is not None]
+    corrected = dict(zip(known, holm([compared[place][1].p_value for place in known]), strict=True))
     return [
         Contrast(what, c.n, c.mean_difference, c.ci95, c.p_value, corrected.get(i))
         for i, (what, c) in enumerate(compared)
