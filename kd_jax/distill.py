@@ -36,6 +36,17 @@ from kd_jax.train.resume import (
     optimizer_digest,
     program_digest,
 )
+from kd_jax.train.sharding import (
+    Sharding,
+    Spread,
+    alone,
+    layout_of,
+    need_data,
+    on_mesh,
+    put_teacher,
+    put_variables,
+    replicated,
+)
 from kd_jax.train.sources import Memory, Stream, make_source
 from kd_jax.train.step import Prepare, TrainState, as_optimized, init
 from kd_jax.train.validation import Validation, check_watched
@@ -70,6 +81,7 @@ class Result(NamedTuple):
 
 
 @called_as("kd.distill(student, teacher, data)")
+@on_mesh
 def distill(
     student: Any,
     teacher: Any,
@@ -92,6 +104,8 @@ def distill(
     resume: bool = False,
     progress: bool | None = None,
     dtype: Any = None,
+    mesh: Any = None,
+    sharding: Sharding | None = None,
 ) -> Result:
     """Trains `student` on `data`, taught by `teacher`.
 
@@ -110,6 +124,8 @@ def distill(
     checkpoint: a folder; resume: goes on with what is in it. checkpoint_steps: also after so many steps of an epoch.
     progress: a bar; None for one where somebody may see it. dtype: `jnp.bfloat16` computes in it, and keeps the
         parameters in float32: faster on a GPU, with about 3 digits in each product.
+    mesh: a `jax.sharding.Mesh` with an axis `data`, over which each batch is divided; parameters lie as their module
+        says (`with_partitioning`), or sharding: a `kd.Sharding` of rules. The result is that of one device, rounded.
 
     Raises an error of `kd_jax.errors`, in one sentence, before anything is compiled where what is given does not fit;
     `NotFiniteError` at the first loss or parameter that is not finite.
@@ -122,17 +138,27 @@ def distill(
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
     model, known = as_model(student), as_teacher(teacher)
     check_not_own(model, known)
+    rules = sharding or Sharding()
+    if mesh is not None:
+        need_data(mesh)
+        known = put_teacher(mesh, known, rules.teacher)
+        if model.variables is not None:
+            placed = put_variables(mesh, model.network, model.variables, rules.student, "student")
+            model = Model(model.network, placed, model.origin)
     method = as_method(method if method is not None else CrossEntropy() if known is None else KD())
     epochs = check_whole(epochs, "epochs")
     steps = None if steps is None else check_whole(steps, "steps")
     checkpoint_steps = None if checkpoint_steps is None else check_whole(checkpoint_steps, "checkpoint_steps")
     several = as_callbacks(callbacks)
     key = as_key(key)
+    if mesh is not None:
+        key, method = replicated(mesh, (key, method))
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     training = make_training(model, optimizer, prepare=prepare, dtype=dtype)
     source = make_source(
-        data, known, key, method, training, batch_size=batch_size, steps=steps, epochs=epochs, every=checkpoint_steps
-    )
+        data, known, key, method, training, batch_size=batch_size, steps=steps, epochs=epochs, every=checkpoint_steps,
+        mesh=mesh,
+    )  # fmt: skip
     batch_size = source.batch_size if isinstance(source, Memory) else None
     checked = _check_source(source, model.variables)
     held = None
@@ -150,9 +176,10 @@ def distill(
     # A batch that is trained on is given away; this one is on the host.
     sample = source.data if isinstance(source, Memory) else source.peek()
     if isinstance(source, Memory):
-        source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size)
-    examine = None if held is None else held.examiner(model, batch_size, prepare)
-    state = _first_state(source, model.variables)
+        source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size, mesh)
+    spread = prepare if mesh is None else Spread(mesh, prepare)
+    examine = None if held is None else held.examiner(model, batch_size, spread)
+    state = _first_state(source, model.variables) if mesh is None else _first_on_mesh(source, model, mesh, rules)
     params, _ = model.network.split(state.variables)
     settings = {
         "method": description(method), "epochs": epochs, "steps": steps, "batch_size": batch_size, "best": best,
@@ -163,9 +190,11 @@ def distill(
     if checkpoint is not None:
         if is_in_memory(validation):
             settings["validation"] = digest(validation)
-        own = identity(settings, source.data if isinstance(source, Memory) else data, model.variables, known, prepare)
-        own["optimizer"] = optimizer_digest(optimizer, as_optimized(params, state.learned))
-        own["computation of a step"] = program_digest(source.one_step, state, *_first(source), source.method)
+        of_data = source.data if isinstance(source, Memory) else data
+        with alone(mesh):
+            own = identity(settings, of_data, model.variables, known, prepare)
+            own["optimizer"] = optimizer_digest(optimizer, as_optimized(params, state.learned))
+            own["computation of a step"] = program_digest(source.one_step, state, *_first(source), source.method)
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
@@ -230,6 +259,19 @@ def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
     state = init(source.key, source.training, source.method, batch, taught, variables=variables)
     # An optimiser or a method may hand out an array of its own: a key, say.
     return state._replace(**{name: _copied(getattr(state, name)) for name in ("learned", "carried", "optimizer_state")})
+
+
+def _first_on_mesh(source: Memory | Stream, model: Model, mesh: Any, sharding: Sharding) -> TrainState:
+    """As `_first_state`, made where it lies: a student may be larger than one device."""
+    batch, taught = _first(source)
+
+    def first(key: Any, start: PyTree) -> TrainState:
+        return init(key, source.training, source.method, batch, taught, variables=start)
+
+    given = source.key, None if model.variables is None else _copied(model.variables)
+    shapes = jax.eval_shape(first, *given)
+    source.layout = layout_of(mesh, sharding, model.network, model.variables, shapes)
+    return jax.jit(first, donate_argnums=1, out_shardings=source.layout.as_tree(shapes))(*given)
 
 
 def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:
