@@ -11,17 +11,17 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from kd_jax.data.batch import Batch, as_key, check_whole, is_in_memory
+from kd_jax.data.batch import as_key, check_whole, is_in_memory
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
-from kd_jax.teacher import Teacher, as_teacher
+from kd_jax.teacher import as_teacher
 from kd_jax.train import measures as of_training
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
-from kd_jax.train.checks import Checked, check, check_batch, check_not_own, first_batch, make_training
+from kd_jax.train.checks import Checked, check, check_batch, check_not_own, make_training
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
@@ -34,21 +34,20 @@ from kd_jax.train.resume import (
     identity,
     opened,
     optimizer_digest,
-    program_digest,
 )
 from kd_jax.train.sharding import (
     Sharding,
     Spread,
-    alone,
-    layout_of,
-    need_data,
+    check_of_one,
+    off_mesh,
     on_mesh,
     put_teacher,
     put_variables,
     replicated,
 )
 from kd_jax.train.sources import Memory, Stream, make_source
-from kd_jax.train.step import Prepare, TrainState, as_optimized, init
+from kd_jax.train.start import copied, digest_of_step, first_state
+from kd_jax.train.step import Prepare, TrainState, as_optimized
 from kd_jax.train.validation import Validation, check_watched
 
 PyTree = Any
@@ -140,7 +139,7 @@ def distill(
     check_not_own(model, known)
     rules = sharding or Sharding()
     if mesh is not None:
-        need_data(mesh)
+        check_of_one(mesh)
         known = put_teacher(mesh, known, rules.teacher)
         if model.variables is not None:
             placed = put_variables(mesh, model.network, model.variables, rules.student, "student")
@@ -179,7 +178,7 @@ def distill(
         source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size, mesh)
     spread = prepare if mesh is None else Spread(mesh, prepare)
     examine = None if held is None else held.examiner(model, batch_size, spread)
-    state = _first_state(source, model.variables) if mesh is None else _first_on_mesh(source, model, mesh, rules)
+    state = first_state(source, model, mesh, rules)
     params, _ = model.network.split(state.variables)
     settings = {
         "method": description(method), "epochs": epochs, "steps": steps, "batch_size": batch_size, "best": best,
@@ -191,16 +190,20 @@ def distill(
         if is_in_memory(validation):
             settings["validation"] = digest(validation)
         of_data = source.data if isinstance(source, Memory) else data
-        with alone(mesh):
-            own = identity(settings, of_data, model.variables, known, prepare)
-            own["optimizer"] = optimizer_digest(optimizer, as_optimized(params, state.learned))
-            own["computation of a step"] = program_digest(source.one_step, state, *_first(source), source.method)
+
+        def computed() -> dict[str, Any]:
+            return identity(settings, of_data, model.variables, known, prepare) | {
+                "optimizer": optimizer_digest(optimizer, as_optimized(params, state.learned)),
+                "computation of a step": digest_of_step(source, state, mesh),
+            }
+
+        own = off_mesh(mesh, computed)
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
         plan = Plan(
             source, epochs, examine, best, higher, several,
-            lambda variables: _as_given(student, Model(model.network, _copied(variables))),
+            lambda variables: _as_given(student, Model(model.network, copied(variables))),
             folder, checkpoint_steps, bar,
         )  # fmt: skip
         try:
@@ -253,34 +256,6 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
     return checked
 
 
-def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
-    batch, taught = _first(source)
-    variables = None if start is None else _copied(start)
-    state = init(source.key, source.training, source.method, batch, taught, variables=variables)
-    # An optimiser or a method may hand out an array of its own: a key, say.
-    return state._replace(**{name: _copied(getattr(state, name)) for name in ("learned", "carried", "optimizer_state")})
-
-
-def _first_on_mesh(source: Memory | Stream, model: Model, mesh: Any, sharding: Sharding) -> TrainState:
-    """As `_first_state`, made where it lies: a student may be larger than one device."""
-    batch, taught = _first(source)
-
-    def first(key: Any, start: PyTree) -> TrainState:
-        return init(key, source.training, source.method, batch, taught, variables=start)
-
-    given = source.key, None if model.variables is None else _copied(model.variables)
-    shapes = jax.eval_shape(first, *given)
-    source.layout = layout_of(mesh, sharding, model.network, model.variables, shapes)
-    return jax.jit(first, donate_argnums=1, out_shardings=source.layout.as_tree(shapes))(*given)
-
-
-def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:
-    """Shapes of a batch, and the teacher of its rows."""
-    if isinstance(source, Memory):
-        return first_batch(source.data, source.teacher, source.batch_size)
-    return source.peek(), source.teacher
-
-
 def _begun(source: Memory | Stream, state: TrainState, folder: Folder | None) -> Progress:
     """From the newest checkpoint on, where there is one."""
     restored = None if folder is None else folder.newest(state)
@@ -296,11 +271,6 @@ def _as_given(student: Any, trained: Model) -> Any:
     if isinstance(trained.network, NNXNetwork) and not isinstance(student, Model):
         return to_module(trained)
     return trained
-
-
-def _copied(variables: PyTree) -> PyTree:
-    """The memory of a training's state is used again by its steps; what is the user's stays."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), variables)
 
 
 def _warn(sentence: str) -> None:

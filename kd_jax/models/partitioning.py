@@ -21,9 +21,9 @@ def partitioning(network: Network, variables: Variables) -> PyTree:
     if isinstance(network, NNXNetwork):
         values = network.shapes
         module = nnx.merge(network.graph, values["params"], network.streams, values["state"])
-        _, params, _, _, state = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
-        params, state = (nnx.to_pure_dict(nnx.get_partition_spec(part)) for part in (params, state))
-        return jax.tree.map(_as_spec, {"params": params, "state": state}, is_leaf=_is_said)
+        _, *parts = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+        said = [nnx.to_pure_dict(nnx.get_partition_spec(part)) for part in parts]
+        return jax.tree.map(_as_spec, {"params": said[0], "state": said[-1]}, is_leaf=_is_said)
     if isinstance(network, LinenNetwork):
         return jax.tree.map(_of_box, variables, is_leaf=lambda leaf: isinstance(leaf, AxisMetadata))
     return jax.tree.map(lambda _: PartitionSpec(), variables)
@@ -39,8 +39,9 @@ def _as_spec(leaf: Any) -> PartitionSpec:
 
 def _of_box(leaf: Any) -> Any:
     """The same box with the specification in the place of its array."""
+    spec: Any = None
     if isinstance(leaf, linen.LogicallyPartitioned):
         spec = linen.logical_to_mesh_axes(leaf.names, leaf.rules)
-    else:
-        spec = leaf.get_partition_spec() if isinstance(leaf, AxisMetadata) else PartitionSpec()
+    elif isinstance(leaf, linen.Partitioned):
+        spec = leaf.get_partition_spec()
     return jax.tree.map(lambda _: _as_spec(spec), leaf)

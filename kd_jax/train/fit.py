@@ -25,8 +25,8 @@ from kd_jax.train.sharding import (
     Sharding,
     along_data,
     check_batch_size,
+    check_of_one,
     layout_of,
-    need_data,
     on_mesh,
     put_teacher,
     put_variables,
@@ -86,7 +86,7 @@ def fit(
     check(training, method, data, known, start, batch_size=batch_size)
     layout = None
     if mesh is not None:
-        need_data(mesh)
+        check_of_one(mesh)
         check_batch_size(mesh, batch_size)
         rules = sharding or Sharding()
         key, data, method = replicated(mesh, (key, data, method))
@@ -97,9 +97,7 @@ def fit(
         return init(key, training, method, *first_batch(data, teacher, batch_size), variables=start)
 
     if mesh is not None:
-        layout = layout_of(
-            mesh, sharding, model.network, start, jax.eval_shape(first, key, data, known, method, start)
-        )
+        layout = layout_of(mesh, sharding, model.network, start, jax.eval_shape(first, key, data, known, method, start))
 
     def whole(
         key: Key[Array, ""], data: Batch, teacher: Teacher | None, method: Method, start: PyTree

@@ -5,7 +5,6 @@ parameters that it is of. The program is that of one device, so that means over 
 examples, batch statistics and random numbers are of the whole batch, wherever its examples lie.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -99,6 +99,9 @@ def on_mesh(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         if sharding is not None and not isinstance(sharding, Sharding):
             raise ConfigError(f"sharding is {sharding!r}: give kd.Sharding(student=rule, teacher=rule, zero=True)")
         kwargs["mesh"] = known = as_mesh(mesh)
+        if SEED in known.axis_names:
+            # Each device has a training of its own.
+            return function(*args, **kwargs)
         try:
             context = jax.set_mesh(known)
         except ValueError:
@@ -125,18 +128,39 @@ def as_mesh(mesh: Any) -> Mesh:
     return Mesh(mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-def need_data(mesh: Mesh) -> None:
-    """Raises `ConfigError` for a mesh without the axis `data`."""
-    if DATA not in mesh.axis_names:
-        raise ConfigError(f"the mesh has {_axes(mesh)}, and batches lie along an axis data: give one with such an axis")
+def check_of_one(mesh: Mesh) -> None:
+    """Raises `ConfigError` for a mesh whose devices would each train a seed."""
+    if SEED in mesh.axis_names:
+        raise ConfigError(f"the mesh has {_axes(mesh)}, and this is one training: leave out seed, which kd.compare has")
 
 
-def alone(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """A mesh of the same axes with one device: what is computed is written down alike, whatever the mesh."""
+def check_of_seeds(mesh: Mesh, sharding: Sharding | None) -> None:
+    """Raises `ConfigError` for a mesh that has more than seeds."""
+    if mesh.devices.size != mesh.shape[SEED] or sharding is not None:
+        also = _axes(mesh) if sharding is None else f"{_axes(mesh)}, and sharding is given"
+        raise ConfigError(
+            f"the mesh has {also}: along seed each device has a training of its own, whole, so give the axis seed "
+            "alone, or a mesh with data and without seed"
+        )
+
+
+def off_mesh(mesh: Mesh | None, function: Callable[[], Result]) -> Result:
+    """`function()` as without a mesh, so that what is computed is written down alike, whatever the mesh."""
     if mesh is None:
-        return contextlib.nullcontext()
-    first = mesh.devices[(slice(1),) * mesh.devices.ndim]
-    return jax.set_mesh(Mesh(first, mesh.axis_names, axis_types=mesh.axis_types))
+        return function()
+    try:
+        with jax.set_mesh(None):
+            return function()
+    except RuntimeError:
+        # A module that names axes itself (`with_sharding_constraint`) needs them: one device has them, too.
+        first = mesh.devices[(slice(1),) * mesh.devices.ndim]
+        with jax.set_mesh(Mesh(first, mesh.axis_names, axis_types=mesh.axis_types)):
+            return function()
+
+
+def key_off_mesh(key: Any) -> Any:
+    """A key of the devices of a mesh, as a new one."""
+    return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))), impl=jax.random.key_impl(key))
 
 
 def check_batch_size(mesh: Mesh | None, batch_size: Any) -> None:
@@ -183,8 +207,8 @@ def put_variables(mesh: Mesh, network: Network, variables: PyTree, rule: Rule | 
 def put_teacher(mesh: Mesh, teacher: Teacher | None, rule: Rule | None) -> Teacher | None:
     """A teacher whose network lies as it says, or the rule; what it knows of examples is on every device."""
     if isinstance(teacher, SeveralTeachers):
-        several = tuple(put_teacher(mesh, one, rule) for one in teacher.teachers)
-        return dataclasses.replace(teacher, teachers=several)
+        several = [put_teacher(mesh, one, rule) for one in teacher.teachers]
+        return dataclasses.replace(teacher, teachers=tuple(filter(None, several)))
     if isinstance(teacher, LiveTeacher):
         variables = put_variables(mesh, teacher.network, teacher.variables, rule, "teacher")
         return dataclasses.replace(teacher, variables=variables)
@@ -229,8 +253,9 @@ def variable_shardings(mesh: Mesh, network: Network, variables: PyTree, rule: Ru
 def _as_it_lies(mesh: Mesh, leaf: Any) -> PartitionSpec:
     """Of an array that lies on such a mesh already; else on every device."""
     sharding = getattr(leaf, "sharding", None)
-    same = isinstance(sharding, NamedSharding) and dict(sharding.mesh.shape) == dict(mesh.shape)
-    return sharding.spec if same else PartitionSpec()
+    if isinstance(sharding, NamedSharding) and dict(sharding.mesh.shape) == dict(mesh.shape):
+        return sharding.spec
+    return PartitionSpec()
 
 
 def _check_spec(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], what: str) -> None:

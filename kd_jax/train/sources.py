@@ -89,10 +89,6 @@ class Memory:
                 state, metrics, finite = program(state, self.key, self.data, self.teacher, rows, self.method)
                 yield Done(state, done - first, metrics, finite, self.batch_size)
 
-    def one_step(self, state: TrainState, batch: Batch, teacher: Teacher | None, method: Method) -> TrainState:
-        """One update."""
-        return step(state, batch, teacher, self.key, method, training=self.training)[0]
-
     def _chunk(
         self, state: TrainState, key: Any, data: Batch, teacher: Teacher | None, rows: Any, method: Method
     ) -> tuple[TrainState, Metrics, Array]:
@@ -180,10 +176,6 @@ class Stream:
         """Whether a state is; the steps look at their losses alone."""
         network = self.training.network
         return bool(programs.call(lambda state: is_finite(state, network), state, same=("finite", network)))
-
-    def one_step(self, state: TrainState, batch: Batch, teacher: Teacher | None, method: Method) -> TrainState:
-        """One update."""
-        return step(state, batch, teacher, self.key, method, training=self.training)[0]
 
     def _step(
         self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method
