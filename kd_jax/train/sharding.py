@@ -208,7 +208,7 @@ def put_teacher(mesh: Mesh, teacher: Teacher | None, rule: Rule | None) -> Teach
     """A teacher whose network lies as it says, or the rule; what it knows of examples is on every device."""
     if isinstance(teacher, SeveralTeachers):
         several = [put_teacher(mesh, one, rule) for one in teacher.teachers]
-        return dataclasses.replace(teacher, teachers=tuple(filter(None, several)))
+        return dataclasses.replace(teacher, teachers=tuple(one for one in several if one is not None))
     if isinstance(teacher, LiveTeacher):
         variables = put_variables(mesh, teacher.network, teacher.variables, rule, "teacher")
         return dataclasses.replace(teacher, variables=variables)
