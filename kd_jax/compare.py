@@ -35,6 +35,7 @@ from kd_jax.train.sharding import (
     off_mesh,
     on_mesh,
     put_teacher,
+    where_it_lies,
 )
 from kd_jax.train.step import Prepare, Training, init, step
 from kd_jax.train.validation import Validation, check_watched
@@ -91,7 +92,7 @@ def compare(
         data={"train": train, "test": test, "development": development},
     )  # fmt: skip
     data, tested = as_batch(train), as_batch(test)
-    model, known = as_model(student), as_teacher(teacher)
+    model, known = where_it_lies(as_model, student, mesh), where_it_lies(as_teacher, teacher, mesh)
     if mesh is not None and SEED not in mesh.axis_names:
         known = put_teacher(mesh, known, None if sharding is None else sharding.teacher)
         check_batch_size(mesh, batch_size)

@@ -44,6 +44,7 @@ from kd_jax.train.sharding import (
     put_teacher,
     put_variables,
     replicated,
+    where_it_lies,
 )
 from kd_jax.train.sources import Memory, Stream, make_source
 from kd_jax.train.start import copied, digest_of_step, first_state
@@ -135,7 +136,7 @@ def distill(
     teachers = teacher if isinstance(teacher, list | tuple) else [teacher]
     if student is not None and any(student is one for one in teachers):
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
-    model, known = as_model(student), as_teacher(teacher)
+    model, known = where_it_lies(as_model, student, mesh), where_it_lies(as_teacher, teacher, mesh)
     check_not_own(model, known)
     rules = sharding or Sharding()
     if mesh is not None:

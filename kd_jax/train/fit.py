@@ -31,6 +31,7 @@ from kd_jax.train.sharding import (
     put_teacher,
     put_variables,
     replicated,
+    where_it_lies,
 )
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Metrics, Prepare, Training, TrainState, as_optimized, init, is_finite, step
@@ -76,7 +77,8 @@ def fit(
     Raises what `kd.distill` raises; `NotFiniteError` for a loss that is not finite, unless it is traced.
     """
     check_order("kd.fit(key, data, network)", models={"network": network, "teacher": teacher}, data={"data": data})
-    model, data, method, known = as_model(network), as_batch(data), as_method(method), as_teacher(teacher)
+    model, known = where_it_lies(as_model, network, mesh), where_it_lies(as_teacher, teacher, mesh)
+    data, method = as_batch(data), as_method(method)
     training = make_training(model, optimizer, prepare=prepare, measures=measures, dtype=dtype)
     key = as_key(key)
     check_epochs(epochs)

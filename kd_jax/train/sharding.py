@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kd_jax.data.batch import Batch, check_counts
@@ -109,10 +110,19 @@ def on_mesh(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
                 f"{function.__name__} has a mesh and is called inside of jit, vmap or another transformation: call it "
                 "outside, where it compiles for the mesh itself"
             ) from None
-        with context:
+        # What a module says of its arrays is read, and not done while it is made: a rule may say something else.
+        with context, nnx.use_eager_sharding(False):
             return function(*args, **kwargs)
 
     return called
+
+
+def where_it_lies(function: Callable[[Any], Result], given: Any, mesh: Mesh | None) -> Result:
+    """`function(given)`, of a model or teacher whose arrays may lie on other devices than those of the mesh."""
+    if mesh is None:
+        return function(given)
+    with jax.set_mesh(None):
+        return function(given)
 
 
 def as_mesh(mesh: Any) -> Mesh:
