@@ -5,6 +5,7 @@ parameters that it is of. The program is that of one device, so that means over 
 examples, batch statistics and random numbers are of the whole batch, wherever its examples lie.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -100,11 +101,10 @@ def on_mesh(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         if sharding is not None and not isinstance(sharding, Sharding):
             raise ConfigError(f"sharding is {sharding!r}: give kd.Sharding(student=rule, teacher=rule, zero=True)")
         kwargs["mesh"] = known = as_mesh(mesh)
-        if SEED in known.axis_names:
-            # Each device has a training of its own.
-            return function(*args, **kwargs)
+        context: contextlib.AbstractContextManager[Any]
         try:
-            context = jax.set_mesh(known)
+            # Along seeds each device has a training of its own.
+            context = contextlib.nullcontext() if SEED in known.axis_names else jax.set_mesh(known)
         except ValueError:
             raise ConfigError(
                 f"{function.__name__} has a mesh and is called inside of jit, vmap or another transformation: call it "
@@ -270,7 +270,7 @@ def _as_it_lies(mesh: Mesh, leaf: Any) -> PartitionSpec:
 
 def _check_spec(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], what: str) -> None:
     if len(spec) > len(shape):
-        raise ConfigError(f"{what} has {len(shape)} axes, and is to lie as {spec}: give at most one name for each axis")
+        raise ConfigError(f"{what} has the shape {shape}, and is to lie as {spec}: give at most one name for each axis")
     for size, names in zip(shape, spec, strict=False):
         names = () if names is None else names if isinstance(names, tuple) else (names,)
         for name in names:
@@ -328,4 +328,4 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _axes(mesh: Mesh) -> str:
-    return f"the axes {', '.join(map(str, mesh.axis_names))}"
+    return f"the {'axis' if len(mesh.axis_names) == 1 else 'axes'} {', '.join(map(str, mesh.axis_names))}"
