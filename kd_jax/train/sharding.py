@@ -135,6 +135,12 @@ def as_mesh(mesh: Any) -> Mesh:
             f"the mesh has {_axes(mesh)}, and batches lie along an axis data: name it so, "
             f'jax.make_mesh({tuple(mesh.devices.shape)}, ("data", …))'
         )
+    others = {device.process_index for device in mesh.devices.flat} - {jax.process_index()}
+    if others:
+        raise ConfigError(
+            f"the mesh has devices of {len(others)} other processes, and one process has a training for itself: give a "
+            "mesh of jax.local_devices()"
+        )
     return Mesh(mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
