@@ -2,7 +2,7 @@
 
 A step takes the gradients of a mean square by the parameters and the inputs, and moves both. Each operation runs as one
 step, in a `lax.scan` of 4 steps and as 4 seeds in a `vmap`, as JAX compiles it and with
-`kd_jax.train.convolution.canonical`, and in eager PyTorch with channels last. The contestants take turns, so the ratios
+`kd_jax.convolution.canonical`, and in eager PyTorch with channels last. The contestants take turns, so the ratios
 hold on a busy machine, and the milliseconds do not; where other programs use the cores, PyTorch's threads wait for one
 another, so give the process one core then (`taskset -c 0 …`). `--only NAME …` takes some rows, `--columns NAME …` some
 columns (those without `canonical` take most of the time), `--rounds N` another number of turns. Rows of an earlier run
@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.measure import Contestant, quartiles, ratios, take_turns
-from kd_jax.train.convolution import canonical
+from kd_jax.convolution import canonical
 
 try:
     from benchmarks import operations_torch

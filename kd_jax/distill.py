@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from kd_jax.data.batch import as_key, check_whole, is_in_memory
+from kd_jax.data.mixing import mixes
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
@@ -249,7 +250,7 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
         watched["student_normalised"] = of_training.student_normalised
     if few and taught is not None and method.compares_logits:
         watched["teacher_normalised"] = of_training.teacher_normalised
-        if whole:
+        if whole and not mixes(training.prepare):
             watched["teacher_accuracy"] = of_training.teacher_accuracy
             watched["teacher_confidence"] = of_training.teacher_confidence
     named = tuple((name if name == "accuracy" else WATCHED + name, one) for name, one in watched.items())

@@ -1,4 +1,7 @@
-"""Reproduces published tables, with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST."""
+"""Reproduces published tables, with several seeds: hinton2015 is Hinton, Vinyals and Dean (2015), section 3, MNIST.
+
+cifar100 is the table that papers on distillation compare by, on CIFAR-100: for whoever has the data and a GPU.
+"""
 
 from kd_jax.experiments.shell import signals
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.load import load
 from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.experiments.cifar100 import door as cifar100
 from kd_jax.experiments.hinton2015 import plan as hinton
 from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.shell import command, resume
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from kd_jax.experiments.hinton2015.rows import KeptRows
 
 _PROG = "python -m kd_jax.reproduce"
-_TABLES = ("hinton2015",)
+_TABLES = ("hinton2015", cifar100.NAME)
 _EXAMPLES = """\
   python -m kd_jax.reproduce hinton2015 --out runs/hinton         the paper's rows: hours on two CPU cores
   python -m kd_jax.reproduce hinton2015 --quick                   the same with 3 seeds and fewer epochs
@@ -30,6 +34,8 @@ _EXAMPLES = """\
 
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume              goes on with what was stopped
   python -m kd_jax.reproduce hinton2015 --out runs/hinton --resume --rows no3   adds a row to a folder
+
+  python -m kd_jax.reproduce cifar100 --pairs resnet32x4-resnet8x4 --methods kd dkd     one pair, two methods
 """
 
 
@@ -40,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> cli.Parser:
     parser = command.parser(_PROG, __doc__, _EXAMPLES)
-    parser.add_argument("table", nargs="?", metavar="TABLE", help="what is reproduced: hinton2015")
+    parser.add_argument("table", nargs="?", metavar="TABLE", help=f"what is reproduced: {' or '.join(_TABLES)}")
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--rows",
@@ -50,11 +56,20 @@ def _parser() -> cli.Parser:
         "two are not in the paper. averaged: students taught by the mean of the teacher's logits over shifts of the "
         "image; shifted: students, alone and distilled, that see shifted images as the teacher does",
     )
+    what.add_argument("--pairs", nargs="*", metavar="PAIR", help=cifar100.help_of_pairs())
+    what.add_argument(
+        "--methods",
+        nargs="*",
+        metavar="NAME",
+        help=f"of cifar100: some of {', '.join(cifar100.METHODS)} (default: all; students alone always)",
+    )
+    what.add_argument("--dataset", metavar="SOURCE", help="of cifar100: other images than tfds:cifar100")
     what.add_argument(
         "--seeds",
         type=cli.whole,
         metavar="N",
-        help=f"students of each kind; all have one teacher (default: {hinton.SEEDS})",
+        help=f"students of each kind; all have one teacher; {cifar100.table.SEEDS} for cifar100 "
+        f"(default: {hinton.SEEDS})",
     )
     what.add_argument(
         "--seed", type=cli.whole, metavar="N", help=f"first seed; the teacher's seed, too (default: {hinton.SEED})"
@@ -74,11 +89,21 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     if options.table is None and options.rows and options.rows[-1] in _TABLES:
         # A table after the rows is no row.
         options.table = options.rows.pop()
+    for name in ("pairs", "methods"):
+        if options.table is None and (getattr(options, name) or [""])[-1] in _TABLES:
+            options.table = getattr(options, name).pop()
     if options.table is None and options.resume and options.out:
         options.table = _table_in(options)
     if options.table not in _TABLES:
         given = "no table is given" if options.table is None else f"unknown table {options.table!r}"
         raise ConfigError(f"{given}: use {' or '.join(_TABLES)}")
+    if options.table == cifar100.NAME:
+        if options.rows is not None:
+            raise ConfigError("--rows is of the table hinton2015: cifar100 has --pairs and --methods")
+        return cifar100.body(options, interrupt, _PROG)
+    for name in ("pairs", "methods", "dataset"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name} is of the table {cifar100.NAME}: leave it out")
     if options.rows == []:
         raise ConfigError(f"--rows is given without a row: use some of {', '.join(hinton.ROWS)}")
     for row in options.rows or ():

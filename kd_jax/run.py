@@ -12,7 +12,7 @@ from kd_jax.data.load import load
 from kd_jax.errors import ConfigError
 from kd_jax.experiments.notebook import methods
 from kd_jax.experiments.notebook import options as config_options
-from kd_jax.experiments.notebook.config import Config, make_config
+from kd_jax.experiments.notebook.config import Config
 from kd_jax.experiments.shell import command, resume
 from kd_jax.experiments.shell import options as cli
 
@@ -23,6 +23,7 @@ _EXAMPLES = """\
   python -m kd_jax.run --method dkd --method-option beta=2 temperature=4
   python -m kd_jax.run --method list                  every method: paper, needs, numbers
   python -m kd_jax.run --preset tuned --seeds 20      the best recipe found for the notebook's student
+  python -m kd_jax.run --preset cifar100              the protocol of the papers on CIFAR-100
   python -m kd_jax.run --dataset idx:FashionMNIST/raw --epochs 10 --out runs/fashion
 
   python -m kd_jax.run --out runs/fashion --resume    goes on with a run that was stopped, with its own options
@@ -83,7 +84,7 @@ def _resolved(options: argparse.Namespace) -> tuple[Config, int | None]:
     if every is not None and every < 1:
         raise ConfigError(f"--checkpoint-steps is {every}: it must be at least 1")
     store = command.check_output_options(options)
-    return config_options.saved(store, given, every) if store else (make_config(**given), every)
+    return config_options.saved(store, given, every) if store else (config_options.config_of(given), every)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 
 is what the papers do with CIFAR-100. Each is a function `(key, images, train) -> images`, equal by value, of images
 `[batch, height, width, channels]`. Crops and flips are drawn from the key, anew for each image and step, in training
-alone: student and teacher see the same view, and a resumed training draws what it would have drawn. What mixes the
-labels, too (mixup, CutMix), is none of these, for a `prepare` has the inputs alone.
+alone: student and teacher see the same view, and a resumed training draws what it would have drawn. `mixup` and
+`cutmix` change the labels, too; they stand in a chain after these, or alone.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
+from kd_jax.data.batch import Batch
+from kd_jax.data.mixing import cutmix as cutmix
+from kd_jax.data.mixing import mixes, prepared
+from kd_jax.data.mixing import mixup as mixup
 from kd_jax.errors import ConfigError, ShapeError
 
 Prepare = Callable[[Key[Array, ""], Any, bool], Any]
@@ -116,10 +120,21 @@ class _Normalise:
 class _Chain:
     functions: tuple[Prepare, ...]
 
+    @property
+    def mixes(self) -> bool:
+        """Whether one of them mixes examples."""
+        return any(map(mixes, self.functions))
+
     def __call__(self, key: Any, images: Any, train: bool) -> Any:
         for number, function in enumerate(self.functions):
             images = function(jax.random.fold_in(key, number) if train else key, images, train)
         return images
+
+    def of_batch(self, key: Any, batch: Batch) -> Batch:
+        """In training, with the same keys; those that mix change the labels, too."""
+        for number, function in enumerate(self.functions):
+            batch = prepared(function, batch, jax.random.fold_in(key, number))
+        return batch
 
 
 def _checked(images: Any) -> Images:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from kd_jax.convolution import canonical
 from kd_jax.data import shifts
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError, ShapeError
@@ -20,7 +21,6 @@ from kd_jax.optimizers import adam
 from kd_jax.teacher import CachedTeacher, LiveTeacher, Teacher
 from kd_jax.train import fit
 from kd_jax.train import step as core
-from kd_jax.train.convolution import canonical
 from kd_jax.train.measures import accuracy
 from kd_jax.train.step import Training, TrainState
 
@@ -61,6 +61,7 @@ class Setup(NamedTuple):
     shift: images are moved by up to so many pixels, anew in every step, and the teacher's logits are of that view.
     shift_share: the probability, above 0, that an image's view is drawn in a step, all views being equally likely, its
         own place included; the others stay where they are.
+    prepare: of the scaled images, inside the step, before student and teacher see them; the teacher is then a live one.
     """
 
     network: Network
@@ -70,6 +71,7 @@ class Setup(NamedTuple):
     schedule: Callable[[Float[Array, ""]], Float[Array, ""]] | None = None
     shift: int = 0
     shift_share: float = 1.0
+    prepare: core.Prepare | None = None
 
 
 class Metrics(NamedTuple):
@@ -217,7 +219,7 @@ def _training(settings: Settings, setup: Setup) -> Training:
         def rate(count: Int[Array, ""]) -> Float[Array, ""]:
             return whole * jnp.asarray(factor(count.astype(jnp.float32)), whole.dtype)
 
-    return Training(setup.network, setup.optimizer(rate), measures=_MEASURES)
+    return Training(setup.network, setup.optimizer(rate), setup.prepare, _MEASURES)
 
 
 def _check(data: Images, setup: Setup) -> None:

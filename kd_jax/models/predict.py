@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kd_jax.convolution import canonical
 from kd_jax.models.network import Network, Output
 from kd_jax.models.trying import PREPARE, told
 
@@ -63,8 +64,12 @@ def _apply(variables: PyTree, inputs: PyTree, *, network: Network, features: tup
         with told("prepare", inputs, PREPARE):
             inputs = prepare(jax.random.key(0), inputs, False)
     inputs = jax.tree.map(jnp.asarray, inputs)
-    with told("the model", inputs), highest_precision():
+
+    def output(variables: PyTree, inputs: PyTree) -> Output:
         return network.apply(variables, inputs, train=False, key=jax.random.key(0), features=features)[0]
+
+    with told("the model", inputs), highest_precision():
+        return canonical(output)(variables, inputs)
 
 
 _compiled = jax.jit(_apply, static_argnames=("network", "features", "prepare"))

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, epoch_order, take
-from kd_jax.errors import ConfigError, DataError, MethodError
+from kd_jax.data.mixing import mixes, prepared
+from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
 from kd_jax.files.names import path_name
 from kd_jax.methods import Method, SimKD
 from kd_jax.methods.base import Parts, Sum, Wrapped, as_parts
@@ -93,9 +94,15 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         )
     key = jax.random.key(0)
     prepare = training.prepare
-    inputs = batch.inputs
+    if mixes(prepare) and teacher is not None and teacher.per_example:
+        raise ConfigError(
+            "prepare mixes examples, and the teacher's outputs are kept for each example as it is: give the teacher "
+            "itself, which then sees the mixed ones"
+        )
+    seen = batch
     if prepare is not None:
-        inputs = _tried("prepare", inputs, lambda inputs: prepare(key, inputs, True), inputs, remedy=PREPARE)
+        seen = _tried("prepare", batch.inputs, lambda batch: prepared(prepare, batch, key), batch, remedy=PREPARE)
+    inputs = seen.inputs
 
     def ask(inputs: PyTree, variables: PyTree) -> Output:
         variables = training.network.init(key) if variables is None else variables
@@ -118,8 +125,18 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         for one in taught:
             _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)
-    fitted = jax.eval_shape(fit_labels, batch, student.logits)
-    terms = _check_loss(training, method, fitted, student, taught, start)
+    fitted = jax.eval_shape(fit_labels, seen, student.logits)
+    try:
+        terms = _check_loss(training, method, fitted, student, taught, start)
+    except (MethodError, ShapeError):
+        if mixes(prepare):
+            whole = jax.eval_shape(fit_labels, batch._replace(inputs=inputs), student.logits)
+            _check_loss(training, method, whole, student, taught, start)
+            raise MethodError(
+                f"{type(method).__name__} takes whole numbers as labels, and those of mixed examples are soft: take a "
+                "method of soft labels such as kd.KD(), or leave mixup and cutmix out"
+            ) from None
+        raise
     _warn_of_outputs(method)
     return Checked(student, terms)
 

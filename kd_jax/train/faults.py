@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.batch import Batch, check_counts, take
+from kd_jax.data.mixing import prepared
 from kd_jax.errors import NotFiniteError
 from kd_jax.methods import Method, Parts
 from kd_jax.models import Output
@@ -29,8 +30,7 @@ def check_teacher(method: Method, data: Batch, teacher: Teacher | None, prepare:
     weights = np.ones(count) if data.weights is None else np.asarray(data.weights).reshape(count, -1).any(axis=-1)
     rows = jnp.asarray(np.flatnonzero(weights)[:_MOST])
     batch, asked = take(jax.tree.map(jnp.asarray, data), rows), teacher.take(rows)
-    if prepare is not None:
-        batch = batch._replace(inputs=prepare(jax.random.key(0), batch.inputs, True))
+    batch = prepared(prepare, batch, jax.random.key(0))
     for said in asked.outputs(batch.inputs):
         logits = np.asarray(said.logits, np.float32)
         if np.isnan(logits).any() or np.isposinf(logits).any():

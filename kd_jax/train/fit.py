@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from kd_jax.convolution import canonical
 from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, epoch_order, take
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import NotFiniteError
@@ -17,7 +18,6 @@ from kd_jax.models import as_model, count_parameters
 from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
-from kd_jax.train.convolution import canonical
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.measures import WEIGHT, Measure, of_labelled
 from kd_jax.train.sharding import (

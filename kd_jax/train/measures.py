@@ -59,13 +59,15 @@ def of_labelled(means: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accuracy(student: Output, batch: Batch, taught: tuple[Output, ...]) -> Float[Array, "..."]:
-    """Whether the answer is the label."""
+    """Whether the answer is the label; of mixed labels the share that the answer has."""
     return _right(student, batch)
 
 
 def unlabelled(student: Output, batch: Batch, taught: tuple[Output, ...]) -> Float[Array, "..."]:
     """Whether the label names no class."""
     labels = jnp.asarray(batch.labels)
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return jnp.isnan(labels).any(axis=-1).astype(jnp.float32)
     named = (labels >= 0) & (labels < student.logits.shape[-1])
     return (~named).astype(jnp.float32)
 
@@ -94,6 +96,9 @@ def _right(output: Output, batch: Batch) -> Float[Array, "..."]:
     answers = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
     # Not promote_types, which refuses float64 beside float32 where nothing may be promoted.
     kind = jnp.float64 if output.logits.dtype == jnp.float64 else jnp.float32
+    if jnp.issubdtype(jnp.asarray(batch.labels).dtype, jnp.floating):
+        share = jnp.take_along_axis(batch.labels, answers[..., None], axis=-1)[..., 0]
+        return jnp.where(jnp.isnan(share), 0, share).astype(kind)
     return (answers == jnp.asarray(batch.labels).astype(jnp.int32)).astype(kind)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
+from kd_jax.convolution import canonical
 from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, check_whole, epoch_order, is_in_memory
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.checks import are_probabilities, check_batch
-from kd_jax.train.convolution import canonical
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.sharding import Layout, check_batch_size, put_batch, replicated
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from kd_jax.data.batch import Batch
+from kd_jax.data.mixing import Mixed, prepared
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses.checks import as_whole
 from kd_jax.methods import Method, Parts
@@ -77,7 +78,7 @@ def init(
     elif type(method).init is not Method.init:
         shapes = jax.eval_shape(
             lambda variables, batch, teacher: _outputs(
-                training, method, variables, _prepared(training, batch, key), teacher, key
+                training, method, variables, prepared(training.prepare, batch, key), teacher, key
             )[0],
             variables, batch, teacher,
         )  # fmt: skip
@@ -99,7 +100,7 @@ def step(
     """
     network = training.network
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
-    batch = _prepared(training, batch, jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step))
+    batch = prepared(training.prepare, batch, jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step))
     batch = _without_absent(batch)
     params, state = network.split(train_state.variables)
 
@@ -172,6 +173,9 @@ def fit_labels(batch: Batch, logits: Float[Array, "..."]) -> Batch:
     Whole numbers in a column, `[..., 1]`, are taken out of it; floats `[...]` of one output are put into one.
     """
     labels, weights = batch.labels, batch.weights
+    if isinstance(labels, Mixed):
+        soft = labels.soft(lambda own: fit_labels(batch._replace(labels=own), logits).labels, logits)
+        return batch._replace(labels=soft)
     places = logits.shape[:-1]
     if weights is not None and not (jnp.ndim(weights) >= 1 and jnp.shape(weights) == places[: jnp.ndim(weights)]):
         raise ShapeError(
@@ -220,10 +224,6 @@ def student_output(
     given = network.merge(as_dtype(params, training.dtype), state)
     output, new = network.apply(given, as_dtype(inputs, training.dtype), train=True, key=key, features=features)
     return as_dtype(output, jnp.float32), jax.tree.map(lambda after, old: after.astype(old.dtype), new, state)
-
-
-def _prepared(training: Training, batch: Batch, key: Key[Array, ""]) -> Batch:
-    return batch if training.prepare is None else batch._replace(inputs=training.prepare(key, batch.inputs, True))
 
 
 def is_finite(state: TrainState, network: Network) -> Bool[Array, ""]:

@@ -141,6 +141,8 @@ def quick(plan: Plan) -> Plan:
 
 def as_dict(value: Any) -> Any:
     """A plan, or trials of a row, by names, as JSON holds them; the widths by their units."""
+    if isinstance(value, Training):
+        return value.as_dict()
     if hasattr(value, "_asdict"):
         return {name: as_dict(own) for name, own in value._asdict().items()}
     if isinstance(value, tuple) and value and isinstance(value[0], Width):

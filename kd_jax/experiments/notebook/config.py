@@ -1,6 +1,7 @@
 """What one experiment is asked to do: `Config`, its presets and its bounds."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell.options import option
 from kd_jax.methods import Method, catalogue
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "steps")
+OPTIMIZERS = ("adam", "sgd")
+AUGMENTATIONS = ("none", "crop-flip")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "notebook": {},
@@ -50,11 +53,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher_learning_rate": 0.001,
         "teacher_shift": 2,
     },
+    "cifar100": {
+        "dataset": "tfds:cifar100",
+        "teacher": "resnet32x4",
+        "student": "resnet8x4",
+        "method": "kd",
+        "alpha": 0.1,
+        "temperature": 4.0,
+        "epochs": 240,
+        "batch_size": 64,
+        "learning_rate": 0.05,
+        "optimizer": "sgd",
+        "weight_decay": 5e-4,
+        "schedule": "steps",
+        "milestones": (150, 180, 210),
+        "augment": "crop-flip",
+    },
 }
 """By name, what differs from the defaults of `Config`, which are the reference notebook's set-up.
 
 tuned: the best recipe that was found for the notebook's student, 784-20-20-10. tuned-without-shifts: the best for those
-whose own images are not shifted, where distillation gains most.
+whose own images are not shifted, where distillation gains most. cifar100: the protocol of Tian, Krishnan and Isola
+(2020), https://arxiv.org/abs/1910.10699, and of the papers that compare with it, for its first pair of networks.
 """
 
 LARGEST_SHIFT = 8
@@ -71,6 +91,21 @@ class Training(NamedTuple):
     shift: int
     warmup: float = 0.0
     shift_share: float = 1.0
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    milestones: tuple[int, ...] = ()
+    milestone_factor: float = 0.1
+    augment: str = "none"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, without those of `LATER` where all of them have their defaults."""
+        known = self._asdict()
+        return known if LATER.items() - known.items() else {n: v for n, v in known.items() if n not in LATER}
+
+
+LATER = {name: Training._field_defaults[name] for name in Training._fields[7:]}
+"""Fields that came later and their defaults, which no file has: what was kept before them stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +115,8 @@ class Config:
     Sizes are hidden layers only: the images and classes of the data set give the first and the last. What is None of
     the teacher's training is as the students'. A max-norm of 0 is none. student, teacher: networks of one's own, in
     place of fully connected ones, as `own.load` takes them. method_option: texts `name=value` for the methods that have
-    other numbers than alpha and temperature, which are of those in `METHODS` alone.
+    other numbers than alpha and temperature, which are of those in `METHODS` alone. milestones: epochs after which
+    `schedule="steps"` multiplies the learning rate by milestone_factor.
     """
 
     dataset: str = "mnist"
@@ -95,6 +131,12 @@ class Config:
     shift: int = 0
     shift_share: float = 1.0
     warmup: float = 0.0
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    milestones: tuple[int, ...] = ()
+    milestone_factor: float = 0.1
+    augment: str = "none"
     teacher_hidden: tuple[int, ...] = (1200, 1200)
     teacher_dropout: float = 0.5
     teacher_input_dropout: float = 0.0
@@ -106,6 +148,12 @@ class Config:
     teacher_shift: int | None = None
     teacher_shift_share: float | None = None
     teacher_warmup: float | None = None
+    teacher_optimizer: str | None = None
+    teacher_momentum: float | None = None
+    teacher_weight_decay: float | None = None
+    teacher_milestones: tuple[int, ...] | None = None
+    teacher_milestone_factor: float | None = None
+    teacher_augment: str | None = None
     student_hidden: tuple[int, ...] = (20, 20)
     seeds: int = 5
     seed: int = 42
@@ -151,12 +199,17 @@ class Config:
         """What the distilled students minimise. Raises `ConfigError`."""
         return methods.make(self.method, self.alpha, self.temperature, self.method_option or ())
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name, all resolved, as JSON holds them; alpha and temperature where the method has them."""
+    def as_dict(self, *, whole: bool = False) -> dict[str, Any]:
+        """The fields by name, all resolved, as JSON holds them; alpha and temperature where the method has them.
+
+        whole: also those of `LATER` where all of them have their defaults.
+        """
         resolved = dataclasses.asdict(self)
         if self.method not in METHODS:
             del resolved["alpha"], resolved["temperature"]
         resolved |= {f"teacher_{name}": value for name, value in self.teacher_training._asdict().items()}
+        if not whole and not set(LATER) & {*self.training.as_dict(), *self.teacher_training.as_dict()}:
+            resolved = {n: v for n, v in resolved.items() if n.removeprefix("teacher_") not in LATER}
         given = {name: v for name, v in resolved.items() if v is not None}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
 
@@ -180,6 +233,16 @@ class Config:
         _check(f"{prefix}shift", training.shift, holds, f"a whole number of pixels from 0 to {LARGEST_SHIFT}")
         bound = "a share of the images, above 0 and at most 1"
         _check(f"{prefix}shift_share", training.shift_share, 0 < training.shift_share <= 1, bound)
+        _one_of(f"{prefix}optimizer", training.optimizer, OPTIMIZERS)
+        _check(f"{prefix}momentum", training.momentum, 0 <= training.momentum < 1, "at least 0 and below 1")
+        _check(f"{prefix}weight_decay", training.weight_decay, 0 <= training.weight_decay <= 1, "from 0 (none) to 1")
+        _one_of(f"{prefix}augment", training.augment, AUGMENTATIONS)
+        if training.augment != "none" and training.shift:
+            raise ConfigError(
+                f"{option(prefix + 'augment')} is {training.augment} and {option(prefix + 'shift')} {training.shift}: "
+                "both move images, so leave one of them out"
+            )
+        _check_milestones(prefix, training)
 
 
 def make_config(preset: str = "notebook", **given: Any) -> Config:
@@ -198,6 +261,23 @@ def check_numbers(names: Iterable[str], given: Mapping[str, Any]) -> None:
                 f"{option(name)} is of {', '.join(METHODS)}, and --method is {own[0]}: give its numbers as "
                 f"--method-option {name}=…, where --method list shows that it has such a one"
             )
+
+
+def _check_milestones(prefix: str, training: Training) -> None:
+    epochs, name = training.milestones, f"{prefix}milestones"
+    shown = ",".join(map(str, epochs))
+    rising = all(one < other for one, other in itertools.pairwise(epochs))
+    _check(name, shown, all(map(_is_count, epochs)) and rising, "whole numbers of epochs, each above the one before")
+    _check_positive(f"{prefix}milestone_factor", training.milestone_factor, 1e15)
+
+
+def check_steps(training: Training, prefix: str = "") -> None:
+    """Raises `ConfigError` for a learning rate that falls in steps, which nobody named."""
+    if training.schedule == "steps" and not training.milestones:
+        raise ConfigError(
+            f"{option(prefix + 'schedule')} is steps, without {option(prefix + 'milestones')}: give epochs, such as "
+            "150,180,210"
+        )
 
 
 def _is_count(value: object) -> bool:

@@ -123,7 +123,7 @@ def run_experiment(
     student = train("student", seen["student"], teacher_logits=test_logits)
     predicting = time.perf_counter()
     taught = seen.pop("student")
-    if config.make_method().teacher_features:
+    if recipes.needs_live_teacher(config):
         taught = taught._replace(teacher=LiveTeacher(recipes.networks(config, dataset)[0], variables))
     else:
         taught = taught._replace(logits=jax.block_until_ready(ask_teacher(data.images, shift=config.shift)))
@@ -166,7 +166,7 @@ def _prepare(
         "distilled": recipes.make_setup(student_network, config.training, count),
     }
     taught: dict[str, Any] = {"logits": recipes.abstract_logits(count, dataset.classes, config.shift)}
-    if config.make_method().teacher_features:
+    if recipes.needs_live_teacher(config):
         given = recipes.given_teacher(config, dataset)
         known = teacher_network.init if given is None else lambda key: given.variables
         taught = {"teacher": LiveTeacher(teacher_network, jax.eval_shape(known, jax.random.key(0)))}

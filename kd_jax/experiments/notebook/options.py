@@ -7,8 +7,18 @@ from typing import Any
 
 from kd_jax.errors import ConfigError, MismatchError
 from kd_jax.experiments.notebook import methods
-from kd_jax.experiments.notebook.config import LARGEST_SHIFT, METHODS, PRESETS, SCHEDULES, Config
-from kd_jax.experiments.shell.options import layers, number, option, texts, whole
+from kd_jax.experiments.notebook.config import (  # fmt: skip
+    AUGMENTATIONS,
+    LARGEST_SHIFT,
+    METHODS,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULES,
+    Config,
+    check_steps,
+    make_config,
+)
+from kd_jax.experiments.shell.options import epochs, layers, number, option, texts, whole
 from kd_jax.experiments.shell.resume import shown
 from kd_jax.methods import catalogue
 from kd_jax.train.checkpoint import Store
@@ -36,8 +46,8 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     def _add(group: Any, name: str, kind: Any, metavar: str | tuple[str, str], help: str, **more: Any) -> None:
         if single is not None and name not in single:
             more["nargs"] = "+"
-        elif name.endswith("hidden"):
-            # Of one network, layers may be set apart by blanks, too.
+        elif name.endswith(("hidden", "milestones")):
+            # Of one network, layers may be set apart by blanks, too; so may milestones.
             more["nargs"], metavar = "+", ("N", "N")
         _add_option(group, name, kind, metavar, help, **more)
 
@@ -64,14 +74,32 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     )  # fmt: skip
     _add(how, "alpha", number, "X", "weight of the hard loss, from 0 to 1; 1 - alpha is the weight of the soft loss")
     _add(how, "temperature", number, "X", "divides the logits of student and teacher in the soft loss, above 0")
-    training = parser.add_argument_group(
-        "training, with Adam (of the students, and of the teacher where not said apart)"
-    )
+    training = parser.add_argument_group("training (of the students, and of the teacher where not said apart)")
     _add(training, "epochs", whole, "N", "epochs of each training")
     _add(training, "batch_size", whole, "N", "images in a step; an incomplete last batch of an epoch is left out")
-    _add(training, "learning_rate", number, "X", "Adam's learning rate, above 0")
-    schedule = f"of the learning rate after the warm-up, if any: one of {', '.join(SCHEDULES)} (to 0)"
+    _add(training, "learning_rate", number, "X", "learning rate, above 0")
+    schedule = (
+        f"of the learning rate after the warm-up, if any: one of {', '.join(SCHEDULES)} (cosine to 0, steps at "
+        "milestones)"
+    )
     _add(training, "schedule", str, "NAME", schedule)
+    milestones = "epochs after which --schedule steps multiplies the learning rate; those after the last never come"
+    _add(training, "milestones", epochs, "N,N", milestones)
+    _add(training, "milestone_factor", number, "X", "by which --schedule steps multiplies it at each, above 0")
+    optimizer = f"one of {', '.join(OPTIMIZERS)}"
+    _add(training, "optimizer", str, "NAME", optimizer)
+    _add(training, "momentum", number, "X", "of --optimizer sgd, from 0 to below 1 (of no use to adam)")
+    decay = (
+        "of all parameters, from 0 to 1: with sgd its product with a parameter is added to the gradient, with adam the "
+        "learning rate times that is taken off it (AdamW)"
+    )
+    _add(training, "weight_decay", number, "X", decay)
+    augment = (
+        f"one of {', '.join(AUGMENTATIONS)}: crop-flip puts 4 pixels of 0 around each image, cuts one of its size out "
+        "of that and turns half of them left to right, anew in each step; its networks normalise by the training "
+        "images' mean and standard deviation; a teacher answers for what its student sees"
+    )
+    _add(training, "augment", str, "NAME", augment)
     warmup = "share of the steps, from 0 to below 1, in which the learning rate first rises in a line from 0"
     _add(training, "warmup", number, "X", warmup)
     shift = (
@@ -87,7 +115,8 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     for name, kind, metavar in (
         ("epochs", whole, "N"), ("batch_size", whole, "N"), ("learning_rate", number, "X"),
         ("schedule", str, "NAME"), ("warmup", number, "X"), ("shift", whole, "N"),
-        ("shift_share", number, "X"),
+        ("shift_share", number, "X"), ("milestones", epochs, "N,N"), ("milestone_factor", number, "X"),
+        ("optimizer", str, "NAME"), ("momentum", number, "X"), ("weight_decay", number, "X"), ("augment", str, "NAME"),
     ):  # fmt: skip
         _add(training, f"teacher_{name}", kind, metavar, f"{option(name)} of the teacher")
     _add(training, "seeds", whole, "N", "number of students of each kind, trained together; all learn from one teacher")
@@ -110,6 +139,22 @@ def given(parsed: argparse.Namespace) -> dict[str, Any]:
     return single | ({"method": method_name(single["method"])} if "method" in single else {})
 
 
+def config_of(given: Mapping[str, Any]) -> Config:
+    """The configuration. Raises `ConfigError`, also for what is given and of no use to it."""
+    config = make_config(**given)
+    for prefix, training in (("", config.training), ("teacher_", config.teacher_training)):
+        check_steps(training, prefix)
+        for name, needed, has in (
+            ("milestones", "--schedule steps", training.schedule == "steps"),
+            ("milestone_factor", "--schedule steps", training.schedule == "steps"),
+            ("momentum", "--optimizer sgd", training.optimizer == "sgd"),
+        ):
+            if prefix + name in given and not has:
+                value = shown(given[prefix + name])
+                raise ConfigError(f"{option(prefix + name)} is {value}, and of no use without {needed}: add that")
+    return config
+
+
 def method_name(name: str) -> str:
     """A method's name as `Config` has it. Raises `ConfigError`."""
     return catalogue.find(name, methods.known())
@@ -130,7 +175,7 @@ def saved(store: Store, given: Mapping[str, Any], every: int | None) -> tuple[Co
             f"{store.folder} has a run of another command or version: go on with the one that started it"
         ) from None
     asked = dict(given) | ({} if every is None else {"checkpoint_steps": every})
-    known = config.as_dict() | {"checkpoint_steps": kept_every}
+    known = config.as_dict(whole=True) | {"checkpoint_steps": kept_every}
     for name, value in asked.items():
         if known.get(name) != (list(value) if isinstance(value, tuple) else value):
             raise MismatchError(
@@ -156,6 +201,7 @@ def presets() -> str:
 def _add_option(group: Any, name: str, kind: Any, metavar: str | tuple[str, str], help: str, **more: Any) -> None:
     default = getattr(Config(), name)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = "none" if default == () else shown
     if default is None:
         shown = "the students'" if name.startswith("teacher_") else "its own" if name == "method_option" else "none"
     group.add_argument(

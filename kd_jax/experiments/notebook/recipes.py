@@ -15,7 +15,7 @@ from kd_jax.data import shifts
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import ConfigError
 from kd_jax.experiments.images import Setup
-from kd_jax.experiments.notebook import own
+from kd_jax.experiments.notebook import own, views
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.models import Model, Network, mlp
 
@@ -24,8 +24,10 @@ def networks(config: Config, dataset: Dataset) -> tuple[Network, Network]:
     """The teacher's and the student's `Network`. Raises `ConfigError` for a user's own that cannot be made."""
     taught_by, student = own_models(config, dataset)
     sizes = layer_sizes(config.teacher_hidden, dataset)
-    teaching = taught_by or _dense(sizes, config.teacher_dropout, config.teacher_input_dropout)
-    return teaching.network, (student or _dense(layer_sizes(config.student_hidden, dataset))).network
+    teaching = _dense(sizes, config.teacher_dropout, config.teacher_input_dropout)
+    taught_by = taught_by or views.seen(teaching, config.teacher_training, dataset)
+    student = student or views.seen(_dense(layer_sizes(config.student_hidden, dataset)), config.training, dataset)
+    return taught_by.network, student.network
 
 
 @lru_cache(maxsize=256)
@@ -44,7 +46,15 @@ def own_models(config: Config, dataset: Dataset) -> tuple[Model | None, Model | 
             f"--student is {config.student!r}, which has values already, and each seed starts anew: name a class or "
             "a function of rngs"
         )
-    return teacher, student
+    return (
+        teacher and views.seen(teacher, config.teacher_training, dataset),
+        student and views.seen(student, config.training, dataset),
+    )
+
+
+def needs_live_teacher(config: Config) -> bool:
+    """Whether students need more of their teacher than its logits of every image, or of every shift of it."""
+    return config.augment != "none" or bool(config.make_method().teacher_features)
 
 
 def given_teacher(config: Config, dataset: Dataset) -> Model | None:
@@ -71,59 +81,105 @@ def layer_sizes(hidden: tuple[int, ...], dataset: Dataset) -> tuple[int, ...]:
 
 def make_setup(network: Network, training: Training, examples: int, *, max_norm: float = 0.0) -> Setup:
     """What is compiled for a training on so many examples."""
+    of_epoch = examples // training.batch_size
     return Setup(
         network,
-        optimizer(max_norm),
+        optimizer(max_norm, training.optimizer, training.momentum, training.weight_decay),
         training.batch_size,
-        schedule=schedule(training.schedule, training.epochs * (examples // training.batch_size), training.warmup),
+        schedule=schedule(
+            training.schedule, training.epochs * of_epoch, training.warmup,
+            tuple(epoch * of_epoch for epoch in training.milestones), training.milestone_factor,
+        ),
         shift=training.shift,
         shift_share=training.shift_share,
-    )
+        prepare=views.prepare(training),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate's factor after so many of all steps; equal by value.
 
-    rising: steps in which it rises in a line from 0 to 1. name: of what follows in the others, from 1.
+    rising: steps in which it rises in a line from 0 to 1. name: of what follows in the others, from 1. milestones:
+    steps of all, after each of which `steps` multiplies it by factor.
     """
 
     name: str
     steps: int
     rising: int
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.1
 
     def __call__(self, step: Any) -> Any:
         """The factor."""
-        left = self.steps - self.rising
-        falling = optax.cosine_decay_schedule(1.0, left) if self.name == "cosine" else optax.constant_schedule(1.0)
+        if self.name == "steps":
+            falling = self._stepped
+        elif self.name == "cosine":
+            falling = optax.cosine_decay_schedule(1.0, self.steps - self.rising)
+        else:
+            falling = optax.constant_schedule(1.0)
         if not self.rising:
             return falling(step)
         return optax.join_schedules([optax.linear_schedule(0.0, 1.0, self.rising), falling], [self.rising])(step)
 
+    def _stepped(self, step: Any) -> Any:
+        """Of steps after the rising ones."""
+        passed = jnp.sum(
+            jnp.asarray(step, jnp.float32)[None] + self.rising >= jnp.asarray(self.milestones, jnp.float32)
+        )
+        return jnp.asarray([self.factor**number for number in range(len(self.milestones) + 1)])[passed]
 
-def schedule(name: str, steps: int, warmup: float = 0.0) -> Schedule | None:
+
+def schedule(
+    name: str, steps: int, warmup: float = 0.0, milestones: tuple[int, ...] = (), factor: float = 0.1
+) -> Schedule | None:
     """The learning rate's factor after so many of all steps; None where it is always 1.
 
     warmup: the share of the steps in which it rises in a line from 0 to 1; a cosine falls from 1 to 0 in the others.
+    milestones, factor: of `steps`, in steps.
     """
     rising = min(round(warmup * steps), max(0, steps - 1))
+    if name == "steps":
+        return Schedule(name, steps, rising, milestones, factor)
     return Schedule(name, steps, rising) if rising or name == "cosine" else None
 
 
 @dataclass(frozen=True)
-class BoundedAdam:
-    """Adam with a bound on every unit's squared norm; equal by value."""
+class Optimizer:
+    """An optimiser of a number or a schedule; equal by value.
 
+    sgd is PyTorch's: the weight decay is a part of the gradient, and momentum sums gradients, without a factor 1 − m.
+    adam decays weights apart from its moments, by the learning rate times the decay, as AdamW does (Loshchilov and
+    Hutter, 2019). max_norm: on every unit's squared norm, 0 for none.
+    """
+
+    name: str
+    momentum: float
+    weight_decay: float
     max_norm: float
 
     def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
         """With a number or a schedule."""
-        return optax.chain(optimizers.adam(learning_rate), optimizers.max_norm(self.max_norm))
+        decay = self.weight_decay
+        if self.name == "sgd":
+            parts = [optax.add_decayed_weights(decay), optax.sgd(learning_rate, self.momentum or None)]
+        elif decay:
+            rate = optax.scale_by_learning_rate(learning_rate, flip_sign=False)
+            parts = [optimizers.adam(1.0), optax.add_decayed_weights(-decay), rate]
+        else:
+            parts = [optimizers.adam(learning_rate)]
+        if self.max_norm:
+            parts.append(optimizers.max_norm(self.max_norm))
+        return optax.chain(*parts)
 
 
-def optimizer(max_norm: float) -> Callable[..., optax.GradientTransformation]:
-    """Adam, with a bound on every unit's squared norm where that is not 0."""
-    return BoundedAdam(max_norm) if max_norm else optimizers.adam
+def optimizer(
+    max_norm: float, name: str = "adam", momentum: float = 0.9, weight_decay: float = 0.0
+) -> Callable[..., optax.GradientTransformation]:
+    """Adam or SGD, with a bound on every unit's squared norm where that is not 0."""
+    if name == "adam" and not weight_decay and not max_norm:
+        return optimizers.adam
+    return Optimizer(name, momentum, weight_decay, max_norm)
 
 
 def abstract_logits(examples: int, classes: int, shift: int) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
-from kd_jax.experiments.notebook import plots
+from kd_jax.experiments.notebook import plots, views
 from kd_jax.experiments.notebook.conclusion import conclude
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.experiment import TITLES, Result, TrainedModels, models
@@ -65,9 +65,18 @@ def training_line(training: Training, dataset: Dataset) -> str:
     """How one kind of model is trained, in one line."""
     steps = len(dataset.train_labels) // training.batch_size
     line = f"{counted(training.epochs, 'epoch')} of {counted(steps, 'step')}, "
-    line += f"batch {training.batch_size}, Adam {training.learning_rate:g}"
+    line += (
+        f"batch {training.batch_size}, {'Adam' if training.optimizer == 'adam' else 'SGD'} {training.learning_rate:g}"
+    )
+    line += f", momentum {training.momentum:g}" if training.optimizer == "sgd" else ""
+    line += f", weight decay {training.weight_decay:g}" if training.weight_decay else ""
     line += f", warm-up in {100 * training.warmup:g} % of the steps" if training.warmup else ""
     line += ", cosine decay" if training.schedule == "cosine" else ""
+    if training.schedule == "steps":
+        line += f", times {training.milestone_factor:g} after epochs {', '.join(map(str, training.milestones))}"
+    if training.augment == "crop-flip":
+        mean, std = ("/".join(f"{number:.4f}" for number in numbers) for numbers in views.moments(dataset))
+        line += f", crops of images with {views.PADDING} pixels of 0 around, flips, normalised by {mean} and {std}"
     if training.shift:
         line += f", shifts of up to {counted(training.shift, 'pixel')}"
         line += f" of {100 * training.shift_share:g} % of the images" if training.shift_share < 1 else ""
@@ -153,9 +162,12 @@ def as_json(result: Result, dataset: Dataset) -> dict[str, Any]:
         "teacher_outputs_s": result.teacher_outputs_s,
     }
     timing |= {name: trained.timing._asdict() for name, trained in models(result).items()}
+    data, config = data_json(dataset), result.config
+    if "crop-flip" in (config.augment, config.teacher_training.augment):
+        data["normalisation"] = dict(zip(("mean", "std"), map(list, views.moments(dataset)), strict=True))
     return {
-        "config": result.config.as_dict(),
-        "data": data_json(dataset),
+        "config": config.as_dict(),
+        "data": data,
         "environment": environment.describe(),
         "models": {name: _model_json(trained) for name, trained in models(result).items()},
         "comparison": result.comparison._asdict(),

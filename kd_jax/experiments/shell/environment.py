@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from kd_jax.convolution import onednn
 from kd_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
@@ -23,6 +24,7 @@ def describe() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
+        "convolutions": _convolutions(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
     }
 
@@ -31,4 +33,13 @@ def device_line(known: Mapping[str, Any]) -> str:
     """The device of a description in one line."""
     devices = known["devices"]
     of = f", the first of {len(devices)}" if len(devices) > 1 else ""
-    return f"{devices[0]}{of} ({known['cpus']} CPUs), jax {known['packages']['jax']}"
+    version, by = known["packages"]["jax"], known["convolutions"]
+    return f"{devices[0]}{of} ({known['cpus']} CPUs), jax {version}, convolutions by {by}"
+
+
+def _convolutions() -> str:
+    """Which library computes them."""
+    if jax.default_backend() != "cpu":
+        return "XLA"
+    reason = onednn.why_not()
+    return f"XLA, not oneDNN ({reason})" if reason else "oneDNN"

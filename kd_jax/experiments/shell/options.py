@@ -69,6 +69,16 @@ def layers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def epochs(text: str) -> tuple[int, ...]:
+    """Numbers of epochs joined by commas, as an option's type."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} are no epochs: give whole numbers joined by commas, such as 150,180,210"
+        ) from None
+
+
 def texts(text: str) -> tuple[str, ...]:
     """Settings `name=value`, several of them joined by commas, as an option's type."""
     return tuple(re.split(r",(?=\w+=)", text))

@@ -31,7 +31,7 @@ def identity(data: Data, **more: Any) -> dict[str, Any]:
     Another device or number of cores adds up large products in other parts.
     """
     known = environment.describe()
-    exact = ("backend", "cpus", "devices", "matmul_precision", "packages")
+    exact = ("backend", "convolutions", "cpus", "devices", "matmul_precision", "packages")
     return {
         **more,
         "data": {"name": data.name, "sha256": data.digest()},

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax.errors import ConfigError
-from kd_jax.experiments.notebook.config import Config, Training
+from kd_jax.experiments.notebook.config import Config, Training, check_steps
 from kd_jax.experiments.shell.options import option
 
 ALONE, SMOOTHED, DISTILLED = "alone", "label smoothing", "distilled"
@@ -49,7 +49,13 @@ def make_grid(base: Config, lists: Mapping[str, tuple[Any, ...]], smoothing: tup
     # In one order, whatever that of the options: trainings are told apart by their place.
     ordered = {name: lists[name] for name in Config.__dataclass_fields__ if name in lists}
     grid = Grid(dataclasses.replace(base, **pinned), ordered, smoothing)
+    if base.student or base.teacher:
+        raise ConfigError(
+            f"--preset is {base.preset}, which has networks of its own, and a sweep trains fully connected ones: use "
+            "python -m kd_jax.run, or kd.compare from Python"
+        )
     for setting in distilled(grid):
+        check_steps(setting.config.training)
         if setting.config.make_method().teacher_features:
             raise ConfigError(
                 f"--method is {setting.config.method}, which compares features, and a sweep keeps the teacher's logits "

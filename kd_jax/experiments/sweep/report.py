@@ -13,7 +13,7 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.evaluate import Evaluation
 from kd_jax.experiments.notebook import report
 from kd_jax.experiments.notebook.conclusion import conclude
-from kd_jax.experiments.notebook.config import Config, make_config
+from kd_jax.experiments.notebook.config import LATER, Config, make_config
 from kd_jax.experiments.notebook.methods import METHODS
 from kd_jax.experiments.shell import environment
 from kd_jax.experiments.shell.options import option
@@ -47,6 +47,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
         fixed |= {"method option": "method_option"} if base.method_option else {}
     if base.shift_share < 1 and (base.shift or "shift" in lists):
         fixed["share of the images shifted"] = "shift_share"
+    fixed |= {grid.words(n): n for n, value in LATER.items() if getattr(base, n) != value}
     rest = ", ".join(f"{word} {_value(getattr(base, name))}" for word, name in fixed.items() if name not in lists)
     more = grid.seeds_of_the_test(asked)
     seeds = f"{base.seeds} seeds ({base.seed} to {more[0] - 1}; in the test {more[0]} to {more[-1]})"

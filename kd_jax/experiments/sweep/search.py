@@ -34,6 +34,7 @@ from kd_jax.experiments.sweep.grid import (
 from kd_jax.experiments.sweep.plan import PlanEntry
 from kd_jax.experiments.trials import Trials, blocks, train_trials
 from kd_jax.models import Network
+from kd_jax.teacher import LiveTeacher
 from kd_jax.train.checkpoint import CheckpointPolicy
 
 
@@ -268,6 +269,8 @@ def _teachers_in_turn(known: list[Config], entry: PlanEntry) -> tuple[int, int]:
 def _given(data: Images, entry: PlanEntry, own: _Teacher | None) -> Images:
     shift = entry.trials.setup.shift
     given = of_images.padded(data, shift)
+    if own and entry.trials.setup.prepare is not None:
+        return given._replace(teacher=LiveTeacher(own.network, own.variables))
     return given._replace(logits=own.outputs(data, shift)) if own else given
 
 

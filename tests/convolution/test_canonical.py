@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from kd_jax.train.convolution import canonical
+from kd_jax.convolution import canonical
 
 NUMBERS = {
     1: [("NHC", "HIO", "NHC"), ("NCH", "OIH", "NCH"), ("CHN", "IHO", "HNC")],

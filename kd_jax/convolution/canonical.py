@@ -3,7 +3,8 @@
 XLA's CPU compiler has a fast kernel for one order of a convolution's axes: batch, space, features; space, inputs,
 outputs. It turns convolutions into that order outside loops only (jax-ml/jax#12868), and the gradients of a
 convolution have another one: in the body of a `lax.scan` they are 100 times slower. So `canonical` rewrites them in the
-program of one function. It changes nothing else in the process, and the function may be anybody's.
+program of one function, or has oneDNN compute them (`kd_jax.convolution.onednn`). Beside them it rewrites sums of
+columns, which batch normalisation needs. It changes nothing else in the process, and the function may be anybody's.
 """
 
 import functools
@@ -11,18 +12,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
-from jax.extend.core.primitives import conv_general_dilated_p
+from jax.extend.core.primitives import conv_general_dilated_p, reduce_sum_p
 from jaxtyping import Array
 
-from kd_jax.train.convolution_forms import convolve
+from kd_jax.convolution import sums
+from kd_jax.convolution.forms import convolve
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 def canonical(fun: Callable[Arguments, Result], *, platform: str | None = None) -> Callable[Arguments, Result]:
-    """`fun` with each convolution in the form for which XLA's CPU compiler has a fast kernel; equal but for rounding.
+    """`fun` with each convolution in a form that has a fast kernel on a CPU; equal but for rounding.
 
     It reaches into everything that `fun` calls: jit, scan, while, cond, remat, custom gradients, vmap, shard_map (where
     it moves axes only).
@@ -86,6 +89,11 @@ class _Rewriter:
         if equation.primitive is conv_general_dilated_p and _is_rewritten(equation):
             yield from _inlined(functools.partial(convolve, plain=_is_sharded(equation), **equation.params), equation)
             return
+        if equation.primitive is reduce_sum_p and _is_slow_sum(equation):
+            yield from _inlined(
+                functools.partial(sums.column_sums, axes=tuple(map(int, equation.params["axes"]))), equation
+            )
+            return
         params = {name: self.value(value) for name, value in equation.params.items()}
         same = all(params[name] is value for name, value in equation.params.items())
         yield equation if same else equation.replace(params=params)
@@ -99,6 +107,17 @@ def _is_rewritten(equation: JaxprEqn) -> bool:
     """Explicit shardings name the axes that would be transposed; there is no kernel for more than three of space."""
     sharding = equation.params.get("out_sharding")
     return (sharding is None or not any(sharding.spec)) and 3 <= len(equation.params["dimension_numbers"].lhs_spec) <= 5
+
+
+def _is_slow_sum(equation: JaxprEqn) -> bool:
+    """A sum of many rows of float32, which has no axes of a mesh in its type."""
+    array: Any = equation.invars[0].aval
+    return array.dtype == jnp.float32 and not _is_sharded(equation) and sums.is_worth_it(array.shape, _axes(equation))
+
+
+def _axes(equation: JaxprEqn) -> tuple[int, ...]:
+    """Of a sum; a vmap makes NumPy's whole numbers of them."""
+    return tuple(map(int, equation.params["axes"]))
 
 
 def _is_sharded(equation: JaxprEqn) -> bool:

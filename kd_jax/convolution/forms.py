@@ -1,5 +1,6 @@
 """One convolution in forms for which XLA's CPU compiler has fast kernels, also in loops: `convolve`.
 
+- Ungrouped and large, in float32: oneDNN's, where it is installed.
 - Ungrouped, in float32, bfloat16 and float16: XLA's convolution, in the order batch, space, features; space, inputs,
   outputs.
 - One number for a position and a pair of features (1 × 1, and its gradients), and types for which XLA has no kernel
@@ -21,7 +22,8 @@ from jax import lax
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
-from kd_jax.train.convolution_operands import Operands, dilated, places
+from kd_jax.convolution import onednn_form
+from kd_jax.convolution.operands import Operands, dilated, places
 
 _EIGEN = (jnp.float32, jnp.bfloat16, jnp.float16)
 # More products than this are slower to compile than they save.
@@ -68,10 +70,15 @@ def convolve(
 
 def _form(own: Operands) -> Array:
     """[batch, *extents, groups · outputs], by the form that is fast."""
+    own = _cropped(own)
+    inputs = own.rhs.shape[-2]
+    if own.groups == 1 and math.prod(map(min, own.window, own.extents)) > 1:
+        by_onednn = onednn_form.convolution(own, otherwise=_library)
+        if by_onednn is not None:
+            return by_onednn
     for axis in range(own.dims):
         if own.lhs_dilation[axis] > 1 and own.window_strides[axis] == own.rhs_dilation[axis] == 1:
             return _by_phases(own, axis)
-    inputs = own.rhs.shape[-2]
     if 0 in own.lhs.shape or 0 in own.rhs.shape or 0 in own.extents:
         return _library(own)
     if own.groups > 1:
@@ -87,6 +94,17 @@ def _form(own: Operands) -> Array:
     if own.dims == 3 and not slow and own.lhs_dilation[0] == 1 and min(own.window[0], own.extents[0]) <= _PLANES:
         return _by_planes(own)
     return _library(own)
+
+
+def _cropped(own: Operands) -> Operands:
+    """Without padding below 0, with which XLA's kernel of jax 0.10.2 reads what is not its own."""
+    for axis, (low, high) in enumerate(own.padding):
+        size = own.lhs.shape[axis + 1]
+        if own.lhs_dilation[axis] == 1 and min(low, high) < 0 <= size + min(low, 0) + min(high, 0):
+            lhs = lax.slice_in_dim(own.lhs, max(-low, 0), size - max(-high, 0), 1, axis + 1)
+            padding = _replaced(own.padding, axis, (max(low, 0), max(high, 0)))
+            own = own._replace(lhs=lhs, padding=padding)
+    return own
 
 
 def _library(own: Operands) -> Array:
