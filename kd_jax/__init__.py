@@ -141,6 +141,7 @@ if TYPE_CHECKING:
     from kd_jax.teacher import several as several
     from kd_jax.train import callbacks as callbacks
     from kd_jax.train.fit import fit as fit
+    from kd_jax.train.sharding import Sharding as Sharding
     from kd_jax.train.step import TrainState as TrainState
 
 # The same names as above, by their module; those of `_MODULES` are modules themselves.
@@ -176,6 +177,7 @@ _NAMES = {
     ".stats": "Comparison paired_comparison summarise",
     ".teacher": "Teacher cached from_file from_top_k load_logits several",
     ".train.fit": "fit",
+    ".train.sharding": "Sharding",
     ".train.step": "TrainState",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -26,6 +26,17 @@ from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.checks import check, first_batch, make_training
 from kd_jax.train.progress import is_watched, make_bar
 from kd_jax.train.resume import description, identity, opened, optimizer_digest, program_digest
+from kd_jax.train.sharding import (
+    SEED,
+    Sharding,
+    Spread,
+    check_batch_size,
+    check_of_seeds,
+    off_mesh,
+    on_mesh,
+    put_teacher,
+    where_it_lies,
+)
 from kd_jax.train.step import Prepare, Training, init, step
 from kd_jax.train.validation import Validation, check_watched
 from kd_jax.version import __version__
@@ -37,6 +48,7 @@ _STUDENT, _CHOICE = 1, 2
 
 
 @called_as("kd.compare(student, teacher, train, test)")
+@on_mesh
 def compare(
     student: Any,
     teacher: Any,
@@ -56,6 +68,8 @@ def compare(
     folder: Any = None,
     resume: bool = False,
     progress: bool | None = None,
+    mesh: Any = None,
+    sharding: Sharding | None = None,
 ) -> Table:
     """Trains a student by each of `methods` with each of the seeds, and compares them on the test data, read once.
 
@@ -68,6 +82,8 @@ def compare(
     development: data on which a grid's best is chosen; the last sixth of `train`, at most 10,000, where it is None.
         What is chosen is trained anew, by all of `train`, with other random numbers.
     folder, resume: every training that is done is kept there; a comparison that was killed goes on to the same result.
+    mesh: with an axis `seed`, each device trains a seed at a time, to the same bits on any number of devices; with an
+        axis `data`, each training has all devices, as in `kd.distill`, and `sharding`.
 
     Intervals are corrected for the number of methods that are compared (Bonferroni). Raises as `kd.distill` does.
     """
@@ -76,7 +92,12 @@ def compare(
         data={"train": train, "test": test, "development": development},
     )  # fmt: skip
     data, tested = as_batch(train), as_batch(test)
-    model, known = as_model(student), as_teacher(teacher)
+    model, known = where_it_lies(as_model, student, mesh), where_it_lies(as_teacher, teacher, mesh)
+    if mesh is not None and SEED not in mesh.axis_names:
+        known = put_teacher(mesh, known, None if sharding is None else sharding.teacher)
+        check_batch_size(mesh, batch_size)
+    elif mesh is not None:
+        check_of_seeds(mesh, sharding)
     if not isinstance(methods, Mapping):
         raise ConfigError(f"methods is a {type(methods).__name__}: give a dict with a name for each, {{'kd': kd.KD()}}")
     if len(methods) < 1:
@@ -93,7 +114,7 @@ def compare(
         )
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     entries = {name: one if isinstance(one, Grid) else as_method(one) for name, one in methods.items()}
-    how = Setup(model, optimizer, epochs, batch_size, prepare, measures, measure, better)
+    how = Setup(model, optimizer, epochs, batch_size, prepare, measures, measure, better, mesh, sharding)
     settings = {
         "methods": {name: description(one) for name, one in entries.items()}, "epochs": epochs,
         "batch_size": batch_size, "seeds": list(numbers), "measure": measure,
@@ -106,10 +127,15 @@ def compare(
         check_watched(measure, "measure", (), Validation(part, measures, known, training, None, classes))
     own = {}
     if folder is not None:
-        shapes = jax.eval_shape(model.network.init, jax.random.key(0))
-        own = identity(settings, data, None, known, prepare)
-        own["optimizer"] = optimizer_digest(optimizer, model.network.split(shapes)[0])
-        own["computation of a step"] = _digest_of_steps(entries, training, known, data, batch_size)
+
+        def computed() -> dict[str, Any]:
+            shapes = jax.eval_shape(model.network.init, jax.random.key(0))
+            return identity(settings, data, None, known, prepare) | {
+                "optimizer": optimizer_digest(optimizer, model.network.split(shapes)[0]),
+                "computation of a step": _digest_of_steps(entries, training, known, data, batch_size),
+            }
+
+        own = off_mesh(how.mesh_of_one, computed)
     with opened(folder, own, resume=resume, warn=lambda sentence: None, argument="folder") as opened_folder:
         kept = None if opened_folder is None else KeptTrainings(opened_folder.store.folder / "trainings")
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)
@@ -217,15 +243,16 @@ def _measured(
     results: Mapping[str, list[Trained]], how: Setup, teacher: Teacher | None, data: Batch
 ) -> dict[str, dict[str, Float[np.ndarray, " seeds"]]]:
     size = _batch_size(how)
+    prepare = how.prepare if how.mesh_of_one is None else Spread(how.mesh_of_one, how.prepare)
     asked: Any = None
     if teacher is not None and not teacher.per_example:
-        asked = answers_on(teacher, data, _classes(how, data), batch_size=size, prepare=how.prepare)
+        asked = answers_on(teacher, data, _classes(how, data), batch_size=size, prepare=prepare)
     found = {}
     for name, ones in results.items():
         each = [
             evaluate(
                 Model(how.model.network, one.variables), data, teacher=asked, measures=how.measures, batch_size=size,
-                prepare=how.prepare,
+                prepare=prepare,
             )
             for one in ones
         ]  # fmt: skip

@@ -11,18 +11,18 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from kd_jax.data.batch import Batch, as_key, check_whole, is_in_memory
+from kd_jax.data.batch import as_key, check_whole, is_in_memory
 from kd_jax.data.mixing import mixes
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
-from kd_jax.teacher import Teacher, as_teacher
+from kd_jax.teacher import as_teacher
 from kd_jax.train import measures as of_training
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
-from kd_jax.train.checks import Checked, check, check_batch, check_not_own, first_batch, make_training
+from kd_jax.train.checks import Checked, check, check_batch, check_not_own, make_training
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
@@ -35,10 +35,21 @@ from kd_jax.train.resume import (
     identity,
     opened,
     optimizer_digest,
-    program_digest,
+)
+from kd_jax.train.sharding import (
+    Sharding,
+    Spread,
+    check_of_one,
+    off_mesh,
+    on_mesh,
+    put_teacher,
+    put_variables,
+    replicated,
+    where_it_lies,
 )
 from kd_jax.train.sources import Memory, Stream, make_source
-from kd_jax.train.step import Prepare, TrainState, as_optimized, init
+from kd_jax.train.start import copied, digest_of_step, first_state
+from kd_jax.train.step import Prepare, TrainState, as_optimized
 from kd_jax.train.validation import Validation, check_watched
 
 PyTree = Any
@@ -71,6 +82,7 @@ class Result(NamedTuple):
 
 
 @called_as("kd.distill(student, teacher, data)")
+@on_mesh
 def distill(
     student: Any,
     teacher: Any,
@@ -93,6 +105,8 @@ def distill(
     resume: bool = False,
     progress: bool | None = None,
     dtype: Any = None,
+    mesh: Any = None,
+    sharding: Sharding | None = None,
 ) -> Result:
     """Trains `student` on `data`, taught by `teacher`.
 
@@ -111,6 +125,8 @@ def distill(
     checkpoint: a folder; resume: goes on with what is in it. checkpoint_steps: also after so many steps of an epoch.
     progress: a bar; None for one where somebody may see it. dtype: `jnp.bfloat16` computes in it, and keeps the
         parameters in float32: faster on a GPU, with about 3 digits in each product.
+    mesh: a `jax.sharding.Mesh` with an axis `data`, over which each batch is divided; parameters lie as their module
+        says (`with_partitioning`), or sharding: a `kd.Sharding` of rules. The result is that of one device, rounded.
 
     Raises an error of `kd_jax.errors`, in one sentence, before anything is compiled where what is given does not fit;
     `NotFiniteError` at the first loss or parameter that is not finite.
@@ -121,19 +137,29 @@ def distill(
     teachers = teacher if isinstance(teacher, list | tuple) else [teacher]
     if student is not None and any(student is one for one in teachers):
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
-    model, known = as_model(student), as_teacher(teacher)
+    model, known = where_it_lies(as_model, student, mesh), where_it_lies(as_teacher, teacher, mesh)
     check_not_own(model, known)
+    rules = sharding or Sharding()
+    if mesh is not None:
+        check_of_one(mesh)
+        known = put_teacher(mesh, known, rules.teacher)
+        if model.variables is not None:
+            placed = put_variables(mesh, model.network, model.variables, rules.student, "student")
+            model = Model(model.network, placed, model.origin)
     method = as_method(method if method is not None else CrossEntropy() if known is None else KD())
     epochs = check_whole(epochs, "epochs")
     steps = None if steps is None else check_whole(steps, "steps")
     checkpoint_steps = None if checkpoint_steps is None else check_whole(checkpoint_steps, "checkpoint_steps")
     several = as_callbacks(callbacks)
     key = as_key(key)
+    if mesh is not None:
+        key, method = replicated(mesh, (key, method))
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     training = make_training(model, optimizer, prepare=prepare, dtype=dtype)
     source = make_source(
-        data, known, key, method, training, batch_size=batch_size, steps=steps, epochs=epochs, every=checkpoint_steps
-    )
+        data, known, key, method, training, batch_size=batch_size, steps=steps, epochs=epochs, every=checkpoint_steps,
+        mesh=mesh,
+    )  # fmt: skip
     batch_size = source.batch_size if isinstance(source, Memory) else None
     checked = _check_source(source, model.variables)
     held = None
@@ -151,9 +177,10 @@ def distill(
     # A batch that is trained on is given away; this one is on the host.
     sample = source.data if isinstance(source, Memory) else source.peek()
     if isinstance(source, Memory):
-        source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size)
-    examine = None if held is None else held.examiner(model, batch_size, prepare)
-    state = _first_state(source, model.variables)
+        source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size, mesh)
+    spread = prepare if mesh is None else Spread(mesh, prepare)
+    examine = None if held is None else held.examiner(model, batch_size, spread)
+    state = first_state(source, model, mesh, rules)
     params, _ = model.network.split(state.variables)
     settings = {
         "method": description(method), "epochs": epochs, "steps": steps, "batch_size": batch_size, "best": best,
@@ -164,15 +191,21 @@ def distill(
     if checkpoint is not None:
         if is_in_memory(validation):
             settings["validation"] = digest(validation)
-        own = identity(settings, source.data if isinstance(source, Memory) else data, model.variables, known, prepare)
-        own["optimizer"] = optimizer_digest(optimizer, as_optimized(params, state.learned))
-        own["computation of a step"] = program_digest(source.one_step, state, *_first(source), source.method)
+        of_data = source.data if isinstance(source, Memory) else data
+
+        def computed() -> dict[str, Any]:
+            return identity(settings, of_data, model.variables, known, prepare) | {
+                "optimizer": optimizer_digest(optimizer, as_optimized(params, state.learned)),
+                "computation of a step": digest_of_step(source, state, mesh),
+            }
+
+        own = off_mesh(mesh, computed)
     with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) else Silent()
         plan = Plan(
             source, epochs, examine, best, higher, several,
-            lambda variables: _as_given(student, Model(model.network, _copied(variables))),
+            lambda variables: _as_given(student, Model(model.network, copied(variables))),
             folder, checkpoint_steps, bar,
         )  # fmt: skip
         try:
@@ -225,21 +258,6 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
     return checked
 
 
-def _first_state(source: Memory | Stream, start: PyTree) -> TrainState:
-    batch, taught = _first(source)
-    variables = None if start is None else _copied(start)
-    state = init(source.key, source.training, source.method, batch, taught, variables=variables)
-    # An optimiser or a method may hand out an array of its own: a key, say.
-    return state._replace(**{name: _copied(getattr(state, name)) for name in ("learned", "carried", "optimizer_state")})
-
-
-def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:
-    """Shapes of a batch, and the teacher of its rows."""
-    if isinstance(source, Memory):
-        return first_batch(source.data, source.teacher, source.batch_size)
-    return source.peek(), source.teacher
-
-
 def _begun(source: Memory | Stream, state: TrainState, folder: Folder | None) -> Progress:
     """From the newest checkpoint on, where there is one."""
     restored = None if folder is None else folder.newest(state)
@@ -255,11 +273,6 @@ def _as_given(student: Any, trained: Model) -> Any:
     if isinstance(trained.network, NNXNetwork) and not isinstance(student, Model):
         return to_module(trained)
     return trained
-
-
-def _copied(variables: PyTree) -> PyTree:
-    """The memory of a training's state is used again by its steps; what is the user's stays."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), variables)
 
 
 def _warn(sentence: str) -> None:

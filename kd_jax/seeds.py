@@ -1,4 +1,4 @@
-"""One method with several seeds: side by side where that pays, else in turn; what is done is kept in a folder."""
+"""One method with several seeds: side by side where that pays, on several devices, or in turn; kept in a folder."""
 
 import json
 import time
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from kd_jax.data.batch import Batch
@@ -23,6 +24,7 @@ from kd_jax.train.caching import kept_teacher
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.fit import fit
 from kd_jax.train.measures import UNLABELLED, accuracy, unlabelled
+from kd_jax.train.sharding import SEED, Sharding, replicated
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Prepare
 
@@ -40,6 +42,18 @@ class Setup(NamedTuple):
     measures: Mapping[str, Callable[..., Any]] | None
     measure: str
     higher: bool
+    mesh: Mesh | None = None
+    sharding: Sharding | None = None
+
+    @property
+    def devices(self) -> int:
+        """How many devices have a seed each; 1 where a training has them all."""
+        return 1 if self.mesh is None else dict(self.mesh.shape).get(SEED, 1)
+
+    @property
+    def mesh_of_one(self) -> Mesh | None:
+        """The mesh that one training has for itself."""
+        return None if self.mesh is None or SEED in self.mesh.axis_names else self.mesh
 
 
 class Trained(NamedTuple):
@@ -96,11 +110,15 @@ def train_seeds(
     methods: Mapping[str, Method], how: Setup, teacher: Teacher | None, data: Batch, seeds: tuple[int, ...], role: int,
     kept: KeptTrainings | None, done: Callable[[str, int], None],
 ) -> dict[str, list[Trained]]:  # fmt: skip
-    """Every method with every seed: small dense networks side by side, others in turn."""
+    """Every method with every seed: a seed on each device of a mesh; else small dense networks side by side, others in
+    turn.
+    """
     shapes = jax.eval_shape(how.model.network.init, jax.random.key(0))
     params = how.model.network.split(shapes)[0]
     dense = all(leaf.ndim <= 2 for leaf in jax.tree.leaves(params))
     side_by_side = dense and (count_parameters(params) < SMALL or jax.default_backend() != "cpu")
+    if how.mesh is not None:
+        data = replicated(how.mesh, data)
     found: dict[str, list[Trained]] = {}
     kept_teachers: dict[bool, Teacher | None] = {}
     for name, method in methods.items():
@@ -109,15 +127,18 @@ def train_seeds(
         if not isinstance(method, CrossEntropy | LabelSmoothing):
             with_features = bool(method.teacher_features)
             if with_features not in kept_teachers:
-                kept_teachers[with_features] = kept_teacher(
-                    teacher, method, data, how.prepare, how.epochs, how.batch_size
+                found_teacher = kept_teacher(
+                    teacher, method, data, how.prepare, how.epochs, how.batch_size, how.mesh_of_one
                 )
+                if how.mesh is not None and how.mesh_of_one is None:
+                    found_teacher = replicated(how.mesh, found_teacher)
+                kept_teachers[with_features] = found_teacher
             taught = kept_teachers[with_features]
         known = {s: None if kept is None else kept.read(f"{name}-seed{s}", how.model) for s in seeds}
         missing = [seed for seed, one in known.items() if one is None]
         done(name, len(seeds) - len(missing))
-        together = side_by_side and len(missing) > 1
-        for group in [missing] if together else [[seed] for seed in missing]:
+        count = len(missing) if side_by_side and how.mesh is None else how.devices
+        for group in [missing[first : first + count] for first in range(0, len(missing), count)] if missing else []:
             for seed, one in zip(group, _fit(method, how, taught, data, group, role), strict=True):
                 known[seed] = one
                 if kept is not None:
@@ -141,13 +162,25 @@ def _fit(
     def one(key: Any, data: Batch, teacher: Teacher | None, method: Method) -> Any:
         state, history = fit(
             key, data, how.model, method=method, optimizer=how.optimizer, epochs=how.epochs,
-            batch_size=how.batch_size, teacher=teacher, prepare=how.prepare, measures=measures,
+            batch_size=how.batch_size, teacher=teacher, prepare=how.prepare, measures=measures, mesh=how.mesh_of_one,
+            sharding=how.sharding,
         )  # fmt: skip
         return state.variables, history
 
     keys = [jax.random.fold_in(jax.random.key(seed), role) for seed in seeds]
     started = time.perf_counter()
-    if len(seeds) == 1:
+    if how.mesh is not None and how.mesh_of_one is None:
+        # Those that are too many for the seeds train the last one again.
+        padded = jnp.stack([*keys, *keys[-1:] * (how.devices - len(keys))])
+        along = jax.device_put(padded, NamedSharding(how.mesh, PartitionSpec(SEED)))
+        same = ("seeds", how.mesh, how.model.network, how.optimizer, how.epochs, how.batch_size, how.prepare)
+        stacked = programs.call(
+            _one_on_each_device(one, how.mesh), along, data, teacher, replicated(how.mesh, method),
+            same=(*same, tuple(measures)),
+        )  # fmt: skip
+        on_host = jax.tree.map(np.asarray, stacked)
+        results = [jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), on_host) for i in range(len(seeds))]
+    elif len(seeds) == 1:
         variables, history = one(keys[0], data, teacher, method)
         results = [(variables, history)]
     else:
@@ -167,3 +200,16 @@ def _fit(
             )
         trained.append(Trained(variables, known, seconds))
     return trained
+
+
+def _one_on_each_device(one: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A training on each device, by its own key: the program of one, whatever their number, so that bits are the same.
+
+    A `vmap` would group the convolutions of all seeds, which the partitioner gathers (openxla/xla#47945).
+    """
+
+    def own(keys: Any, *rest: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], one(keys[0], *rest))
+
+    along, every = PartitionSpec(SEED), PartitionSpec()
+    return jax.shard_map(own, mesh=mesh, in_specs=(along, every, every, every), out_specs=along, check_vma=False)

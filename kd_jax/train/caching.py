@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from kd_jax.data.batch import Batch, check_counts
 from kd_jax.methods import Method
 from kd_jax.teacher import SeveralTeachers, Teacher, cached
 from kd_jax.train import memory
+from kd_jax.train.sharding import Spread, replicated
 from kd_jax.train.sizes import SMALL
 
 PyTree = Any
@@ -19,8 +21,9 @@ _SHARE = 0.25
 
 
 def kept_teacher(
-    teacher: Teacher | None, method: Method, data: Batch, prepare: Any, epochs: int, batch_size: int | None = None
-) -> Teacher | None:
+    teacher: Teacher | None, method: Method, data: Batch, prepare: Any, epochs: int, batch_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Teacher | None:  # fmt: skip
     """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit.
 
     They do not where views are random (`prepare`), features are needed, or an epoch is all there is.
@@ -35,7 +38,10 @@ def kept_teacher(
     free = memory.available()
     if free is not None and 4 * int(np.prod(one.shape)) > _SHARE * free:
         return teacher
-    return cached(teacher, data.inputs, batch_size=min(count, evaluation_batch_size(batch_size, teacher)))
+    size = min(count, evaluation_batch_size(batch_size, teacher))
+    if mesh is None:
+        return cached(teacher, data.inputs, batch_size=size)
+    return replicated(mesh, cached(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
 
 
 def evaluation_batch_size(batch_size: int | None, network: PyTree) -> int:

@@ -35,7 +35,10 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
 
 
 def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) -> PyTree:
-    """The tree whose leaves `named_arrays` named, on the device. Raises `MismatchError` where it is not `like`."""
+    """The tree whose leaves `named_arrays` named, on the device, or as `like` lies on a mesh.
+
+    Raises `MismatchError` where it is not `like`.
+    """
     paths, structure = jax.tree.flatten_with_path(like)
     expected = {path_name(path): (data.shape, data.dtype) for path, leaf in paths for data in (_numbers(leaf),)}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
@@ -45,12 +48,17 @@ def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) 
             f"the checkpoint has {found.get(name, 'nothing')} for {name}, and this kd_jax "
             f"{expected.get(name, 'nothing')}: use the versions that wrote it"
         )
-    leaves = [
-        jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]), impl=jax.random.key_impl(leaf)) if _is_key(leaf)
-        else jax.numpy.asarray(arrays[name])
-        for name, (_, leaf) in zip(expected, paths, strict=True)
-    ]  # fmt: skip
+    leaves = [_restored(arrays[name], leaf) for name, (_, leaf) in zip(expected, paths, strict=True)]
     return jax.tree.unflatten(structure, leaves)
+
+
+def _restored(array: Any, like: Any) -> Any:
+    if _is_key(like):
+        array = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
+    sharding = getattr(like, "sharding", None)
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.device_put(array, sharding)
+    return array if _is_key(like) else jax.numpy.asarray(array)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -20,6 +20,19 @@ from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.measures import WEIGHT, Measure, of_labelled
+from kd_jax.train.sharding import (
+    Layout,
+    Sharding,
+    along_data,
+    check_batch_size,
+    check_of_one,
+    layout_of,
+    on_mesh,
+    put_teacher,
+    put_variables,
+    replicated,
+    where_it_lies,
+)
 from kd_jax.train.sizes import SMALL
 from kd_jax.train.step import Metrics, Prepare, Training, TrainState, as_optimized, init, is_finite, step
 
@@ -32,6 +45,7 @@ _UNROLL, _UNROLL_SMALL = 2, 4
 
 
 @called_as("kd.fit(key, data, network)")
+@on_mesh
 def fit(
     key: Any,
     data: Any,
@@ -46,6 +60,8 @@ def fit(
     prepare: Prepare | None = None,
     measures: Mapping[str, Measure] | None = None,
     dtype: Any = None,
+    mesh: Any = None,
+    sharding: Sharding | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, " epochs"]]]:
     """A whole training, pure in its key: `vmap` it over keys for seeds, or over the numbers of a method for a grid.
 
@@ -56,11 +72,13 @@ def fit(
     start: variables to start from; None for those that the model has, else new ones from the key.
     measures: of the training batches, inside the step, by name: functions `(student's output, batch, teachers' outputs)
         -> values`, `[batch]` or `[batch, positions]`. Those of `kd.distill` are of its validation data, and differ.
+    mesh, sharding: as of `kd.distill`; with a mesh it is called outside of `jit` and `vmap`.
     Returns the last state (`state.variables` are the network's) and the means of each epoch's metrics by name.
     Raises what `kd.distill` raises; `NotFiniteError` for a loss that is not finite, unless it is traced.
     """
     check_order("kd.fit(key, data, network)", models={"network": network, "teacher": teacher}, data={"data": data})
-    model, data, method, known = as_model(network), as_batch(data), as_method(method), as_teacher(teacher)
+    model, known = where_it_lies(as_model, network, mesh), where_it_lies(as_teacher, teacher, mesh)
+    data, method = as_batch(data), as_method(method)
     training = make_training(model, optimizer, prepare=prepare, measures=measures, dtype=dtype)
     key = as_key(key)
     check_epochs(epochs)
@@ -68,21 +86,35 @@ def fit(
         check_not_own(model, known)
         start = model.variables
     check(training, method, data, known, start, batch_size=batch_size)
+    layout = None
+    if mesh is not None:
+        check_of_one(mesh)
+        check_batch_size(mesh, batch_size)
+        rules = sharding or Sharding()
+        key, data, method = replicated(mesh, (key, data, method))
+        known = put_teacher(mesh, known, rules.teacher)
+        start = start if start is None else put_variables(mesh, model.network, start, rules.student, "student")
+
+    def first(key: Key[Array, ""], data: Batch, teacher: Teacher | None, method: Method, start: PyTree) -> TrainState:
+        return init(key, training, method, *first_batch(data, teacher, batch_size), variables=start)
+
+    if mesh is not None:
+        layout = layout_of(mesh, sharding, model.network, start, jax.eval_shape(first, key, data, known, method, start))
 
     def whole(
         key: Key[Array, ""], data: Batch, teacher: Teacher | None, method: Method, start: PyTree
     ) -> tuple[TrainState, Metrics]:
-        first = first_batch(data, teacher, batch_size)
-        state = init(key, training, method, *first, variables=start)
+        state = first(key, data, teacher, method, start)
+        state = state if layout is None else layout.constrain(state)
 
         def epoch(state: TrainState, number: Int[Array, ""]) -> tuple[TrainState, Metrics]:
             order = epoch_order(key, number, examples=check_counts(data), batch_size=batch_size)
-            state, metrics = scan_steps(state, key, data, teacher, order, method, training=training)
+            state, metrics = scan_steps(state, key, data, teacher, order, method, training=training, layout=layout)
             return state, _means(metrics)
 
         return jax.lax.scan(epoch, state, jnp.arange(epochs))
 
-    same = ("fit", training, epochs, batch_size)
+    same = ("fit", training, epochs, batch_size, layout)
     state, history = programs.call(whole, key, data, known, method, start, same=same)
     if not programs.is_traced(history):
         bad = ~np.isfinite(np.asarray(history["loss"]))
@@ -116,25 +148,34 @@ def scan_steps(
     method: Method,
     *,
     training: Training,
+    layout: Layout | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step for each row of `order`, as one loop; the metrics have a leading axis of steps."""
+    """One step for each row of `order`, as one loop; the metrics have a leading axis of steps.
+
+    layout: where the state and the batches lie on a mesh; None for one device.
+    """
     data = jax.tree.map(jnp.asarray, data)
 
     def look_up(rows: Int[Array, " batch"], step: Int[Array, ""]) -> tuple[Batch, Teacher | None]:
-        return take(data, rows), teacher and teacher.take(rows)
+        if layout is None:
+            return take(data, rows), teacher and teacher.take(rows)
+        # Every device has all examples, and takes those of its part of the batch.
+        rows = along_data(layout.mesh, rows)
+        return along_data(layout.mesh, take(data, rows)), teacher and teacher.take(rows)
 
-    return loop(train_state, key, look_up, order, method, training=training)
+    return loop(train_state, key, look_up, order, method, training=training, layout=layout)
 
 
 def loop(
-    train_state: TrainState, key: Key[Array, ""], look_up: Any, order: Any, method: Method, *, training: Training
-) -> tuple[TrainState, Metrics]:
+    train_state: TrainState, key: Key[Array, ""], look_up: Any, order: Any, method: Method, *, training: Training,
+    layout: Layout | None = None,
+) -> tuple[TrainState, Metrics]:  # fmt: skip
     """A step for each of the leading axis of `order`. look_up: `(rows, steps done) -> (batch, teacher)` of a step."""
     params, _ = training.network.split(train_state.variables)
     small = count_parameters(params) < SMALL
     transposed = None
     which = transpose.tall(params)
-    if small and any(which) and jax.default_backend() == "cpu":
+    if small and any(which) and jax.default_backend() == "cpu" and layout is None:
         other = transpose.Transposed(training.network, which)
         pairs = [as_optimized(given, train_state.learned) for given in (params, other.turned(params))]
         transposed = other if transpose.is_blind(training.optimizer, *pairs) else None
@@ -142,7 +183,8 @@ def loop(
 
     def one(state: TrainState, rows: Any) -> tuple[TrainState, Metrics]:
         batch, teacher = look_up(rows, state.step)
-        return step(state, batch, teacher, key, method, training=own)
+        after, metrics = step(state, batch, teacher, key, method, training=own)
+        return after if layout is None else layout.constrain(after), metrics
 
     def turned(state: TrainState, variables: PyTree) -> TrainState:
         assert transposed is not None

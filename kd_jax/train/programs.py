@@ -30,14 +30,16 @@ def call(function: Callable[..., Any], *arguments: PyTree, same: Hashable = None
 
 
 def compiled(
-    function: Callable[..., Any], *arguments: PyTree, same: Hashable = None, donate: bool = False
-) -> Callable[..., Any]:
+    function: Callable[..., Any], *arguments: PyTree, same: Hashable = None, donate: bool = False,
+    shardings: PyTree = None,
+) -> Callable[..., Any]:  # fmt: skip
     """`function` compiled for such arguments, arrays or their shapes.
 
     A function that lowers to the same text as one before is not compiled again: two optimisers with equal numbers, or
     two equal models, make one program. same: what the function depends on beside its arguments; where it and their
     shapes are equal to those of a call before, the function is not even traced again.
-    donate: whether the first argument's memory may be used for the result.
+    donate: whether the first argument's memory may be used for the result. shardings: of the result, on a mesh; a tree
+    of which each leaf counts for all below it. `same` must tell them.
     """
     leaves, structure = jax.tree.flatten(arguments)
     leaves = [_as_leaf(leaf) for leaf in leaves]
@@ -48,17 +50,19 @@ def compiled(
         return known
     structures: list[Any] = []
 
-    def flat(*leaves: Any) -> list[Any]:
-        out, of_result = jax.tree.flatten(function(*jax.tree.unflatten(structure, leaves)))
+    def flat(*leaves: Any) -> Any:
+        result = function(*jax.tree.unflatten(structure, leaves))
+        out, of_result = jax.tree.flatten(result)
         structures.append(of_result)
-        return out
+        return out if shardings is None else result
 
     first = len(jax.tree.leaves(arguments[0])) if donate else 0
-    lowered = jax.jit(flat, donate_argnums=tuple(range(first)), keep_unused=True).lower(*leaves)
+    places_of_result: dict[str, Any] = {} if shardings is None else {"out_shardings": shardings}
+    lowered = jax.jit(flat, donate_argnums=tuple(range(first)), keep_unused=True, **places_of_result).lower(*leaves)
     of_result = structures[-1]
     # The text does not say on which devices the program runs, nor which functions of Python it calls.
     usual = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    places = repr([None if sharding == usual else sharding for _, _, sharding in shapes])
+    places = repr([None if sharding == usual else _place(sharding) for _, _, sharding in shapes])
     written = lowered.as_text()
     text = None if "callback" in written else hashlib.sha256((written + places).encode()).hexdigest()
     program = _recall(_by_text, text)
@@ -69,7 +73,7 @@ def compiled(
 
     def run(*given: PyTree) -> Any:
         results = program(*[_as_leaf(leaf) for leaf in jax.tree.leaves(given)])
-        return jax.tree.unflatten(of_result, results)
+        return jax.tree.unflatten(of_result, jax.tree.leaves(results))
 
     return run if key is None else _keep(_by_value, key, run)
 
@@ -78,6 +82,12 @@ def forget() -> None:
     """Lets go of all programs."""
     _by_value.clear()
     _by_text.clear()
+
+
+def _place(sharding: Any) -> Any:
+    """A sharding as text that tells its devices, too."""
+    mesh = getattr(sharding, "mesh", None)
+    return sharding if mesh is None else (sharding, [device.id for device in mesh.devices.flat])
 
 
 def _as_leaf(leaf: Any) -> Any:

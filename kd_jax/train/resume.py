@@ -176,6 +176,7 @@ def program_digest(function: Callable[..., Any], *arguments: PyTree) -> str:
 
 def optimizer_digest(optimizer: optax.GradientTransformation, trained: PyTree) -> str:
     """SHA-256 of what the optimiser computes for such parameters, its numbers included."""
+    trained = jax.eval_shape(lambda given: given, trained)
     update = optax.with_extra_args_support(optimizer).update
     programs = (
         jax.jit(optimizer.init).lower(trained),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from kd_jax.convolution import canonical
@@ -18,6 +19,7 @@ from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.checks import are_probabilities, check_batch
 from kd_jax.train.fit import scan_steps
+from kd_jax.train.sharding import Layout, check_batch_size, put_batch, replicated
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
 PyTree = Any
@@ -53,9 +55,11 @@ class Memory:
 
     def __init__(
         self, data: Batch, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
-        *, batch_size: int, every: int | None,
+        *, batch_size: int, every: int | None, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
-        self.data, self.teacher = jax.tree.map(jnp.asarray, data), teacher
+        self.data = jax.tree.map(jnp.asarray, data) if mesh is None else replicated(mesh, data)
+        self.teacher = teacher
+        self.layout: Layout | None = None
         self.key, self.method, self.training, self.batch_size = key, method, training, batch_size
         self.examples = check_counts(data)
         self.steps = self.examples // batch_size
@@ -79,19 +83,17 @@ class Memory:
                 rows = order[first:done]
                 program = programs.compiled(
                     self._chunk, state, self.key, self.data, self.teacher, rows, self.method,
-                    same=("chunk", self.training), donate=True,
+                    same=("chunk", self.training, self.layout), donate=True,
+                    shardings=None if self.layout is None else self.layout.results(state),
                 )  # fmt: skip
                 state, metrics, finite = program(state, self.key, self.data, self.teacher, rows, self.method)
                 yield Done(state, done - first, metrics, finite, self.batch_size)
 
-    def one_step(self, state: TrainState, batch: Batch, teacher: Teacher | None, method: Method) -> TrainState:
-        """One update."""
-        return step(state, batch, teacher, self.key, method, training=self.training)[0]
-
     def _chunk(
         self, state: TrainState, key: Any, data: Batch, teacher: Teacher | None, rows: Any, method: Method
     ) -> tuple[TrainState, Metrics, Array]:
-        state, metrics = scan_steps(state, key, data, teacher, rows, method, training=self.training)
+        how: dict[str, Any] = {"training": self.training, "layout": self.layout}
+        state, metrics = scan_steps(state, key, data, teacher, rows, method, **how)
         return state, metrics, is_finite(state, self.training.network)
 
 
@@ -103,12 +105,13 @@ class Stream:
 
     def __init__(
         self, data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
-        *, steps: int | None, labels_count: bool,
+        *, steps: int | None, labels_count: bool, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self.data, self.teacher, self.key, self.method, self.training = data, teacher, key, method, training
         self.steps = steps
         self.classes: int | None = None
-        self.labels_count = labels_count
+        self.labels_count, self.mesh = labels_count, mesh
+        self.layout: Layout | None = None
         self.iterator: Any = None
         # How many batches the iterator has given since it began.
         self.drawn = 0
@@ -152,7 +155,8 @@ class Stream:
                 self.checked.add(_shapes(batch))
             program = programs.compiled(
                 self._step, state, self.key, batch, self.teacher, self.method,
-                same=("step", self.training), donate=True,
+                same=("step", self.training, self.layout), donate=True,
+                shardings=None if self.layout is None else self.layout.results(state),
             )  # fmt: skip
             state, metrics, finite = program(state, self.key, batch, self.teacher, self.method)
             done += 1
@@ -172,10 +176,6 @@ class Stream:
         """Whether a state is; the steps look at their losses alone."""
         network = self.training.network
         return bool(programs.call(lambda state: is_finite(state, network), state, same=("finite", network)))
-
-    def one_step(self, state: TrainState, batch: Batch, teacher: Teacher | None, method: Method) -> TrainState:
-        """One update."""
-        return step(state, batch, teacher, self.key, method, training=self.training)[0]
 
     def _step(
         self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method
@@ -225,7 +225,7 @@ class Stream:
                     continue
             return False
 
-        soft = are_probabilities(self.method)
+        soft, mesh = are_probabilities(self.method), self.mesh
 
         def draw() -> None:
             try:
@@ -241,7 +241,8 @@ class Stream:
                             weighs = batch.weights is None or np.any(np.asarray(batch.weights))
                             given, idle = (idle, None) if weighs else ([], idle)
                         for one, place in given:
-                            if not put((jax.tree.map(jnp.asarray, one), place)):
+                            there = jax.tree.map(jnp.asarray, one) if mesh is None else put_batch(mesh, one)
+                            if not put((there, place)):
                                 return
                     if idle:
                         check_values(idle[0][0], None)
@@ -276,7 +277,7 @@ def chunk_lengths(steps: int, reports: int) -> list[int]:
 
 def make_source(
     data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
-    *, batch_size: Any, steps: int | None, epochs: int, every: int | None,
+    *, batch_size: Any, steps: int | None, epochs: int, every: int | None, mesh: Mesh | None = None,
 ) -> Memory | Stream:  # fmt: skip
     """The source of `data`. Raises `ConfigError` where it and the other arguments do not go together."""
     if is_in_memory(data):
@@ -285,7 +286,8 @@ def make_source(
         if batch_size is None:
             raise ConfigError("batch_size is missing: data in memory needs one, such as batch_size=128")
         size = check_whole(batch_size, "batch_size")
-        return Memory(as_batch(data), teacher, key, method, training, batch_size=size, every=every)
+        check_batch_size(mesh, size)
+        return Memory(as_batch(data), teacher, key, method, training, batch_size=size, every=every, mesh=mesh)
     if not hasattr(data, "__iter__") or hasattr(data, "shape"):
         as_batch(data)
     if batch_size is not None:
@@ -304,7 +306,8 @@ def make_source(
             "a cached teacher is looked up by rows, which the batches of an iterator do not have: give the teacher "
             "itself, or the data as a kd.Batch in memory"
         )
-    return Stream(data, teacher, key, method, training, steps=steps, labels_count=bool(method.needs_labels))
+    needed = bool(method.needs_labels)
+    return Stream(data, teacher, key, method, training, steps=steps, labels_count=needed, mesh=mesh)
 
 
 def _with_examples(batch: Batch) -> Batch:

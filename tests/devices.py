@@ -1,0 +1,263 @@
+"""Trainings on a mesh, for tests/train/test_sharding.py: a process of its own, whose CPU counts as 8 devices.
+
+Prints, as JSON, what each function below found, by its name; an exception as its text.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from pages import ROOT, blocks, run
+
+import kd_jax as kd
+from kd_jax.errors import ConfigError, DataError
+
+RNG = np.random.default_rng(0)
+SGD = optax.sgd(0.05, momentum=0.9)
+METHOD = kd.KD(0.3) + kd.SP("first")
+
+
+def mesh(*sizes: int, names: tuple[str, ...] = ("data", "model")) -> Mesh:
+    """Of the first devices, with explicit axes, as JAX makes them."""
+    return jax.make_mesh(sizes, names[: len(sizes)], devices=jax.devices()[: int(np.prod(sizes))])
+
+
+class Net(nnx.Module):
+    """In float64, with batch statistics and dropout. named: with metadata that divides its width over `model`."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs, *, named: bool = True, axis: str = "model"):
+        def made(initial: Any, *names: str | None) -> Any:
+            return nnx.with_partitioning(initial, names) if named else initial
+
+        lecun, zeros, wide = nnx.initializers.lecun_normal(), nnx.initializers.zeros, {"param_dtype": jnp.float64}
+        self.first = nnx.Linear(
+            6, width, kernel_init=made(lecun, None, axis), bias_init=made(zeros, axis), rngs=rngs, **wide
+        )
+        self.norm = nnx.BatchNorm(width, rngs=rngs, **wide)
+        # Flax has these in float32.
+        self.norm.mean, self.norm.var = nnx.BatchStat(jnp.zeros(width)), nnx.BatchStat(jnp.ones(width))
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.head = nnx.Linear(width, 4, kernel_init=made(lecun, axis, None), rngs=rngs, **wide)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(nnx.relu(self.dropout(self.norm(self.first(x)))))
+
+
+class Naming(Net):
+    """A module that names an axis of the mesh in its call."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(jax.lax.with_sharding_constraint(x, PartitionSpec("data")))
+
+
+def noise(key: Any, inputs: jax.Array, train: bool) -> jax.Array:
+    return inputs + 0.1 * jax.random.normal(key, inputs.shape) if train else inputs
+
+
+def rule(path: str, shape: tuple[int, ...]) -> PartitionSpec | None:
+    return PartitionSpec(None, "model") if path.endswith("kernel") else None
+
+
+RULES = kd.Sharding(student=rule, teacher=rule, zero=True)
+STUDENT, TEACHER = Net(8, nnx.Rngs(0), named=False), Net(16, nnx.Rngs(1), named=False)
+X = RNG.normal(size=(64, 6))
+Y = np.asarray(kd.predict(TEACHER, X).argmax(-1), np.int32)
+WEIGHTS = np.where(np.arange(64) % 5 == 0, 0.0, RNG.uniform(0.5, 2, 64))
+DATA = kd.Batch(X, Y, WEIGHTS)
+BATCHES = list(kd.batches(DATA, key=7, batch_size=8, epochs=1))
+# The same in all functions, so that a program is compiled once; a loop of one step compiles fastest.
+HOW: dict[str, Any] = {"method": METHOD, "optimizer": SGD, "epochs": 2, "prepare": noise}
+MEMORY: dict[str, Any] = {**HOW, "batch_size": 8}
+
+
+def apart(one: Any, other: Any) -> float:
+    """The largest difference of two trees."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)))) for a, b in pairs)
+
+
+def pieces(tree: Any) -> dict[str, list[int]]:
+    """The shape of what one device has of each array."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): list(leaf.addressable_shards[0].data.shape)
+            for path, leaf in leaves}  # fmt: skip
+
+
+def refusal(function: Callable[[], Any]) -> str:
+    try:
+        function()
+    except (ConfigError, DataError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def the_same_parameters() -> dict[str, float]:
+    """After 200 steps, with dropout, random views, batch statistics, weights, and losses that couple a batch."""
+    how = {**MEMORY, "epochs": 25}
+    alone = kd.distill(STUDENT, TEACHER, DATA, **how)
+    found = {}
+    for name, on, sharding in [
+        *((str(n), mesh(n), None) for n in (1, 2, 4, 8)), ("4x2", mesh(4, 2), RULES)
+    ]:  # fmt: skip
+        result = kd.distill(STUDENT, TEACHER, DATA, mesh=on, sharding=sharding, **how)
+        assert int(result.state.step) == 200
+        # The means of an epoch are in float32.
+        assert apart(alone.history["loss"], result.history["loss"]) < 1e-7
+        found[name] = apart(alone.state, result.state)
+    return {**found, "moved": apart(kd.from_nnx(STUDENT).variables["params"], alone.model.variables["params"])}
+
+
+def other_sources() -> dict[str, float]:
+    """An iterator of batches, and `kd.fit`; with axes that XLA partitions; below a mesh of the user's."""
+    alone, on = kd.distill(STUDENT, TEACHER, BATCHES, **HOW), mesh(4, 2)
+    more: dict[str, Any] = {**MEMORY, "sharding": RULES}
+    of_memory = kd.distill(STUDENT, TEACHER, DATA, mesh=on, **more)
+    automatic = Mesh(on.devices, on.axis_names, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.set_mesh(on):
+        below = kd.distill(STUDENT, TEACHER, DATA, mesh=on, **more)
+    state, _ = kd.fit(0, DATA, STUDENT, teacher=TEACHER, mesh=on, **more)
+    return {
+        "iterator": apart(alone.state, kd.distill(STUDENT, TEACHER, BATCHES, mesh=on, sharding=RULES, **HOW).state),
+        "fit": apart(of_memory.state, state),
+        "automatic axes": apart(of_memory.state, kd.distill(STUDENT, TEACHER, DATA, mesh=automatic, **more).state),
+        "below a mesh": apart(of_memory.state, below.state),
+    }
+
+
+def where_it_lies() -> dict[str, Any]:
+    """Student and teacher by their own metadata, the optimiser's state as the student's and over `data`."""
+    on = mesh(2, 4)
+    seen: dict[str, Any] = {}
+    with jax.set_mesh(on):
+        teacher = Net(16, nnx.Rngs(1))
+    seen["teacher"] = pieces(nnx.to_pure_dict(nnx.state(teacher, nnx.Param)))
+    how = {**MEMORY, "mesh": on, "epochs": 1}
+    zero = kd.Sharding(zero=True)
+    result = kd.distill(lambda rngs: Net(8, rngs), teacher, DATA, sharding=zero, validation=DATA, **how)
+    seen["student"] = pieces(result.model.variables["params"])
+    seen["module"] = [type(result.student).__name__, pieces(nnx.to_pure_dict(nnx.state(result.student, nnx.Param)))]
+    seen["optimizer"] = pieces(result.state.optimizer_state[0].trace)
+    result = kd.distill(STUDENT, TEACHER, DATA, mesh=mesh(4, 2), sharding=RULES, **{**MEMORY, "epochs": 1})
+    seen["by a rule"] = pieces(result.model.variables["params"])
+    seen["accuracy"] = kd.evaluate(result.student, DATA)["accuracy"]
+    return seen
+
+
+def a_module_that_names_axes() -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        how = {**MEMORY, "mesh": mesh(8), "checkpoint": folder}
+        found = kd.distill(Naming(8, nnx.Rngs(0), named=False), TEACHER, DATA, **how)
+    return apart(found.state, kd.distill(STUDENT, TEACHER, DATA, **MEMORY).state)
+
+
+def goes_on() -> dict[str, float]:
+    """A training that broke off after an epoch goes on, on the same mesh, on another, and on none."""
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(epoch: Any) -> None:
+        if epoch.number == 2:
+            raise Stop
+
+    first: dict[str, Any] = {"mesh": mesh(4, 2), "sharding": RULES}
+    how = {**MEMORY, "epochs": 3}
+    whole, found = kd.distill(STUDENT, TEACHER, DATA, **first, **how), {}
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.suppress(Stop):
+            kd.distill(STUDENT, TEACHER, DATA, checkpoint=folder, callbacks=stop, **first, **how)
+        for name, more in (("same", first), ("other", {"mesh": mesh(8)}), ("none", {})):
+            begun = shutil.copytree(folder, Path(folder) / name, ignore=shutil.ignore_patterns("same", "other"))
+            result = kd.distill(STUDENT, TEACHER, DATA, checkpoint=begun, resume=True, **more, **how)
+            found[name] = apart(whole.state, result.state)
+    return found
+
+
+def seeds() -> dict[str, Any]:
+    """Losses of three seeds on 1 and 2 devices, one among 8, a comparison that goes on, and one that has all."""
+    how = {"methods": {"kd": kd.KD(0.3)}, "optimizer": SGD, "epochs": 2, "batch_size": 8, "seeds": 3, "prepare": noise}
+    student, data = (lambda rngs: Net(8, rngs, named=False)), kd.Batch(X, Y)
+
+    def bits(**more: Any) -> Any:
+        table = kd.compare(student, TEACHER, data, data, **(how | more))
+        return [table.values["kd"]["nll"].tolist(), table.history["kd"]["loss"].tolist()]
+
+    found: dict[str, Any] = {"1": bits(mesh=mesh(1, names=("seed",)))}
+    with tempfile.TemporaryDirectory() as folder:
+        found["2"] = bits(mesh=mesh(2, names=("seed",)), folder=folder)
+        found["read"] = bits(mesh=mesh(8, names=("seed",)), folder=folder, resume=True)
+    found["8"] = bits(mesh=mesh(8, names=("seed",)), seeds=[1])
+    found["data"] = bits(mesh=mesh(4), seeds=[1])
+    return found
+
+
+def refusals() -> list[str]:
+    def distilled(data: Any = DATA, student: Any = STUDENT, **more: Any) -> str:
+        how = HOW if data is BATCHES else {**MEMORY, **more}
+        return refusal(lambda: kd.distill(student, TEACHER, data, **(how | more)))
+
+    both, compared = mesh(4, 2, names=("data", "seed")), {"methods": {"kd": kd.KD()}, "epochs": 1, "optimizer": SGD}
+
+    def made(rngs: nnx.Rngs) -> Net:
+        return Net(8, rngs, axis="embed")
+
+    return [
+        distilled(mesh=mesh(8), batch_size=12),
+        distilled([batch._replace(inputs=batch.inputs[:6], labels=batch.labels[:6], weights=batch.weights[:6])
+                   for batch in BATCHES], mesh=mesh(4), batch_size=None),
+        distilled(mesh=mesh(8), student=made),
+        distilled(mesh=mesh(8), sharding=kd.Sharding(teacher=lambda path, shape: PartitionSpec(*[None] * 9))),
+        distilled(mesh=mesh(8), sharding=kd.Sharding(student=lambda path, shape: PartitionSpec("data"))),
+        distilled(mesh=both),
+        refusal(lambda: kd.compare(made, TEACHER, DATA, DATA, batch_size=8, mesh=both, **compared)),
+        refusal(lambda: kd.compare(made, TEACHER, DATA, DATA, batch_size=6, mesh=mesh(4), **compared)),
+    ]  # fmt: skip
+
+
+def the_page() -> list[str]:
+    """What the code of `docs/scale.md` prints, and what stands below it."""
+    page, said = ROOT / "docs" / "scale.md", []
+    images = RNG.normal(size=(256, 784)).astype(np.float32)
+    data = kd.Batch(images, RNG.integers(0, 10, 256).astype(np.int32))
+    names: dict[str, Any] = {"train": data, "test": data, "student": kd.mlp([784, 8, 10])}
+    names["teacher"] = kd.mlp([784, 16, 10]).init(1)
+    for block in blocks(page):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            run(page, block, names)
+        said += [printed.getvalue(), block.output or ""]
+    return said
+
+
+FUNCTIONS = (
+    the_same_parameters, other_sources, where_it_lies, a_module_that_names_axes, goes_on, seeds, refusals, the_page
+)  # fmt: skip
+
+
+def main(asked: list[str]) -> None:
+    """All of them, or those whose names are asked for."""
+    found = {}
+    for function in FUNCTIONS:
+        if not asked or function.__name__ in asked:
+            try:
+                found[function.__name__] = function()
+            except Exception:
+                found[function.__name__] = traceback.format_exc()
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    main(sys.argv[1:])
