@@ -24,7 +24,9 @@ def convolution(own: Operands, *, otherwise: Callable[[Operands], Array]) -> Arr
     """
     dtypes = {own.lhs.dtype, own.rhs.dtype, jnp.dtype(own.dtype)}
     products = len(own.lhs) * math.prod(own.extents) * own.rhs.size
-    if dtypes != {jnp.dtype(jnp.float32)} or own.groups > 1 or products < _WORTH:
+    mesh = jax.sharding.get_abstract_mesh()
+    several = not mesh.empty and mesh.size > 1  # then XLA divides what it knows, and it does not know a call
+    if dtypes != {jnp.dtype(jnp.float32)} or own.groups > 1 or products < _WORTH or several:
         return None
     geometry, arrange, restore = _seen(own)
     name = None if geometry is None else onednn.target(geometry)

@@ -156,6 +156,15 @@ def test_small_ones_are_left_to_xla(monkeypatch):
     assert calls(jax.jit(canonical(both("3 x 3"))).lower(*arrays("3 x 3")).compile()) == []
 
 
+def test_on_a_mesh_of_several_devices_xla_divides_them():
+    given = arrays("3 x 3")
+    for size in (1, 2):
+        mesh = jax.sharding.AbstractMesh((size,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        with jax.sharding.use_abstract_mesh(mesh):
+            written = str(jax.make_jaxpr(canonical(both("3 x 3")))(*given))
+        assert ("kd_jax.onednn" in written) == (size == 1)
+
+
 def test_padding_below_0_is_cut_off_beforehand():
     x, kernel, _ = arrays("3 x 3")
 
