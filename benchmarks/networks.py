@@ -105,7 +105,7 @@ def _operations(jaxpr: Any) -> int:
 
 
 def _network(name: str) -> kd.Model:
-    return kd.from_nnx(lambda rngs: getattr(kd.models, name)(num_classes=CLASSES, rngs=rngs))
+    return kd.from_nnx(lambda rngs: getattr(kd.models, name)(num_classes=CLASSES, in_channels=3, rngs=rngs))
 
 
 _PROBES = ("product, JAX", "product, PyTorch")

@@ -369,3 +369,22 @@ def test_a_study_of_counts_says_what_its_intervals_show() -> None:
     said = distribution.verdict(study(-30))
     assert said.startswith("A difference is shown of: teacher, student alone, distilled, correct KL without T², ")
     assert re.search(r"differ by -3\d images at most", said)
+
+
+def test_the_operations_of_a_network_are_those_that_papers_count():
+    # Multiplications and additions of one image: 40.8 million for ResNet-20, with the shortcuts' convolutions 41.3.
+    from benchmarks import networks
+
+    of_image = networks.operations("resnet20") / (3 * 2 * networks.BATCH)
+    assert of_image == pytest.approx(41e6, rel=0.02)
+    # Depthwise convolutions count their own channels alone: 6.5 million where all channels would be many times that.
+    assert networks.operations("mobilenet_v2") / (3 * 2 * networks.BATCH) < 10e6
+
+
+def test_the_steps_of_networks_train_alone_and_distilled():
+    from benchmarks import networks
+
+    for row in (networks.Row("lenet"), networks.Row("lenet", "resnet8")):
+        train = networks.kd_jax_trainer(row, 4)
+        first, *_, last = [train() for _ in range(30)]
+        assert last < first
