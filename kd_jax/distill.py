@@ -214,7 +214,7 @@ def distill(
             check_teacher(method, sample, known, prepare)
             raise
     _warn_of_outputs(after.history)
-    _warn_of_change(student, model)
+    _warn_of_change(student, model, mesh)
     found = after.state.variables if after.best is None else after.best
     trained = Model(model.network, found)
     history = {
@@ -297,11 +297,11 @@ def _warn_of_outputs(history: dict[str, list[float]]) -> None:
         )
 
 
-def _warn_of_change(student: Any, model: Model) -> None:
+def _warn_of_change(student: Any, model: Model, mesh: Any) -> None:
     """Says that a module was changed by others while a copy of it was trained."""
     if not isinstance(student, nnx.Module) or model.variables is None:
         return
-    now = as_model(student)
+    now = where_it_lies(as_model, student, mesh)
     before, after = jax.tree.leaves(model.variables), jax.tree.leaves(now.variables)
     changed = now.network != model.network or len(before) != len(after)
     if changed or any(not np.array_equal(one, two, equal_nan=True) for one, two in zip(before, after, strict=True)):

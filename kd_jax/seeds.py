@@ -119,6 +119,8 @@ def train_seeds(
     side_by_side = dense and (count_parameters(params) < SMALL or jax.default_backend() != "cpu")
     if how.mesh is not None:
         data = replicated(how.mesh, data)
+        if how.mesh_of_one is None:
+            teacher = replicated(how.mesh, teacher)
     found: dict[str, list[Trained]] = {}
     kept_teachers: dict[bool, Teacher | None] = {}
     for name, method in methods.items():

@@ -201,7 +201,26 @@ def seeds() -> dict[str, Any]:
         found["read"] = bits(mesh=mesh(8, names=("seed",)), folder=folder, resume=True)
     found["8"] = bits(mesh=mesh(8, names=("seed",)), seeds=[1])
     found["data"] = bits(mesh=mesh(4), seeds=[1])
+    # A teacher whose arrays were put on a device of the mesh, and on one outside of it.
+    for name, device in (("inside", 1), ("outside", 5)):
+        table = kd.compare(
+            student, on(TEACHER, device), data, data, mesh=mesh(2, names=("seed",)), **(how | {"seeds": [1]})
+        )
+        found[name] = [table.values["kd"]["nll"].tolist(), table.history["kd"]["loss"].tolist()]
     return found
+
+
+def on(module: Net, device: int) -> Net:
+    """A copy that was put on a device."""
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, jax.device_put(state, jax.devices()[device]))
+
+
+def moves() -> float:
+    """A student of one mesh is trained on by another, as it would be from its values alone."""
+    first = kd.distill(STUDENT, TEACHER, DATA, mesh=mesh(2), **MEMORY).student
+    other = kd.distill(on(first, 7), TEACHER, DATA, mesh=mesh(4), **MEMORY)
+    return apart(nnx.state(other.student), nnx.state(kd.distill(first, TEACHER, DATA, mesh=mesh(4), **MEMORY).student))
 
 
 def refusals() -> list[str]:
@@ -242,7 +261,7 @@ def the_page() -> list[str]:
 
 
 FUNCTIONS = (
-    the_same_parameters, other_sources, where_it_lies, a_module_that_names_axes, goes_on, seeds, refusals, the_page
+    the_same_parameters, other_sources, where_it_lies, a_module_that_names_axes, goes_on, moves, seeds, refusals, the_page
 )  # fmt: skip
 
 

@@ -33,7 +33,8 @@ def canonical(fun: Callable[Arguments, Result], *, platform: str | None = None) 
     `vmap`s it had best be outside, as `canonical(jax.vmap(step))`.
 
     fun: a function of PyTrees of arrays.
-    platform: where `fun` will run; None is where JAX puts arrays. `fun` is untouched where it is not "cpu".
+    platform: where `fun` will run; None is where JAX puts arrays by default, wherever those of the call lie. `fun` is
+        untouched where it is not "cpu". A program that calls oneDNN runs on a CPU alone, and cannot be exported.
     """
 
     @functools.wraps(fun)

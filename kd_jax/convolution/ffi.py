@@ -6,6 +6,7 @@ lie in memory. XLA may call it from any of its threads.
 
 import ctypes
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,7 @@ class _Frame(ctypes.Structure):
 
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Frame))
 _handlers: dict[str, object] = {}
+_lock = threading.Lock()
 
 
 def why_not() -> str:
@@ -121,8 +123,6 @@ def register(name: str, function: Function) -> None:
 
     A name that was registered before keeps its function. What `function` raises ends the program with an error.
     """
-    if name in _handlers:
-        return
     version = _version()
     assert version is not None, why_not()
 
@@ -141,16 +141,19 @@ def register(name: str, function: Function) -> None:
                 [given.each[place].contents.data for place in range(given.count)],
                 [made.each[place].contents.data for place in range(made.count)],
             )
-        except Exception as error:
+        # ctypes would go on after an interrupt, with what is no error of XLA's.
+        except BaseException as error:
             message = f"{type(error).__name__}: {error}".encode()
             arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL_ERROR)
             made_error: int | None = frame.api.contents.make_error(ctypes.byref(arguments))
             return made_error
         return None
 
-    handler = _Handler(handle)
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu", api_version=1)
-    _handlers[name] = handler
+    with _lock:
+        if name not in _handlers:
+            handler = _Handler(handle)
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu", api_version=1)
+            _handlers[name] = handler
 
 
 def _version() -> tuple[int, int] | None:

@@ -100,7 +100,7 @@ def _cropped(own: Operands) -> Operands:
     """Without padding below 0, with which XLA's kernel of jax 0.10.2 reads what is not its own."""
     for axis, (low, high) in enumerate(own.padding):
         size = own.lhs.shape[axis + 1]
-        if own.lhs_dilation[axis] == 1 and min(low, high) < 0 <= size + min(low, 0) + min(high, 0):
+        if own.lhs_dilation[axis] == 1 and min(low, high) < 0 < size + min(low, 0) + min(high, 0):
             lhs = lax.slice_in_dim(own.lhs, max(-low, 0), size - max(-high, 0), 1, axis + 1)
             padding = _replaced(own.padding, axis, (max(low, 0), max(high, 0)))
             own = own._replace(lhs=lhs, padding=padding)

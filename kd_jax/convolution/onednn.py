@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
+
 from kd_jax.convolution import ffi
 
 PACKAGE = "onednn-cpu-gomp"
@@ -28,6 +30,9 @@ _ALLOCATE = ctypes.c_void_p(-1)
 _ALIGNMENT = 64
 # OpenMP starts a thread for each core, anew for each thread that calls it: with more cores, all calls come from one.
 _FEW_CORES = 8
+
+
+_loading = threading.Lock()
 
 
 class Geometry(NamedTuple):
@@ -53,11 +58,19 @@ def why_not() -> str:
     return _library()[1]
 
 
-@functools.cache
 def target(geometry: Geometry) -> str | None:
     """The name of a call that computes it, the same in every process; None where oneDNN has no fast kernel."""
     library = _library()[0]
-    if library is None or not _is_safe(geometry):
+    if library is None:
+        return None
+    with library.lock:
+        if geometry not in library.targets:
+            library.targets[geometry] = _made_target(library, geometry)
+        return library.targets[geometry]
+
+
+def _made_target(library: "_Library", geometry: Geometry) -> str | None:
+    if not _is_safe(geometry):
         return None
     try:
         run = _Primitive(library, geometry)
@@ -72,6 +85,16 @@ def target(geometry: Geometry) -> str | None:
 def _is_safe(geometry: Geometry) -> bool:
     """Whether oneDNN's kernels take such padding: some of them read outside the arrays where it is below 0."""
     return min(*geometry.before, *geometry.after) >= 0
+
+
+def described() -> str:
+    """Which library computes convolutions by default, with what the bits of its results depend on."""
+    if jax.default_backend() != "cpu":
+        return "XLA"
+    library, why = _library()
+    if library is None:
+        return f"XLA, not oneDNN ({why})"
+    return f"oneDNN {importlib.metadata.version(PACKAGE)} on {library.threads} threads"
 
 
 class _UnsupportedError(Exception):
@@ -100,6 +123,8 @@ class _Library:
         self.set_handle = ctypes.PyDLL(path).dnnl_memory_set_data_handle
         self.set_handle.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         self.lock = threading.Lock()
+        self.threads = ctypes.CDLL("libgomp.so.1").omp_get_max_threads()
+        self.targets: dict[Geometry, str | None] = {}
         self.thread = ThreadPoolExecutor(1) if (os.cpu_count() or 1) > _FEW_CORES else None
         self.engine = self.made("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
         self.stream = self.made("dnnl_stream_create", self.engine, 1)
@@ -144,9 +169,14 @@ class _Library:
         return self.made("dnnl_memory_create", layout, self.engine, _ALLOCATE if own else ctypes.c_void_p())
 
 
-@functools.cache
 def _library() -> tuple[_Library | None, str]:
-    """oneDNN, or None and why."""
+    """oneDNN, or None and why; loaded once."""
+    with _loading:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> tuple[_Library | None, str]:
     if os.environ.get("KD_JAX_ONEDNN", "1") == "0":
         return None, "KD_JAX_ONEDNN is 0"
     why = ffi.why_not()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kd_jax.convolution import onednn
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
 from kd_jax.teacher import Teacher
@@ -150,7 +151,7 @@ def identity(
     return {
         "settings": settings, "data": known, "start": None if start is None else digest(start),
         "teacher": taught, "versions": versions,
-        "backend": jax.default_backend(),
+        "backend": jax.default_backend(), "convolutions": onednn.described(),
     }  # fmt: skip
 
 

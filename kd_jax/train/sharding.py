@@ -277,6 +277,10 @@ def _as_it_lies(mesh: Mesh, leaf: Any) -> PartitionSpec:
 def _check_spec(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], what: str) -> None:
     if len(spec) > len(shape):
         raise ConfigError(f"{what} has the shape {shape}, and is to lie as {spec}: give at most one name for each axis")
+    given = [name for names in spec for name in (names if isinstance(names, tuple) else (names,)) if name is not None]
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{what} is to lie along {twice!r} twice ({spec}): give each name once")
     for size, names in zip(shape, spec, strict=False):
         names = () if names is None else names if isinstance(names, tuple) else (names,)
         for name in names:

@@ -413,3 +413,20 @@ def test_random_keys_and_effects_pass_through() -> None:
     assert (jax.random.key_data(key) == jax.random.key_data(expected_key)).all()
     assert_close(gradient, expected)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [((2,), (2,), (3,), ((7, -2),)), ((2, 2), (1, 1), (2, 2), ((3, -1), (6, 0)))],
+)
+def test_a_padding_below_0_that_leaves_nothing_of_an_axis_is_as_in_jax(size, window, stride, padding) -> None:
+    x, kernel = normal(0, (2, *size, 3)), normal(1, (*window, 3, 4))
+
+    def both(x: jax.Array, kernel: jax.Array) -> Any:
+        def convolved(*args: jax.Array) -> jax.Array:
+            return lax.conv_general_dilated(*args, stride, padding, dimension_numbers=NUMBERS[len(size)][0])
+
+        out, back = jax.vjp(convolved, x, kernel)
+        return out, back(out)
+
+    assert_close(jax.jit(canonical(both))(x, kernel), both(x, kernel))

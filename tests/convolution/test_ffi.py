@@ -1,4 +1,5 @@
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,25 @@ def test_what_it_raises_ends_the_program():
     ffi.register("kd_jax.test.broken", broken)
     with pytest.raises(Exception, match="ValueError: the sky is falling"):
         jax.block_until_ready(jax.jit(lambda x: called("kd_jax.test.broken", x))(jnp.ones(5)))
+
+
+def test_an_interrupt_within_it_is_an_error_of_the_program():
+    def interrupted(arguments, results):
+        raise KeyboardInterrupt
+
+    ffi.register("kd_jax.test.interrupted", interrupted)
+    with pytest.raises(Exception, match="KeyboardInterrupt"):
+        jax.block_until_ready(jax.jit(lambda x: called("kd_jax.test.interrupted", x))(jnp.ones(5)))
+
+
+def test_several_threads_may_register_the_same_name():
+    def nothing(arguments, results):
+        pass
+
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(20):
+            runs = [threads.submit(ffi.register, f"kd_jax.test.thread{number}", nothing) for _ in range(8)]
+            assert [run.result() for run in runs] == [None] * 8
 
 
 @pytest.mark.parametrize(

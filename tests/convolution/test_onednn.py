@@ -177,7 +177,7 @@ def test_padding_below_0_is_cut_off_beforehand():
 
 def test_where_it_is_missing_or_switched_off_xla_computes_and_the_reason_is_told(monkeypatch):
     given = arrays("3 x 3")
-    caches = onednn._library, onednn.target
+    caches = (onednn._loaded,)
     for change, reason in (
         (lambda: monkeypatch.setenv("KD_JAX_ONEDNN", "0"), "KD_JAX_ONEDNN is 0"),
         (lambda: monkeypatch.setattr(onednn, "PACKAGE", "no-such-package"), "no-such-package is not installed"),

@@ -108,6 +108,11 @@ def test_seeds_have_the_same_bits_on_any_number_of_devices(found: dict[str, Any]
     assert values["8"] == [values["1"][0][1:2], values["1"][1][1:2]]
     assert values["read"][0] == values["1"][0]
     np.testing.assert_allclose(values["data"][0], values["1"][0][1:2], rtol=1e-12)
+    assert values["inside"] == values["outside"] == values["8"]
+
+
+def test_a_student_goes_from_one_mesh_to_another(found: dict[str, Any]) -> None:
+    assert of(found, "moves") == 0
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,9 @@ def test_the_page_runs_and_prints_what_it_says(found: dict[str, Any]) -> None:
     assert any(said)
 
 
+TWICE = PartitionSpec(("data", "data"))
+
+
 def one_device(*names: str) -> Mesh:
     return jax.make_mesh((1,) * len(names), names)
 
@@ -158,6 +166,7 @@ def test_one_device_has_the_bits_of_no_mesh() -> None:
         ({"sharding": kd.Sharding()}, "sharding is given without a mesh"),
         ({"mesh": ("data",), "sharding": len}, "sharding is <built-in function len>: give kd.Sharding"),
         ({"mesh": ("data",), "sharding": kd.Sharding(student=lambda path, shape: "data")}, "gives 'data' for hidden.0"),
+        ({"mesh": ("data",), "sharding": kd.Sharding(student=lambda path, shape: TWICE)}, "lie along 'data' twice"),
         ({"mesh": ("seed",)}, "this is one training"),
     ],
 )

@@ -63,7 +63,7 @@ al. (2022, dist) and LDRLD (2025, nkd). Those of mdistiller are of the best test
 """
 
 # Of these students the papers' learning rate is 0.01.
-_SLOWER = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+SLOWER = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
 
 
 class Plan(NamedTuple):
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
         teacher, student = PAIRS[pair]
         given: dict[str, Any] = {"teacher": teacher, "student": student, "dataset": self.dataset}
         given |= {"seeds": self.seeds, "seed": self.seed}
-        if student in _SLOWER:
+        if student in SLOWER:
             given |= {"learning_rate": 0.01, "teacher_learning_rate": PRESETS["cifar100"]["learning_rate"]}
         whole = make_config("cifar100", **given)
         if not self.quick:

@@ -7,7 +7,7 @@ import numpy as np
 from tabulate import tabulate
 
 from kd_jax.data.dataset import Dataset
-from kd_jax.experiments.cifar100.plan import ALONE, PUBLISHED, TEACHER, Plan
+from kd_jax.experiments.cifar100.plan import ALONE, PAIRS, PUBLISHED, SLOWER, TEACHER, Plan
 from kd_jax.experiments.cifar100.rows import Found
 from kd_jax.experiments.notebook import report
 from kd_jax.experiments.shell import environment
@@ -18,13 +18,16 @@ from kd_jax.stats import Comparison, paired_comparison, summarise
 
 def header(plan: Plan, dataset: Dataset, folder: Path) -> str:
     """What will be trained, how, and where its results go."""
-    config = plan.config(plan.pairs[0])
+    usual = next((pair for pair in plan.pairs if PAIRS[pair][1] not in SLOWER), plan.pairs[0])
+    slower = [pair for pair in plan.pairs if PAIRS[pair][1] in SLOWER]
+    config = plan.config(usual)
     lines = {
         "data": report.data_line(dataset),
         "pairs": ", ".join(plan.pairs),
         "methods": ", ".join((ALONE, *plan.methods)),
         "seeds": f"{plan.seeds} ({plan.seed} to {plan.seed + plan.seeds - 1}); each pair has one teacher",
         "training": report.training_line(config.training, dataset),
+        **({"slower": f"{', '.join(slower)} with a learning rate of 0.01"} if slower else {}),
         "device": environment.device_line(environment.describe()),
         "results": f"{folder}/",
     }

@@ -209,7 +209,7 @@ def _notes(made: Sequence[Line], found: Results, plan: Plan, dataset: Dataset) -
         f"Bonferroni and p-values by Holm for {number} comparisons.",
         "step: the time of a training (on a CPU that of its processors) relative to kd's of the same seed, the median "
         "over the seeds. The teacher's answers are kept, so neither has its cost. MiB: temporary memory of the "
-        "compiled training.",
+        "compiled training, without oneDNN's.",
     ]
     shown = [line.name for line in made]
     places: dict[str, list[str]] = {}

@@ -101,7 +101,8 @@ class Training(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, without those of `LATER` where all of them have their defaults."""
         known = self._asdict()
-        return known if LATER.items() - known.items() else {n: v for n, v in known.items() if n not in LATER}
+        later = any(known[name] != value for name, value in LATER.items())
+        return known if later else {name: value for name, value in known.items() if name not in LATER}
 
 
 LATER = {name: Training._field_defaults[name] for name in Training._fields[7:]}

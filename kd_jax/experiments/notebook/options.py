@@ -142,12 +142,13 @@ def given(parsed: argparse.Namespace) -> dict[str, Any]:
 def config_of(given: Mapping[str, Any]) -> Config:
     """The configuration. Raises `ConfigError`, also for what is given and of no use to it."""
     config = make_config(**given)
-    for prefix, training in (("", config.training), ("teacher_", config.teacher_training)):
-        check_steps(training, prefix)
+    # What is given for the students holds for the teacher, too.
+    for prefix, *trainings in (("", config.training, config.teacher_training), ("teacher_", config.teacher_training)):
+        check_steps(trainings[0], prefix)
         for name, needed, has in (
-            ("milestones", "--schedule steps", training.schedule == "steps"),
-            ("milestone_factor", "--schedule steps", training.schedule == "steps"),
-            ("momentum", "--optimizer sgd", training.optimizer == "sgd"),
+            ("milestones", "--schedule steps", any(one.schedule == "steps" for one in trainings)),
+            ("milestone_factor", "--schedule steps", any(one.schedule == "steps" for one in trainings)),
+            ("momentum", "--optimizer sgd", any(one.optimizer == "sgd" for one in trainings)),
         ):
             if prefix + name in given and not has:
                 value = shown(given[prefix + name])

@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
-        "convolutions": _convolutions(),
+        "convolutions": onednn.described(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
     }
 
@@ -35,11 +35,3 @@ def device_line(known: Mapping[str, Any]) -> str:
     of = f", the first of {len(devices)}" if len(devices) > 1 else ""
     version, by = known["packages"]["jax"], known["convolutions"]
     return f"{devices[0]}{of} ({known['cpus']} CPUs), jax {version}, convolutions by {by}"
-
-
-def _convolutions() -> str:
-    """Which library computes them."""
-    if jax.default_backend() != "cpu":
-        return "XLA"
-    reason = onednn.why_not()
-    return f"XLA, not oneDNN ({reason})" if reason else "oneDNN"

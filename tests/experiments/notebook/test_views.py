@@ -208,3 +208,13 @@ def test_a_sweep_does_not_take_the_preset(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         sweep.main(["--preset", "cifar100"])
     assert "--preset is cifar100, which has networks of its own" in capsys.readouterr().err
+
+
+def test_what_is_given_for_the_students_may_be_of_use_to_the_teacher_alone() -> None:
+    config = options.config_of(
+        {"teacher_optimizer": "sgd", "momentum": 0.8, "teacher_schedule": "steps", "milestones": (1, 2)}
+    )
+    assert config.training.optimizer == "adam"
+    assert config.teacher_training.momentum == 0.8
+    assert config.teacher_training.milestones == (1, 2)
+    assert make_config(schedule="steps", milestones=[1, 2]).as_dict()["milestones"] == [1, 2]
