@@ -220,7 +220,8 @@ def moves() -> float:
     """A student of one mesh is trained on by another, as it would be from its values alone."""
     first = kd.distill(STUDENT, TEACHER, DATA, mesh=mesh(2), **MEMORY).student
     other = kd.distill(on(first, 7), TEACHER, DATA, mesh=mesh(4), **MEMORY)
-    return apart(nnx.state(other.student), nnx.state(kd.distill(first, TEACHER, DATA, mesh=mesh(4), **MEMORY).student))
+    same = kd.distill(first, TEACHER, DATA, mesh=mesh(4), **MEMORY)
+    return apart(nnx.state(other.student, nnx.Param), nnx.state(same.student, nnx.Param))
 
 
 def refusals() -> list[str]:
@@ -261,7 +262,8 @@ def the_page() -> list[str]:
 
 
 FUNCTIONS = (
-    the_same_parameters, other_sources, where_it_lies, a_module_that_names_axes, goes_on, moves, seeds, refusals, the_page
+    the_same_parameters, other_sources, where_it_lies, a_module_that_names_axes, goes_on, moves, seeds, refusals,
+    the_page,
 )  # fmt: skip
 
 
