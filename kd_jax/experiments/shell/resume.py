@@ -1,5 +1,6 @@
 """Whether a run that is asked for is the one in its folder."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,7 +48,8 @@ def require_same(store: Store, asked: Mapping[str, Any]) -> None:
         raise MismatchError(
             f"{store.folder} has what another command started: go on with that command, or choose another folder"
         )
-    for name, value in _flat(asked).items():
+    # As files have it: lists in place of tuples.
+    for name, value in _flat(json.loads(json.dumps(asked))).items():
         found = _flat(saved).get(name)
         if found == value:
             continue
