@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kd_jax.data.dataset import Dataset
 from kd_jax.data.load import load
 from kd_jax.errors import ConfigError, MismatchError
 from kd_jax.experiments.cifar100 import door as cifar100
@@ -24,7 +23,7 @@ from kd_jax.experiments.shell import options as cli
 from kd_jax.train.checkpoint import Store
 
 if TYPE_CHECKING:
-    from kd_jax.experiments.hinton2015.rows import KeptRows
+    pass
 
 _PROG = "python -m kd_jax.reproduce"
 _TABLES = ("hinton2015", cifar100.NAME, methods.NAME)
@@ -139,7 +138,10 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
         kept = hinton_rows.KeptRows(store.folder, identity)
         rows = _rows(options, store)
         hinton_rows.check(rows, plan, dataset, kept)
-        if not _claimed(store, identity, options, rows, plan, dataset, kept):
+        if not command.claimed_with_parts(
+            store, identity, options, kept, name="rows",
+            complete=lambda: hinton_rows.complete(rows, plan, dataset, kept),
+        ):  # fmt: skip
             return
         policy = command.checkpoint_policy(store, interrupt)
 
@@ -196,35 +198,6 @@ def _rows(options: argparse.Namespace, store: Store) -> tuple[str, ...]:
     before = hinton_rows.asked(store) if options.resume and store.started else ()
     chosen = options.rows or before or hinton.PAPERS_ROWS
     return tuple(row for row in hinton.ROWS if row in chosen)
-
-
-def _claimed(
-    store: Store,
-    identity: dict[str, Any],
-    options: argparse.Namespace,
-    rows: tuple[str, ...],
-    plan: hinton.Plan,
-    dataset: Dataset,
-    kept: "KeptRows",
-) -> bool:
-    """`command.claimed`, but that rows may be added to a finished run, whose parts stay."""
-    from kd_jax.experiments.hinton2015 import rows as hinton_rows
-
-    if options.resume and store.started:
-        if store.finished and not hinton_rows.complete(rows, plan, dataset, kept):
-            resume.require_same(store, identity)
-            return True
-        return command.claimed(store, identity, options)
-    if kept.kept and not store.started and not options.overwrite:
-        raise ConfigError(
-            f"{store.folder} already holds rows: choose another --out, or add --overwrite to replace them"
-        )
-    claimed = command.claimed(store, identity, options)
-    try:
-        kept.discard()
-    except OSError as error:
-        cli.fail(f"the older rows in {store.folder} cannot be removed ({error.strerror}): choose another --out", code=2)
-    return claimed
 
 
 if __name__ == "__main__":

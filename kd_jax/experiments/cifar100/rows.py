@@ -20,7 +20,7 @@ from kd_jax.experiments.images import Images, Settings
 from kd_jax.experiments.notebook import fits, recipes
 from kd_jax.experiments.notebook.config import Config
 from kd_jax.experiments.notebook.report import runs_json
-from kd_jax.experiments.shell.folder import not_written, write_whole
+from kd_jax.experiments.shell.folder import write_part
 from kd_jax.experiments.shell.parameters import safetensors
 from kd_jax.experiments.shell.progress import Progress
 from kd_jax.experiments.shell.text import json_text
@@ -53,7 +53,7 @@ class Kept:
 
     def write(self, name: str, found: dict[str, Any]) -> None:
         """Keeps what was found. Raises `OutputError`."""
-        self._write(self.folder / "rows" / f"{name}.json", json_text({"sha256": self._digest(found), "found": found}))
+        write_part(self.folder / "rows" / f"{name}.json", json_text({"sha256": self._digest(found), "found": found}))
 
     def teacher(self, pair: str, network: Network) -> Any:
         """The variables of a teacher that is done; None without one."""
@@ -69,7 +69,7 @@ class Kept:
     def write_teacher(self, pair: str, variables: Any, found: dict[str, Any]) -> None:
         """Keeps the variables `[1, 1, ...]` of a teacher, and what was found. Raises `OutputError`."""
         content = safetensors(variables, (0, 0), {"model": TEACHER, "pair": pair})
-        self._write(self._teacher(pair), content)
+        write_part(self._teacher(pair), content)
         self.write(f"{pair}-{TEACHER}", found | {"parameters": hashlib.sha256(content).hexdigest()})
 
     def _teacher(self, pair: str) -> Path:
@@ -77,14 +77,6 @@ class Kept:
 
     def _digest(self, found: Any) -> str:
         return hashlib.sha256((self.run + json.dumps(found, sort_keys=True)).encode()).hexdigest()
-
-    @staticmethod
-    def _write(path: Path, content: str | bytes) -> None:
-        try:
-            path.parent.mkdir(exist_ok=True)
-            write_whole(path, content)
-        except OSError as error:
-            raise not_written(path, error) from None
 
 
 def check(plan: Plan, dataset: Dataset) -> None:

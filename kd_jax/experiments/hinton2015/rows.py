@@ -25,7 +25,7 @@ from kd_jax.experiments.hinton2015.plan import Plan, RowResult, RowTrials
 from kd_jax.experiments.hinton2015.row_trials import Taught
 from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook import fits, recipes
-from kd_jax.experiments.shell.folder import not_written, write_whole
+from kd_jax.experiments.shell.folder import write_part
 from kd_jax.experiments.shell.parameters import safetensors
 from kd_jax.experiments.shell.progress import Progress, Silent, StageName
 from kd_jax.experiments.shell.text import json_text
@@ -53,12 +53,12 @@ class KeptRows:
     def write(self, trials: RowTrials, found: RowResult) -> None:
         """Keeps what trials gave. Raises `OutputError`."""
         content = {"sha256": self._digest(trials, found), "found": found}
-        _write(self._path(trials.name), json_text(content, indent=None))
+        write_part(self._path(trials.name), json_text(content, indent=None))
 
     def write_teacher(self, variables: Any) -> None:
         """Keeps the variables `[1, 1, ...]`. Raises `OutputError`."""
         description = {"model": "teacher", "seed": self.identity["config"]["seed"]}
-        _write(self.teacher, safetensors(variables, (0, 0), description))
+        write_part(self.teacher, safetensors(variables, (0, 0), description))
 
     @property
     def kept(self) -> bool:
@@ -181,12 +181,3 @@ def _asking(shift: int, plan: Plan, dataset: Dataset) -> float:
     """The same of asking the teacher for all views: a third of a training step's products, of each image once."""
     weights = sum(a * b for a, b in itertools.pairwise(recipes.layer_sizes(plan.teacher_hidden, dataset)))
     return augment.view_count(shift) * len(dataset.train_labels) * (weights + 50_000) / 3
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """All or nothing. Raises `OutputError`."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, content)
-    except OSError as error:
-        raise not_written(path, error) from None

@@ -12,10 +12,8 @@ from kd_jax.experiments.methods.plan import Plan
 from kd_jax.experiments.methods.rows import ROWS
 from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.shell import command, resume, signals
-from kd_jax.experiments.shell import options as cli
 from kd_jax.experiments.shell.progress import Silent, duration
 from kd_jax.experiments.shell.text import say
-from kd_jax.train.checkpoint import Store
 
 NAME = "methods"
 
@@ -39,7 +37,9 @@ def body(options: argparse.Namespace, interrupt: signals.Interrupt, prog: str) -
         kept = KeptTrainings(store.folder, identity)
         before = store.notes.get("methods", ()) if options.resume and store.started else ()
         rows = _rows(chosen, before, lambda name: search.complete([name], plan, kept))
-        if not _claimed(store, identity, options, search.complete(rows, plan, kept), kept):
+        if not command.claimed_with_parts(
+            store, identity, options, kept, name="trainings", complete=lambda: search.complete(rows, plan, kept)
+        ):
             return
         store.note(methods=[name for name in ROWS if name in {*rows, *before}])
         policy = command.checkpoint_policy(store, interrupt)
@@ -107,26 +107,3 @@ def _rows(chosen: Sequence[str] | None, before: Sequence[str], done: Callable[[s
     """The methods asked for, else those that the folder was asked for, else all; and its own that are done."""
     wanted = {*(chosen or before or ROWS), *(name for name in before if done(name))}
     return tuple(name for name in ROWS if name in wanted)
-
-
-def _claimed(
-    store: Store, identity: dict[str, Any], options: argparse.Namespace, complete: bool, kept: Any
-) -> bool:  # fmt: skip
-    """`command.claimed`, but that methods may be added to a finished run, whose trainings stay."""
-    if options.resume and store.started:
-        if store.finished and not complete:
-            resume.require_same(store, identity)
-            return True
-        return command.claimed(store, identity, options)
-    if kept.kept and not store.started and not options.overwrite:
-        raise ConfigError(
-            f"{store.folder} already holds trainings: choose another --out, or add --overwrite to replace them"
-        )
-    claimed = command.claimed(store, identity, options)
-    try:
-        kept.discard()
-    except OSError as error:
-        cli.fail(
-            f"older trainings in {store.folder} cannot be removed ({error.strerror}): choose another --out", code=2
-        )
-    return claimed

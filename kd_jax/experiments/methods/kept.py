@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax.errors import DataError, OutputError
-from kd_jax.experiments.shell.folder import not_written, write_whole
+from kd_jax.experiments.shell.folder import write_part
 from kd_jax.experiments.shell.parameters import safetensors
 from kd_jax.experiments.shell.text import json_text
 from kd_jax.models import Model, parameters
@@ -42,12 +42,12 @@ class KeptTrainings:
     def write(self, name: str, made_by: Mapping[str, Any], found: Found) -> None:
         """Keeps what a training gave. Raises `OutputError`."""
         content = {"sha256": self._signed(name, made_by, found), "found": found}
-        _write(self.folder / f"{name}.json", json_text(content, indent=None))
+        write_part(self.folder / f"{name}.json", json_text(content, indent=None))
 
     def write_teacher(self, variables: Any) -> None:
         """Keeps the teacher's variables `[1, 1, ...]`. Raises `OutputError`."""
         self._taught_by = ""
-        _write(self.teacher, safetensors(variables, (0, 0), {"model": TEACHER}))
+        write_part(self.teacher, safetensors(variables, (0, 0), {"model": TEACHER}))
 
     def read_teacher(self, model: Model) -> Model:
         """The teacher. Raises `OutputError` where its file is damaged."""
@@ -77,12 +77,3 @@ class KeptTrainings:
 
 def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """All or nothing. Raises `OutputError`."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, content)
-    except OSError as error:
-        raise not_written(path, error) from None

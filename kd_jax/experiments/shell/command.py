@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from kd_jax.errors import CheckpointError, ConfigError, DataError, MismatchError, OutputError, RunError
 from kd_jax.experiments.shell import folder as folders
@@ -199,6 +199,45 @@ def claimed(store: checkpoint.Store, identity: Mapping[str, Any], options: argpa
     options.resume = False
     store.start(identity)
     return True
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """What a run keeps as it goes."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether there are any."""
+
+    def discard(self) -> None:
+        """Removes them. Raises `OSError`."""
+
+
+def claimed_with_parts(
+    store: checkpoint.Store, identity: Mapping[str, Any], options: argparse.Namespace, parts: Parts,
+    *, name: str, complete: Callable[[], bool],
+) -> bool:  # fmt: skip
+    """`claimed`, of a run that keeps its parts: more may be added to a finished one, whose parts stay.
+
+    name: of the parts. complete: whether all that are asked for are there. Raises `ConfigError`.
+    """
+    if options.resume and store.started:
+        if store.finished and not complete():
+            resume.require_same(store, identity)
+            return True
+        return claimed(store, identity, options)
+    if parts.kept and not store.started and not options.overwrite:
+        raise ConfigError(
+            f"{store.folder} already holds {name}: choose another --out, or add --overwrite to replace them"
+        )
+    whole = claimed(store, identity, options)
+    try:
+        parts.discard()
+    except OSError as error:
+        cli.fail(
+            f"the older {name} in {store.folder} cannot be removed ({error.strerror}): choose another --out", code=2
+        )
+    return whole
 
 
 def watcher(options: argparse.Namespace) -> progress.Progress:

@@ -62,6 +62,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
     partial.replace(path)
 
 
+def write_part(path: Path, content: str | bytes) -> None:
+    """A part of the results, all of it or nothing; its folder is made. Raises `OutputError`."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        raise not_written(path, error) from None
+
+
 def not_written(path: Path, error: OSError) -> OutputError:
     """What to raise where results cannot be written."""
     return OutputError(
