@@ -57,12 +57,14 @@ def probes(batch: int, widest: tuple[int, int]) -> dict[str, Contestant]:
     return found
 
 
-def products() -> dict[str, Contestant]:
-    """The large products of `probes` alone."""
-    found = {"product, JAX": _jax_product(SQUARE, SQUARE, SQUARE)}
-    if importlib.util.find_spec("torch"):
-        found["product, PyTorch"] = _torch_product(SQUARE)
-    return found
+def jax_product() -> Contestant:
+    """The large product of `probes`, by JAX."""
+    return _jax_product(SQUARE, SQUARE, SQUARE)
+
+
+def torch_product() -> Contestant:
+    """The large product of `probes`, by PyTorch."""
+    return _torch_product(SQUARE)
 
 
 def seconds(sizes: Sequence[int], batch: int, product: float, copy: float) -> float:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import kd_jax as kd
 from benchmarks import keras_ways, limit
+from benchmarks.apart import Apart
 from benchmarks.measure import Contestant, Figures, Setting, Table, as_figures, take_turns, with_best
 from benchmarks.steps import NO_TORCH, TUNED, has_torch
 from kd_jax.teacher import as_teacher
@@ -52,7 +53,8 @@ def networks(setting: Setting) -> list[Table]:
     best: dict[str, str] = {}
     kept: Figures = {}
     for name, row in tqdm(rows.items(), desc="networks", leave=False, disable=None):
-        seconds = take_turns(_contestants(name, row, setting.quick) | _probes(name), rounds, label=name)
+        with Apart() as apart:
+            seconds = take_turns(_contestants(name, row, setting.quick, apart), rounds, label=name)
         probed = {key: seconds.pop(key) for key in list(seconds) if key[1] in _PROBES}
         found = as_figures(seconds, lambda _, value: 1000 * value)
         chosen, way = with_best(found, TUNED, TORCH)
@@ -65,6 +67,7 @@ def networks(setting: Setting) -> list[Table]:
         f"{rounds} rounds of {_steps(setting.quick)} steps of SGD with momentum, float32; compilation is left out",
         f"the limit: the operations of convolutions and products, at the rate of the best product of {limit.SQUARE}³",
         "the notebook's way is PyTorch with its usual order of axes, a DataLoader, and the teacher in every step",
+        "each way of PyTorch has a process of its own, so that no threads but its own are in its way",
     ]
     notes.append(f"{TUNED} has channels last; it is the best of its ways: {best}" if best else NO_TORCH)
     title = f"One training step of convolutional networks, batch {BATCH} of 32 × 32 × 3"
@@ -111,11 +114,6 @@ def _network(name: str) -> kd.Model:
 _PROBES = ("product, JAX", "product, PyTorch")
 
 
-def _probes(row: str) -> dict[tuple[str, str], Contestant]:
-    found = limit.products()
-    return {(row, key): found[key] for key in _PROBES if key in found}
-
-
 def _steps(quick: bool) -> int:
     return 2 if quick else 4
 
@@ -129,16 +127,23 @@ def images() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _contestants(name: str, row: Row, quick: bool) -> dict[tuple[str, str], Contestant]:
+def _contestants(name: str, row: Row, quick: bool, apart: Apart) -> dict[tuple[str, str], Contestant]:
     steps = _steps(quick)
-    found = {(name, "kd_jax"): Contestant(kd_jax_trainer(row, steps), steps)}
+    found = {
+        (name, "kd_jax"): Contestant(kd_jax_trainer(row, steps), steps),
+        (name, _PROBES[0]): limit.jax_product(),
+    }
     if has_torch():
-        found[name, "notebook"] = Contestant(torch_trainer(row, steps, "notebook"), steps)
-        for way in TORCH[: 1 if quick else 2]:
-            found[name, way] = Contestant(torch_trainer(row, steps, way), steps)
+        found[name, _PROBES[1]] = apart.contestant(limit.torch_product)
+        for way in ("notebook", *TORCH[: 1 if quick else 2]):
+            found[name, way] = apart.contestant(_torch, row, steps, way)
     if keras_ways.why_not() is None and row.network.startswith("resnet"):
         found[name, "Keras 3"] = Contestant(keras_trainer(row, steps), steps)
     return found
+
+
+def _torch(row: Row, steps: int, way: str) -> Contestant:
+    return Contestant(torch_trainer(row, steps, way), steps)
 
 
 def kd_jax_trainer(row: Row, steps: int) -> Callable[[], float]:

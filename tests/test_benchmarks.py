@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import math
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -379,6 +380,18 @@ def test_the_operations_of_a_network_are_those_that_papers_count():
     assert of_image == pytest.approx(41e6, rel=0.02)
     # Depthwise convolutions count their own channels alone: 6.5 million where all channels would be many times that.
     assert networks.operations("mobilenet_v2") / (3 * 2 * networks.BATCH) < 10e6
+
+
+def test_a_contestant_apart_does_its_units_in_another_process():
+    from benchmarks import limit
+    from benchmarks.apart import Apart
+
+    with Apart() as apart:
+        found = apart.contestant(limit.jax_product)
+        assert found.units == limit.jax_product().units
+        found.run()
+        assert len(multiprocessing.active_children()) == 1
+    assert not multiprocessing.active_children()
 
 
 def test_the_steps_of_networks_train_alone_and_distilled():

@@ -31,7 +31,6 @@ _ALIGNMENT = 64
 # OpenMP starts a thread for each core, anew for each thread that calls it: with more cores, all calls come from one.
 _FEW_CORES = 8
 
-
 _loading = threading.Lock()
 
 
@@ -70,7 +69,7 @@ def target(geometry: Geometry) -> str | None:
 
 
 def _made_target(library: "_Library", geometry: Geometry) -> str | None:
-    if not _is_safe(geometry):
+    if not _is_described(geometry):
         return None
     try:
         run = _Primitive(library, geometry)
@@ -82,8 +81,8 @@ def _made_target(library: "_Library", geometry: Geometry) -> str | None:
     return name
 
 
-def _is_safe(geometry: Geometry) -> bool:
-    """Whether oneDNN's kernels take such padding: some of them read outside the arrays where it is below 0."""
+def _is_described(geometry: Geometry) -> bool:
+    """Whether its padding is one that oneDNN describes: not below 0."""
     return min(*geometry.before, *geometry.after) >= 0
 
 
@@ -109,14 +108,9 @@ class _Library:
     """oneDNN with its engine for the CPU and a stream. One call at a time: `lock`."""
 
     def __init__(self, path: str) -> None:
-        # The threads of OpenMP had better sleep than spin while XLA's compute.
-        before = os.environ.get("OMP_WAIT_POLICY")
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        try:
-            self.functions = ctypes.CDLL(path)
-        finally:
-            if before is None:
-                del os.environ["OMP_WAIT_POLICY"]
+        # OpenMP's library is shared with PyTorch where that is loaded, and keeps the settings that it finds first:
+        # threads that sleep (OMP_WAIT_POLICY) make PyTorch up to 1.8 times as slow, and nothing here faster.
+        self.functions = ctypes.CDLL(path)
         self.functions.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
         self.functions.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
         # Without letting go of Python's lock, which takes longer than they do.
@@ -145,7 +139,7 @@ class _Library:
         self.check(function, ctypes.byref(handle), *arguments)
         return handle
 
-    def described(self, primitive: ctypes.c_void_p, which: int) -> ctypes.c_void_p:
+    def layout_of(self, primitive: ctypes.c_void_p, which: int) -> ctypes.c_void_p:
         """The layout of one of a primitive's arrays."""
         return ctypes.c_void_p(self.functions.dnnl_primitive_desc_query_md(primitive, which, 0))
 
@@ -197,7 +191,7 @@ class _Step:
 
     def __init__(self, library: _Library, chosen: ctypes.c_void_p, places: dict[int, ctypes.c_void_p]) -> None:
         self.library, self.primitive = library, library.made("dnnl_primitive_create", chosen)
-        layout = library.described(chosen, _QUERY_SCRATCHPAD)
+        layout = library.layout_of(chosen, _QUERY_SCRATCHPAD)
         self.bytes = library.functions.dnnl_memory_desc_get_size(layout)
         self.scratch = library.memory(layout)
         places = places | {_SCRATCHPAD: self.scratch}
@@ -243,7 +237,7 @@ class _Primitive:
         self.implementation = (name.value or b"").decode()
         if self.implementation.startswith(("ref", "gemm:ref")):
             raise _UnsupportedError(self.implementation)
-        best = library.described(chosen, query)
+        best = library.layout_of(chosen, query)
         self.best = library.memory(best, own=True)
         of_kernel = geometry.kind == "kernel"
         pair = (best, kernel) if of_kernel else (kernel, best)

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -195,5 +196,15 @@ def test_where_it_is_missing_or_switched_off_xla_computes_and_the_reason_is_told
                     cache.cache_clear()
 
 
-def test_the_environment_of_other_libraries_is_left_as_it_was():
-    assert "OMP_WAIT_POLICY" not in os.environ
+def test_openmp_finds_the_settings_of_the_user(monkeypatch):
+    """It reads them once, for oneDNN and for PyTorch."""
+    before, seen, opened = dict(os.environ), [], ctypes.CDLL
+
+    def watched(path):
+        seen.append(dict(os.environ))
+        return opened(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", watched)
+    assert onednn._loaded.__wrapped__()[0] is not None
+    assert len(seen) >= 1
+    assert all(settings == before for settings in seen)
