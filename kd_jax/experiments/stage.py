@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
+from kd_jax.convolution import compiling
 from kd_jax.data.batch import epoch_order
 from kd_jax.experiments import images as of_images
 from kd_jax.experiments.images import Images, Metrics, Settings, Setup
@@ -106,9 +107,9 @@ def prepare(
     orders = jax.ShapeDtypeStruct((len(seeds), count // batch_size, batch_size), jnp.int32)
     chunks = plan_chunks(count // batch_size, epochs, every)
     programs = {
-        steps: _train_chunk.lower(
-            states, keys, data, orders, jnp.int32(0), settings, setup=setup, steps=steps
-        ).compile()
+        steps: compiling.compiled(
+            _train_chunk.lower(states, keys, data, orders, jnp.int32(0), settings, setup=setup, steps=steps)
+        )
         for steps in sorted({chunk.length for chunk in chunks})
     }
     seconds = time.perf_counter() - started

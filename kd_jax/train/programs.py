@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from kd_jax.convolution import compiling
+
 PyTree = Any
 
 _MOST = 64
@@ -67,7 +69,7 @@ def compiled(
     text = None if "callback" in written else hashlib.sha256((written + places).encode()).hexdigest()
     program = _recall(_by_text, text)
     if program is None:
-        program = lowered.compile()
+        program = compiling.compiled(lowered, written)
         if text is not None:
             _keep(_by_text, text, program)
 

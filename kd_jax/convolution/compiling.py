@@ -1,0 +1,32 @@
+"""How programs with convolutions are compiled for a CPU where XLA computes them."""
+
+import functools
+from typing import Any
+
+import jax
+
+from kd_jax.convolution import onednn
+
+# XLA's library YNN makes the gradient of a kernel twice as slow. From jax 0.12 on it makes no difference.
+_WITHOUT_YNN: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def compiled(lowered: jax.stages.Lowered, written: str | None = None) -> jax.stages.Compiled:
+    """`lowered.compile()`, without YNN where that makes convolutions slow. written: the program's text, if known."""
+    if jax.default_backend() == "cpu" and onednn.why_not() and _has_ynn():
+        text = lowered.as_text() if written is None else written
+        if "stablehlo.convolution" in text:
+            return lowered.compile(compiler_options=_WITHOUT_YNN)
+    return lowered.compile()
+
+
+@functools.cache
+def _has_ynn() -> bool:
+    if jax.__version_info__ >= (0, 12):
+        return False
+    nothing: Any = jax.jit(lambda: 0).lower()
+    try:
+        nothing.compile(compiler_options=_WITHOUT_YNN)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
