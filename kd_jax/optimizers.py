@@ -108,7 +108,8 @@ def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
             raise ValueError("in_float32 needs the parameters: give them to update(gradients, state, params)")
         updates, inner = own.update(jax.tree.map(_wide, gradients), state.inner, state.parameters, **extra)
         moved = optax.apply_updates(state.parameters, updates)
-        steps = jax.tree.map(lambda new, old: (new - _wide(old)).astype(old.dtype), moved, params)
+        # In float32: `optax.apply_updates` adds them to the parameters in it, and rounds the sum.
+        steps = jax.tree.map(lambda new, old: new - _wide(old), moved, params)
         return steps, InFloat32State(inner, moved)
 
     return optax.GradientTransformationExtraArgs(init, update)

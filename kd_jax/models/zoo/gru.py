@@ -4,15 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kd_jax.errors import ShapeError
 from kd_jax.models.zoo.layers import embedding, initialise, linear
 
-State = Float[Array | np.ndarray, "batch hidden"]
-Tokens = Int[Array | np.ndarray, "..."]
+State = Float[Any, "batch hidden"]
+Tokens = Int[Any, "..."]
 Logits = Float[Array, "..."]
 
 
@@ -24,16 +23,14 @@ class GRU(nnx.Module):
     """
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        shapes = {
-            "weight_ih_l0": (3 * hidden, width), "weight_hh_l0": (3 * hidden, hidden),
-            "bias_ih_l0": (3 * hidden,), "bias_hh_l0": (3 * hidden,),
-        }  # fmt: skip
-        bound = hidden**-0.5
-        for name, shape in shapes.items():
-            setattr(self, name, nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)))
+        def uniform(*shape: int) -> nnx.Param[Array]:
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -(hidden**-0.5), hidden**-0.5))
+
+        self.weight_ih_l0, self.bias_ih_l0 = uniform(3 * hidden, width), uniform(3 * hidden)
+        self.weight_hh_l0, self.bias_hh_l0 = uniform(3 * hidden, hidden), uniform(3 * hidden)
 
     def __call__(
-        self, inputs: Float[Array | np.ndarray, "batch positions width"], state: State, present: Any = None
+        self, inputs: Float[Any, "batch positions width"], state: State, present: Any = None
     ) -> tuple[Float[Array, "batch positions hidden"], State]:
         """The state behind each position, and behind the last.
 
@@ -49,7 +46,7 @@ class GRU(nnx.Module):
         last, states = jax.lax.scan(one, state, (gates.swapaxes(0, 1), present.T))
         return states.swapaxes(0, 1), last
 
-    def step(self, inputs: Float[Array | np.ndarray, "batch width"], state: State) -> State:
+    def step(self, inputs: Float[Any, "batch width"], state: State) -> State:
         """The state behind one more position."""
         return self._behind(inputs @ self.weight_ih_l0[...].T + self.bias_ih_l0[...][None], state)
 

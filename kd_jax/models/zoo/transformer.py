@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -15,7 +14,7 @@ from kd_jax.models.zoo.layers import Start, embedding, initialise, linear
 Hidden = Float[Array, "batch positions width"]
 Heads = Float[Array, "batch heads positions head_width"]
 # Checked where they are used, with an error that says what to give.
-Places = Int[Array | np.ndarray, "..."]
+Places = Int[Any, "..."]
 Mask = Bool[Array, "..."]
 _DEVIATION = 0.02
 
