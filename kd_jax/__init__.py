@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from kd_jax.data.dataset import Dataset as Dataset
     from kd_jax.data.dataset import make_dataset as make_dataset
     from kd_jax.data.load import load as load
+    from kd_jax.data.tokens import pack as pack
+    from kd_jax.data.tokens import token_batch as token_batch
     from kd_jax.distill import Result as Result
     from kd_jax.distill import distill as distill
     from kd_jax.errors import CheckpointError as CheckpointError
@@ -43,6 +45,11 @@ if TYPE_CHECKING:
     from kd_jax.evaluate import predict as predict
     from kd_jax.experiments.notebook.config import Config as Config
     from kd_jax.experiments.notebook.config import make_config as make_config
+    from kd_jax.generation import Generated as Generated
+    from kd_jax.generation import generate as generate
+    from kd_jax.generation import seq_kd as seq_kd
+    from kd_jax.likelihood import bits_per_byte as bits_per_byte
+    from kd_jax.likelihood import perplexity as perplexity
     from kd_jax.methods import AB as AB
     from kd_jax.methods import AT as AT
     from kd_jax.methods import CATKD as CATKD
@@ -105,6 +112,7 @@ if TYPE_CHECKING:
     from kd_jax.methods import averaged as averaged
     from kd_jax.methods import cohort as cohort
     from kd_jax.methods import members as members
+    from kd_jax.methods import on_policy as on_policy
     from kd_jax.methods import scheduled as scheduled
     from kd_jax.methods import self_taught as self_taught
     from kd_jax.methods import standardised as standardised
@@ -158,17 +166,20 @@ _NAMES = {
     ".data.batch": "Batch batches",
     ".data.dataset": "Dataset make_dataset",
     ".data.load": "load",
+    ".data.tokens": "pack token_batch",
     ".distill": "Result distill",
     ".errors": "CheckpointError ConfigError DataError MethodError MismatchError NotFiniteError RunError ShapeError",
     ".evaluate": "evaluate predict",
     ".experiments.notebook.config": "Config make_config",
+    ".generation": "Generated generate seq_kd",
+    ".likelihood": "bits_per_byte perplexity",
     ".methods.grid": "Grid grid",
     ".methods": (
         "AB AT CATKD CC CRD CTKD DIST DKD DML FSP FT ICKD JSD KD MGD MLKD NKD NST OFA OFD PKT PLD RKD RLD SP SRD "
         "TAID TTM ULD VID WKD WKDF WTTM AdaptiveKL AlphaBeta AttentionMaps BinaryKD Cosine CrossEntropy FitNet "
         "HiddenStates KDWithoutTSquared LabelSmoothing LogitMSE Method MiniLM Parts ReverseKL ReviewKD SampledKL "
         "SemCKD SimKD SkewKL SkewReverseKL SymmetricKL TopKKL TotalVariation VirtualTeacher VkD averaged cohort "
-        "members scheduled self_taught standardised static with_average with_classifier"
+        "members on_policy scheduled self_taught standardised static with_average with_classifier"
     ),
     ".models": (
         "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"

@@ -15,7 +15,7 @@ from kd_jax.data.batch import as_key, check_whole, is_in_memory
 from kd_jax.data.mixing import mixes
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
-from kd_jax.methods import KD, CrossEntropy, as_method
+from kd_jax.methods import KD, CrossEntropy, as_method, is_on_policy
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
 from kd_jax.teacher import as_teacher
@@ -239,7 +239,8 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
     output = checked.student
     watched: dict[str, of_training.Measure] = {}
     later = isinstance(source, Stream)
-    whole = of_training.are_classes(known, output.logits.shape[-1], later=later)
+    # Labels of the student's own sequences say nothing of how good it is.
+    whole = not is_on_policy(method) and of_training.are_classes(known, output.logits.shape[-1], later=later)
     few = 1 < output.logits.shape[-1] <= _MOST_WATCHED
     if whole:
         watched["accuracy"] = of_training.accuracy

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import log1p
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,44 @@ def max_norm(largest: float) -> optax.GradientTransformation:
         return jax.tree.map(bounded, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class InFloat32State(NamedTuple):
+    """Of `in_float32`. inner: the optimiser's own. parameters: those that it has moved, in float32."""
+
+    inner: PyTree
+    parameters: PyTree
+
+
+def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """An optimiser with moments in float32, for parameters in bfloat16 (or float16).
+
+    It moves a copy of the parameters in float32, and they are that copy, rounded: what is smaller than a digit of
+    bfloat16 adds up over the steps, where it would be rounded away each time.
+    """
+    own = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> InFloat32State:
+        wide = jax.tree.map(_wide, params)
+        return InFloat32State(own.init(wide), wide)
+
+    def update(
+        gradients: PyTree, state: InFloat32State, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, InFloat32State]:
+        if params is None:
+            raise ValueError("in_float32 needs the parameters: give them to update(gradients, state, params)")
+        updates, inner = own.update(jax.tree.map(_wide, gradients), state.inner, state.parameters, **extra)
+        moved = optax.apply_updates(state.parameters, updates)
+        # In float32: `optax.apply_updates` adds them to the parameters in it, and rounds the sum.
+        steps = jax.tree.map(lambda new, old: new - _wide(old), moved, params)
+        return steps, InFloat32State(inner, moved)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _wide(leaf: Array) -> Array:
+    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+    return leaf.astype(jnp.float32) if narrow else leaf
 
 
 def _one_minus_power(decay: float, count: Int[Array, ""]) -> Float[Array, ""]:

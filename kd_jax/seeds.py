@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, DataError, NotFiniteError
-from kd_jax.methods import CrossEntropy, LabelSmoothing, Method
+from kd_jax.methods import CrossEntropy, LabelSmoothing, Method, is_on_policy
 from kd_jax.models import Model, count_parameters, parameters
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
@@ -122,20 +122,20 @@ def train_seeds(
         if how.mesh_of_one is None:
             teacher = replicated(how.mesh, teacher)
     found: dict[str, list[Trained]] = {}
-    kept_teachers: dict[bool, Teacher | None] = {}
+    kept_teachers: dict[tuple[bool, bool], Teacher | None] = {}
     for name, method in methods.items():
         taught = None
         # A loss function takes a teacher that it does not need.
         if not isinstance(method, CrossEntropy | LabelSmoothing):
-            with_features = bool(method.teacher_features)
-            if with_features not in kept_teachers:
+            asked = (bool(method.teacher_features), is_on_policy(method))
+            if asked not in kept_teachers:
                 found_teacher = kept_teacher(
                     teacher, method, data, how.prepare, how.epochs, how.batch_size, how.mesh_of_one
                 )
                 if how.mesh is not None and how.mesh_of_one is None:
                     found_teacher = replicated(how.mesh, found_teacher)
-                kept_teachers[with_features] = found_teacher
-            taught = kept_teachers[with_features]
+                kept_teachers[asked] = found_teacher
+            taught = kept_teachers[asked]
         known = {s: None if kept is None else kept.read(f"{name}-seed{s}", how.model) for s in seeds}
         missing = [seed for seed, one in known.items() if one is None]
         done(name, len(seeds) - len(missing))

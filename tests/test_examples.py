@@ -8,7 +8,10 @@ import jax
 import pytest
 from pages import ROOT
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Of language models: tests/test_language_examples.py.
+OTHERS = ("g2p", "byte_language_model")
+ALL = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [path for path in ALL if path.stem not in OTHERS]
 FASTER = {"compare_methods": {"width": 16}}
 NEEDS = {"grain_random_crops": "grain", "pytorch_teacher": "torch"}
 
@@ -45,5 +48,5 @@ def test_an_example_ends_in_a_table(
 def test_the_page_of_examples_names_each() -> None:
     text = (ROOT / "docs" / "examples.md").read_text()
     assert EXAMPLES
-    every = [*EXAMPLES, *(ROOT / "examples").glob("*.ipynb")]
+    every = [*ALL, *(ROOT / "examples").glob("*.ipynb")]
     assert [path.name for path in every if f"(../examples/{path.name})" not in text] == []

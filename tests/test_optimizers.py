@@ -120,3 +120,26 @@ def test_max_norm_refuses_what_it_cannot_bound() -> None:
         optimizers.max_norm(0.0)
     with pytest.raises(ValueError, match="max_norm needs the parameters"):
         optimizers.max_norm(1.0).update({}, optax.EmptyState())
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_bfloat16_parameters_move_as_their_copy_in_float32_does() -> None:
+    """By steps that are each smaller than a digit of bfloat16."""
+    params = {"w": jnp.asarray([1.0, -3.0, 200.0], jnp.bfloat16)}
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    inner = optimizers.adam(1e-3)
+    optimizer = optimizers.in_float32(inner)
+    state, own = optimizer.init(params), inner.init(wide)
+    for number in range(20):
+        gradients = {"w": jnp.asarray([1.0, -2.0, 0.5 + number], jnp.bfloat16)}
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        steps, own = inner.update(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients), own, wide)
+        wide = optax.apply_updates(wide, steps)
+        np.testing.assert_array_equal(state.parameters["w"], wide["w"])
+        assert params["w"].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(params["w"], wide["w"].astype(jnp.bfloat16))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.inner)} == {"float32", "int32"}
+    assert float(wide["w"][0]) < 0.99
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optimizer.update(params, state)

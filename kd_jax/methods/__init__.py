@@ -26,6 +26,7 @@ from kd_jax.methods.maps import AB, CATKD, FSP, FT, ICKD, MGD, OFD, WKDF, VkD
 from kd_jax.methods.moving_average import SelfTaught, averaged, self_taught, with_average
 from kd_jax.methods.mutual import DML, cohort, members
 from kd_jax.methods.relations import AT, NST, PKT, RKD, SP, Cosine
+from kd_jax.methods.sampling import OnPolicy, is_on_policy, on_policy, resampled
 from kd_jax.methods.schedules import TAID, Scheduled, scheduled
 from kd_jax.methods.simkd import SimKD, with_classifier
 from kd_jax.methods.standardisation import Standardised, standardised
@@ -37,9 +38,9 @@ __all__ = [
     "AB", "AT", "CATKD", "CC", "CRD", "CTKD", "DIST", "DKD", "DML", "FSP", "FT", "ICKD", "JSD", "KD", "MGD", "MLKD",
     "NKD", "NST", "OFA", "OFD", "PKT", "PLD", "RKD", "RLD", "SP", "SRD", "TAID", "TTM", "ULD", "VID", "WKD", "WKDF",
     "WTTM", "AdaptiveKL", "AlphaBeta", "AttentionMaps", "BinaryKD", "Cosine", "CrossEntropy", "FitNet", "HiddenStates",
-    "KDWithoutTSquared", "LabelSmoothing", "LogitMSE", "LossFunction", "Method", "MiniLM", "Parts", "ReverseKL",
-    "ReviewKD", "SampledKL", "Scaled", "Scheduled", "SelfTaught", "SemCKD", "SimKD", "SkewKL", "SkewReverseKL",
-    "SoftLoss", "Standardised", "Sum", "SymmetricKL", "TopKKL", "TotalVariation", "VirtualTeacher", "VkD", "as_method",
-    "averaged", "cohort", "members", "scheduled", "self_taught", "standardised", "static", "with_average",
-    "with_classifier",
+    "KDWithoutTSquared", "LabelSmoothing", "LogitMSE", "LossFunction", "Method", "MiniLM", "OnPolicy", "Parts",
+    "ReverseKL", "ReviewKD", "SampledKL", "Scaled", "Scheduled", "SelfTaught", "SemCKD", "SimKD", "SkewKL",
+    "SkewReverseKL", "SoftLoss", "Standardised", "Sum", "SymmetricKL", "TopKKL", "TotalVariation", "VirtualTeacher",
+    "VkD", "as_method", "averaged", "cohort", "is_on_policy", "members", "on_policy", "resampled", "scheduled",
+    "self_taught", "standardised", "static", "with_average", "with_classifier",
 ]  # fmt: skip

@@ -40,9 +40,12 @@ class Scheduled(Wrapped):
         self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]
     ) -> tuple[Terms, PyTree]:
         """The method's terms with its numbers of this step."""
+        return terms_of(self.at(step), parts, student, teacher, batch, step)
+
+    def at(self, step: Int[Array, ""]) -> Method:
+        """The method with its numbers of this step."""
         done = step.astype(jnp.float32)
-        own = self._with([jnp.asarray(schedule(done), jnp.float32) for schedule in self.schedules])
-        return terms_of(own, parts, student, teacher, batch, step)
+        return self._with([jnp.asarray(schedule(done), jnp.float32) for schedule in self.schedules])
 
     def _with(self, values: list[Any]) -> Any:
         return dataclasses.replace(self.method, **dict(zip(self.names, values, strict=True)))  # type: ignore[type-var]

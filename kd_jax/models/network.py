@@ -68,6 +68,10 @@ class Network(abc.ABC):
     def merge(self, params: Params, state: State) -> Variables:
         """The variables of parameters and state."""
 
+    def bound(self, variables: Variables) -> Any:
+        """The module with these variables, in evaluation mode, of a network that is one of NNX; else None."""
+        return None
+
     def feature_shapes(self, variables: Variables, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
         """Every feature that `apply` can give, by path. Arrays may be `jax.ShapeDtypeStruct`s: nothing is computed."""
         output = jax.eval_shape(lambda values, given: self.apply(values, given)[0], variables, inputs)

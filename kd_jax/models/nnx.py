@@ -151,6 +151,10 @@ class NNXNetwork(Network):
         """A dict with `params` and `state`."""
         return {"params": params, "state": state}
 
+    def bound(self, variables: Variables) -> nnx.Module | None:
+        """The module in evaluation mode, unless it is called in a way of the user's own."""
+        return None if self.call is not None else to_module(Model(self, variables))
+
     def feature_shapes(self, variables: Variables, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
         """Outputs of all submodules that are called, and whatever the module itself returns by name."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kd_jax.data.batch import Batch, check_counts
-from kd_jax.methods import Method
+from kd_jax.methods import Method, is_on_policy
 from kd_jax.teacher import SeveralTeachers, Teacher, cached
 from kd_jax.train import memory
 from kd_jax.train.sharding import Spread, replicated
@@ -26,9 +26,10 @@ def kept_teacher(
 ) -> Teacher | None:  # fmt: skip
     """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit.
 
-    They do not where views are random (`prepare`), features are needed, or an epoch is all there is.
+    They do not where views are random (`prepare`), the student writes its own sequences, features are needed, or an
+    epoch is all there is.
     """
-    same = prepare is None and not method.teacher_features and epochs > 1
+    same = prepare is None and not method.teacher_features and epochs > 1 and not is_on_policy(method)
     if teacher is None or teacher.per_example or not same:
         return teacher
     if isinstance(teacher, SeveralTeachers) and teacher.mean == "losses":

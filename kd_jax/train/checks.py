@@ -13,7 +13,7 @@ from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, ep
 from kd_jax.data.mixing import mixes, prepared
 from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
 from kd_jax.files.names import path_name
-from kd_jax.methods import Method, SimKD
+from kd_jax.methods import Method, SimKD, is_on_policy, resampled
 from kd_jax.methods.base import Parts, Sum, Wrapped, as_parts
 from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.models import Model, Output
@@ -99,6 +99,11 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
             "prepare mixes examples, and the teacher's outputs are kept for each example as it is: give the teacher "
             "itself, which then sees the mixed ones"
         )
+    if is_on_policy(method) and teacher is not None and teacher.per_example:
+        raise ConfigError(
+            "the student writes sequences of its own, and the teacher's outputs are kept for each example as it is: "
+            "give the teacher itself"
+        )
     seen = batch
     if prepare is not None:
         seen = _tried("prepare", batch.inputs, lambda batch: prepared(prepare, batch, key), batch, remedy=PREPARE)
@@ -108,6 +113,13 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         variables = training.network.init(key) if variables is None else variables
         return student_output(training, method, variables, inputs, key)[0]
 
+    def own(batch: Batch, variables: PyTree) -> Batch:
+        variables = training.network.init(key) if variables is None else variables
+        return resampled(method, key, training.network, variables, batch, jnp.int32(0))
+
+    if is_on_policy(method):
+        seen = _tried("the student", inputs, own, seen, start)
+        inputs = seen.inputs
     student = _tried("the student", inputs, ask, inputs, start)
     _check_output("the student", student, batch)
     softmax = next((type(one).__name__ for one in walk(method) if one.of_classes), None)
@@ -240,9 +252,10 @@ def check_same_outputs(method: Method, student: Output, teacher: Output) -> None
     if not method.compares_logits or ours == theirs:
         return
     if ours[:-1] == theirs[:-1]:
+        other = ", or for two vocabularies a method such as kd.ULD()" if len(ours) > 2 else ""
         raise ConfigError(
             f"the teacher has {theirs[-1]} classes and the student {ours[-1]}: {type(method).__name__} needs the same "
-            "classes in both, in the same order"
+            f"classes in both, in the same order{other}"
         )
     raise ConfigError(
         f"the teacher's logits have the shape {theirs} and the student's {ours}: {type(method).__name__} needs the same"

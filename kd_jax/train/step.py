@@ -12,7 +12,7 @@ from kd_jax.data.batch import Batch
 from kd_jax.data.mixing import Mixed, prepared
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses.checks import as_whole
-from kd_jax.methods import Method, Parts
+from kd_jax.methods import Method, Parts, resampled
 from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Network, Output
 from kd_jax.models.predict import highest_precision
@@ -101,7 +101,7 @@ def step(
     network = training.network
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
     batch = prepared(training.prepare, batch, jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step))
-    batch = _without_absent(batch)
+    batch = resampled(method, key, network, train_state.variables, _without_absent(batch), train_state.step)
     params, state = network.split(train_state.variables)
 
     def mean_loss(trained: tuple[PyTree, PyTree]) -> tuple[Array, tuple[PyTree, PyTree, Metrics]]:

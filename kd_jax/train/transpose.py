@@ -47,6 +47,10 @@ class Transposed(Network):
         """What the network says."""
         return self.network.apply(self.back(variables), inputs, **options)
 
+    def bound(self, variables: PyTree) -> Any:
+        """As the network."""
+        return self.network.bound(self.back(variables))
+
     def split(self, variables: PyTree) -> tuple[PyTree, PyTree]:
         """The transposed parameters, and the state."""
         return variables

@@ -44,9 +44,14 @@ def units(n_in: int, n_out: int, window: int, *, stride: int = 1, groups: int = 
     return [conv(n_in, n_out, window, stride=stride, groups=groups), BatchNorm(n_out), ReLU()]
 
 
-def linear(n_in: int, n_out: int) -> nnx.Linear:
+def linear(n_in: int, n_out: int, *, bias: bool = True, param_dtype: Any = jnp.float32) -> nnx.Linear:
     """A linear layer of zeros."""
-    return nnx.Linear(n_in, n_out, kernel_init=_ZEROS, rngs=_NO_KEYS)
+    return nnx.Linear(n_in, n_out, use_bias=bias, param_dtype=param_dtype, kernel_init=_ZEROS, rngs=_NO_KEYS)
+
+
+def embedding(count: int, width: int, *, param_dtype: Any = jnp.float32) -> nnx.Embed:
+    """A table of zeros."""
+    return nnx.Embed(count, width, param_dtype=param_dtype, embedding_init=_ZEROS, rngs=_NO_KEYS)
 
 
 class Start(NamedTuple):
@@ -67,6 +72,11 @@ def small(kernel: tuple[int, ...]) -> Start:
     return Start(True, 0.01)
 
 
+def standard(kernel: tuple[int, ...]) -> Start:
+    """Normal with a deviation of 1, as PyTorch's embeddings."""
+    return Start(True, 1.0)
+
+
 def of_pytorch(kernel: tuple[int, ...]) -> Start:
     """What PyTorch's layers have where nobody says more: uniform in ±1/√fan_in, biases, too."""
     bound = math.prod(kernel[:-1]) ** -0.5
@@ -81,10 +91,13 @@ def of_pytorch_without_bias(kernel: tuple[int, ...]) -> Start:
 Rule = Callable[[tuple[int, ...]], Start]
 
 
-def initialise(network: nnx.Module, rngs: nnx.Rngs, *, convs: Rule = of_pytorch, linears: Rule = of_pytorch) -> None:
-    """Gives all convolutions and linear layers of a network their initial values, from one draw of numbers.
+def initialise(
+    network: nnx.Module, rngs: nnx.Rngs, *, convs: Rule = of_pytorch, linears: Rule = of_pytorch,
+    embeddings: Rule = standard,
+) -> None:  # fmt: skip
+    """Gives all convolutions, linear layers and embeddings their initial values, from one draw of numbers.
 
-    convs, linears: the rules, by the shape of a kernel, `[*window, inputs of a group, outputs]`.
+    convs, linears, embeddings: the rules, by the shape of a kernel, `[*window, inputs of a group, outputs]`.
     """
     drawn: dict[bool, list[tuple[nnx.Param[Array], float]]] = {True: [], False: []}
     for _, layer in nnx.iter_modules(network):
@@ -93,6 +106,9 @@ def initialise(network: nnx.Module, rngs: nnx.Rngs, *, convs: Rule = of_pytorch,
             drawn[start.is_normal].append((layer.kernel, start.kernel))
             if layer.bias is not None and start.bias:
                 drawn[start.is_normal].append((layer.bias, start.bias))
+        elif isinstance(layer, nnx.Embed):
+            start = embeddings(layer.embedding.shape)
+            drawn[start.is_normal].append((layer.embedding, start.kernel))
     for is_normal, params in drawn.items():
         if params:
             shape = (sum(param.size for param, _ in params),)
@@ -101,7 +117,7 @@ def initialise(network: nnx.Module, rngs: nnx.Rngs, *, convs: Rule = of_pytorch,
             numbers = draw(key, shape, jnp.float32)
             for param, scale in params:
                 own = jax.lax.dynamic_slice(numbers, (place,), (param.size,))
-                param[...] = scale * own.reshape(param.shape)
+                param[...] = (scale * own.reshape(param.shape)).astype(param.dtype)
                 place += param.size
 
 

@@ -1,0 +1,100 @@
+"""The examples of language models: a published teacher says what it said before, and both programs end in a table."""
+
+import importlib.util
+import json
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import numpy as np
+import pytest
+from pages import ROOT
+
+import kd_jax as kd
+from kd_jax.models import count_parameters
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def folder_of(package: str) -> Path:
+    """Where a package lies, which is not imported."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        pytest.skip(f"the package {package} is not installed")
+    return Path(found.origin).parent
+
+
+@pytest.fixture
+def g2p_en(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The package's own code, without what it imports and downloads for its dictionary."""
+    folder = folder_of("g2p_en")
+    for name in ("nltk", "nltk.corpus", "nltk.tokenize", "nltk.data", "g2p_en", "g2p_en.expand"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+
+    def stub(module: str, **values: object) -> None:
+        for name, value in values.items():
+            setattr(sys.modules[module], name, value)
+
+    stub("nltk.data", find=lambda name: name)
+    stub("nltk", data=sys.modules["nltk.data"], pos_tag=None)
+    stub("nltk.corpus", cmudict=type("Words", (), {"dict": staticmethod(dict)}))
+    stub("nltk.tokenize", TweetTokenizer=type("Tokenizer", (), {"tokenize": None}))
+    stub("g2p_en.expand", normalize_numbers=None)
+    stub("g2p_en", __path__=[str(folder)])
+    monkeypatch.delitem(sys.modules, "g2p_en.g2p", raising=False)
+    with warnings.catch_warnings():
+        # Of its regular expressions.
+        warnings.simplefilter("ignore")
+        return importlib.import_module("g2p_en.g2p")
+
+
+# It leaves its file open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_checkpoint_of_g2p_en_says_the_same_phonemes(g2p_en: ModuleType) -> None:
+    theirs, example = g2p_en.G2p(), loaded("g2p")
+    assert theirs.phonemes[4:] == example.PHONEMES[4:]
+    teacher = example.load_teacher(Path(str(g2p_en.__file__)).parent / "checkpoint20.npz")
+    assert count_parameters(kd.models.as_model(teacher)) == 834_890
+    words = ["activationist", "zyzzyva", "kubernetes", "x", "qwerty", "pneumonoultramicroscopic", "o'brien", "jax"]
+    assert example.phonemes(teacher, words) == [theirs.predict(word) for word in words]
+
+
+def test_errors_are_counted_as_edits() -> None:
+    example = loaded("g2p")
+    assert example.distance("kitten", "sitting") == 3
+    assert example.distance("", "abc") == example.distance("abc", "") == 3
+    assert example.error_rate([["a", "b"], ["c"]], [["a", "c"], ["c"]]) == pytest.approx(1 / 3)
+
+
+def test_the_pronunciation_example_ends_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("g2p_en", "cmudict", "names"):
+        folder_of(package)
+    example = loaded("g2p")
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        example.main(64, tested=8, epochs=1, seeds=1, width=8, out=str(tmp_path / "g2p"))
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "g2p" / "results.json").read_text())
+    assert len(found["error_rates"]) == 9
+    assert all(name in printed for name in found["error_rates"])
+    assert all(np.isfinite(of["surnames"]).all() for of in found["error_rates"].values())
+    assert "| teacher" in printed
+
+
+def test_the_language_model_example_ends_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "LICENSE").read_bytes()
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        loaded("byte_language_model").main(text, layers=(1, 1), seeds=1, epochs=1, width=16, length=32, batch_size=64)
+    printed = capsys.readouterr().out
+    assert "bits per byte" in printed
+    assert "'And the " in printed
