@@ -134,7 +134,8 @@ def train_seeds(
                 )
                 if how.mesh is not None and how.mesh_of_one is None:
                     found_teacher = replicated(how.mesh, found_teacher)
-                kept_teachers[with_features] = found_teacher
+                # Each training is one program, which no file is read in.
+                kept_teachers[with_features] = found_teacher and found_teacher.in_memory()
             taught = kept_teachers[with_features]
         known = {s: None if kept is None else kept.read(f"{name}-seed{s}", how.model) for s in seeds}
         missing = [seed for seed, one in known.items() if one is None]
