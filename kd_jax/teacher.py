@@ -189,9 +189,9 @@ def from_top_k(classes_of: Any, probabilities: Any, *, classes: int, rest: str =
         raise DataError("the probabilities of an example are negative or do not sum to at most 1: give probabilities")
     # The most probable first, as `kd.TopKKL` takes fewer of them.
     order = np.argsort(-known, axis=-1, kind="stable")
-    which, known = (np.take_along_axis(array, order, axis=-1) for array in (which.astype(np.int32), known))
+    which = np.take_along_axis(which.astype(np.int32), order, axis=-1)
     with np.errstate(divide="ignore"):
-        logs, left = np.log(known), np.log(np.clip(1 - mass, 0, 1))
+        logs, left = np.log(np.take_along_axis(known, order, axis=-1)), np.log(np.clip(1 - mass, 0, 1))
     return TopKTeacher(jnp.asarray(which), jnp.asarray(logs), jnp.asarray(left), classes, rest)
 
 

@@ -20,9 +20,9 @@ def digest(tree: PyTree) -> str:
     return sha.hexdigest()
 
 
-def bytes_of(array: np.ndarray) -> memoryview:
+def bytes_of(array: np.ndarray) -> Any:
     """The bytes of an array of any type in the order of its values, without a copy where it lies so."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def program_digest(function: Callable[..., Any], *arguments: PyTree) -> str:

@@ -193,7 +193,7 @@ class TopKKL(SoftLoss):
 
     def check_sparse(self, sparse: Sparse) -> None:
         """Raises `MethodError` where more is asked for than is known."""
-        more = self.k if self.k > sparse.count else None
+        more = self.k if self.k > sparse.number else None
         require_kind(self, sparse, "top-k", "k", more, 1 if self.rest == "renormalised" else self.temperature)
 
 
@@ -237,9 +237,8 @@ class SampledKL(Method):
 
     def check_sparse(self, sparse: Sparse) -> None:
         """Raises `MethodError` for other draws than were kept."""
-        require_kind(
-            self, sparse, "samples", "samples", None if self.samples == sparse.count else self.samples, self.temperature
-        )
+        other = None if self.samples == sparse.number else self.samples
+        require_kind(self, sparse, "samples", "samples", other, self.temperature)
         if not isinstance(self.power, jax.core.Tracer) and np.any(np.asarray(self.power) != sparse.power):
             raise MethodError(
                 f"the power of SampledKL is {self.power}, and the teacher's draws have {sparse.power:g}: give the same"

