@@ -129,13 +129,14 @@ def train_seeds(
         if not isinstance(method, CrossEntropy | LabelSmoothing):
             with_features = bool(method.teacher_features)
             if with_features not in kept_teachers:
+                # Each training is one program, which no file is read in.
+                held = teacher and teacher.in_memory()
                 found_teacher = kept_teacher(
-                    teacher, method, data, how.prepare, how.epochs, how.batch_size, how.mesh_of_one
+                    held, method, data, how.prepare, how.epochs, how.batch_size, how.mesh_of_one
                 )
                 if how.mesh is not None and how.mesh_of_one is None:
                     found_teacher = replicated(how.mesh, found_teacher)
-                # Each training is one program, which no file is read in.
-                kept_teachers[with_features] = found_teacher and found_teacher.in_memory()
+                kept_teachers[with_features] = found_teacher
             taught = kept_teachers[with_features]
         known = {s: None if kept is None else kept.read(f"{name}-seed{s}", how.model) for s in seeds}
         missing = [seed for seed, one in known.items() if one is None]

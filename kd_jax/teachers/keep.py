@@ -128,7 +128,8 @@ def stored(keep: Keep, found: Mapping[str, Any], classes: int) -> Arrays:
     distinct = new.sum(axis=-1).astype(np.uint8 if keep.draws < 256 else np.uint16)
     kept = {"distinct": distinct, "entries": packed(entries, _bytes((classes << shift) - 1))}
     if keep.power != 1:
-        kept["ratios"] = np.exp(arrays["log_ratios"].reshape(-1)[firsts]).astype(np.float16)
+        ratios = np.exp(arrays["log_ratios"].reshape(-1)[firsts])
+        kept["ratios"] = np.minimum(ratios, np.finfo(np.float16).max).astype(np.float16)
     return kept
 
 

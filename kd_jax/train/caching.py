@@ -30,7 +30,8 @@ def kept_teacher(
     They do not where views are random (`prepare`), features are needed, or an epoch is all there is.
     """
     if teacher is not None and _fits(teacher):
-        teacher = teacher.in_memory()
+        held = teacher.in_memory()
+        teacher = held if mesh is None or held is teacher else replicated(mesh, held)
     same = prepare is None and not method.teacher_features and epochs > 1
     if teacher is None or teacher.per_example or not same:
         return teacher
