@@ -171,7 +171,7 @@ def _bias(bias: float, noise: float) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints a table, and leaves it with what it depends on."""
     parser = argparse.ArgumentParser(prog="benchmarks.caches", description=__doc__)
-    for name, default in (("vocabulary", 8192), ("steps", 800), ("tokens", 1024), ("caches", 40), ("words", 500_000)):
+    for name, default in (("vocabulary", 4096), ("steps", 400), ("tokens", 1024), ("caches", 30), ("words", 300_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path("results/caches"))
     given = parser.parse_args(argv)

@@ -40,9 +40,11 @@ class Work:
         if self.examples == 0:
             raise DataError("there are no examples to ask the teacher about: give at least one")
         self.batch_size = min(batch_size, self.examples)
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
-        self.one = one
-        said = jax.eval_shape(partial(_output, keep=keep, prepare=prepare), teacher, one)
+        batch, self.one = (
+            jax.tree.map(lambda leaf, n=n: jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype), inputs)
+            for n in (self.batch_size, 1)
+        )
+        said = jax.eval_shape(partial(_output, keep=keep, prepare=prepare), teacher, batch)
         self.places, self.classes = said.logits.shape[1:-1], said.logits.shape[-1]
         if keep.kind == "hidden":
             self._check_head(said)
