@@ -146,6 +146,7 @@ if TYPE_CHECKING:
     from kd_jax.teacher import from_file as from_file
     from kd_jax.teacher import from_top_k as from_top_k
     from kd_jax.teacher import load_logits as load_logits
+    from kd_jax.teacher import open_cache as open_cache
     from kd_jax.teacher import several as several
     from kd_jax.train import callbacks as callbacks
     from kd_jax.train.fit import fit as fit
@@ -186,7 +187,7 @@ _NAMES = {
     ),
     ".schemes": "assistants generations",
     ".stats": "Comparison paired_comparison summarise",
-    ".teacher": "Teacher cached from_file from_top_k load_logits several",
+    ".teacher": "Teacher cached from_file from_top_k load_logits open_cache several",
     ".train.fit": "fit",
     ".train.sharding": "Sharding",
     ".train.step": "TrainState",

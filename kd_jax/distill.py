@@ -24,6 +24,7 @@ from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
 from kd_jax.train.checks import Checked, check, check_batch, check_not_own, make_training
 from kd_jax.train.faults import check_teacher
+from kd_jax.train.lookup import of_batch
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
 from kd_jax.train.progress import Bar, Silent, is_watched
@@ -211,7 +212,8 @@ def distill(
         try:
             after = train(begun, plan)
         except NotFiniteError:
-            check_teacher(method, sample, known, prepare)
+            asked = known if isinstance(source, Memory) else of_batch(known, sample)
+            check_teacher(method, sample, asked, prepare)
             raise
     _warn_of_outputs(after.history)
     _warn_of_change(student, model, mesh)
@@ -234,6 +236,7 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
         checked = check(training, method, known, taught, start, batch_size=source.batch_size)
     else:
         known = source.peek()
+        taught = of_batch(taught, known)
         checked = check_batch(training, method, known, taught, start)
         source.classes = checked.student.logits.shape[-1]
     output = checked.student
@@ -249,7 +252,7 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
             watched["unlabelled"] = of_training.unlabelled
     if few and (method.compares_logits or method.needs_labels):
         watched["student_normalised"] = of_training.student_normalised
-    if few and taught is not None and method.compares_logits:
+    if few and taught is not None and taught.sparse is None and method.compares_logits:
         watched["teacher_normalised"] = of_training.teacher_normalised
         if whole and not mixes(training.prepare):
             watched["teacher_accuracy"] = of_training.teacher_accuracy

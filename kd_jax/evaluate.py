@@ -20,7 +20,7 @@ from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
 from kd_jax.models.predict import highest_precision, outputs_in_batches
 from kd_jax.models.trying import PREPARE, told, told_of_measure
-from kd_jax.teacher import Teacher, as_teacher
+from kd_jax.teacher import Teacher, as_whole_teacher
 
 PyTree = Any
 
@@ -85,7 +85,7 @@ def evaluate(
         for each example or position, averaged with the weights, or one number.
     """
     check_order("kd.evaluate(model, data)", models={"model": model, "teacher": teacher}, data={"data": data})
-    known, asked = _with_variables(model), as_teacher(teacher)
+    known, asked = _with_variables(model), as_whole_teacher(teacher)
     check_whole(batch_size, "batch_size")
     check_measures(measures)
     parts: Iterable[Any] = data

@@ -129,8 +129,10 @@ def train_seeds(
         if not isinstance(method, CrossEntropy | LabelSmoothing):
             asked = (bool(method.teacher_features), is_on_policy(method))
             if asked not in kept_teachers:
+                # Each training is one program, which no file is read in.
+                held = teacher and teacher.in_memory()
                 found_teacher = kept_teacher(
-                    teacher, method, data, how.prepare, how.epochs, how.batch_size, how.mesh_of_one
+                    held, method, data, how.prepare, how.epochs, how.batch_size, how.mesh_of_one
                 )
                 if how.mesh is not None and how.mesh_of_one is None:
                     found_teacher = replicated(how.mesh, found_teacher)

@@ -19,6 +19,7 @@ import pytest
 
 import kd_jax
 from benchmarks import (
+    caches,
     end_to_end,
     kd_jax_ways,
     keras_ways,
@@ -351,6 +352,22 @@ def test_the_loss_of_a_large_vocabulary_is_measured_against_equal_ones(tmp_path:
     given = linear_divergence.arrays(32, 256, [8, 12], "float32")
     values = [float(loss(*given)) for loss in linear_divergence.forms("kl", 16).values()]
     assert values == pytest.approx([values[0]] * 3, rel=1e-5)
+
+
+def test_caches_are_measured_against_all_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept whole has no bias, what is left out has one, and draws vary."""
+    names = ["logits, float32", "top-12, renormalised", "12 draws"]
+    monkeypatch.setattr(caches, "KINDS", {name: caches.KINDS[name] for name in names})
+    small = {"vocabulary": 100, "steps": 6, "tokens": 64, "caches": 3, "words": 6000}
+    caches.main([*(f"--{name}={number}" for name, number in small.items()), "--out", str(tmp_path)])
+    whole, top, draws = json.loads((tmp_path / "caches.json").read_text())["kinds"].values()
+    assert whole["bytes a token"] == pytest.approx(4 * 100, rel=0.1)
+    # A class of 7 bits and 4 bits of counts are 2 bytes, beside a byte for how many there are.
+    assert top["bytes a token"] > draws["bytes a token"] > 1 + 2
+    assert whole["bias"] < 1e-5 < 0.01 < top["bias"]
+    assert (whole["standard deviation"], top["standard deviation"]) == (0, 0)
+    assert draws["standard deviation"] > 0.01
+    assert "| 12 draws" in (tmp_path / "README.md").read_text()
 
 
 @needs_torch

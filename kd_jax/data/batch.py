@@ -23,7 +23,9 @@ class Batch(NamedTuple):
     labels: whole numbers `[examples, ...]`, soft or several labels `[examples, ..., classes]`, or None.
     weights: `[examples]`, or one for each position, `[examples, positions]`; None for 1 each. What has the weight 0
         is as if it were absent.
-    indices: `[examples]`, which row of the training set each example is, for methods that remember examples (CRD).
+    indices: `[examples]`, which row of the training set each example is, for methods that remember examples (CRD) and
+        teachers who know them (`kd.cached`). For these, of packed sequences also `[examples, positions, 2]`: which
+        example each position is of, and its place there.
     """
 
     inputs: PyTree

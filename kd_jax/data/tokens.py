@@ -25,26 +25,50 @@ def pack(
     Each sequence goes whole into the first row that has room, in the order given; the rest of a row is 0. One that is
     longer than a row is refused: cut it first, where its meaning allows.
     """
-    rows: list[list[np.ndarray]] = []
-    room: list[int] = []
-    for number, sequence in enumerate(sequences):
-        tokens = np.asarray(sequence)
+    known = [np.asarray(sequence) for sequence in sequences]
+    for number, tokens in enumerate(known):
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= length:
             raise DataError(
                 f"sequence {number} is {tokens.dtype} {list(tokens.shape)}: give from 1 to {length} whole numbers"
             )
-        row = next((i for i, left in enumerate(room) if left >= len(tokens)), len(rows))
+    rows = _rows([len(tokens) for tokens in known], length)
+    packed, segments = (np.zeros((len(rows), length), np.int32) for _ in range(2))
+    for i, row in enumerate(rows):
+        together = np.concatenate([known[number] for number in row])
+        packed[i, : len(together)] = together
+        segments[i, : len(together)] = np.repeat(np.arange(1, len(row) + 1), [len(known[number]) for number in row])
+    return packed, segments
+
+
+def pack_indices(sequences: Sequence[Any], length: int) -> Int[np.ndarray, "rows {length} 2"]:
+    """Where the tokens of `pack(sequences, length)` come from: the sequence's number, and the place in it; −1 in
+    padding. As the `indices` of a `Batch` they find the answers of a teacher that was cached on the sequences.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    if any(not 1 <= count <= length for count in lengths):
+        wrong = next(count for count in lengths if not 1 <= count <= length)
+        raise DataError(f"a sequence has {wrong} tokens: give from 1 to {length}")
+    rows = _rows(lengths, length)
+    indices = np.full((len(rows), length, 2), -1, np.int32)
+    for i, row in enumerate(rows):
+        own = [np.stack([np.full(lengths[number], number), np.arange(lengths[number])], axis=-1) for number in row]
+        together = np.concatenate(own)
+        indices[i, : len(together)] = together
+    return indices
+
+
+def _rows(lengths: Sequence[int], length: int) -> list[list[int]]:
+    """The numbers of the sequences in each row."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number, count in enumerate(lengths):
+        row = next((i for i, left in enumerate(room) if left >= count), len(rows))
         if row == len(rows):
             rows.append([])
             room.append(length)
-        rows[row].append(tokens)
-        room[row] -= len(tokens)
-    packed, segments = (np.zeros((len(rows), length), np.int32) for _ in range(2))
-    for i, row_of in enumerate(rows):
-        count = length - room[i]
-        packed[i, :count] = np.concatenate(row_of)
-        segments[i, :count] = np.repeat(np.arange(1, len(row_of) + 1), [len(tokens) for tokens in row_of])
-    return packed, segments
+        rows[row].append(number)
+        room[row] -= count
+    return rows
 
 
 def next_token_labels(tokens: Tokens) -> Int[Array, "..."]:

@@ -45,7 +45,7 @@ from kd_jax.losses.mixing import mix
 from kd_jax.losses.orthogonal import orthogonal_cayley, orthogonal_exponential
 from kd_jax.losses.ranking import pld
 from kd_jax.losses.relations import cc, cc_gaussian, pkt, rkd_angle, rkd_distance, sp, srd
-from kd_jax.losses.sparse import sampled_kl, top_k_kl, uld
+from kd_jax.losses.sparse import sampled_kl, sampled_targets, top_k_kl, top_k_targets, uld
 from kd_jax.losses.standardisation import standardise
 from kd_jax.losses.summaries import at, cat_kd, class_activation_maps, fsp, ft, ickd, nst, reviewkd, wkd_f
 from kd_jax.losses.targets import dkd, nkd, ofa, rld, ttm, virtual_teacher, wttm
@@ -60,8 +60,8 @@ __all__ = [
     "kl_divergence", "label_smoothing", "linear_divergence", "logit_mse", "mask_channels", "mask_positions",
     "match_space", "max_pool", "mgd", "minilm_relations", "mix", "mlkd", "nkd", "nst", "ofa", "ofd", "ofd_margin",
     "orthogonal_cayley", "orthogonal_exponential", "pkt", "pld", "resize_nearest", "reverse_kl", "reviewkd",
-    "reviewkd_fuse", "rkd_angle", "rkd_distance", "rld", "sampled_kl", "semckd", "semckd_attention",
-    "semckd_similarities", "simkd", "skew_kl", "skew_reverse_kl", "sp", "srd", "standardise", "symmetric_kl",
-    "top_k_kl", "total_variation", "ttm", "uld", "vid", "vid_variance", "virtual_teacher", "vkd", "wkd", "wkd_f",
-    "wttm",
+    "reviewkd_fuse", "rkd_angle", "rkd_distance", "rld", "sampled_kl", "sampled_targets", "semckd",
+    "semckd_attention", "semckd_similarities", "simkd", "skew_kl", "skew_reverse_kl", "sp", "srd", "standardise",
+    "symmetric_kl", "top_k_kl", "top_k_targets", "total_variation", "ttm", "uld", "vid", "vid_variance",
+    "virtual_teacher", "vkd", "wkd", "wkd_f", "wttm",
 ]  # fmt: skip

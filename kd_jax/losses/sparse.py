@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses.checks import Logits, Scalar, as_logits, as_pair, number
@@ -11,6 +11,8 @@ from kd_jax.losses.pairs import difference_of, pair, size_of
 from kd_jax.losses.targets import log_sum_exp, tempered
 
 RESTS = ("renormalised", "tail", "zero")
+
+Numbers = Shaped[Array, "..."]
 
 
 def top_k_kl(
@@ -47,6 +49,75 @@ def top_k_kl(
     return t**2 * kl_divergence(with_tail(student), with_tail(teacher))
 
 
+def top_k_targets(
+    student_logits: Logits,
+    classes: Numbers,
+    log_probabilities: Numbers,
+    log_rest: Numbers,
+    *,
+    k: int | None = None,
+    temperature: Scalar = 1.0,
+    rest: str = "tail",
+) -> Float[Array, "..."]:
+    r"""`top_k_kl` by a teacher of whom the k most probable classes alone are known, without the logits of the others.
+
+    classes, log_probabilities: `[..., k]`, the most probable first; of a softmax over all classes at temperature 1.
+    log_rest: $\log P$ of all others, `[...]`. k: how many of them to use; None for all, and the others join the rest.
+    temperature: T > 0, and 1 unless `rest` is "renormalised": what the others sum to at another one is not known, so
+        that the loss is NaN there. No gradient by the teacher. Returns `[...]`.
+    """
+    student = as_logits(student_logits, "student logits")
+    if rest not in RESTS:
+        raise ValueError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
+    shapes = (classes.shape, log_probabilities.shape, (*log_rest.shape, classes.shape[-1]))
+    if set(shapes) != {(*student.shape[:-1], classes.shape[-1])}:
+        raise ShapeError(
+            f"classes {list(classes.shape)}, log-probabilities {list(log_probabilities.shape)} and log-rests "
+            f"{list(log_rest.shape)} do not fit logits {list(student.shape)}: give [..., k], [..., k] and [...]"
+        )
+    known = classes.shape[-1]
+    if k is not None and not 1 <= k <= known:
+        raise ConfigError(f"k is {k}: it must be from 1 to {known}, the number of classes that are known")
+    t = number(temperature, student)
+    log_p, tail = (jax.lax.stop_gradient(x).astype(student.dtype) for x in (log_probabilities, log_rest))
+    if k is not None and k < known:
+        tail = jnp.logaddexp(tail, log_sum_exp(log_p[..., k:]))
+        classes, log_p = classes[..., :k], log_p[..., :k]
+    if rest == "tail":
+        teacher = jnp.concatenate([log_p, tail[..., None]], axis=-1)
+        ours = _with_tail(student, classes)
+        if classes.shape[-1] == student.shape[-1]:
+            teacher = log_p
+        return jnp.where(t == 1, kl_divergence(ours, teacher), jnp.nan)
+    log_q = jax.nn.log_softmax(student / t, axis=-1)
+    log_q = jnp.take_along_axis(log_q, classes, axis=-1)
+    if rest == "zero":
+        return jnp.where(t == 1, _cross(jnp.exp(log_p), log_p - log_q), jnp.nan)
+    log_p = jax.nn.log_softmax(log_p / t, axis=-1)
+    return t**2 * _cross(jnp.exp(log_p), log_p - log_q)
+
+
+def sampled_targets(student_logits: Logits, classes: Numbers, weights: Numbers) -> Float[Array, "..."]:
+    r"""Cross entropy with sampled targets, $-\sum_i w_i \log q_i$, at temperature 1; by the logits q Σw − w.
+
+    Where the mean of w over the draws is the teacher's p, as of w = counts / N, its gradient is on average that of
+    `kd` at temperature 1, and its value that of `kd` plus the teacher's entropy. Anshumann et al. (2025),
+    https://arxiv.org/abs/2503.16870.
+
+    classes: `[..., distinct]`. weights: as classes; what has the weight 0 is as if it were absent. No gradient by
+    them. Returns `[...]`.
+    """
+    student = as_logits(student_logits, "student logits")
+    if classes.shape != weights.shape or classes.shape[:-1] != student.shape[:-1]:
+        raise ShapeError(
+            f"classes {list(classes.shape)} and weights {list(weights.shape)} do not fit logits {list(student.shape)}: "
+            "give [..., distinct] of both"
+        )
+    w = jax.lax.stop_gradient(weights).astype(student.dtype)
+    log_q = jnp.take_along_axis(jax.nn.log_softmax(student, axis=-1), classes, axis=-1)
+    return -_cross(w, log_q)
+
+
 def sampled_kl(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -72,7 +143,8 @@ def sampled_kl(
     possible = ~jnp.isneginf(found.log_p)
     log_p = jnp.where(possible, found.log_p, 0)
     proposal = jnp.where(possible, jnp.exp(tilt * (log_p - jnp.max(found.log_p, axis=-1, keepdims=True))), 0)
-    drawn = jax.lax.stop_gradient(_draw(key, proposal, samples))
+    places = jax.random.uniform(key, (*proposal.shape[:-1], samples), proposal.dtype)
+    drawn = jax.lax.stop_gradient(drawn_at(proposal, places))
     weights = jnp.exp((1 - tilt) * jnp.take_along_axis(log_p, drawn, axis=-1))
     terms = -jnp.take_along_axis(found.ratio, drawn, axis=-1)
     return t**2 * jnp.sum(weights * terms, axis=-1) / jnp.sum(weights, axis=-1)
@@ -109,11 +181,29 @@ def _numbers(logits: Array) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
 
-def _draw(key: Array, mass: Array, samples: int) -> Array:
-    """Classes in proportion to their mass, `[..., samples]`; none whose mass is 0."""
+def _with_tail(logits: Array, classes: Array) -> Array:
+    """The logits of some classes, and behind them the logarithm of what the others sum to, if there are any."""
+    own = jnp.take_along_axis(logits, classes, axis=-1)
+    if classes.shape[-1] == logits.shape[-1]:
+        return own
+    others = jnp.put_along_axis(logits, classes, jnp.full(own.shape, -jnp.inf, own.dtype), axis=-1, inplace=False)
+    return jnp.concatenate([own, log_sum_exp(others)[..., None]], axis=-1)
+
+
+def _cross(weights: Array, values: Array) -> Array:
+    """The sum of weight times value; what has the weight 0 may be infinite."""
+    absent = weights == 0
+    return jnp.sum(jnp.where(absent, 0, weights * jnp.where(absent, 0, values)), axis=-1)
+
+
+def drawn_at(mass: Array, places: Array) -> Array:
+    """Classes at places in [0, 1) of their masses' running share, `[..., draws]`; none whose mass is 0.
+
+    mass: `[..., classes]`. places: `[..., draws]`; uniform ones draw in proportion to the masses.
+    """
     rows = mass.reshape(-1, mass.shape[-1])
     cumulative = jnp.cumsum(rows, axis=-1)
     total = cumulative[:, -1:]
-    at = jnp.minimum(jax.random.uniform(key, (rows.shape[0], samples), mass.dtype) * total, jnp.nextafter(total, 0))
+    at = jnp.minimum(places.reshape(rows.shape[0], -1) * total, jnp.nextafter(total, 0))
     found = jax.vmap(lambda row, points: jnp.searchsorted(row, points, side="right"))(cumulative, at)
-    return found.reshape(*mass.shape[:-1], samples)
+    return found.reshape(*mass.shape[:-1], places.shape[-1])

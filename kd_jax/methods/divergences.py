@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import jax
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
+from kd_jax.errors import MethodError
 from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, static
 from kd_jax.methods.blocks import step_key, stored_key
 from kd_jax.methods.bounds import Bounds, Finite, Share, Temperature, Weight
 from kd_jax.methods.logits import BesideHard, SoftLoss, hard_term, is_zero, require_teacher
+from kd_jax.methods.sparse import CLASSES, LOG_PROBABILITIES, LOG_REST, WEIGHTS, Sparse, require_kind
 from kd_jax.models import Output
 
 
@@ -168,7 +172,8 @@ class WTTM(SoftLoss):
 class TopKKL(SoftLoss):
     """KL by the teacher's k largest classes, discussed by Anshumann et al. (2025), https://arxiv.org/abs/2503.16870.
 
-    rest: `tail` (one bucket), `renormalised` or `zero`.
+    rest: `tail` (one bucket), `renormalised` or `zero`. A teacher whose most probable classes were kept, k of them at
+    least, needs no others.
     """
 
     alpha: Share = 0.1
@@ -177,14 +182,27 @@ class TopKKL(SoftLoss):
     rest: str = "tail"
 
     def soft(self, student: Output, teacher: Output, batch: Batch) -> Values:
-        """`kd.losses.top_k_kl`."""
+        """`kd.losses.top_k_kl`, or `kd.losses.top_k_targets`."""
+        known = teacher.features
+        if LOG_REST in known:
+            return losses.top_k_targets(
+                student.logits, known[CLASSES], known[LOG_PROBABILITIES], known[LOG_REST],
+                k=self.k, temperature=self.temperature, rest=self.rest,
+            )  # fmt: skip
         return losses.top_k_kl(student.logits, teacher.logits, k=self.k, temperature=self.temperature, rest=self.rest)
+
+    def check_sparse(self, sparse: Sparse) -> None:
+        """Raises `MethodError` where more is asked for than is known."""
+        more = self.k if self.k > sparse.number else None
+        require_kind(self, sparse, "top-k", "k", more, 1 if self.rest == "renormalised" else self.temperature)
 
 
 @dataclass(frozen=True)
 class SampledKL(Method):
     """Random-sampling KD (RS-KD): Anshumann et al. (2025), https://arxiv.org/abs/2503.16870. KL by classes drawn from
-    the teacher, anew in each step; on average its gradient is that of `kd`, which no top-k's is.
+    the teacher, anew in each step; on average its gradient is that of `kd`, which no top-k's is. A teacher of whom
+    draws were kept says its own, of the same number and power; the term is then the cross entropy with them, and at
+    temperature 1.
 
     samples: drawn with replacement. power: what the teacher's probabilities are raised to before. hard: the weight of
     the cross entropy.
@@ -207,11 +225,24 @@ class SampledKL(Method):
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` with its weight, and `soft`."""
-        soft = losses.sampled_kl(
-            student.logits, require_teacher(self, teacher).logits, key=step_key(parts.carried, step),
-            samples=self.samples, power=self.power, temperature=self.temperature,
-        )  # fmt: skip
+        taught = require_teacher(self, teacher)
+        if WEIGHTS in taught.features:
+            soft = losses.sampled_targets(student.logits, taught.features[CLASSES], taught.features[WEIGHTS])
+        else:
+            soft = losses.sampled_kl(
+                student.logits, taught.logits, key=step_key(parts.carried, step),
+                samples=self.samples, power=self.power, temperature=self.temperature,
+            )  # fmt: skip
         return {**hard_term(self, self.hard, student, batch), "soft": soft}
+
+    def check_sparse(self, sparse: Sparse) -> None:
+        """Raises `MethodError` for other draws than were kept."""
+        other = None if self.samples == sparse.number else self.samples
+        require_kind(self, sparse, "samples", "samples", other, self.temperature)
+        if not isinstance(self.power, jax.core.Tracer) and np.any(np.asarray(self.power) != sparse.power):
+            raise MethodError(
+                f"the power of SampledKL is {self.power}, and the teacher's draws have {sparse.power:g}: give the same"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from kd_jax.data.batch import Batch, check_counts
 from kd_jax.methods import Method, is_on_policy
-from kd_jax.teacher import SeveralTeachers, Teacher, cached
+from kd_jax.teacher import DiskTeacher, SeveralTeachers, Teacher, cached
 from kd_jax.train import memory
 from kd_jax.train.sharding import Spread, replicated
 from kd_jax.train.sizes import SMALL
@@ -24,11 +24,15 @@ def kept_teacher(
     teacher: Teacher | None, method: Method, data: Batch, prepare: Any, epochs: int, batch_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Teacher | None:  # fmt: skip
-    """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit.
+    """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit; and what is
+    on disk in memory, where that fits.
 
     They do not where views are random (`prepare`), the student writes its own sequences, features are needed, or an
     epoch is all there is.
     """
+    if teacher is not None and _fits(teacher):
+        held = teacher.in_memory()
+        teacher = held if mesh is None or held is teacher else replicated(mesh, held)
     same = prepare is None and not method.teacher_features and epochs > 1 and not is_on_policy(method)
     if teacher is None or teacher.per_example or not same:
         return teacher
@@ -43,6 +47,13 @@ def kept_teacher(
     if mesh is None:
         return cached(teacher, data.inputs, batch_size=size)
     return replicated(mesh, cached(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
+
+
+def _fits(teacher: Teacher) -> bool:
+    """Whether what a teacher has on disk takes at most the share of the free memory that answers may take."""
+    each = teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,)
+    size, free = sum(one.memory for one in each if isinstance(one, DiskTeacher)), memory.available()
+    return free is None or size <= _SHARE * free
 
 
 def evaluation_batch_size(batch_size: int | None, network: PyTree) -> int:

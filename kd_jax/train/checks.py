@@ -16,6 +16,7 @@ from kd_jax.files.names import path_name
 from kd_jax.methods import Method, SimKD, is_on_policy, resampled
 from kd_jax.methods.base import Parts, Sum, Wrapped, as_parts
 from kd_jax.methods.bounds import check_numbers, walk
+from kd_jax.methods.sparse import check_sparse
 from kd_jax.models import Model, Output
 from kd_jax.models.trying import CALL, PREPARE, reason, told
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
@@ -75,6 +76,8 @@ def check(
             f"there are {count} examples and the teacher's outputs of {teacher.examples}: give its outputs of every "
             "example, in the examples' order"
         )
+    if teacher is not None:
+        teacher.check_inputs(data.inputs)
     found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
     check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
     return found
@@ -92,6 +95,8 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
             f"{type(method).__name__} needs labels, and the data has none: give kd.Batch(inputs, labels), or a method "
             "of the teacher alone such as kd.KD(alpha=0)"
         )
+    if teacher is not None and teacher.sparse is not None:
+        check_sparse(method, teacher.sparse)
     key = jax.random.key(0)
     prepare = training.prepare
     if mixes(prepare) and teacher is not None and teacher.per_example:
@@ -270,10 +275,7 @@ def check_epochs(epochs: Any, name: str = "epochs") -> None:
 def first_batch(data: Batch, teacher: Teacher | None, batch_size: int) -> tuple[Batch, Teacher | None]:
     """The shapes of a batch, and of what the teacher knows of it."""
     rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    return jax.eval_shape(
-        lambda data, teacher, rows: (take(data, rows), teacher and teacher.take(rows)),
-        jax.tree.map(jnp.asarray, data), teacher, rows,
-    )  # fmt: skip
+    return jax.eval_shape(take, jax.tree.map(jnp.asarray, data), rows), teacher and teacher.shapes(batch_size)
 
 
 def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *arguments: Any) -> Any:

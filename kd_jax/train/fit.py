@@ -86,6 +86,7 @@ def fit(
         check_not_own(model, known)
         start = model.variables
     check(training, method, data, known, start, batch_size=batch_size)
+    known = known and known.in_memory()
     layout = None
     if mesh is not None:
         check_of_one(mesh)

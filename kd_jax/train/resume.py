@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import optax
 from kd_jax.convolution import onednn
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
+from kd_jax.files.digests import digest, program_digest
 from kd_jax.teacher import Teacher
 from kd_jax.train.checkpoint import Store, lock
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
@@ -169,12 +170,6 @@ def description(value: Any) -> str:
     return repr(value)
 
 
-def program_digest(function: Callable[..., Any], *arguments: PyTree) -> str:
-    """SHA-256 of what a function computes, from shapes of its arguments alone."""
-    shapes = jax.eval_shape(lambda *given: given, *arguments)
-    return hashlib.sha256(jax.jit(function).lower(*shapes).as_text().encode()).hexdigest()
-
-
 def optimizer_digest(optimizer: optax.GradientTransformation, trained: PyTree) -> str:
     """SHA-256 of what the optimiser computes for such parameters, its numbers included."""
     trained = jax.eval_shape(lambda given: given, trained)
@@ -211,16 +206,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def digest(tree: PyTree) -> str:
-    """SHA-256 of every array of a tree with its path, shape and type."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.asarray(leaf)
-        sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
 
 
 def _as_json(position: Position | None) -> Any:

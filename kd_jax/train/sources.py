@@ -19,6 +19,7 @@ from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.checks import are_probabilities, check_batch
 from kd_jax.train.fit import scan_steps
+from kd_jax.train.lookup import of_batch, of_rows
 from kd_jax.train.sharding import Layout, check_batch_size, put_batch, replicated
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
@@ -58,14 +59,15 @@ class Memory:
         *, batch_size: int, every: int | None, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self.data = jax.tree.map(jnp.asarray, data) if mesh is None else replicated(mesh, data)
-        self.teacher = teacher
+        self.teacher, self.mesh = teacher, mesh
         self.layout: Layout | None = None
         self.key, self.method, self.training, self.batch_size = key, method, training, batch_size
         self.examples = check_counts(data)
         self.steps = self.examples // batch_size
+        reports = max(_REPORTS_PER_EPOCH, 1 if teacher is None else teacher.parts)
         self.lengths = [
             length for first in range(0, self.steps, every or max(1, self.steps))
-            for length in chunk_lengths(min(every or self.steps, self.steps - first), _REPORTS_PER_EPOCH)
+            for length in chunk_lengths(min(every or self.steps, self.steps - first), reports)
         ]  # fmt: skip
 
     def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
@@ -81,12 +83,13 @@ class Memory:
             first, done = max(done, start), done + length
             if first < done:
                 rows = order[first:done]
+                taught = of_rows(self.teacher, rows, self.mesh)
                 program = programs.compiled(
-                    self._chunk, state, self.key, self.data, self.teacher, rows, self.method,
+                    self._chunk, state, self.key, self.data, taught, rows, self.method,
                     same=("chunk", self.training, self.layout), donate=True,
                     shardings=None if self.layout is None else self.layout.results(state),
                 )  # fmt: skip
-                state, metrics, finite = program(state, self.key, self.data, self.teacher, rows, self.method)
+                state, metrics, finite = program(state, self.key, self.data, taught, rows, self.method)
                 yield Done(state, done - first, metrics, finite, self.batch_size)
 
     def _chunk(
@@ -149,16 +152,16 @@ class Stream:
     def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
         """The steps of an epoch from `start` on."""
         done = start
-        for batch, position in self._prefetched(start):
+        for batch, taught, position in self._prefetched(start):
             if _shapes(batch) not in self.checked:
-                check_batch(self.training, self.method, batch, self.teacher, state.variables)
+                check_batch(self.training, self.method, batch, taught, state.variables)
                 self.checked.add(_shapes(batch))
             program = programs.compiled(
-                self._step, state, self.key, batch, self.teacher, self.method,
+                self._step, state, self.key, batch, taught, self.method,
                 same=("step", self.training, self.layout), donate=True,
                 shardings=None if self.layout is None else self.layout.results(state),
             )  # fmt: skip
-            state, metrics, finite = program(state, self.key, batch, self.teacher, self.method)
+            state, metrics, finite = program(state, self.key, batch, taught, self.method)
             done += 1
             yield Done(state, 1, metrics, finite, check_counts(batch), position)
         if done == 0:
@@ -209,8 +212,8 @@ class Stream:
             yield _with_examples(as_batch(raw)), Position(_position(self.iterator), self.drawn)
             start += 1
 
-    def _prefetched(self, start: int) -> Iterator[tuple[Batch, Any]]:
-        """`_batches`, drawn in a thread, already on the device."""
+    def _prefetched(self, start: int) -> Iterator[tuple[Batch, Teacher | None, Any]]:
+        """`_batches` and what the teacher knows of them, drawn in a thread, already on the device."""
         ready: queue.Queue[Any] = queue.Queue(_AHEAD)
         # A thread does not inherit it.
         wide = jnp.zeros(0, float).dtype == jnp.float64
@@ -242,7 +245,7 @@ class Stream:
                             given, idle = (idle, None) if weighs else ([], idle)
                         for one, place in given:
                             there = jax.tree.map(jnp.asarray, one) if mesh is None else put_batch(mesh, one)
-                            if not put((there, place)):
+                            if not put((there, of_batch(self.teacher, one, mesh), place)):
                                 return
                     if idle:
                         check_values(idle[0][0], None)
@@ -301,11 +304,6 @@ def make_source(
         )
     if steps is None and _is_endless(data):
         raise ConfigError("the data has no end: say with steps= how many batches an epoch has")
-    if teacher is not None and teacher.per_example:
-        raise ConfigError(
-            "a cached teacher is looked up by rows, which the batches of an iterator do not have: give the teacher "
-            "itself, or the data as a kd.Batch in memory"
-        )
     needed = bool(method.needs_labels)
     return Stream(data, teacher, key, method, training, steps=steps, labels_count=needed, mesh=mesh)
 

@@ -61,6 +61,22 @@ def test_packed_sequences_have_the_loss_of_each_alone() -> None:
     np.testing.assert_allclose(jnp.sum(values * batch.weights), sum(x.sum() for x in alone), rtol=1e-6)
 
 
+def test_places_of_packed_tokens_lead_to_their_sequences() -> None:
+    rng = np.random.default_rng(2)
+    sequences = [rng.integers(1, 90, count) for count in (4, 7, 3, 1, 8, 2)]
+    packed, segments = of_tokens.pack(sequences, 8)
+    indices = of_tokens.pack_indices(sequences, 8)
+    assert indices.shape == (*packed.shape, 2)
+    for row, place in np.ndindex(packed.shape):
+        sequence, position = indices[row, place]
+        if segments[row, place]:
+            assert sequences[sequence][position] == packed[row, place]
+        else:
+            assert (sequence, position) == (-1, -1)
+    with pytest.raises(DataError, match="a sequence has 9 tokens: give from 1 to 8"):
+        of_tokens.pack_indices([np.arange(9)], 8)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DataError, match=r"sequence 1 is int64 \[5\]: give from 1 to 4 whole"):
         of_tokens.pack([[1, 2], np.arange(5)], 4)

@@ -119,3 +119,71 @@ def test_uld_pads_the_smaller_vocabulary_and_knows_no_order() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(of(student[:, ::-1], teacher), of(student, teacher), rtol=1e-6)
     assert np.max(of(teacher[:, ::-1], teacher)) == 0
+
+
+def known_of(teacher: np.ndarray, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The k most probable classes, their log-probabilities, and what the others sum to."""
+    log_p = special.log_softmax(teacher, axis=-1)
+    order = np.argsort(-log_p, axis=-1, kind="stable")
+    top, others = (np.take_along_axis(log_p, part, -1) for part in (order[..., :k], order[..., k:]))
+    rest = special.logsumexp(others, axis=-1) if others.shape[-1] else np.full(others.shape[:-1], -np.inf)
+    return jnp.asarray(order[..., :k]), jnp.asarray(top), jnp.asarray(rest)
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_top_k_targets_are_top_k_kl_without_the_other_logits(rest: str) -> None:
+    """Values and gradients in float64, also where fewer classes are used than are known, and all of them."""
+    rng = np.random.default_rng(5)
+    student, teacher = 2 * rng.normal(size=(2, 12, 9))
+    temperature = 2.0 if rest == "renormalised" else 1.0
+    cases = ((4, None), (4, 2), (9, None))
+
+    @jax.jit
+    def both(z: jax.Array, known: Any) -> list[Any]:
+        found = []
+        for (all_known, k), facts in zip(cases, known, strict=True):
+
+            def ours(z: jax.Array, facts: Any = facts, k: Any = k) -> jax.Array:
+                return losses.top_k_targets(z, *facts, k=k, temperature=temperature, rest=rest)
+
+            def theirs(z: jax.Array, k: int = k or all_known) -> jax.Array:
+                return losses.top_k_kl(z, jnp.asarray(teacher), k=k, temperature=temperature, rest=rest)
+
+            found.append([(f(z), jax.grad(lambda z, f=f: f(z).sum())(z)) for f in (ours, theirs)])
+        return found
+
+    with jax.enable_x64(True):
+        known = [known_of(teacher, all_known) for all_known, _ in cases]
+        for found, wanted in both(jnp.asarray(student), known):
+            np.testing.assert_allclose(found[0], wanted[0], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(found[1], wanted[1], rtol=1e-8, atol=1e-12)
+
+
+def test_sampled_targets_are_the_cross_entropy_of_their_weights() -> None:
+    rng = np.random.default_rng(6)
+    with jax.enable_x64(True):
+        z = jnp.asarray(rng.normal(size=(3, 7)))
+        classes = jnp.asarray([[2, 5, 0], [1, 0, 0], [6, 3, 4]])
+        weights = jnp.asarray([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.3, 0.9, 0.1]])
+        dense = np.zeros((3, 7))
+        for row, column in np.ndindex(3, 3):
+            dense[row, classes[row, column]] += weights[row, column]
+        log_q = special.log_softmax(np.asarray(z), axis=-1)
+        values, gradient = jax.vmap(jax.value_and_grad(losses.sampled_targets))(z, classes, weights)
+        np.testing.assert_allclose(values, -(dense * log_q).sum(-1), rtol=1e-12)
+        np.testing.assert_allclose(gradient, np.exp(log_q) * dense.sum(-1, keepdims=True) - dense, atol=1e-12)
+        ruled_out = z.at[1, 0].set(-jnp.inf)
+        assert np.isfinite(losses.sampled_targets(ruled_out, classes, weights)[1])
+
+
+def test_known_parts_that_do_not_fit_are_refused() -> None:
+    z, (classes, logs, rest) = jnp.zeros((2, 5)), known_of(np.zeros((2, 5)), 3)
+    with pytest.raises(ValueError, match="from 1 to 3, the number of classes that are known"):
+        losses.top_k_targets(z, classes, logs, rest, k=4)
+    with pytest.raises(ValueError, match="tail"):
+        losses.top_k_targets(z, classes, logs, rest, rest="bucket")
+    with pytest.raises(ValueError, match=r"do not fit logits \[2, 5\]: give \[\.\.\., k\]"):
+        losses.top_k_targets(z, classes[:1], logs, rest)
+    with pytest.raises(ValueError, match=r"do not fit logits \[2, 5\]"):
+        losses.sampled_targets(z, classes, logs[:1])
+    assert np.isnan(losses.top_k_targets(z, classes, logs, rest, temperature=2.0)).all()

@@ -1,0 +1,31 @@
+"""Digests of arrays and of programs: whether what is given is what was given before."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 of every array of a tree with its path, shape and type."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        sha.update(bytes_of(array))
+    return sha.hexdigest()
+
+
+def bytes_of(array: np.ndarray) -> Any:
+    """The bytes of an array of any type in the order of its values, without a copy where it lies so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def program_digest(function: Callable[..., Any], *arguments: PyTree) -> str:
+    """SHA-256 of what a function computes, from shapes of its arguments alone."""
+    shapes = jax.eval_shape(lambda *given: given, *arguments)
+    return hashlib.sha256(jax.jit(function).lower(*shapes).as_text().encode()).hexdigest()

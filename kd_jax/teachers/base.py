@@ -1,0 +1,182 @@
+"""`Teacher`, and those that answer inputs: a network, a function, several at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from kd_jax.errors import ConfigError
+from kd_jax.methods.sparse import Sparse
+from kd_jax.models import Network, Output, as_output
+
+PyTree = Any
+Places = Int[Array | np.ndarray, "rows positions"]
+
+
+class Teacher:
+    """What teaches: a PyTree of arrays, always in evaluation mode, and without a gradient.
+
+    per_example: whether it has arrays whose first axis is that of the training examples, to be looked up by `take`.
+    """
+
+    @property
+    def per_example(self) -> bool:
+        """Whether it knows the training examples by their rows."""
+        return False
+
+    @property
+    def examples(self) -> int | None:
+        """How many training examples it knows; None where it answers any input."""
+        return None
+
+    @property
+    def sparse(self) -> Sparse | None:
+        """How much of the classes it knows; None where methods may read all of its logits."""
+        return None
+
+    @property
+    def parts(self) -> int:
+        """In how many parts of the examples it had best be asked: what is on disk need not fit into memory."""
+        return 1
+
+    def take(self, rows: Int[Array | np.ndarray, "..."]) -> "Teacher":
+        """The teacher of the examples `rows` alone."""
+        return self
+
+    def at(self, examples: Places, positions: Places) -> "Teacher":
+        """The teacher of single positions of examples, of packed sequences."""
+        if self.per_example:
+            raise ConfigError(f"{type(self).__name__} is looked up by whole examples: define at(examples, positions)")
+        return self
+
+    def part(self, rows: Int[Array | np.ndarray, "..."]) -> "Teacher":
+        """A teacher that compiled programs may ask for these rows, which are distinct."""
+        return self
+
+    def shapes(self, count: int) -> "Teacher":
+        """The shapes of `take` of so many rows."""
+        return jax.eval_shape(lambda known, rows: known.take(rows), self, jax.ShapeDtypeStruct((count,), jnp.int32))
+
+    def check_inputs(self, inputs: PyTree) -> None:
+        """Raises `MismatchError` for other inputs than those that the answers are to."""
+
+    def in_memory(self) -> "Teacher":
+        """The same, with all that it knows in memory."""
+        return self
+
+    def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
+        """What it says of the inputs: one `Output`, or several where the mean of their losses is taken."""
+        raise ConfigError(f"{type(self).__name__} says nothing: define outputs(inputs, *, features=())")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network"])
+@dataclass(frozen=True)
+class LiveTeacher(Teacher):
+    """A network that answers inside the step, on the view that the student sees."""
+
+    network: Network
+    variables: PyTree
+    # The module that it was made of, to be known until it is flattened.
+    origin: ClassVar[Any] = None
+
+    def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
+        """In evaluation mode."""
+        key = jax.random.key(0)
+        return (self.network.apply(self.variables, inputs, train=False, key=key, features=features)[0],)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["function"])
+@dataclass(frozen=True)
+class FunctionTeacher(Teacher):
+    """A function `inputs -> logits`, called inside the step."""
+
+    # What else it reads (a global array, say) is fixed when it is first compiled.
+    function: Callable[[PyTree], Any]
+
+    def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
+        """What the function gives."""
+        output = as_output(self.function(inputs))
+        missing = [path for path in features if path not in output.features]
+        if missing:
+            raise ConfigError(
+                f"the teacher is a function, which has no feature {missing[0]!r}: give a module, or return "
+                "kd.Output(logits, features)"
+            )
+        return (output,)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["teachers"], meta_fields=["mean"])
+@dataclass(frozen=True)
+class SeveralTeachers(Teacher):
+    """Several teachers; `mean` of their `probabilities` (at temperature 1), `logits`, or of the `losses` by each."""
+
+    teachers: tuple[Teacher, ...]
+    mean: str
+
+    @property
+    def per_example(self) -> bool:
+        """Whether one of them does."""
+        return any(teacher.per_example for teacher in self.teachers)
+
+    @property
+    def examples(self) -> int | None:
+        """Of the first that knows."""
+        return next((teacher.examples for teacher in self.teachers if teacher.examples is not None), None)
+
+    @property
+    def parts(self) -> int:
+        """The most of any."""
+        return max(teacher.parts for teacher in self.teachers)
+
+    def take(self, rows: Int[Array | np.ndarray, "..."]) -> "SeveralTeachers":
+        """Each of these rows."""
+        return self._each(lambda teacher: teacher.take(rows))
+
+    def at(self, examples: Places, positions: Places) -> "SeveralTeachers":
+        """Each of these positions."""
+        return self._each(lambda teacher: teacher.at(examples, positions))
+
+    def part(self, rows: Int[Array | np.ndarray, "..."]) -> "SeveralTeachers":
+        """Each of these rows."""
+        return self._each(lambda teacher: teacher.part(rows))
+
+    def shapes(self, count: int) -> "SeveralTeachers":
+        """Of each."""
+        return self._each(lambda teacher: teacher.shapes(count))
+
+    def check_inputs(self, inputs: PyTree) -> None:
+        """Of each."""
+        for teacher in self.teachers:
+            teacher.check_inputs(inputs)
+
+    def in_memory(self) -> "SeveralTeachers":
+        """Each in memory."""
+        return self._each(lambda teacher: teacher.in_memory())
+
+    def _each(self, function: Callable[[Teacher], Teacher]) -> "SeveralTeachers":
+        return SeveralTeachers(tuple(map(function, self.teachers)), self.mean)
+
+    def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
+        """One output, the mean; or those of all."""
+        each = [
+            output for place, teacher in enumerate(self.teachers)
+            for output in teacher.outputs(inputs, features=features if place == 0 or self.mean == "losses" else ())
+        ]  # fmt: skip
+        if self.mean == "losses":
+            return tuple(each)
+        shapes = {output.logits.shape for output in each}
+        if len(shapes) > 1:
+            raise ConfigError(
+                f"the teachers' logits have the shapes {' and '.join(map(str, sorted(shapes)))}: the mean of their "
+                f"{self.mean} needs the same shape"
+            )
+        logits = jnp.stack([output.logits.astype(jnp.float32) for output in each])
+        if self.mean == "probabilities":
+            logs = jax.nn.log_softmax(logits, axis=-1)
+            return (Output(jax.nn.logsumexp(logs, axis=0) - float(np.log(len(each))), each[0].features),)
+        return (Output(jnp.mean(logits, axis=0), each[0].features),)

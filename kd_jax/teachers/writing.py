@@ -1,0 +1,181 @@
+"""Asking a teacher about all examples, batch by batch, and keeping its answers in memory or in a folder."""
+
+import importlib.metadata
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from kd_jax.convolution import canonical
+from kd_jax.data.batch import as_key
+from kd_jax.errors import ConfigError, DataError
+from kd_jax.files.digests import digest, program_digest
+from kd_jax.models import Output
+from kd_jax.models.predict import highest_precision
+from kd_jax.models.trying import PREPARE, told
+from kd_jax.teachers import folder as folders
+from kd_jax.teachers.base import PyTree, Teacher
+from kd_jax.teachers.disk import form_of
+from kd_jax.teachers.keep import Arrays, Keep, begins_of, joined, looked_up, reduced, stored
+from kd_jax.teachers.kept import KeptTeacher, kept_teacher, logits_of
+
+_SHARD = 1 << 25
+
+
+class Work:
+    """A teacher, and the inputs that it is asked about."""
+
+    def __init__(
+        self, teacher: Teacher, inputs: PyTree, keep: Keep, *, key: Any, head: Any, batch_size: int, prepare: Any
+    ) -> None:
+        """Raises `ConfigError` or `DataError` where they do not go together; nothing is computed."""
+        self.teacher, self.inputs, self.keep, self.prepare = teacher, inputs, keep, prepare
+        self.key, self.head = as_key(key), _as_head(head)
+        self.examples = int(jax.tree.leaves(inputs)[0].shape[0])
+        if self.examples == 0:
+            raise DataError("there are no examples to ask the teacher about: give at least one")
+        self.batch_size = min(batch_size, self.examples)
+        batch, self.one = (
+            jax.tree.map(lambda leaf, n=n: jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype), inputs)
+            for n in (self.batch_size, 1)
+        )
+        said = jax.eval_shape(partial(_output, keep=keep, prepare=prepare), teacher, batch)
+        self.places, self.classes = said.logits.shape[1:-1], said.logits.shape[-1]
+        if keep.kind == "hidden":
+            self._check_head(said)
+
+    def in_memory(self, rest: str) -> KeptTeacher:
+        """All answers, in memory."""
+        arrays = joined(list(self._answers(range(self.examples))))
+        most = 0
+        if self.keep.kind == "samples":
+            most, arrays["begins"] = int(arrays["distinct"].max()), begins_of(arrays["distinct"])
+        found = looked_up(self.keep, arrays, np.arange(self.examples), None, most)
+        if self.keep.kind == "samples":
+            found = {name: array.reshape(-1, *self.places, array.shape[-1]) for name, array in found.items()}
+        head = tuple(None if part is None else jnp.asarray(part) for part in self.head)
+        return kept_teacher(
+            self.keep, found, classes=self.classes, rest=rest, head=head, lead=(self.examples,)  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def on_disk(self, path: Path, shard_size: int | None) -> folders.Folder:
+        """The folder with all answers; those that are there are not asked for again."""
+        described = self._described(shard_size)
+        found = folders.begin(path, described)
+        if not found.missing() and (self.keep.kind != "hidden" or found.has_head()):
+            return found
+        with found.locked():
+            if self.keep.kind == "hidden" and not found.has_head():
+                head, bias = self.head
+                found.write_head({"head": head} if bias is None else {"head": head, "bias": bias})
+            # Another process may have written some since.
+            for number in found.missing():
+                found.write(number, joined(list(self._answers(found.examples_of(number)))))
+        return found
+
+    def _answers(self, examples: range) -> Iterator[Arrays]:
+        """What is kept of the answers, a batch at a time."""
+        for start in range(examples.start, examples.stop, self.batch_size):
+            count = min(self.batch_size, examples.stop - start)
+            rows = np.arange(start, start + count)
+            # One program for all batches: a short one is filled up with its own first example.
+            rows = np.concatenate([rows, np.full(self.batch_size - count, start)])
+            part = jax.tree.map(
+                lambda leaf, start=start, count=count: _filled(leaf[start : start + count], self.batch_size),
+                self.inputs,
+            )
+            found = _asked(
+                self.teacher, part, jnp.asarray(rows, jnp.int32), self.key, keep=self.keep, prepare=self.prepare
+            )
+            found = {name: np.asarray(array)[:count] for name, array in found.items()}
+            yield stored(self.keep, found, self.classes)
+
+    def _described(self, shard_size: int | None) -> dict[str, Any]:
+        example = jax.eval_shape(
+            partial(_asked, keep=self.keep, prepare=self.prepare),
+            self.teacher, self.one, jax.ShapeDtypeStruct((1,), jnp.int32), self.key,
+        )  # fmt: skip
+        arrays = stored(
+            self.keep, {name: np.zeros(one.shape, one.dtype) for name, one in example.items()}, self.classes
+        )
+        bytes_each = sum(array.nbytes for array in arrays.values())
+        if self.keep.kind == "samples":
+            # About a quarter of the draws are of another class than those before.
+            bytes_each *= max(1, self.keep.draws // 4)
+        batches = max(1, _SHARD // (bytes_each * self.batch_size))
+        asked = partial(_output, keep=self.keep, prepare=self.prepare)
+        facts = {
+            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+            "examples": self.examples, "places": list(self.places), "classes": self.classes,
+            "rows": shard_size or min(self.examples, batches * self.batch_size),
+            "inputs": digest(self.inputs), "form": form_of(self.inputs),
+            "teacher": digest((self.teacher, self.head)), "has_variables": bool(jax.tree.leaves(self.teacher)),
+            "computation": program_digest(asked, self.teacher, self.one),
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+            | {"backend": jax.default_backend()},
+        }  # fmt: skip
+        return folders.described(self.keep, arrays, facts)
+
+    def _check_head(self, said: Output) -> None:
+        """Raises `ConfigError` for a head that does not make the logits of the hidden states, on the first example."""
+        head, bias = self.head
+        width, path = said.features[self.keep.hidden].shape[-1], self.keep.hidden
+        if head.shape != (width, self.classes) or (bias is not None and bias.shape != (self.classes,)):
+            raise ConfigError(
+                f"the head has the shape {head.shape}{'' if bias is None else f' and its bias {bias.shape}'}: for "
+                f"{path!r} it must have {(width, self.classes)}{'' if bias is None else f' and {(self.classes,)}'}"
+            )
+        first = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), self.inputs)
+        found = jax.jit(partial(_output, keep=self.keep, prepare=self.prepare))(self.teacher, first)
+        with highest_precision():
+            made = np.asarray(logits_of(found.features[path], head, bias), np.float32)
+        wanted = np.asarray(found.logits, np.float32)
+        gap, size = np.abs(made - wanted).max(), max(1.0, float(np.abs(wanted).max()))
+        if not gap <= 1e-2 * size:
+            raise ConfigError(
+                f"the head makes logits of {path!r} that differ from the teacher's by {gap:.2g}: give the feature that "
+                "the last layer is applied to, and the kernel and bias of that layer"
+            )
+
+
+def _output(teacher: Teacher, inputs: PyTree, *, keep: Keep, prepare: Any) -> Output:
+    if prepare is not None:
+        with told("prepare", inputs, PREPARE):
+            inputs = prepare(jax.random.key(0), inputs, False)
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    with told("the teacher", inputs), highest_precision():
+        said = canonical(lambda teacher, inputs: teacher.outputs(inputs, features=keep.asked))(teacher, inputs)
+    if len(said) > 1:
+        raise ConfigError('the mean of losses cannot be cached: cache each teacher, or use mean="probabilities"')
+    return said[0]
+
+
+@partial(jax.jit, static_argnames=("keep", "prepare"))
+def _asked(
+    teacher: Teacher, inputs: PyTree, rows: Int[Array, " batch"], key: Key[Array, ""], *, keep: Keep, prepare: Any
+) -> dict[str, Array]:
+    return reduced(keep, _output(teacher, inputs, keep=keep, prepare=prepare), rows, key)
+
+
+def _filled(leaf: Any, count: int) -> Any:
+    short = count - leaf.shape[0]
+    return jnp.concatenate([jnp.asarray(leaf), jnp.repeat(jnp.asarray(leaf[:1]), short, axis=0)]) if short else leaf
+
+
+def _as_head(head: Any) -> tuple[Any, Any]:
+    """The kernel and the bias, or None for it."""
+    if head is None:
+        return None, None
+    kernel, bias = head if isinstance(head, tuple | list) and len(head) == 2 else (head, None)
+    pair = np.asarray(kernel), None if bias is None else np.asarray(bias)
+    if pair[0].ndim != 2 or any(part is not None and part.dtype.kind not in "fV" for part in pair):
+        raise ConfigError(
+            f"the head is {pair[0].dtype} of the shape {pair[0].shape}: give floats [width, classes], or a pair with "
+            "the bias [classes]"
+        )
+    return pair
