@@ -123,8 +123,9 @@ def test_every_file_that_a_page_names_is_there() -> None:
 def test_every_option_that_a_page_names_exists() -> None:
     from benchmarks import throughput
     from kd_jax import reproduce, run, sweep
+    from kd_jax.export import __main__ as export
 
-    parsers = [command._parser() for command in (run, sweep, reproduce, throughput)]
+    parsers = [command._parser() for command in (run, sweep, reproduce, export, throughput)]
     known = {text for parser in parsers for action in parser._actions for text in action.option_strings}
     text = "\n".join(path.read_text() for path in PAGES)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
