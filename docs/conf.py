@@ -69,6 +69,7 @@ docs/guides/training
 docs/guides/comparisons
 docs/guides/resuming
 docs/guides/pytorch
+docs/guides/export
 Several devices <docs/scale>
 Large vocabularies <docs/large-vocabulary>
 ```

@@ -42,8 +42,7 @@ def test_the_code_runs_on_a_few_images(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """And prints what stands below it; the README's numbers are of all images."""
-    if path.stem == "pytorch":
-        pytest.importorskip("torch")
+    pytest.importorskip({"pytorch": "torch", "export": "jax2onnx"}.get(path.stem, "jax"))
     monkeypatch.chdir(tmp_path)
     names = dict(started)
     written = blocks(path)

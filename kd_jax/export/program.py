@@ -10,7 +10,7 @@ from jax import export as jax_export
 from jax.extend.core import ClosedJaxpr, Literal
 
 from kd_jax.errors import ConfigError
-from kd_jax.files import as_numpy, reason
+from kd_jax.files import as_numpy
 from kd_jax.files.names import path_name
 from kd_jax.models import Model, as_model
 from kd_jax.models.predict import highest_precision
@@ -26,6 +26,8 @@ _CALLS = {
 # Of constants that grow when they are computed no more than so many numbers are kept.
 _MOST_MADE = 4096
 _BATCH = "batch"
+# Between the same logits of one example at a time and of several.
+_ROUNDING = 1e-4
 
 
 class Program(NamedTuple):
@@ -65,21 +67,29 @@ def traced(model: Any, inputs: PyTree, *, prepare: Any = None, batch: int | None
         with told("the model", inputs), highest_precision():
             return known.network.apply(known.variables, inputs, train=False, key=key)[0].logits
 
-    def trace(shapes: PyTree) -> ClosedJaxpr:
+    def trace(function: Any, shapes: PyTree) -> ClosedJaxpr:
         with highest_precision():
-            return jax.make_jaxpr(logits)(shapes)
+            return jax.make_jaxpr(function)(shapes)
+
+    def one_by_one(inputs: PyTree) -> Any:
+        return jax.vmap(lambda one: logits(jax.tree.map(lambda leaf: leaf[None], one))[0])(inputs)
 
     try:
-        whole = trace(shapes)
-    except ConfigError as error:
+        whole = trace(logits, shapes)
+    except ConfigError:
         if batch is not None:
             raise
-        # What fails with two examples, too, has another reason.
-        trace(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), shapes))
-        raise ConfigError(
-            f"the model computes with the number of examples ({reason(error.__cause__ or error)}), so it cannot be "
-            "exported for any number of them: export it for one, batch=32"
-        ) from None
+        # What fails with two examples, too, has another reason. Else, such as for len(x), it is traced for one example.
+        trace(logits, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), shapes))
+        whole = trace(one_by_one, shapes)
+        given = jax.tree.map(lambda leaf: leaf[:8], example_inputs(inputs))
+        wanted = np.asarray(jax.jit(logits)(given), np.float32)
+        bound = _ROUNDING * max(1.0, float(np.abs(wanted).max(initial=0)))
+        if not np.allclose(jax.jit(one_by_one)(given), wanted, rtol=0, atol=bound, equal_nan=True):
+            raise ConfigError(
+                "the model's logits of an example depend on how many others there are, so it cannot be exported for "
+                "any number of them: export it for one, batch=32"
+            ) from None
     leaves = jax.tree.leaves(shapes)
     closed = jax.make_jaxpr(lambda *arrays: _evaluated(whole, arrays))(*leaves)
     shape = closed.out_avals[0].shape

@@ -117,7 +117,7 @@ class Report:
                 micro = [1e6 * part for part in found]
                 panel.errorbar(
                     micro[1], value, xerr=[[micro[1] - micro[0]], [micro[2] - micro[1]]],
-                    yerr=[[value - low], [high - value]] if measure == "accuracy" else None,
+                    yerr=[[max(0.0, value - low)], [max(0.0, high - value)]] if measure == "accuracy" else None,
                     fmt=_MARKS[runtime], color=colour, capsize=3, markersize=7, label=f"{name}, {runtime}",
                 )  # fmt: skip
         panel.set_xscale("log")

@@ -50,6 +50,7 @@ MODELS = {
     "nnx": (kd.from_nnx(CNN(rngs=nnx.Rngs(0))), PIXELS),
     "linen": (kd.from_linen(Residual(), PIXELS).init(0), PIXELS),
     "function": (kd.from_function(lambda params, x: jax.nn.log_softmax(x @ params), jnp.ones((5, 2))), X),
+    "len": (kd.from_function(lambda params, x: x.reshape(len(x), -1) @ params, jnp.ones((192, 2)) / 99), PIXELS),
     "resnet8": (network("resnet8"), PIXELS),
     "tokens": (kd.from_nnx(Tagger(nnx.Rngs(0))), (TOKENS, PRESENT)),
     "dict": (kd.from_nnx(Tagger(nnx.Rngs(0))), {"tokens": TOKENS, "present": PRESENT}),

@@ -76,7 +76,7 @@ def test_inputs_are_made_of_shapes():
 @pytest.mark.parametrize(
     ("apply", "inputs", "says"),
     [
-        (lambda params, x: x if x.shape[0] > 3 else x + 1, X, "computes with the number of examples.*batch=32"),
+        (lambda params, x: x if x.shape[0] > 3 else x + 1, X, "depend on how many others there are.*batch=32"),
         (lambda params, x: x[0], X, "the first axis of both must be the examples"),
         (lambda params, x: x @ jnp.ones((4, 4)), X, "the model cannot be called with inputs of float32"),
         (lambda params, x: x, np.float32(1), "a single number"),
@@ -87,6 +87,15 @@ def test_what_cannot_be_exported_is_one_sentence(apply, inputs, says):
     with pytest.raises(ConfigError, match=says) as caught:
         traced(kd.from_function(apply, {}), inputs)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_asks_for_the_number_of_its_examples_is_traced_for_one():
+    model = kd.from_function(lambda params, x: x.reshape(len(x), -1) @ params, jnp.ones((192, 2)))
+    program = traced(model, PIXELS)
+    assert jax.tree.leaves(program.inputs)[0].shape[1:] == (8, 8, 3)
+    assert not isinstance(jax.tree.leaves(program.inputs)[0].shape[0], int)
+    fixed = traced(model, PIXELS, batch=16)
+    assert_close(fixed(PIXELS), model(PIXELS))
 
 
 def test_a_model_that_counts_its_examples_has_a_fixed_number_of_them():
