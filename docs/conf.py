@@ -70,6 +70,7 @@ docs/guides/comparisons
 docs/guides/resuming
 docs/guides/pytorch
 docs/guides/language-models
+docs/guides/export
 Several devices <docs/scale>
 Large vocabularies <docs/large-vocabulary>
 ```

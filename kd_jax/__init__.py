@@ -13,6 +13,7 @@ from kd_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from kd_jax import data as data
+    from kd_jax import export as export
     from kd_jax import losses as losses
     from kd_jax import methods as methods
     from kd_jax import models as models
@@ -129,6 +130,7 @@ if TYPE_CHECKING:
     from kd_jax.models import from_function as from_function
     from kd_jax.models import from_linen as from_linen
     from kd_jax.models import from_nnx as from_nnx
+    from kd_jax.models import from_onnx as from_onnx
     from kd_jax.models import from_torch as from_torch
     from kd_jax.models import mlp as mlp
     from kd_jax.models import parameters as parameters
@@ -154,7 +156,7 @@ if TYPE_CHECKING:
     from kd_jax.train.step import TrainState as TrainState
 
 # The same names as above, by their module; those of `_MODULES` are modules themselves.
-_ROOMS = ("data", "losses", "methods", "models", "optimizers", "stats", "teacher", "train")
+_ROOMS = ("data", "export", "losses", "methods", "models", "optimizers", "stats", "teacher", "train")
 _MODULES = {name: f".{name}" for name in _ROOMS} | {
     "augment": ".data.augment",
     "callbacks": ".train.callbacks",
@@ -183,7 +185,8 @@ _NAMES = {
         "members on_policy scheduled self_taught standardised static with_average with_classifier"
     ),
     ".models": (
-        "MLP Model Network Output feature_names from_function from_linen from_nnx from_torch mlp restore save to_module"
+        "MLP Model Network Output feature_names from_function from_linen from_nnx from_onnx from_torch mlp restore "
+        "save to_module"
     ),
     ".schemes": "assistants generations",
     ".stats": "Comparison paired_comparison summarise",

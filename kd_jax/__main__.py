@@ -9,7 +9,8 @@ usage: python -m kd_jax.COMMAND [--help]
 
   python -m kd_jax.run          a teacher, students alone and distilled ones: what distillation gains
   python -m kd_jax.sweep        which temperature, which weights, and whether the gain is real
-  python -m kd_jax.reproduce    published tables, with seeds"""
+  python -m kd_jax.reproduce    published tables, with seeds
+  python -m kd_jax.export       a run's student for use elsewhere: ONNX, StableHLO, safetensors"""
 
 
 def main() -> None:
@@ -18,7 +19,9 @@ def main() -> None:
         print(_COMMANDS)
         return
     cli.fail(
-        f"{' '.join(sys.argv[1:])!r} is no command: use python -m kd_jax.run, kd_jax.sweep or kd_jax.reproduce", code=2
+        f"{' '.join(sys.argv[1:])!r} is no command: use python -m kd_jax.run, kd_jax.sweep, kd_jax.reproduce or "
+        "kd_jax.export",
+        code=2,
     )
 
 

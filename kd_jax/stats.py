@@ -107,3 +107,16 @@ def digits_that_tell(found: Comparison, fewest: int, factor: float = 1.0) -> int
         if (round(abs(found.mean_difference) * factor, digits) > round(found.margin * factor, digits)) == outside:
             return digits
     return fewest + 4
+
+
+def proportion_interval(count: int, n: int) -> tuple[float, float]:
+    """Two-sided 95 % interval of a proportion, `count` of `n` independent examples: Wilson's score interval (1927).
+
+    https://doi.org/10.2307/2276774. It is about other examples of the same kind. Raises `ValueError` for n below 1.
+    """
+    if not 0 <= count <= n or n < 1:
+        raise ValueError(f"{count} of {n} is no proportion: at least 1 example is needed, and no more may count")
+    z, share = 1.959963984540054, count / n
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))

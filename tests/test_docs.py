@@ -42,8 +42,7 @@ def test_the_code_runs_on_a_few_images(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """And prints what stands below it; the README's numbers are of all images."""
-    if path.stem == "pytorch":
-        pytest.importorskip("torch")
+    pytest.importorskip({"pytorch": "torch", "export": "jax2onnx"}.get(path.stem, "jax"))
     monkeypatch.chdir(tmp_path)
     names = dict(started)
     written = blocks(path)
@@ -123,8 +122,9 @@ def test_every_file_that_a_page_names_is_there() -> None:
 def test_every_option_that_a_page_names_exists() -> None:
     from benchmarks import throughput
     from kd_jax import reproduce, run, sweep
+    from kd_jax.export import __main__ as export
 
-    parsers = [command._parser() for command in (run, sweep, reproduce, throughput)]
+    parsers = [command._parser() for command in (run, sweep, reproduce, export, throughput)]
     known = {text for parser in parsers for action in parser._actions for text in action.option_strings}
     text = "\n".join(path.read_text() for path in PAGES)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))

@@ -12,7 +12,7 @@ def test_kd_jax_alone_names_its_commands(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "argv", ["kd_jax"])
     main.main()
     text = capsys.readouterr().out
-    for name in ("run", "sweep", "reproduce"):
+    for name in ("run", "sweep", "reproduce", "export"):
         assert f"python -m kd_jax.{name}" in text
 
 
@@ -28,7 +28,7 @@ def test_what_is_no_command_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "reproduce"])
+@pytest.mark.parametrize("command", ["run", "sweep", "reproduce", "export"])
 def test_no_command_answers_ctrl_c_with_a_traceback_while_it_imports(command: str, tmp_path: Path) -> None:
     """A `jax` that takes its time stands for the real one."""
     (tmp_path / "jax.py").write_text("import time; print('importing', flush=True); time.sleep(60)")

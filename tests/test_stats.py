@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import special, stats  # noqa: F401  imported here, as its first import takes longer than Hypothesis waits
+from scipy import special, stats
 
-from kd_jax.stats import Comparison, digits_that_tell, half_width, paired_comparison, summarise
+from kd_jax.stats import Comparison, digits_that_tell, half_width, paired_comparison, proportion_interval, summarise
 
 counts = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=40)
 
@@ -125,3 +125,12 @@ def test_rounding_hides_no_zero(mean: float, low: float, high: float, digits: in
     """+10.4 ± 9.8 is no +10 ± 10."""
     found = Comparison("correct", 5, mean, (low, high), 0.04)
     assert digits_that_tell(found, 0) == digits
+
+
+def test_the_interval_of_a_proportion_is_wilsons() -> None:
+    for count, n in [(0, 1), (1, 1), (7, 10), (0, 50), (9793, 10000)]:
+        expected = stats.binomtest(count, n).proportion_ci(method="wilson")
+        assert proportion_interval(count, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    for count, n in [(1, 0), (3, 2), (-1, 2)]:
+        with pytest.raises(ValueError, match="is no proportion"):
+            proportion_interval(count, n)

@@ -1,6 +1,5 @@
 """Parameters and state of any model in a safetensors file, by their paths; and back."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Shaped
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import check_shape, listed, shown, tensors
 from kd_jax.files.names import path_name
+from kd_jax.files.written import write_whole
 from kd_jax.models.doors import as_model, is_result
 from kd_jax.models.network import Model, Network, Params, PyTree, State, Variables
 from kd_jax.models.nnx import to_module
@@ -38,16 +38,7 @@ def save(model: Any, path: str | Path) -> None:
         content = safetensors.numpy.save(arrays)
     except safetensors.SafetensorError as error:
         raise DataError(f"the model has an array that no safetensors file holds ({error}): convert it") from None
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise DataError(
-            f"{path} cannot be written ({error.strerror or error}): name a file in a folder that exists, with "
-            f"{len(content)} bytes left"
-        ) from None
+    write_whole(path, content)
 
 
 def restore(model: Any, path: str | Path) -> Any:

@@ -1,17 +1,17 @@
 """The door of PyTorch: a module there as a teacher here, on the CPU and without a gradient."""
 
 import copy
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from kd_jax.errors import ConfigError
-from kd_jax.models.calling import Call, arguments, as_output, check_own_call, unknown_feature
-from kd_jax.models.network import Model, Network, Output, Params, PyTree, State, Variables
+from kd_jax.models.calling import Call, arguments, check_own_call
+from kd_jax.models.host import Host, HostNetwork
+from kd_jax.models.network import Model, PyTree
 
 
 def from_torch(module: Any, *, call: Call | None = None) -> Model:
@@ -37,35 +37,35 @@ def from_torch(module: Any, *, call: Call | None = None) -> Model:
         raise ConfigError(f"a {type(module).__name__} is no PyTorch module: give a torch.nn.Module")
     check_own_call(call)
     held = copy.deepcopy(module).to("cpu").eval().requires_grad_(False)
-    return Model(TorchNetwork(_Held(held), call), {})
+    return Model(HostNetwork(_Held(held, call)), {})
 
 
-class _Held:
-    """A PyTorch module, compared and hashed as the object that it is, and called by one thread at a time."""
+class _Held(Host):
+    """A PyTorch module, and how it is called."""
 
-    def __init__(self, module: Any):
-        self.module = module
-        self.lock = threading.Lock()
-        self.shapes: dict[Any, tuple[int, ...]] = {}
+    kind = "a PyTorch module"
 
-    def logits(self, call: Call | None, inputs: PyTree) -> np.ndarray:
-        """The logits of NumPy arrays."""
+    def __init__(self, module: Any, call: Call | None) -> None:
+        super().__init__()
+        self.module, self.call, self.name = module, call, type(module).__name__
+
+    def asked(self, inputs: PyTree) -> Float[np.ndarray, "..."]:
+        """The module's logits."""
         import torch
 
-        name = type(self.module).__name__
         tensors = jax.tree.map(_tensor, inputs)
-        with self.lock, torch.inference_mode():
+        with torch.inference_mode():
             try:
-                if call is not None:
-                    result = call(self.module, tensors, False)
+                if self.call is not None:
+                    result = self.call(self.module, tensors, False)
                 else:
                     args, kwargs = arguments(tensors)
                     result = self.module(*args, **kwargs)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(tensors))
                 raise ConfigError(
-                    f"{name} cannot be called with inputs of the shape {shapes} ({_first_line(error)}): give them as "
-                    "it wants them, call=lambda module, inputs, train: module(inputs.permute(0, 3, 1, 2)) for images"
+                    f"{self.name} cannot be called with inputs of the shape {shapes} ({_first_line(error)}): give them "
+                    "as it wants them, call=lambda module, inputs, train: module(inputs.permute(0, 3, 1, 2)) for images"
                 ) from None
         if isinstance(result, Mapping):
             result = result.get("logits", result)
@@ -73,73 +73,10 @@ class _Held:
         if not (isinstance(result, torch.Tensor) and result.is_floating_point()):
             kind = f"tensor of {result.dtype}" if isinstance(result, torch.Tensor) else type(result).__name__
             raise ConfigError(
-                f"{name} gives a {kind} and no tensor of logits: say what of it are the logits, "
+                f"{self.name} gives a {kind} and no tensor of logits: say what of it are the logits, "
                 "call=lambda module, inputs, train: module(inputs)[0]"
             )
         return result.to(torch.float32).numpy()
-
-
-@dataclass(frozen=True)
-class TorchNetwork(Network):
-    """A `Network` that calls a PyTorch module back. It has no variables, and can only teach."""
-
-    held: _Held
-    call: Call | None = None
-
-    def init(self, key: Any) -> Variables:
-        """None: the values are PyTorch's."""
-        return {}
-
-    def apply(
-        self,
-        variables: Variables,
-        inputs: PyTree,
-        *,
-        train: bool = False,
-        key: Any = None,
-        features: tuple[str, ...] = (),
-    ) -> tuple[Output, State]:
-        """As of every `Network`. Raises `ConfigError` where it shall be trained, differentiated, or name features."""
-        name = type(self.held.module).__name__
-        if train:
-            raise ConfigError(f"{name} is a PyTorch module and cannot be trained here: give it as the teacher")
-        for path in features:
-            raise unknown_feature(path, ())
-        shape = self._shape(inputs)
-
-        @jax.custom_jvp
-        def asked(inputs: PyTree) -> jax.Array:
-            return jax.pure_callback(
-                lambda given: self.held.logits(self.call, given),
-                jax.ShapeDtypeStruct(shape, np.float32),
-                inputs,
-                vmap_method="sequential",
-            )
-
-        @asked.defjvp
-        def refuse(primals: Any, tangents: Any) -> Any:
-            raise ConfigError(
-                f"{name} is a PyTorch module and has no gradient here: stop it with jax.lax.stop_gradient"
-            )
-
-        return as_output(asked(inputs), name), {}
-
-    def split(self, variables: Variables) -> tuple[Params, State]:
-        """Nothing twice."""
-        return {}, {}
-
-    def merge(self, params: Params, state: State) -> Variables:
-        """Nothing."""
-        return {}
-
-    def _shape(self, inputs: PyTree) -> tuple[int, ...]:
-        """The shape of the logits, found once for inputs of each shape by asking for those of zeros."""
-        leaves, structure = jax.tree.flatten(inputs)
-        what = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), self.call)
-        if what not in self.held.shapes:
-            zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
-            self.held.shapes[what] = self.held.logits(self.call, jax.tree.unflatten(structure, zeros)).shape
-        return self.held.shapes[what]
 
 
 def _tensor(leaf: Any) -> Any:

@@ -1,0 +1,150 @@
+"""ONNX files: the model's logits in onnxruntime, with any number of examples."""
+
+import builtins
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small import CNN, IMAGES, Residual
+
+import kd_jax as kd
+from kd_jax.errors import ConfigError, DataError
+from kd_jax.export.onnx import to_int8, to_onnx
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("jax2onnx")
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(6, 5)).astype(np.float32)
+PIXELS = IMAGES.astype(np.float32)
+TOKENS = RNG.integers(0, 9, (4, 6)).astype(np.int32)
+PRESENT = np.arange(6) < np.array([[6], [3], [4], [1]])
+
+
+class Tagger(nnx.Module):
+    """Attention over what came before, beside padding."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.tokens = nnx.Embed(9, 8, rngs=rngs)
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.output = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, present: jax.Array) -> jax.Array:
+        x = self.tokens(tokens)
+        mask = jnp.tril(jnp.ones((6, 6), bool))[None, None] & present[:, None, None, :]
+        return self.output(nnx.gelu(x + self.attention(self.norm(x), mask=mask)))
+
+
+def network(name):
+    return kd.from_nnx(lambda rngs: getattr(kd.models, name)(num_classes=4, rngs=rngs)).init(0)
+
+
+MODELS = {
+    "mlp": (kd.mlp([5, 4, 3], dropout=0.5).init(0), X),
+    "nnx": (kd.from_nnx(CNN(rngs=nnx.Rngs(0))), PIXELS),
+    "linen": (kd.from_linen(Residual(), PIXELS).init(0), PIXELS),
+    "function": (kd.from_function(lambda params, x: jax.nn.log_softmax(x @ params), jnp.ones((5, 2))), X),
+    "len": (kd.from_function(lambda params, x: x.reshape(len(x), -1) @ params, jnp.ones((192, 2)) / 99), PIXELS),
+    "resnet8": (network("resnet8"), PIXELS),
+    "tokens": (kd.from_nnx(Tagger(nnx.Rngs(0))), (TOKENS, PRESENT)),
+    "dict": (kd.from_nnx(Tagger(nnx.Rngs(0))), {"tokens": TOKENS, "present": PRESENT}),
+}
+
+
+def run(path, inputs):
+    """Without kd_jax."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], inputs)[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_logits_are_the_models_for_any_number_of_examples(name, tmp_path):
+    model, inputs = MODELS[name]
+    path = to_onnx(model, tmp_path / "student.onnx", inputs)
+    leaves = jax.tree.leaves(inputs)
+    names = {1: ["inputs"], 2: ["inputs_0", "inputs_1"]}[len(leaves)]
+    names = sorted(inputs) if isinstance(inputs, dict) else names
+    for count in (len(leaves[0]), 1, 2):
+        found = run(path, {one: leaf[:count] for one, leaf in zip(names, leaves, strict=True)})
+        wanted = np.asarray(model(jax.tree.map(lambda leaf, n=count: leaf[:n], inputs)))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
+    assert np.abs(wanted).max() > 0.01
+
+
+def test_what_prepares_the_inputs_is_in_the_file(tmp_path):
+    model, _ = MODELS["nnx"]
+    path = to_onnx(
+        model, tmp_path / "a.onnx", IMAGES, prepare=lambda key, images, train: images.astype(jnp.float32) / 255
+    )
+    np.testing.assert_allclose(run(path, {"inputs": IMAGES}), model(PIXELS / 255), atol=1e-5)
+
+
+def test_a_file_for_one_number_of_examples(tmp_path):
+    model = kd.from_function(lambda params, x: 2 * x if x.shape[0] > 3 else x + 1, {})
+    path = to_onnx(model, tmp_path / "a.onnx", X, batch=2)
+    np.testing.assert_array_equal(run(path, {"inputs": X[:2]}), X[:2] + 1)
+    path = to_onnx(model, tmp_path / "b.onnx", jax.ShapeDtypeStruct((9, 5), jnp.float32), batch=5)
+    assert onnxruntime.InferenceSession(str(path)).get_inputs()[0].shape == [5, 5]
+
+
+def test_logits_that_differ_are_refused_and_no_file_is_left(tmp_path):
+    """A model that says something else when it is asked again."""
+    asked = iter(range(100))
+    model = kd.from_function(lambda params, x: x + next(asked), {})
+    with pytest.raises(ConfigError, match=r"differ from the model's by [0-9.]+, and may by .*tolerance="):
+        to_onnx(model, tmp_path / "a.onnx", X)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_converter_lacks_is_one_sentence(tmp_path):
+    model = kd.from_function(lambda params, x: x + jax.random.normal(jax.random.key(x.astype(jnp.int32)[0, 0])), {})
+    with pytest.raises(ConfigError, match=r"jax2onnx cannot convert the model .*export it as StableHLO") as caught:
+        to_onnx(model, tmp_path / "a.onnx", X)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_none_and_a_folder_that_is_not_there(tmp_path):
+    model = MODELS["mlp"][0]
+    with pytest.raises(DataError, match=r"ends in \.onnx"):
+        to_onnx(model, tmp_path / "a.pb", X)
+    with pytest.raises(DataError, match="cannot be written"):
+        to_onnx(model, tmp_path / "none" / "a.onnx", X)
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path):
+    real = builtins.__import__
+
+    def without(name, *rest, **named):
+        if name.startswith("onnxruntime"):
+            raise ImportError("no onnxruntime")
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(ConfigError, match="pip install onnxruntime"):
+        to_onnx(MODELS["mlp"][0], tmp_path / "a.onnx", X)
+
+
+def test_int8_weights_make_a_file_a_third_as_large_and_nearly_the_same_logits(tmp_path):
+    images = RNG.normal(size=(4, 8, 8, 3)).astype(np.float32)
+    for place, (model, inputs) in enumerate(
+        [(network("resnet8"), images), (kd.mlp([5, 200, 200, 3]).init(0), X)]
+    ):  # fmt: skip
+        plain = to_onnx(model, tmp_path / f"{place}.onnx", inputs)
+        small = to_int8(plain, tmp_path / f"{place}-int8.onnx")
+        assert small.stat().st_size < 0.35 * plain.stat().st_size
+        wanted = np.asarray(model(inputs))
+        error = np.abs(run(small, {"inputs": inputs}) - wanted).max() / np.abs(wanted).max()
+        assert 1e-6 < error < 0.1
+
+
+def test_a_damaged_file_is_not_quantised(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="onnxruntime cannot open"):
+        to_int8(tmp_path / "a.onnx", tmp_path / "b.onnx")

@@ -1,0 +1,142 @@
+"""The report of teacher against student, and the folder with its model card."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import DATA, X, Y
+
+import kd_jax as kd
+from kd_jax.errors import ConfigError, DataError
+from kd_jax.export import latency
+from kd_jax.export.program import traced
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("jax2onnx")
+
+TEACHER, STUDENT = kd.mlp([6, 64, 4]).init(1), kd.mlp([6, 8, 4]).init(2)
+MODELS = {"teacher": TEACHER, "student": STUDENT}
+
+
+@pytest.fixture(scope="module")
+def found(quick_compiling):
+    return kd.export.report(MODELS, DATA, rounds=4)
+
+
+def test_the_measures_are_those_of_evaluate_and_the_interval_holds_the_accuracy(found):
+    assert list(found.rows) == ["teacher", "student", "student, int8"]
+    own = kd.evaluate(STUDENT, DATA, teacher=TEACHER)
+    row = found.rows["student"]
+    assert {name: row.measures[name] for name in own} == pytest.approx(own, rel=1e-5)
+    assert row.interval[0] < own["accuracy"] < row.interval[1]
+    assert row.interval == kd.stats.proportion_interval(own["correct"], len(Y))
+    assert "agreement" not in found.rows["teacher"].measures
+    assert found.rows["student, int8"].measures["kl_to_teacher"] != row.measures["kl_to_teacher"]
+
+
+def test_sizes_and_operations(found, tmp_path):
+    assert found.rows["teacher"].parameters == 6 * 64 + 64 + 64 * 4 + 4
+    # Twice the multiplications, and a little for biases and activations.
+    multiplied = 6 * 8 + 8 * 4
+    assert 2 * multiplied <= found.rows["student"].operations <= 2 * multiplied + 4 * (8 + 4)
+    written = kd.export.to_onnx(STUDENT, tmp_path / "a.onnx", X)
+    assert found.rows["student"].size == written.stat().st_size
+
+
+def test_latencies_are_in_order_and_of_every_runtime(found):
+    for name, row in found.rows.items():
+        wanted = [("onnxruntime", 1), ("onnxruntime", 32)] + [("XLA", 1), ("XLA", 32)] * ("int8" not in name)
+        assert list(row.seconds) == wanted
+        assert all(0 < one.first <= one.median <= one.third < 1 for one in row.seconds.values())
+
+
+def test_every_call_has_its_turn_in_every_round():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(latency, "_SHORTEST_S", 0.0)
+        times = latency.interleaved(calls, rounds=5)
+    assert set(times) == set("abc")
+    rounds = [order[6:][start : start + 3] for start in range(0, 15, 3)]
+    assert len(order) == 6 + 15
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1
+
+
+def test_the_table_and_the_files_say_the_same(found, tmp_path):
+    text = str(found)
+    assert [line.split()[0] for line in text.splitlines()[2:6]] == ["parameters", "ONNX", "operations", "accuracy"]
+    assert "student, int8" in text.splitlines()[0]
+    assert "4 rounds" in text
+    written = found.save(tmp_path)
+    assert [path.name for path in written] == ["report.json", "report.md", "report.png"]
+    known = json.loads(written[0].read_text())
+    assert known["models"]["student"]["parameters"] == found.rows["student"].parameters
+    assert len(known["models"]["student"]["seconds"]) == 4
+    assert known["examples"] == len(Y)
+    assert written[1].read_text() == found.markdown() + "\n"
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_labels_there_is_agreement_and_no_accuracy():
+    found = kd.export.report(MODELS, kd.Batch(X), rounds=1, int8=False)
+    assert list(found.rows) == ["teacher", "student"]
+    assert found.rows["student"].interval is None
+    assert "accuracy" not in str(found).partition("\n\n")[0]
+    assert found.plot().axes[0].get_ylabel() == "agrees with the teacher (%)"
+
+
+def test_a_folder_has_every_format_and_a_card_with_the_numbers(tmp_path):
+    report = kd.export.to_folder(
+        STUDENT, tmp_path / "out", DATA, teacher=TEACHER, made="kd_jax.models:mlp", arguments={"sizes": [6, 8, 4]},
+        settings={"temperature": 4.0}, license="apache-2.0", rounds=1,
+    )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "report.json", "report.md", "report.png", "student-int8.onnx", "student.json", "student.onnx",
+        "student.safetensors", "student.stablehlo",
+    ]  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    assert "license: apache-2.0\nlibrary_name: kd_jax\n" in header
+    assert f"value: {report.rows['student'].measures['accuracy']:.6g}" in header
+    assert report.markdown() in body
+    assert "- temperature: 4.0" in body
+    (code,) = [part.partition("```")[0] for part in body.split("```python\n")[1:]]
+    model, names = STUDENT, {"onnxruntime": onnxruntime, "kd_jax": kd, "pathlib": pathlib, "inputs": X}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path / "out")
+        lines = code.strip().splitlines()
+        exec("import jax.export\nmodel = None\n" + "\n".join(lines[:3]), names)
+        np.testing.assert_allclose(names["logits"], model(X), atol=1e-5)
+        exec(lines[3], names)
+    np.testing.assert_allclose(names["logits"], model(X), atol=1e-5)
+    np.testing.assert_array_equal(names["student"](X), model(X))
+
+
+def test_some_formats_alone(tmp_path):
+    assert kd.export.to_folder(STUDENT, tmp_path, kd.Batch(X), formats=["int8"], name="small") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "small-int8.onnx"]
+
+
+def test_what_does_not_fit_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="'tflite' is no format: use safetensors, stablehlo, onnx or int8"):
+        kd.export.to_folder(STUDENT, tmp_path, DATA, formats=["tflite"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be made"):
+        kd.export.to_folder(STUDENT, tmp_path / "file" / "in", DATA)
+    with pytest.raises(ConfigError, match="needs models by name"):
+        kd.export.report([TEACHER], DATA)
+    with pytest.raises(ConfigError, match="rounds"):
+        kd.export.report(MODELS, DATA, rounds=0)
+    with pytest.raises(ConfigError, match="no examples"):
+        kd.export.report(MODELS, kd.Batch(X[:0], Y[:0]))
+
+
+def test_operations_grow_with_the_width():
+    few, many = (latency.operations(traced(kd.mlp([6, n, 4]).init(0), X, batch=1)) for n in (10, 1000))
+    assert 90 < many / few < 110
+    assert latency.operations(traced(kd.from_function(lambda p, x: jnp.tanh(x), {}), X, batch=1)) < 1000
