@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kd_jax.data.dataset import Dataset as Dataset
     from kd_jax.data.dataset import make_dataset as make_dataset
     from kd_jax.data.load import load as load
+    from kd_jax.data.stream import stream as stream
     from kd_jax.distill import Result as Result
     from kd_jax.distill import distill as distill
     from kd_jax.errors import CheckpointError as CheckpointError
@@ -158,6 +159,7 @@ _NAMES = {
     ".data.batch": "Batch batches",
     ".data.dataset": "Dataset make_dataset",
     ".data.load": "load",
+    ".data.stream": "stream",
     ".distill": "Result distill",
     ".errors": "CheckpointError ConfigError DataError MethodError MismatchError NotFiniteError RunError ShapeError",
     ".evaluate": "evaluate predict",

@@ -11,6 +11,7 @@ from kd_jax.data.batch import Batch, check_counts
 from kd_jax.methods import Method
 from kd_jax.teacher import SeveralTeachers, Teacher, cached
 from kd_jax.train import memory
+from kd_jax.train.processes import agreed, is_shared, local
 from kd_jax.train.sharding import Spread, replicated
 from kd_jax.train.sizes import SMALL
 
@@ -22,10 +23,11 @@ _SHARE = 0.25
 
 def kept_teacher(
     teacher: Teacher | None, method: Method, data: Batch, prepare: Any, epochs: int, batch_size: int | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None = None, asked: Teacher | None = None,
 ) -> Teacher | None:  # fmt: skip
     """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit.
 
+    asked: who is, where the teacher lies on devices of several processes; None leaves the teacher in every step then.
     They do not where views are random (`prepare`), features are needed, or an epoch is all there is.
     """
     same = prepare is None and not method.teacher_features and epochs > 1
@@ -36,12 +38,14 @@ def kept_teacher(
     count = check_counts(data)
     one = jax.eval_shape(lambda teacher, inputs: teacher.outputs(inputs)[0].logits, teacher, data.inputs)
     free = memory.available()
-    if free is not None and 4 * int(np.prod(one.shape)) > _SHARE * free:
+    if not agreed(free is None or 4 * int(np.prod(one.shape)) <= _SHARE * free, is_shared(mesh)):
         return teacher
     size = min(count, evaluation_batch_size(batch_size, teacher))
     if mesh is None:
         return cached(teacher, data.inputs, batch_size=size)
-    return replicated(mesh, cached(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
+    if not is_shared(mesh):
+        return replicated(mesh, cached(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
+    return teacher if asked is None else replicated(mesh, cached(asked, local(data.inputs), batch_size=size))
 
 
 def evaluation_batch_size(batch_size: int | None, network: PyTree) -> int:

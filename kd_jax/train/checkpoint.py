@@ -148,11 +148,7 @@ class Store:
         for step in reversed(steps):
             path = self._path(stage, step)
             try:
-                found = checkpoint_files.read(path)
-                own = {"run": self._run_digest(), "phase": stage, "step": step}
-                if {name: found.facts.get(name) for name in own} != own:
-                    raise DamageError("it is of another run, phase or step")
-                return found
+                return self.read(stage, step)
             except DamageError as damage:
                 self._warn(f"checkpoint {path} is damaged ({damage}): it is passed over for the one before")
         if steps:
@@ -160,6 +156,14 @@ class Store:
                 f"no checkpoint of the {stage} in {self.folder / _CHECKPOINTS / stage} is good", errors.START_AGAIN
             )
         return None
+
+    def read(self, stage: str, step: int) -> Checkpoint:
+        """The checkpoint after `step` steps. Raises `DamageError` where it is not good."""
+        found = checkpoint_files.read(self._path(stage, step))
+        own = {"run": self._run_digest(), "phase": stage, "step": step}
+        if {name: found.facts.get(name) for name in own} != own:
+            raise DamageError("it is of another run, phase or step")
+        return found
 
     def save(self, stage: str, step: int, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Copies the arrays to the host, and writes them while the caller goes on.

@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 
 from kd_jax.errors import DamageError, MismatchError
 from kd_jax.files.names import path_name
+from kd_jax.train.processes import put
 
 PyTree = Any
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
@@ -57,7 +58,7 @@ def _restored(array: Any, like: Any) -> Any:
         array = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
     sharding = getattr(like, "sharding", None)
     if isinstance(sharding, jax.sharding.NamedSharding):
-        return jax.device_put(array, sharding)
+        return put(array, sharding)
     return array if _is_key(like) else jax.numpy.asarray(array)
 
 

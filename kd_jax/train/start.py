@@ -11,8 +11,9 @@ from kd_jax.methods import Method
 from kd_jax.models import Model
 from kd_jax.teacher import Teacher
 from kd_jax.train.checks import first_batch
+from kd_jax.train.processes import of_all
 from kd_jax.train.resume import program_digest
-from kd_jax.train.sharding import Sharding, key_off_mesh, layout_of
+from kd_jax.train.sharding import DATA, Sharding, key_off_mesh, layout_of
 from kd_jax.train.sources import Memory, Stream
 from kd_jax.train.step import TrainState, init, step
 
@@ -52,7 +53,7 @@ def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:
     """Shapes of a batch, and the teacher of its rows."""
     if isinstance(source, Memory):
         return first_batch(source.data, source.teacher, source.batch_size)
-    return source.peek(), source.teacher
+    return of_all(source.mesh, DATA, source.peek()), source.teacher
 
 
 def copied(variables: PyTree) -> PyTree:

@@ -177,12 +177,6 @@ def test_what_is_no_mesh_is_one_sentence(more: dict[str, Any], words: str) -> No
         kd.distill(net(), teacher(), DATA, **HOW, **given)
 
 
-def test_devices_of_other_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(ConfigError, match=r"devices of 1 other processes.*jax.local_devices\(\)"):
-        as_mesh(one_device("data"))
-
-
 def test_fit_with_a_mesh_is_not_traced() -> None:
     def whole(key: Any) -> Any:
         return kd.fit(key, DATA, net(), method=kd.CrossEntropy(), mesh=one_device("data"), **HOW)
