@@ -42,8 +42,8 @@ class Batches:
                 f"batch_size is {self.batch_size}, and {count} processes each read a part of a batch: give a multiple "
                 f"of {count}"
             )
-        own = {"batch_size": self.batch_size, "key": self.key, "threads": self.threads, "ahead": self.ahead}
-        return Batches(self.source, part=(index, count), **own)
+        how: Any = {"batch_size": self.batch_size, "key": self.key, "threads": self.threads, "ahead": self.ahead}
+        return Batches(self.source, part=(index, count), **how)
 
     def __iter__(self) -> Any:
         """From the first batch on."""
@@ -84,7 +84,7 @@ def stream(data: Any, *, batch_size: int, key: Any = 0, threads: int = 2, ahead:
     Raises `DataError` and `ConfigError`.
     """
     _grain()
-    sizes = {"batch_size": batch_size, "threads": threads, "ahead": ahead}
+    sizes: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "ahead": ahead}
     sizes = {name: check_whole(value, name) for name, value in sizes.items()}
     if isinstance(data, str):
         dataset = load(data, stream=True)

@@ -38,7 +38,7 @@ class Images(NamedTuple):
     places: where each example is among the images, which are some of all then; None where they are all, in their order.
     """
 
-    images: UInt8[Array | np.ndarray, "images height width channels"]
+    images: UInt8[Array, "images height width channels"]
     labels: Int[Array, " examples"]
     logits: Float[Array, "..."] | None = None
     teacher: LiveTeacher | None = None
@@ -127,10 +127,11 @@ def shapes_of_steps(images: Images, count: int, shift: int) -> Images:
     """The shapes of `of_steps` for `count` rows."""
     height, width, channels = images.images.shape[1:]
     some = (min(count, len(images.labels)), height + 2 * shift, width + 2 * shift, channels)
-    places = jax.ShapeDtypeStruct((len(images.labels),), jnp.int32)
-    return jax.eval_shape(
-        lambda tree: tree, images._replace(images=jax.ShapeDtypeStruct(some, jnp.uint8), places=places)
-    )
+    of_some: dict[str, Any] = {
+        "images": jax.ShapeDtypeStruct(some, jnp.uint8),
+        "places": jax.ShapeDtypeStruct((len(images.labels),), jnp.int32),
+    }
+    return jax.eval_shape(lambda tree: tree, images._replace(**of_some))
 
 
 @partial(jax.jit, static_argnames=("network", "batch_size", "dtype", "shift"))
@@ -184,7 +185,7 @@ def predict_each(
 
 
 def teacher_logits(
-    variables: PyTree, images: UInt8[Array | np.ndarray, "examples height width channels"], *, network: Network,
+    variables: PyTree, images: Any, *, network: Network,
     shift: int = 0,
 ) -> Float[Array, "..."]:  # fmt: skip
     """What the teacher says of every image, or, with a shift, of every view of it: `[views, examples, classes]`.

@@ -148,8 +148,8 @@ def by_first(work: Callable[[], str], shared: bool) -> str:
 def watched(mesh: Mesh | None) -> Iterator[None]:
     """Ends this process, with one sentence and the exit code 1, where another one of a shared training has gone.
 
-    A collective waits for all, so that nothing else would end it before JAX itself gives up, at length. Each of them
-    meets the others in a thread, every few seconds; one that does not come for `_SILENT` seconds has gone.
+    A collective fails at once, or waits for ever. Each process meets the others in a thread, too, every few seconds:
+    one that does not come for `_SILENT` seconds has gone.
     """
     # JAX has no public name for it; Orbax takes it from there, too.
     client = jax._src.distributed.global_state.client if is_shared(mesh) else None
@@ -163,6 +163,10 @@ def watched(mesh: Mesh | None) -> Iterator[None]:
     try:
         yield
         client.wait_at_barrier(f"{name}.over", int(10 * _SILENT * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if any(word in str(error) for word in _GONE):
+            _leave()
+        raise
     finally:
         over.set()
 
@@ -174,17 +178,23 @@ def _watch(client: Any, name: str, over: threading.Event) -> None:
         except Exception:
             if over.is_set():
                 return
-            sys.stderr.write(
-                f"kd_jax: process {jax.process_index()} of {jax.process_count()} has lost another process of this "
-                "training: start all of them again, with resume=True where checkpoint= was given\n"
-            )
-            sys.stderr.flush()
-            # The others wait in a collective, which nothing interrupts.
-            os._exit(1)
+            _leave()
         if over.wait(_PAUSE):
             return
 
 
+def _leave() -> None:
+    """Ends this process. At a usual end it would wait for the one that has gone, and in a collective for ever."""
+    sys.stderr.write(
+        f"kd_jax: process {jax.process_index()} of {jax.process_count()} has lost another process of this training: "
+        "start all of them again, with resume=True where checkpoint= was given\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
+
+
 _watches = 0
+# What collectives and the service of `jax.distributed` say of a process that has gone.
+_GONE = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
 # Seconds: less than the 100 after which JAX gives up, and more than a busy machine keeps a thread waiting.
 _SILENT, _PAUSE = 60.0, 2.0

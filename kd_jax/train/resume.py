@@ -22,7 +22,7 @@ from kd_jax.teacher import Teacher
 from kd_jax.train.checkpoint import Checkpoint, Store, lock
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.checks import first_batch
-from kd_jax.train.processes import by_first, is_first, is_shared, on_host
+from kd_jax.train.processes import by_first, is_shared, on_host
 from kd_jax.train.sources import Position
 from kd_jax.train.step import TrainState
 
@@ -55,7 +55,7 @@ class Folder:
     """The folder of one training."""
 
     def __init__(self, store: Store, shared: bool = False) -> None:
-        """shared: by several processes, of which the first writes."""
+        """shared: by several processes, each of which writes what it has."""
         self.store, self.shared = store, shared
 
     def save(self, progress: Progress) -> None:
@@ -69,10 +69,8 @@ class Folder:
             "epoch": progress.epoch, "start": progress.start, "best_value": progress.best_value,
             "best_epoch": progress.best_epoch, "position": _as_json(progress.position), "stopped": progress.stopped,
         }  # fmt: skip
-        if self.shared:
-            arrays = {name: on_host(leaf) for name, leaf in arrays.items()}
-        if is_first() or not self.shared:
-            self.store.save(_NAME, int(progress.state.step), arrays, facts)
+        save = self.store.save_by_all if self.shared else self.store.save
+        save(_NAME, int(progress.state.step), arrays, facts)
 
     def newest(self, like: TrainState) -> Progress | None:
         """The newest good checkpoint; None where none was written. Raises `CheckpointError`, `MismatchError`."""
@@ -131,6 +129,11 @@ def opened(
     except TypeError:
         raise ConfigError(f"the folder of checkpoints is {folder!r}: give a path") from None
     store, shared = Store(path, warn=warn), is_shared(mesh)
+    if jax.process_count() > 1 and not shared:
+        raise ConfigError(
+            f"{argument}= is given to a training of one of {jax.process_count()} processes, and Orbax waits for all of "
+            "them: train in a process without jax.distributed, or on a mesh of jax.devices()"
+        )
     with contextlib.ExitStack() as held:
 
         def begin() -> str:

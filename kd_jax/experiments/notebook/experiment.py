@@ -102,7 +102,7 @@ def run_experiment(
     trained = [name for name in TITLES if name != "teacher" or recipes.given_teacher(config, dataset) is None]
     restored = _restored(policy.store, trained)
     started = time.perf_counter()
-    images = dataset.train_images if is_mapped(dataset) else jnp.asarray(dataset.train_images)
+    images: Any = dataset.train_images if is_mapped(dataset) else jnp.asarray(dataset.train_images)
     data = Images(images, jnp.asarray(dataset.train_labels))
     shifts = {"teacher": config.teacher_training.shift, "student": config.shift}
     seen = {name: of_images.padded(data, shift) for name, shift in shifts.items() if name in trained}

@@ -92,12 +92,12 @@ class _Same:
 @lru_cache(maxsize=2)
 def _moments(same: _Same) -> tuple[tuple[float, ...], tuple[float, ...]]:
     images = same.images
+
     # Some at a time: they may be on the disk.
-    parts = (images[first : first + _SOME] for first in range(0, len(images), _SOME))
-    counts = sum(
-        np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(part, -1, 0)])
-        for part in parts
-    )
+    def counted(part: Any) -> Any:
+        return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(part, -1, 0)])
+
+    counts = np.sum([counted(images[first : first + _SOME]) for first in range(0, len(images), _SOME)], axis=0)
     levels, number = np.arange(256) / 255, counts[0].sum()
     mean = counts @ levels / number
     std = np.sqrt(np.sum(counts * (levels - mean[:, None]) ** 2, axis=1) / number)
