@@ -130,7 +130,17 @@ def resumed(folder: Path) -> dict[str, Any]:
         if count > 1:
             multihost_utils.sync_global_devices(name)
         data = kd.stream(d.DATA, batch_size=8, key=7)
-        result = trained(data=data, epochs=5, checkpoint=own, resume=True, **more)
+        seen: list[int] = []
+        result = trained(
+            data=data,
+            epochs=5,
+            checkpoint=own,
+            resume=True,
+            callbacks=lambda epoch, seen=seen: seen.append(epoch.number),
+            **more,
+        )
+        # Epochs 1 and 2 were trained by those that wrote.
+        assert seen == [3, 4, 5], seen
         found[name] = apart(whole.state, result.state)
     return found
 

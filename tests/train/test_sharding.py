@@ -57,6 +57,21 @@ def test_200_steps_are_those_of_one_device(found: dict[str, Any]) -> None:
     assert all(value < ROUNDING for value in apart.values()), apart
 
 
+def test_losses_that_couple_a_batch_see_the_whole_of_it(found: dict[str, Any]) -> None:
+    """SP, RKD, PKT, DIST, CC, SRD, MLKD and CRD, of which each term is that of one device; and mixed batches."""
+    apart = of(found, "coupled")
+    assert {"sp", "distance", "angle", "pkt", "cc", "srd", "crd"} <= set(apart)
+    assert apart.pop("float64") < ROUNDING
+    assert apart.pop("mixed") < ROUNDING
+    # What CC, SRD and CRD learn is in float32, and so are the means of an epoch.
+    assert all(value < 1e-3 for value in apart.values()), apart
+
+
+def test_a_batch_lies_divided(found: dict[str, Any]) -> None:
+    """Of 8 examples a device of 4 x 2 has 2, in the compiled step itself."""
+    assert of(found, "divided") == {"memory": ["(2, 6)"], "iterator": ["(2, 6)"]}
+
+
 def test_iterators_and_fit_are_the_same_training(found: dict[str, Any]) -> None:
     apart = of(found, "other_sources")
     assert apart["iterator"] < ROUNDING
