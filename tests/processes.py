@@ -1,6 +1,6 @@
 """Trainings by several processes, for tests/train/test_processes.py; each prints what it found as JSON.
 
-`python tests/processes.py COUNT NUMBER PORT FOLDER NAME…`: of COUNT processes, which have 8 devices together.
+`python tests/processes.py COUNT NUMBER PORT FOLDER NAME…`: of COUNT processes with 2 devices each, or one with 4.
 """
 
 import json
@@ -19,12 +19,26 @@ from jax.experimental import multihost_utils
 
 def begin(count: int, number: int, port: str) -> None:
     """Before anything else of JAX. One that hangs is given up after a minute."""
-    jax.config.update("jax_num_cpu_devices", 8 // count)
+    jax.config.update("jax_num_cpu_devices", 2 if count > 1 else 4)
     if count > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             f"127.0.0.1:{port}", count, number, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=60
         )
+
+
+def line() -> Any:
+    """All devices along `data`."""
+    import devices as d
+
+    return d.mesh(jax.device_count())
+
+
+def both() -> Any:
+    """All devices along `data` and `model`."""
+    import devices as d
+
+    return d.mesh(jax.device_count() // 2, 2)
 
 
 def apart(one: Any, other: Any) -> float:
@@ -48,24 +62,19 @@ def trained(**more: Any) -> Any:
 
 
 def memory(folder: Path) -> dict[str, float]:
-    """200 steps, of data that every process has; over `data`, and with pieces over `model` and of moments."""
-    import devices as d
-
-    alone, found = trained(epochs=25), {}
-    for name, on, sharding in (("8", d.mesh(8), None), ("4x2", d.mesh(4, 2), d.RULES)):
-        result = trained(epochs=25, mesh=on, sharding=sharding)
-        found[name] = apart(alone.state, result.state)
-        found[f"loss {name}"] = apart(alone.history["loss"], result.history["loss"])
-    found["evaluated"] = abs(measured(alone) - measured(trained(epochs=25, mesh=d.mesh(8))))
-    return found
-
-
-def measured(result: Any) -> float:
+    """Of data that every process has; over `data`, and with pieces over `model` and of moments."""
     import devices as d
 
     import kd_jax as kd
 
-    return kd.evaluate(result.student, d.DATA, teacher=d.TEACHER)["nll"]
+    alone, found, measured = trained(), {}, []
+    for name, on, sharding in (("data", line(), None), ("both", both(), d.RULES)):
+        result = trained(mesh=on, sharding=sharding)
+        found[name] = apart(alone.state, result.state)
+        found[f"loss {name}"] = apart(alone.history["loss"], result.history["loss"])
+        measured.append(result.student)
+    nll = [kd.evaluate(student, d.DATA, teacher=d.TEACHER)["nll"] for student in (alone.student, measured[0])]
+    return {**found, "evaluated": abs(nll[0] - nll[1])}
 
 
 def parts(folder: Path) -> dict[str, Any]:
@@ -75,13 +84,13 @@ def parts(folder: Path) -> dict[str, Any]:
     import kd_jax as kd
 
     alone = trained(key=7)
-    stream = trained(data=kd.stream(d.DATA, batch_size=8, key=7), key=7, mesh=d.mesh(8))
+    stream = trained(data=kd.stream(d.DATA, batch_size=8, key=7), key=7, mesh=line())
     size = 8 // jax.process_count()
     own = slice(size * jax.process_index(), size * (jax.process_index() + 1))
     batches = [
         jax.tree.map(lambda leaf: leaf[own], batch) for batch in kd.batches(d.DATA, key=7, batch_size=8, epochs=2)
     ]
-    iterator = trained(data=iter(batches), steps=8, key=7, mesh=d.mesh(8))
+    iterator = trained(data=iter(batches), steps=8, key=7, mesh=line())
     return {"stream": apart(alone.state, stream.state), "iterator": apart(alone.state, iterator.state)}
 
 
@@ -89,15 +98,15 @@ def told(folder: Path) -> dict[str, Any]:
     """Validation, the best epoch and callbacks: the same in each process."""
     import devices as d
 
-    how = {"epochs": 3, "validation": d.DATA, "best": "nll", "prepare": None}
+    how = {"validation": d.DATA, "best": "nll", "prepare": None}
     seen: list[float] = []
     alone = trained(**how)
-    result = trained(mesh=d.mesh(8), callbacks=lambda epoch: seen.append(epoch.metrics["validation_nll"]), **how)
+    result = trained(mesh=line(), callbacks=lambda epoch: seen.append(epoch.metrics["validation_nll"]), **how)
     return {"best": [alone.best_epoch, result.best_epoch], "apart": apart(alone.history["validation_nll"], seen)}
 
 
 def killed(folder: Path) -> None:
-    """Process 1 is killed after two epochs of five, when a checkpoint of the first is there."""
+    """Process 1 is killed after two epochs of four, when a checkpoint of the first is there."""
     import devices as d
 
     import kd_jax as kd
@@ -112,7 +121,7 @@ def killed(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     data = kd.stream(d.DATA, batch_size=8, key=7)
-    trained(data=data, epochs=5, mesh=d.mesh(4, 2), sharding=d.RULES, checkpoint=folder / "kept", callbacks=kill)
+    trained(data=data, epochs=4, mesh=both(), sharding=d.RULES, checkpoint=folder / "kept", callbacks=kill)
 
 
 def resumed(folder: Path) -> dict[str, Any]:
@@ -122,8 +131,8 @@ def resumed(folder: Path) -> dict[str, Any]:
     import kd_jax as kd
 
     found, count = {}, jax.process_count()
-    whole = trained(data=kd.stream(d.DATA, batch_size=8, key=7), epochs=5)
-    for name, more in {"4x2": {"mesh": d.mesh(4, 2), "sharding": d.RULES}, "8": {"mesh": d.mesh(8)}}.items():
+    whole = trained(data=kd.stream(d.DATA, batch_size=8, key=7), epochs=4)
+    for name, more in {"both": {"mesh": both(), "sharding": d.RULES}, "data": {"mesh": line()}}.items():
         own = folder / f"{name} by {count}"
         if jax.process_index() == 0:
             shutil.copytree(folder / "kept", own)
@@ -133,14 +142,14 @@ def resumed(folder: Path) -> dict[str, Any]:
         seen: list[int] = []
         result = trained(
             data=data,
-            epochs=5,
+            epochs=4,
             checkpoint=own,
             resume=True,
             callbacks=lambda epoch, seen=seen: seen.append(epoch.number),
             **more,
         )
         # Epochs 1 and 2 were trained by those that wrote.
-        assert seen == [3, 4, 5], seen
+        assert seen == [3, 4], seen
         found[name] = apart(whole.state, result.state)
     return found
 
@@ -151,13 +160,13 @@ def refused(folder: Path) -> list[str]:
 
     import kd_jax as kd
 
-    trained(mesh=d.mesh(8), checkpoint=folder / "refused")
-    again = {"mesh": d.mesh(8), "checkpoint": folder / "refused"}
+    trained(mesh=line(), checkpoint=folder / "refused")
+    again = {"mesh": line(), "checkpoint": folder / "refused"}
     return [
         d.refusal(lambda: trained(**again)),
         refusal_of_another(again),
-        d.refusal(lambda: trained(mesh=jax.make_mesh((8,), ("seed",)))),
-        d.refusal(lambda: trained(data=kd.stream(d.DATA, batch_size=9), mesh=d.mesh(8))),
+        d.refusal(lambda: trained(mesh=jax.make_mesh((jax.device_count(),), ("seed",)))),
+        d.refusal(lambda: trained(data=kd.stream(d.DATA, batch_size=9), mesh=line())),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does, to rounding; `tests/processes.py` has the trainings, of 8 devices together."""
+"""Several processes train as one does, to rounding; `tests/processes.py` has the trainings, on 2 devices of each."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def found(request: pytest.FixtureRequest, quick_compiling: None, tmp_path_factor
     return Ended(request.param, tmp_path_factory.mktemp("processes"), *names).found()
 
 
-def test_200_steps_are_those_of_one_process(found: Any) -> None:
+def test_steps_are_those_of_one_process(found: Any) -> None:
     """Over `data` alone, and with parameters over `model` and moments over `data`."""
     for own in found:
         assert all(value < ROUNDING for name, value in own["memory"].items() if "loss" not in name), own["memory"]
