@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kd_jax.data.dataset import Dataset as Dataset
     from kd_jax.data.dataset import make_dataset as make_dataset
     from kd_jax.data.load import load as load
+    from kd_jax.data.stream import stream as stream
     from kd_jax.data.tokens import pack as pack
     from kd_jax.data.tokens import token_batch as token_batch
     from kd_jax.distill import Result as Result
@@ -169,6 +170,7 @@ _NAMES = {
     ".data.batch": "Batch batches",
     ".data.dataset": "Dataset make_dataset",
     ".data.load": "load",
+    ".data.stream": "stream",
     ".data.tokens": "pack token_batch",
     ".distill": "Result distill",
     ".errors": "CheckpointError ConfigError DataError MethodError MismatchError NotFiniteError RunError ShapeError",

@@ -27,6 +27,7 @@ from kd_jax.train.faults import check_teacher
 from kd_jax.train.lookup import of_batch
 from kd_jax.train.loop import Plan, train
 from kd_jax.train.measures import WATCHED
+from kd_jax.train.processes import alone, is_first, is_shared, local, on_host, watched
 from kd_jax.train.progress import Bar, Silent, is_watched
 from kd_jax.train.resume import (
     Folder,
@@ -143,7 +144,11 @@ def distill(
     rules = sharding or Sharding()
     if mesh is not None:
         check_of_one(mesh)
+    # Of several processes each asks a teacher of its own for what is kept, and measures by itself.
+    asked = known
+    if mesh is not None:
         known = put_teacher(mesh, known, rules.teacher)
+        asked = alone(asked) if is_shared(mesh) else known
         if model.variables is not None:
             placed = put_variables(mesh, model.network, model.variables, rules.student, "student")
             model = Model(model.network, placed, model.origin)
@@ -165,7 +170,7 @@ def distill(
     checked = _check_source(source, model.variables)
     held = None
     if validation is not None:
-        held = Validation(validation, measures, known, training, model.variables, checked.student.logits.shape[-1])
+        held = Validation(validation, measures, asked, training, model.variables, checked.student.logits.shape[-1])
     elif measures:
         raise ConfigError("measures are given without data to measure on: give validation=, too")
     seen = ("loss", *checked.terms, *(name for name, _ in source.training.measures if not name.startswith(WATCHED)))
@@ -178,9 +183,9 @@ def distill(
     # A batch that is trained on is given away; this one is on the host.
     sample = source.data if isinstance(source, Memory) else source.peek()
     if isinstance(source, Memory):
-        source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size, mesh)
-    spread = prepare if mesh is None else Spread(mesh, prepare)
-    examine = None if held is None else held.examiner(model, batch_size, spread)
+        source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size, mesh, asked)
+    spread = prepare if mesh is None or is_shared(mesh) else Spread(mesh, prepare)
+    examine = None if held is None else held.examiner(model, batch_size, spread, shared=is_shared(mesh))
     state = first_state(source, model, mesh, rules)
     params, _ = model.network.split(state.variables)
     settings = {
@@ -201,22 +206,24 @@ def distill(
             }
 
         own = off_mesh(mesh, computed)
-    with opened(checkpoint, own, resume=resume, warn=_warn) as folder:
+    with opened(checkpoint, own, resume=resume, warn=_warn, mesh=mesh) as folder:
         begun = _begun(source, state, folder)
-        bar = Bar() if (is_watched() if progress is None else progress) else Silent()
+        bar = Bar() if (is_watched() if progress is None else progress) and is_first() else Silent()
         plan = Plan(
             source, epochs, examine, best, higher, several,
-            lambda variables: _as_given(student, Model(model.network, copied(variables))),
-            folder, checkpoint_steps, bar,
+            lambda variables: _as_given(student, Model(model.network, copied(local(variables)))),
+            folder, checkpoint_steps, bar, is_shared(mesh),
         )  # fmt: skip
         try:
-            after = train(begun, plan)
+            with watched(mesh):
+                after = train(begun, plan)
         except NotFiniteError:
             asked = known if isinstance(source, Memory) else of_batch(known, sample)
             check_teacher(method, sample, asked, prepare)
             raise
     _warn_of_outputs(after.history)
     _warn_of_change(student, model, mesh)
+    after = after._replace(state=local(after.state), best=local(after.best))
     found = after.state.variables if after.best is None else after.best
     trained = Model(model.network, found)
     history = {
@@ -306,7 +313,7 @@ def _warn_of_change(student: Any, model: Model, mesh: Any) -> None:
     if not isinstance(student, nnx.Module) or model.variables is None:
         return
     now = where_it_lies(as_model, student, mesh)
-    before, after = jax.tree.leaves(model.variables), jax.tree.leaves(now.variables)
+    before, after = (list(map(on_host, jax.tree.leaves(one.variables))) for one in (model, now))
     changed = now.network != model.network or len(before) != len(after)
     if changed or any(not np.array_equal(one, two, equal_nan=True) for one, two in zip(before, after, strict=True)):
         _warn(

@@ -45,6 +45,11 @@ def _parser() -> cli.Parser:
         help="a checkpoint every N steps of an epoch, and at its end (default: at the end of an epoch, "
         f"{command.CHECKPOINT_PAUSE:g} seconds or more after the one before, and after the first and the last epoch)",
     )  # fmt: skip
+    parser.add_argument(
+        "--stream", action="store_true",
+        help="leaves the training images on the disk, in the cache, and reads the next ones while some train: "
+        "for data that is larger than memory; the results are the same, to rounding",
+    )  # fmt: skip
     return parser
 
 
@@ -53,7 +58,7 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
         print(methods.listing())
         return
     config, every = _resolved(options)
-    dataset = load(config.dataset)
+    dataset = load(config.dataset, stream=True) if options.stream else load(config.dataset)
     command.prepare_jax()
     from kd_jax.experiments.notebook import experiment, fits, recipes, report
     from kd_jax.train.resume import digest

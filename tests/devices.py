@@ -137,6 +137,54 @@ def other_sources() -> dict[str, float]:
     }
 
 
+def coupled() -> dict[str, float]:
+    """A loss that couples a batch sees the whole of it: such methods together, with weights, a batch over 8 devices.
+
+    And batches that are mixed, whose partners lie on other devices.
+    """
+    methods = {
+        "float64": kd.SP("first") + kd.RKD("first") + kd.PKT("first") + kd.DIST() + kd.MLKD(),
+        # What they learn and remember is in float32.
+        "float32": kd.CC("first", width=4) + kd.SRD("first") + kd.CRD("first", examples=64, width=4, negatives=8),
+    }
+    data = kd.Batch(X, Y, WEIGHTS, np.arange(64, dtype=np.int32))
+    short = {**MEMORY, "epochs": 1, "prepare": None}
+    found: dict[str, Any] = {}
+    for kind, method in methods.items():
+        how = {**short, "method": kd.CrossEntropy() + method}
+        alone, divided = (kd.distill(STUDENT, TEACHER, data, mesh=on, **how) for on in (None, mesh(8)))
+        found[kind] = apart(alone.model.variables, divided.model.variables)
+        found |= {
+            name: apart(values, divided.history[name]) for name, values in alone.history.items() if name != "seconds"
+        }
+    pictures = kd.Batch(X.reshape(64, 3, 2, 1).astype(np.float32), Y)
+    how = {**short, "method": kd.KD(), "prepare": kd.augment.chain(kd.augment.mixup(), kd.augment.cutmix(), flat)}
+    alone, divided = (kd.distill(STUDENT, TEACHER, pictures, mesh=on, **how) for on in (None, mesh(8)))
+    found["mixed"] = apart(alone.state, divided.state)
+    return found
+
+
+def flat(key: Any, inputs: jax.Array, train: bool) -> jax.Array:
+    return inputs.reshape(len(inputs), 6)
+
+
+def divided() -> dict[str, Any]:
+    """What one device has of a batch inside of the compiled step: of data in memory, and of an iterator."""
+    found: dict[str, Any] = {}
+    for name, data in {"memory": DATA, "iterator": BATCHES}.items():
+        seen: list[Any] = []
+
+        def look(key: Any, inputs: jax.Array, train: bool, seen: list[Any] = seen) -> jax.Array:
+            if train:
+                jax.debug.inspect_array_sharding(inputs, callback=seen.append)
+            return inputs
+
+        how = {**(MEMORY if data is DATA else HOW), "epochs": 1, "prepare": look}
+        kd.distill(STUDENT, TEACHER, data, mesh=mesh(4, 2), **how)
+        found[name] = sorted({str(one.shard_shape((8, 6))) for one in seen})
+    return found
+
+
 def where_it_lies() -> dict[str, Any]:
     """Student and teacher by their own metadata, the optimiser's state as the student's and over `data`."""
     on = mesh(2, 4)
@@ -262,8 +310,8 @@ def the_page() -> list[str]:
 
 
 FUNCTIONS = (
-    the_same_parameters, other_sources, where_it_lies, a_module_that_names_axes, goes_on, moves, seeds, refusals,
-    the_page,
+    the_same_parameters, other_sources, coupled, divided, where_it_lies, a_module_that_names_axes, goes_on, moves,
+    seeds, refusals, the_page,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
@@ -34,12 +35,14 @@ class Images(NamedTuple):
     logits: the teacher's, looked up by the same index as the image; None without a teacher. Where the images are
         shifted, `[views, examples, classes]`, in the order of `shifts.all_views`, and the images are padded.
     teacher: in the place of its logits one that answers inside the step, for methods that compare features.
+    places: where each example is among the images, which are some of all then; None where they are all, in their order.
     """
 
-    images: UInt8[Array, "examples height width channels"]
+    images: UInt8[Array, "images height width channels"]
     labels: Int[Array, " examples"]
     logits: Float[Array, "..."] | None = None
     teacher: LiveTeacher | None = None
+    places: Int[Array, " examples"] | None = None
 
 
 class Settings(NamedTuple):
@@ -98,8 +101,37 @@ def prepare(key: Key[Array, ""], images: UInt8[Array, "*shape"], train: bool) ->
 
 
 def padded(images: Images, shift: int) -> Images:
-    """The images as a training with such a shift takes them."""
-    return images._replace(images=shifts.pad(images.images, shift)) if shift else images
+    """The images as a training with such a shift takes them; those on the disk when they are brought."""
+    if not shift or is_on_disk(images):
+        return images
+    return images._replace(images=shifts.pad(images.images, shift))
+
+
+def is_on_disk(images: Images) -> bool:
+    """Whether the images are read as they are needed."""
+    return isinstance(images.images, np.memmap)
+
+
+def of_steps(images: Images, rows: Int[np.ndarray, "..."], shift: int) -> Images:
+    """Of images on the disk those that some steps see. Their number is that of `shapes_of_steps`."""
+    own = np.unique(rows)
+    pixels = np.zeros((min(rows.size, len(images.labels)), *images.images.shape[1:]), np.uint8)
+    pixels[: len(own)] = images.images[own]
+    places = np.zeros(len(images.labels), np.int32)
+    places[own] = np.arange(len(own), dtype=np.int32)
+    wide = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0))) if shift else pixels
+    return images._replace(images=jnp.asarray(wide), places=jnp.asarray(places))
+
+
+def shapes_of_steps(images: Images, count: int, shift: int) -> Images:
+    """The shapes of `of_steps` for `count` rows."""
+    height, width, channels = images.images.shape[1:]
+    some = (min(count, len(images.labels)), height + 2 * shift, width + 2 * shift, channels)
+    of_some: dict[str, Any] = {
+        "images": jax.ShapeDtypeStruct(some, jnp.uint8),
+        "places": jax.ShapeDtypeStruct((len(images.labels),), jnp.int32),
+    }
+    return jax.eval_shape(lambda tree: tree, images._replace(**of_some))
 
 
 @partial(jax.jit, static_argnames=("network", "batch_size", "dtype", "shift"))
@@ -153,12 +185,17 @@ def predict_each(
 
 
 def teacher_logits(
-    variables: PyTree, images: UInt8[Array, "examples height width channels"], *, network: Network, shift: int = 0
-) -> Float[Array, "..."]:
+    variables: PyTree, images: Any, *, network: Network,
+    shift: int = 0,
+) -> Float[Array, "..."]:  # fmt: skip
     """What the teacher says of every image, or, with a shift, of every view of it: `[views, examples, classes]`.
 
     `predict` with a shift gives the mean of them instead.
     """
+    if isinstance(images, np.memmap):
+        blocks = (jnp.asarray(images[first : first + _BLOCK]) for first in range(0, len(images), _BLOCK))
+        parts = [teacher_logits(variables, block, network=network, shift=shift) for block in blocks]
+        return jnp.concatenate(parts, axis=-2)
     if not shift:
         return predict(variables, images, network=network)
     views = shifts.all_views(shifts.pad(images, shift), shift=shift)
@@ -226,7 +263,7 @@ def _check(data: Images, setup: Setup) -> None:
     """JAX itself reads the last row in place of one that is missing, and says nothing."""
     if not 0 < setup.shift_share <= 1:
         raise ConfigError(f"shift_share is {setup.shift_share}: it must be above 0 and at most 1")
-    count = len(data.images)
+    count = len(data.images if data.places is None else data.places)
     if len(data.labels) != count:
         raise ShapeError(f"there are {count} images and {len(data.labels)} labels: give one label for each image")
     if data.logits is None:
@@ -243,10 +280,10 @@ def _look_up(
     data: Images, rows: Int[Array, " batch"], step: Int[Array, ""], key: Key[Array, ""], setup: Setup
 ) -> tuple[Batch, Teacher | None]:
     """The scaled images of a step, their labels, and what the teacher says of them."""
-    labels = data.labels[rows]
+    labels, where = data.labels[rows], rows if data.places is None else data.places[rows]
     if not setup.shift:
         logits = None if data.logits is None else data.logits[rows]
-        pixels = scale(data.images[rows], setup.dtype)
+        pixels = scale(data.images[where], setup.dtype)
     else:
         view_key = jax.random.fold_in(jax.random.fold_in(key, _VIEW), step)
         chosen = shifts.draw(view_key, len(rows), setup.shift)
@@ -254,7 +291,7 @@ def _look_up(
             moves_key = jax.random.fold_in(jax.random.fold_in(key, _MOVES), step)
             chosen = shifts.some(moves_key, chosen, setup.shift, setup.shift_share)
         logits = None if data.logits is None else data.logits[chosen, rows]
-        pixels = scale(shifts.views(data.images, rows, chosen, shift=setup.shift), setup.dtype)
+        pixels = scale(shifts.views(data.images, where, chosen, shift=setup.shift), setup.dtype)
     batch = Batch(pixels, labels, indices=rows)
     if data.teacher is not None:
         return batch, data.teacher
@@ -269,3 +306,5 @@ _MEASURES = (("cross_entropy", _cross_entropy), ("accuracy", accuracy))
 
 # What a key is folded with for the views of a step, and for who is moved; the other numbers are in `train.step`.
 _VIEW, _MOVES = 3, 4
+# Images on the disk that the teacher is asked about at once.
+_BLOCK = 10_000

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from kd_jax.convolution import compiling
@@ -101,19 +102,34 @@ def prepare(
     started = time.perf_counter()
     keys = _keys(seeds, role)
     count, batch_size = len(data.labels), setup.batch_size
-    first = partial(_init, setup=setup, data=jax.eval_shape(lambda data: data, data))
+    given = of_chunk(data, setup, len(seeds), 1)
+    first = partial(_init, setup=setup, data=jax.eval_shape(lambda data: data, given))
     init, states = jax.jit(first).lower(keys, settings).compile(), jax.eval_shape(first, keys, settings)
     order = _order.lower(keys, jnp.int32(0), examples=count, batch_size=batch_size).compile()
     orders = jax.ShapeDtypeStruct((len(seeds), count // batch_size, batch_size), jnp.int32)
     chunks = plan_chunks(count // batch_size, epochs, every)
-    programs = {
-        steps: compiling.compiled(
-            _train_chunk.lower(states, keys, data, orders, jnp.int32(0), settings, setup=setup, steps=steps)
-        )
-        for steps in sorted({chunk.length for chunk in chunks})
-    }
+    programs = {}
+    for length in sorted({chunk.length for chunk in chunks}):
+        given = of_chunk(data, setup, len(seeds), length)
+        lowered = _train_chunk.lower(states, keys, given, orders, jnp.int32(0), settings, setup=setup, steps=length)
+        programs[length] = compiling.compiled(lowered)
     seconds = time.perf_counter() - started
     return Stage(name, role, setup, settings, seeds, keys, chunks, states, init, order, programs, seconds)
+
+
+def of_chunk(data: Images, setup: Setup, seeds: int, steps: int) -> Images:
+    """What a program of so many steps is compiled for."""
+    if not of_images.is_on_disk(data):
+        return data
+    return of_images.shapes_of_steps(data, seeds * steps * setup.batch_size, setup.shift)
+
+
+def brought(stage: Stage, data: Images, order: Array, chunk: Chunk) -> Images:
+    """The data for a chunk of steps: of images on the disk those that it sees."""
+    if not of_images.is_on_disk(data):
+        return data
+    rows = np.asarray(order[:, chunk.start : chunk.start + chunk.length])
+    return of_images.of_steps(data, rows, stage.setup.shift)
 
 
 def with_others(stage: Stage, name: StageName, seeds: tuple[int, ...], settings: Settings) -> Stage:
@@ -138,9 +154,10 @@ def time_an_epoch(stage: Stage, data: Images) -> float:
     """Seconds that an epoch would take, from a chunk of it that is thrown away."""
     states, order = stage.init(stage.keys, stage.settings), stage.order(stage.keys, jnp.int32(0))
     length = max(stage.programs)
+    given = brought(stage, data, order, Chunk(0, 0, length, False))
     jax.block_until_ready((states, order))
     started = time.perf_counter()
-    jax.block_until_ready(stage.programs[length](states, stage.keys, data, order, jnp.int32(0), stage.settings))
+    jax.block_until_ready(stage.programs[length](states, stage.keys, given, order, jnp.int32(0), stage.settings))
     return (time.perf_counter() - started) * stage.steps / length
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 
 from kd_jax import errors
 from kd_jax.errors import CheckpointError, SeedsNotFiniteError
-from kd_jax.experiments.images import Images, Metrics
+from kd_jax.experiments.images import Images, Metrics, is_on_disk
 from kd_jax.experiments.shell.progress import Progress
-from kd_jax.experiments.stage import Check, Role, Stage
+from kd_jax.experiments.stage import Check, Role, Stage, brought
 from kd_jax.train.checkpoint import Checkpoint, CheckpointPolicy, Store
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.step import TrainState
@@ -50,26 +50,20 @@ def train_stage(
     `KeyboardInterrupt` where it was asked to stop, after a checkpoint, which may still be being written.
     """
     done, states, metrics, seconds = _begin(stage, restored)
-    order, upcoming, other_thread = None, None, ThreadPoolExecutor(1)
+    ahead = _Ahead(stage, data)
     # A short stage has two as well, its first and its last: one may be damaged.
     last_saved = -math.inf
     progress.start(stage.name, epochs=stage.epochs, steps=stage.steps, done=done)
     try:
         with policy.defer:
-            for chunk in stage.chunks:
+            for number, chunk in enumerate(stage.chunks):
                 before = chunk.epoch * stage.steps + chunk.start
                 if before < done:
                     continue
                 began = time.perf_counter()
-                if order is None or chunk.start == 0:
-                    order = stage.order(stage.keys, jnp.int32(chunk.epoch)) if upcoming is None else upcoming.result()
-                    upcoming = None
-                if upcoming is None and chunk.epoch + 1 < stage.epochs:
-                    # Shuffled while this epoch trains, which seldom keeps all cores busy; JAX itself would do one after
-                    # the other.
-                    upcoming = other_thread.submit(_done, stage.order, stage.keys, jnp.int32(chunk.epoch + 1))
+                given, order = ahead.of(number)
                 states, means, check = stage.programs[chunk.length](
-                    states, stage.keys, data, order, jnp.int32(chunk.start), stage.settings
+                    states, stage.keys, given, order, jnp.int32(chunk.start), stage.settings
                 )
                 means = jax.tree.map(np.asarray, means)
                 if not tolerant:
@@ -86,7 +80,7 @@ def train_stage(
                     raise KeyboardInterrupt
                 progress.advance(epoch=chunk.epoch, steps=chunk.length, metrics=means, seconds=lasted)
     finally:
-        other_thread.shutdown(wait=False, cancel_futures=True)
+        ahead.thread.shutdown(wait=False, cancel_futures=True)
         progress.finish()
     if policy.store:
         policy.store.wait()
@@ -123,6 +117,42 @@ def _rested(policy: CheckpointPolicy, last_saved: float) -> bool:
         return True
     writing = policy.store is not None and policy.store.writing
     return not writing and time.monotonic() - last_saved >= policy.pause
+
+
+class _Ahead:
+    """The order of an epoch, and of images on the disk those of a chunk, made while what is before them trains.
+
+    It seldom keeps all cores busy; JAX itself would do one after the other.
+    """
+
+    def __init__(self, stage: Stage, data: Images) -> None:
+        self.stage, self.data, self.thread = stage, data, ThreadPoolExecutor(1)
+        self.orders: dict[int, Future[Any]] = {}
+        self.next: tuple[int, Future[Images]] | None = None
+
+    def of(self, number: int) -> tuple[Images, Any]:
+        """Of the chunk with that number."""
+        epoch = self.stage.chunks[number].epoch
+        order = self._order(epoch).result()
+        self.orders.pop(epoch - 1, None)
+        if epoch + 1 < self.stage.epochs:
+            self._order(epoch + 1)
+        if not is_on_disk(self.data):
+            return self.data, order
+        given = self._bring(number) if self.next is None or self.next[0] != number else self.next[1]
+        self.next = (number + 1, self._bring(number + 1)) if number + 1 < len(self.stage.chunks) else None
+        return given.result(), order
+
+    def _order(self, epoch: int) -> Future[Any]:
+        if epoch not in self.orders:
+            self.orders[epoch] = self.thread.submit(_done, self.stage.order, self.stage.keys, jnp.int32(epoch))
+        return self.orders[epoch]
+
+    def _bring(self, number: int) -> Future[Images]:
+        chunk = self.stage.chunks[number]
+        # Made before, in the same thread.
+        order = self._order(chunk.epoch)
+        return self.thread.submit(lambda: brought(self.stage, self.data, order.result(), chunk))
 
 
 def _done(program: Callable[..., Any], *arguments: Any) -> Any:

@@ -11,6 +11,7 @@ from kd_jax.data.batch import Batch, check_counts
 from kd_jax.methods import Method, is_on_policy
 from kd_jax.teacher import DiskTeacher, SeveralTeachers, Teacher, cached
 from kd_jax.train import memory
+from kd_jax.train.processes import agreed, is_shared, local
 from kd_jax.train.sharding import Spread, replicated
 from kd_jax.train.sizes import SMALL
 
@@ -22,11 +23,12 @@ _SHARE = 0.25
 
 def kept_teacher(
     teacher: Teacher | None, method: Method, data: Batch, prepare: Any, epochs: int, batch_size: int | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None = None, asked: Teacher | None = None,
 ) -> Teacher | None:  # fmt: skip
     """The teacher with its logits of all examples, where every epoch would ask it the same, and they fit; and what is
     on disk in memory, where that fits.
 
+    asked: who is, where the teacher lies on devices of several processes; None leaves the teacher in every step then.
     They do not where views are random (`prepare`), the student writes its own sequences, features are needed, or an
     epoch is all there is.
     """
@@ -41,12 +43,14 @@ def kept_teacher(
     count = check_counts(data)
     one = jax.eval_shape(lambda teacher, inputs: teacher.outputs(inputs)[0].logits, teacher, data.inputs)
     free = memory.available()
-    if free is not None and 4 * int(np.prod(one.shape)) > _SHARE * free:
+    if not agreed(free is None or 4 * int(np.prod(one.shape)) <= _SHARE * free, is_shared(mesh)):
         return teacher
     size = min(count, evaluation_batch_size(batch_size, teacher))
     if mesh is None:
         return cached(teacher, data.inputs, batch_size=size)
-    return replicated(mesh, cached(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
+    if not is_shared(mesh):
+        return replicated(mesh, cached(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
+    return teacher if asked is None else replicated(mesh, cached(asked, local(data.inputs), batch_size=size))
 
 
 def _fits(teacher: Teacher) -> bool:

@@ -22,6 +22,7 @@ from kd_jax import errors
 from kd_jax.errors import CheckpointError, DamageError, MismatchError
 from kd_jax.train import checkpoint_files
 from kd_jax.train.checkpoint_files import Arrays, Checkpoint, first_line
+from kd_jax.train.processes import by_first, is_first
 
 KEPT = 2
 """Checkpoints of each stage: the newest and the one before."""
@@ -148,11 +149,7 @@ class Store:
         for step in reversed(steps):
             path = self._path(stage, step)
             try:
-                found = checkpoint_files.read(path)
-                own = {"run": self._run_digest(), "phase": stage, "step": step}
-                if {name: found.facts.get(name) for name in own} != own:
-                    raise DamageError("it is of another run, phase or step")
-                return found
+                return self.read(stage, step)
             except DamageError as damage:
                 self._warn(f"checkpoint {path} is damaged ({damage}): it is passed over for the one before")
         if steps:
@@ -160,6 +157,14 @@ class Store:
                 f"no checkpoint of the {stage} in {self.folder / _CHECKPOINTS / stage} is good", errors.START_AGAIN
             )
         return None
+
+    def read(self, stage: str, step: int) -> Checkpoint:
+        """The checkpoint after `step` steps. Raises `DamageError` where it is not good."""
+        found = checkpoint_files.read(self._path(stage, step))
+        own = {"run": self._run_digest(), "phase": stage, "step": step}
+        if {name: found.facts.get(name) for name in own} != own:
+            raise DamageError("it is of another run, phase or step")
+        return found
 
     def save(self, stage: str, step: int, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Copies the arrays to the host, and writes them while the caller goes on.
@@ -170,6 +175,30 @@ class Store:
         copies = {name: np.array(value) for name, value in arrays.items()}
         known = {**facts, "run": self._run_digest(), "phase": stage, "step": step}
         self._writing = self._writer.submit(self._write, stage, step, copies, known)
+
+    def save_by_all(self, stage: str, step: int, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """`save` of several processes, which all call it: each writes the pieces that its devices have."""
+        self.wait()
+        path = self._path(stage, step)
+        known = {**facts, "run": self._run_digest(), "phase": stage, "step": step}
+
+        def begin() -> str:
+            with self._told(path, stage):
+                self._clear(path, sum(array.nbytes for array in arrays.values()))
+            return ""
+
+        by_first(begin, True)
+        with self._told(path, stage):
+            finish = checkpoint_files.begin_by_all(path.with_name(_PARTIAL), arrays, known)
+        self._writing = self._writer.submit(self._end, stage, step, finish)
+
+    def _end(self, stage: str, step: int, finish: Callable[[], None]) -> None:
+        path = self._path(stage, step)
+        with self._told(path, stage):
+            finish()
+            if is_first():
+                checkpoint_files.seal(path.with_name(_PARTIAL))
+                self._keep(stage, step)
 
     @property
     def writing(self) -> bool:
@@ -193,24 +222,38 @@ class Store:
 
     def _write(self, stage: str, step: int, arrays: Arrays, facts: dict[str, Any]) -> None:
         path = self._path(stage, step)
-        partial = path.with_name(_PARTIAL)
+        with self._told(path, stage):
+            self._clear(path, sum(array.nbytes for array in arrays.values()))
+            checkpoint_files.write(path.with_name(_PARTIAL), arrays, facts)
+            self._keep(stage, step)
+
+    def _clear(self, path: Path, size: int) -> None:
+        """Makes the place of a checkpoint of so many bytes. Raises `OSError`."""
+        if not self.started:
+            raise FileNotFoundError(errno.ENOENT, "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished(path.parent.name)
+        checkpoint_files.require_room(path.with_name(_PARTIAL), size)
+
+    def _keep(self, stage: str, step: int) -> None:
+        """Gives a whole checkpoint its name, and lets go of old ones."""
+        path = self._path(stage, step)
+        if path.exists():
+            # Only a damaged one is written again.
+            shutil.rmtree(path)
+        path.with_name(_PARTIAL).rename(path)
+        steps = self._steps(stage)
+        # Later ones are damaged, or this one would not have been written.
+        kept = [other for other in steps if other <= step][-KEPT:]
+        for other in set(steps) - set(kept):
+            shutil.rmtree(self._path(stage, other), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _told(self, path: Path, stage: str) -> Iterator[None]:
+        """Raises `CheckpointError` for whatever Orbax and TensorStore raise: a full disk, a folder that is gone."""
         try:
-            if not self.started:
-                raise FileNotFoundError(errno.ENOENT, "")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished(stage)
-            checkpoint_files.write(partial, arrays, facts)
-            if path.exists():
-                # Only a damaged one is written again.
-                shutil.rmtree(path)
-            partial.rename(path)
-            steps = self._steps(stage)
-            # Later ones are damaged, or this one would not have been written.
-            kept = [other for other in steps if other <= step][-KEPT:]
-            for other in set(steps) - set(kept):
-                shutil.rmtree(self._path(stage, other), ignore_errors=True)
+            yield
         except Exception as error:
-            # Whatever Orbax and TensorStore raise for a full disk, a folder that is gone, and the like.
             with contextlib.suppress(OSError):
                 self._remove_unfinished(stage)
             raise _unwritable(path, error, self.started and self.kept) from None

@@ -1,8 +1,9 @@
 """One checkpoint's folder: arrays as Orbax keeps them, and the digests of its files as `sha256sum -c` reads them."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Shaped
 
 from kd_jax.errors import DamageError, MismatchError
 from kd_jax.files.names import path_name
+from kd_jax.train.processes import put
 
 PyTree = Any
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
@@ -57,7 +59,7 @@ def _restored(array: Any, like: Any) -> Any:
         array = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
     sharding = getattr(like, "sharding", None)
     if isinstance(sharding, jax.sharding.NamedSharding):
-        return jax.device_put(array, sharding)
+        return put(array, sharding)
     return array if _is_key(like) else jax.numpy.asarray(array)
 
 
@@ -74,8 +76,25 @@ def write(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
     """Writes a checkpoint into a folder that is not there yet. Raises whatever Orbax and TensorStore do."""
     import orbax.checkpoint.experimental.v1 as ocp
 
-    _require_room(folder, sum(array.nbytes for array in arrays.values()))
     ocp.save(folder.resolve(), arrays, custom_metadata=dict(facts))
+    seal(folder)
+
+
+def begin_by_all(folder: Path, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> Callable[[], None]:
+    """Copies the pieces of arrays that this process has; what is given back waits until those of all are written.
+
+    Every process of `jax.distributed` calls it. Raises whatever Orbax and TensorStore do, and so does what it gives.
+    """
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    # On a CPU Orbax reads the memory itself, which the next step takes.
+    own = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else np.asarray(leaf), dict(arrays))
+    writing = ocp.save_async(folder.resolve(), own, custom_metadata=dict(facts))
+    return lambda: writing.result()
+
+
+def seal(folder: Path) -> None:
+    """Writes the digests of a checkpoint, without which it is damaged."""
     (folder / _DIGESTS).write_text(_digests(folder), encoding="utf-8")
 
 
@@ -96,10 +115,24 @@ def read(path: Path) -> Checkpoint:
     import orbax.checkpoint.experimental.v1 as ocp
 
     try:
-        arrays, metadata = ocp.load(path.resolve()), ocp.metadata(path.resolve())
+        with _alone(ocp):
+            metadata = ocp.metadata(path.resolve())
+            # As arrays of NumPy, whole, wherever the pieces were when they were written.
+            known = {name: np.empty(0, leaf.dtype) for name, leaf in metadata.metadata.items()}
+            arrays = ocp.load(path.resolve(), known)
     except Exception as error:
         raise DamageError(f"Orbax cannot read it: {first_line(error)}") from None
     return Checkpoint(int(path.name), arrays, dict(metadata.custom_metadata))
+
+
+def _alone(ocp: Any) -> Any:
+    """Orbax waits for no other process of `jax.distributed`, each of which reads."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    context, own = ocp.Context(), jax.process_index()
+    options = context.multiprocessing
+    options.primary_host, options.active_processes, options.barrier_sync_key_prefix = own, {own}, f"kd_jax.{own}"
+    return context
 
 
 def first_line(error: Exception) -> str:
@@ -108,7 +141,7 @@ def first_line(error: Exception) -> str:
     return (text.strip().partition("\n")[0] or type(error).__name__)[:200]
 
 
-def _require_room(path: Path, size: int) -> None:
+def require_room(path: Path, size: int) -> None:
     """Raises `OSError` for a full disk before Orbax meets it, whose threads would each complain."""
     if hasattr(os, "posix_fallocate"):
         room = path.with_name(f"{path.name}-room")

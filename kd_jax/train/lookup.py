@@ -7,6 +7,7 @@ from jaxtyping import Array, Int
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.teacher import Teacher
+from kd_jax.train.processes import is_shared
 from kd_jax.train.sharding import replicated
 
 
@@ -18,6 +19,11 @@ def of_batch(teacher: Teacher | None, batch: Batch, mesh: Mesh | None = None) ->
     """
     if teacher is None or not teacher.per_example:
         return teacher
+    if is_shared(mesh):
+        raise ConfigError(
+            "a cached teacher is looked up by one process, and the mesh has devices of several: give the teacher, "
+            "or the data as a kd.Batch in memory"
+        )
     if batch.indices is None:
         raise ConfigError(
             "a cached teacher is looked up by rows, which the batches of the iterator do not tell: give them indices "

@@ -11,6 +11,7 @@ import numpy as np
 from kd_jax.errors import NotFiniteError, RunError
 from kd_jax.train.callbacks import Callback, Epoch, says_stop, value_of
 from kd_jax.train.measures import WATCHED, WEIGHT, of_labelled
+from kd_jax.train.processes import agreed
 from kd_jax.train.progress import Silent
 from kd_jax.train.resume import Folder, Progress
 from kd_jax.train.sources import Memory, Stream
@@ -28,7 +29,7 @@ class Plan(NamedTuple):
 
     examine: measures of the student's variables after each epoch. best: the measure by which the best are kept, higher:
     whether more of it is better. as_given: the student in the kind that was given. every: steps of an epoch between
-    two checkpoints; None for those after epochs alone.
+    two checkpoints; None for those after epochs alone. shared: by several processes, which decide as the first does.
     """
 
     source: Memory | Stream
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     folder: Folder | None
     every: int | None
     bar: Silent
+    shared: bool = False
 
 
 def train(progress: Progress, plan: Plan) -> Progress:
@@ -56,7 +58,8 @@ def train(progress: Progress, plan: Plan) -> Progress:
             progress = _epoch(progress, plan)
             progress = _after_epoch(progress, plan, time.perf_counter() - began)
             last = progress.epoch >= plan.epochs or progress.stopped
-            if plan.folder is not None and (last or time.monotonic() - saved >= _PAUSE):
+            due = last or time.monotonic() - saved >= _PAUSE
+            if plan.folder is not None and agreed(due, plan.shared):
                 plan.folder.save(progress)
                 saved = time.monotonic()
     finally:
@@ -102,7 +105,8 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
         if isinstance(plan.source, Stream) and not plan.source.is_finite(state):
             _require_finite({"loss": np.zeros(done)}, False, progress.epoch, 0)
     except KeyboardInterrupt:
-        if plan.folder is not None and done > progress.start:
+        # Others may be elsewhere, and the pieces that they have cannot be asked for.
+        if plan.folder is not None and done > progress.start and not plan.shared:
             look()
             # The interrupt may have come before the next state was known here, when the last was given away already.
             if not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state)):
@@ -141,7 +145,7 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
     )  # fmt: skip
     # All of them are called, whichever says stop.
     answers = [callback(record) for callback in plan.callbacks]
-    return progress._replace(stopped=any(map(says_stop, answers)))
+    return progress._replace(stopped=agreed(any(map(says_stop, answers)), plan.shared))
 
 
 def _model(progress: Progress, plan: Plan) -> Any:

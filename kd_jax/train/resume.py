@@ -18,11 +18,13 @@ import optax
 from kd_jax.convolution import onednn
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
-from kd_jax.files.digests import digest, program_digest
+from kd_jax.files import digests
+from kd_jax.files.digests import program_digest
 from kd_jax.teacher import Teacher
-from kd_jax.train.checkpoint import Store, lock
+from kd_jax.train.checkpoint import Checkpoint, Store, lock
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.checks import first_batch
+from kd_jax.train.processes import by_first, is_shared, on_host
 from kd_jax.train.sources import Position
 from kd_jax.train.step import TrainState
 
@@ -54,8 +56,9 @@ class Progress(NamedTuple):
 class Folder:
     """The folder of one training."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, shared: bool = False) -> None:
+        """shared: by several processes, each of which writes what it has."""
+        self.store, self.shared = store, shared
 
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint while the training goes on. Raises `CheckpointError`."""
@@ -68,11 +71,12 @@ class Folder:
             "epoch": progress.epoch, "start": progress.start, "best_value": progress.best_value,
             "best_epoch": progress.best_epoch, "position": _as_json(progress.position), "stopped": progress.stopped,
         }  # fmt: skip
-        self.store.save(_NAME, int(progress.state.step), arrays, facts)
+        save = self.store.save_by_all if self.shared else self.store.save
+        save(_NAME, int(progress.state.step), arrays, facts)
 
     def newest(self, like: TrainState) -> Progress | None:
         """The newest good checkpoint; None where none was written. Raises `CheckpointError`, `MismatchError`."""
-        found = self.store.newest(_NAME)
+        found = self._newest()
         if found is None:
             return None
 
@@ -94,10 +98,24 @@ class Folder:
             stopped=bool(facts["stopped"]),
         )
 
+    def _newest(self) -> Checkpoint | None:
+        """That which the first process finds; all read it."""
+        known: list[Checkpoint] = []
+
+        def find() -> str:
+            found = self.store.newest(_NAME)
+            known.extend([] if found is None else [found])
+            return "" if found is None else str(found.step)
+
+        step = by_first(find, self.shared)
+        if step and not known:
+            known.append(self.store.read(_NAME, int(step)))
+        return known[0] if known else None
+
 
 @contextlib.contextmanager
 def opened(
-    folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any, argument: str = "checkpoint"
+    folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any, argument: str = "checkpoint", mesh: Any = None
 ) -> Iterator[Folder | None]:
     """The folder for this process alone; None where no folder is asked for.
 
@@ -112,13 +130,21 @@ def opened(
         path = Path(folder).expanduser()
     except TypeError:
         raise ConfigError(f"the folder of checkpoints is {folder!r}: give a path") from None
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be made ({error.strerror}): choose another folder") from None
-    store = Store(path, warn=warn)
-    with lock(path):
-        try:
+    store, shared = Store(path, warn=warn), is_shared(mesh)
+    if jax.process_count() > 1 and not shared:
+        raise ConfigError(
+            f"{argument}= is given to a training of one of {jax.process_count()} processes, and Orbax waits for all of "
+            "them: train in a process without jax.distributed, or on a mesh of jax.devices()"
+        )
+    with contextlib.ExitStack() as held:
+
+        def begin() -> str:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be made ({error.strerror}): choose another folder") from None
+            held.enter_context(lock(path))
+            held.callback(store.close)
             if store.started and not resume:
                 raise ConfigError(
                     f"{path} already holds a training: go on with resume=True, or choose another folder for {argument}="
@@ -127,10 +153,11 @@ def opened(
                 _require_same(store, identity)
             else:
                 store.start(identity)
-            yield Folder(store)
-            store.wait()
-        finally:
-            store.close()
+            return ""
+
+        by_first(begin, shared)
+        yield Folder(store, shared)
+        store.wait()
 
 
 def identity(
@@ -206,6 +233,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 of every array of a tree with its path, shape and type; all processes take part."""
+    return digests.digest(jax.tree.map(on_host, tree))
 
 
 def _as_json(position: Position | None) -> Any:

@@ -24,6 +24,7 @@ from kd_jax.files.names import path_name
 from kd_jax.models import Network
 from kd_jax.models.partitioning import partitioning
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
+from kd_jax.train.processes import is_shared, part_of, put, put_part
 from kd_jax.train.step import TrainState, as_optimized
 
 PyTree = Any
@@ -135,11 +136,10 @@ def as_mesh(mesh: Any) -> Mesh:
             f"the mesh has {_axes(mesh)}, and batches lie along an axis data: name it so, "
             f'jax.make_mesh({tuple(mesh.devices.shape)}, ("data", …))'
         )
-    others = {device.process_index for device in mesh.devices.flat} - {jax.process_index()}
-    if others:
+    if not any(device.process_index == jax.process_index() for device in mesh.devices.flat):
         raise ConfigError(
-            f"the mesh has devices of {len(others)} other processes, and one process has a training for itself: give a "
-            "mesh of jax.local_devices()"
+            f"the mesh has no device of process {jax.process_index()}: give a mesh of jax.devices(), or of "
+            "jax.local_devices() for a training of this process alone"
         )
     return Mesh(mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
 
@@ -151,7 +151,12 @@ def check_of_one(mesh: Mesh) -> None:
 
 
 def check_of_seeds(mesh: Mesh, sharding: Sharding | None) -> None:
-    """Raises `ConfigError` for a mesh that has more than seeds."""
+    """Raises `ConfigError` for a mesh that has more than seeds, or devices of other processes."""
+    if is_shared(mesh):
+        raise ConfigError(
+            "the mesh has the axis seed and devices of other processes: give one of jax.local_devices(), and other "
+            "seeds to each process"
+        )
     if mesh.devices.size != mesh.shape[SEED] or sharding is not None:
         also = _axes(mesh) if sharding is None else f"{_axes(mesh)}, and sharding is given"
         raise ConfigError(
@@ -200,24 +205,27 @@ def along_data(mesh: Mesh, tree: PyTree) -> PyTree:
 
 def replicated(mesh: Mesh, tree: PyTree) -> PyTree:
     """The arrays of a tree on every device; numbers of Python stay what they are."""
-    return jax.tree.map(lambda leaf: _put(leaf, whole(mesh)) if _is_array(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: put(leaf, whole(mesh)) if _is_array(leaf) else leaf, tree)
 
 
 def put_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """A batch of an iterator, divided over the axis `data`. Raises `DataError` where it cannot be."""
-    count, devices = check_counts(batch), mesh.shape[DATA]
+    """A batch of an iterator, divided over the axis `data`, of which each process has its part.
+
+    Raises `DataError` where it cannot be.
+    """
+    count, devices = check_counts(batch) * part_of(mesh, DATA)[1], mesh.shape[DATA]
     if count % devices:
         raise DataError(
             f"a batch of the iterator has {count} examples, and the mesh has {devices} devices along data: give "
             f"batches of a multiple of {devices}, and leave out a last one that is incomplete"
         )
-    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, PartitionSpec(DATA))), batch)
+    return jax.tree.map(lambda leaf: put_part(leaf, NamedSharding(mesh, PartitionSpec(DATA)), count), batch)
 
 
 def put_variables(mesh: Mesh, network: Network, variables: PyTree, rule: Rule | None, who: str) -> PyTree:
     """A copy of a model's variables where they belong. Raises `ConfigError`."""
     shardings = variable_shardings(mesh, network, variables, rule, who)
-    return jax.tree.map(lambda leaf, sharding: _put(leaf, sharding), variables, shardings)
+    return jax.tree.map(lambda leaf, sharding: put(leaf, sharding), variables, shardings)
 
 
 def put_teacher(mesh: Mesh, teacher: Teacher | None, rule: Rule | None) -> Teacher | None:
@@ -330,11 +338,6 @@ def _divided(mesh: Mesh, leaf: Any, sharding: NamedSharding) -> NamedSharding:
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)
-
-
-def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """A copy: steps take the memory of what they are given."""
-    return jax.device_put(leaf, sharding, may_alias=False)
 
 
 def _axes(mesh: Mesh) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key
 
 from kd_jax.convolution import canonical
 from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, check_whole, epoch_order, is_in_memory
+from kd_jax.data.stream import Batches
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
@@ -20,7 +21,8 @@ from kd_jax.train import programs
 from kd_jax.train.checks import are_probabilities, check_batch
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.lookup import of_batch, of_rows
-from kd_jax.train.sharding import Layout, check_batch_size, put_batch, replicated
+from kd_jax.train.processes import is_shared, of_all, part_of
+from kd_jax.train.sharding import DATA, Layout, check_batch_size, put_batch, replicated
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
 PyTree = Any
@@ -110,6 +112,9 @@ class Stream:
         self, data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
         *, steps: int | None, labels_count: bool, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
+        self.apart = is_shared(mesh) and not isinstance(data, Batches)
+        if mesh is not None and isinstance(data, Batches):
+            data = data.part(*part_of(mesh, DATA))
         self.data, self.teacher, self.key, self.method, self.training = data, teacher, key, method, training
         self.steps = steps
         self.classes: int | None = None
@@ -130,7 +135,7 @@ class Stream:
             if raw is None:
                 raise DataError("the iterator of training batches is empty: give at least one batch")
             self.first = _with_examples(as_batch(raw))
-            self.checked.add(_shapes(self.first))
+            self.checked.add(_shapes(of_all(self.mesh, DATA, self.first)))
         return self.first
 
     def go_to(self, position: Position) -> None:
@@ -153,7 +158,7 @@ class Stream:
         """The steps of an epoch from `start` on."""
         done = start
         for batch, taught, position in self._prefetched(start):
-            if _shapes(batch) not in self.checked:
+            if _shapes(batch) not in self.checked and not is_shared(self.mesh):
                 check_batch(self.training, self.method, batch, taught, state.variables)
                 self.checked.add(_shapes(batch))
             program = programs.compiled(
@@ -194,7 +199,7 @@ class Stream:
         if self.first is not None:
             first, self.first = self.first, None
             self.drawn = 1
-            yield first, Position(_position(self.iterator), self.drawn)
+            yield first, Position(self._position(), self.drawn)
             start += 1
         elif self.iterator is None or (self.steps is None and start == 0):
             self.iterator, self.drawn = iter(self.data), 0
@@ -209,8 +214,13 @@ class Stream:
                 continue
             fresh = False
             self.drawn += 1
-            yield _with_examples(as_batch(raw)), Position(_position(self.iterator), self.drawn)
+            yield _with_examples(as_batch(raw)), Position(self._position(), self.drawn)
             start += 1
+
+    def _position(self) -> Any:
+        """What the iterator's `set_state` takes. One that gives each process other batches has a state in each."""
+        get = None if self.apart else getattr(self.iterator, "get_state", None)
+        return get() if callable(get) else None
 
     def _prefetched(self, start: int) -> Iterator[tuple[Batch, Teacher | None, Any]]:
         """`_batches` and what the teacher knows of them, drawn in a thread, already on the device."""
@@ -297,6 +307,8 @@ def make_source(
         raise ConfigError(
             f"batch_size is {batch_size}, and the data is an iterator, whose batches have their own size: leave it out"
         )
+    if isinstance(data, Batches):
+        steps = data.steps if steps is None else steps
     if steps is None and is_iterator(data):
         raise ConfigError(
             f"the data is an iterator, which may have no end, and epochs is {epochs}: say with steps= how many batches "
@@ -333,9 +345,3 @@ def _is_endless(data: Any) -> bool:
         return int(cardinality()) == -1
     except (TypeError, ValueError):
         return False
-
-
-def _position(iterator: Any) -> Any:
-    """Where an iterator is, where it tells: what its `set_state` takes."""
-    get = getattr(iterator, "get_state", None)
-    return get() if callable(get) else None

@@ -12,8 +12,9 @@ from kd_jax.models import Model
 from kd_jax.teacher import Teacher
 from kd_jax.train.checks import first_batch
 from kd_jax.train.lookup import of_batch
+from kd_jax.train.processes import of_all
 from kd_jax.train.resume import program_digest
-from kd_jax.train.sharding import Sharding, key_off_mesh, layout_of
+from kd_jax.train.sharding import DATA, Sharding, key_off_mesh, layout_of
 from kd_jax.train.sources import Memory, Stream
 from kd_jax.train.step import TrainState, init, step
 
@@ -53,7 +54,8 @@ def _first(source: Memory | Stream) -> tuple[Batch, Teacher | None]:
     """Shapes of a batch, and the teacher of its rows."""
     if isinstance(source, Memory):
         return first_batch(source.data, source.teacher, source.batch_size)
-    return source.peek(), of_batch(source.teacher, source.peek(), source.mesh)
+    first = source.peek()
+    return of_all(source.mesh, DATA, first), of_batch(source.teacher, first, source.mesh)
 
 
 def copied(variables: PyTree) -> PyTree:

@@ -14,6 +14,7 @@ from kd_jax.models import Model
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher
 from kd_jax.train.caching import answers_on, evaluation_batch_size
+from kd_jax.train.processes import on_host
 from kd_jax.train.sources import is_iterator
 from kd_jax.train.step import Training, fit_labels
 
@@ -84,14 +85,19 @@ class Validation:
                 names += ["agreement", "kl_to_teacher"]
         return names
 
-    def examiner(self, model: Model, batch_size: int | None, prepare: Any) -> Callable[[PyTree], dict[str, float]]:
-        """What measures a student's variables; the teacher is asked once, now."""
+    def examiner(
+        self, model: Model, batch_size: int | None, prepare: Any, *, shared: bool = False
+    ) -> Callable[[PyTree], dict[str, float]]:
+        """What measures a student's variables; the teacher is asked once, now. shared: by several processes, each for
+        itself.
+        """
         network = model.variables or jax.eval_shape(model.network.init, jax.random.key(0))
         size, asked = evaluation_batch_size(batch_size, network), self.teacher
         if asked is not None and isinstance(self.data, Batch):
             asked = answers_on(asked, self.data, self.classes, batch_size=size, prepare=prepare)
 
         def examine(variables: PyTree) -> dict[str, float]:
+            variables = jax.tree.map(on_host, variables) if shared else variables
             own = Model(model.network, variables)
             return evaluate(own, self.data, teacher=asked, measures=self.measures, batch_size=size, prepare=prepare)
 

@@ -346,3 +346,22 @@ class TestSmall:
 def test_importing_kd_jax_imports_no_tensorflow_datasets():
     code = "import sys, kd_jax.data.sources.tfds; assert 'tensorflow_datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_tensorflow
+@needs_files
+def test_streamed_images_are_the_same_and_never_all_in_memory(prepared, monkeypatch):
+    dataset, data_dir, cache = prepared
+    places(monkeypatch, data_dir, cache)
+    empty = np.empty
+
+    def small(shape, *more, **named):
+        assert np.prod(shape) < FEW * 28 * 28
+        return empty(shape, *more, **named)
+
+    monkeypatch.setattr(np, "empty", small)
+    found = load("tfds:mnist", stream=True)
+    assert found.digest() == dataset.digest()
+    assert isinstance(found.train_images, np.memmap)
+    monkeypatch.setattr(tfds, "_decode", None)
+    assert load("tfds:mnist", stream=True).digest() == dataset.digest()

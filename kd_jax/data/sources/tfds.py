@@ -22,20 +22,21 @@ import numpy as np
 from jaxtyping import Shaped
 
 from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.data.mapped import ARRAYS, opened
 from kd_jax.errors import DataError
 from kd_jax.files import cache
 
 INSTALL = "pip install 'kd-jax[tfds]'"
 CATALOG = "https://www.tensorflow.org/datasets/catalog"
 _FORMAT = "array_record"
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
 
-def load(place: str) -> Dataset:
+def load(place: str, *, stream: bool = False) -> Dataset:
     """The `Dataset` that TFDS calls `place`, prepared into TFDS's own folder if it is not there, and decoded only once.
 
+    stream: decoded into files, one image after the other, which the training images are read from as they are needed.
     Raises `DataError`, also where TensorFlow or the network is needed and missing.
     """
     name = f"tfds:{place}"
@@ -56,11 +57,17 @@ def load(place: str) -> Dataset:
                 f"{name} has the splits {', '.join(builder.info.splits) or 'none'}, and train and test are both "
                 "needed: choose another data set, or choose a test set of your own and use npz:FILE"
             )
-        kept = _kept_path(builder)
+        kept, classes = _kept_path(builder), builder.info.features[label].num_classes
+        if stream:
+
+            def write(folder: Path) -> None:
+                _decode(builder, image, label, name, folder)
+
+            return opened(name, kept.with_suffix(""), write, classes=classes)
         if (arrays := _read_kept(kept)) is None:
             arrays = _decode(builder, image, label, name)
             _keep(arrays, kept)
-    return make_dataset(name, *(arrays[key] for key in _ARRAYS), classes=builder.info.features[label].num_classes)
+    return make_dataset(name, *(arrays[key] for key in ARRAYS), classes=classes)
 
 
 def _import(module: str, name: str) -> ModuleType:
@@ -130,13 +137,21 @@ def _prepare(tfds: ModuleType, builder: Any, name: str) -> None:
         downloader.MAX_RETRIES = retries
 
 
-def _decode(builder: Any, image: str, label: str, name: str) -> Arrays:
+def _decode(builder: Any, image: str, label: str, name: str, folder: Path | None = None) -> Arrays:
+    """The arrays of both parts; with a folder as its files."""
+
+    def empty(key: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        if folder is None:
+            return np.empty(shape, dtype)
+        return np.lib.format.open_memmap(folder / f"{key}.npy", "w+", dtype, shape)
+
     arrays: Arrays = {}
     try:
         for part in ("train", "test"):
             examples = builder.as_data_source(part, file_format=_FORMAT)
             first = examples[0][image].shape if len(examples) else (0, 0, 0)
-            images, labels = np.empty((len(examples), *first), np.uint8), np.empty(len(examples), np.int32)
+            images = empty(f"{part}_images", (len(examples), *first), np.uint8)
+            labels = empty(f"{part}_labels", (len(examples),), np.int32)
             for index, example in enumerate(examples):
                 if example[image].shape != first:
                     raise DataError(
@@ -168,7 +183,7 @@ def _kept_path(builder: Any) -> Path:
 def _read_kept(path: Path) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in _ARRAYS}
+            return {key: archive[key] for key in ARRAYS}
     except Exception:  # Whatever is wrong with it, it can be made again.
         return None
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from kd_jax import errors, stats
 from kd_jax.data.dataset import Dataset
+from kd_jax.data.mapped import is_mapped
 from kd_jax.errors import CheckpointError
 from kd_jax.evaluate import Evaluation, evaluate_logits
 from kd_jax.experiments import images as of_images
@@ -101,7 +102,8 @@ def run_experiment(
     trained = [name for name in TITLES if name != "teacher" or recipes.given_teacher(config, dataset) is None]
     restored = _restored(policy.store, trained)
     started = time.perf_counter()
-    data = Images(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    images: Any = dataset.train_images if is_mapped(dataset) else jnp.asarray(dataset.train_images)
+    data = Images(images, jnp.asarray(dataset.train_labels))
     shifts = {"teacher": config.teacher_training.shift, "student": config.shift}
     seen = {name: of_images.padded(data, shift) for name, shift in shifts.items() if name in trained}
     prepared = _prepare(config, dataset, seen, policy)

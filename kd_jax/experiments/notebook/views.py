@@ -16,6 +16,8 @@ from kd_jax.models import Model, Network, Output
 PADDING = 4
 """Pixels, of `crop-flip`."""
 
+_SOME = 10_000
+
 
 @dataclass(frozen=True)
 class Normalised(Network):
@@ -90,7 +92,12 @@ class _Same:
 @lru_cache(maxsize=2)
 def _moments(same: _Same) -> tuple[tuple[float, ...], tuple[float, ...]]:
     images = same.images
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
+
+    # Some at a time: they may be on the disk.
+    def counted(part: Any) -> Any:
+        return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(part, -1, 0)])
+
+    counts = np.sum([counted(images[first : first + _SOME]) for first in range(0, len(images), _SOME)], axis=0)
     levels, number = np.arange(256) / 255, counts[0].sum()
     mean = counts @ levels / number
     std = np.sqrt(np.sum(counts * (levels - mean[:, None]) ** 2, axis=1) / number)

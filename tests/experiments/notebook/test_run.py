@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from kd_jax import run
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import ConfigError, OutputError
+from kd_jax.experiments import images as of_images
 from kd_jax.experiments import stage_loop
 from kd_jax.experiments.images import Images
 from kd_jax.experiments.notebook import experiment, fits, options, recipes
@@ -450,3 +451,34 @@ def test_what_the_environment_asks_jax_for_is_one_sentence(source: str, tmp_path
 def test_a_name_that_the_locale_cannot_hold_is_refused_before_anything_is_trained() -> None:
     with pytest.raises(OutputError, match=r"--out '/tmp/.udcc3.udca9' has letters .* set PYTHONUTF8=1, or choose"):
         folder.claim(Path("/tmp/\udcc3\udca9"))
+
+
+@pytest.mark.usefixtures("without_plots")
+@pytest.mark.parametrize("more", [["--shift", "1", "--seeds", "2"], ["--augment", "crop-flip", "--seeds", "1"]])
+def test_a_run_that_streams_its_images_is_the_same(source: str, tmp_path: Path, more: list[str]) -> None:
+    """With shifts and crops, too."""
+    few = [*SMALL, "--epochs", "1", *more]
+    given, streamed = tmp_path / "given", tmp_path / "streamed"
+    run.main(["--dataset", source, *few, "--out", str(given)])
+    run.main(["--dataset", source, *few, "--stream", "--out", str(streamed)])
+    one, other = (json.loads((place / "results.json").read_text()) for place in (given, streamed))
+    assert one["data"] == other["data"]
+    for name, own in one["models"].items():
+        for mine, its in zip(own["runs"], other["models"][name]["runs"], strict=True):
+            assert mine["correct"] == its["correct"]
+            np.testing.assert_allclose(mine["nll"], its["nll"], rtol=1e-5)
+
+
+def test_only_the_images_of_the_next_steps_are_brought(small_dataset: Dataset, tmp_path: Path) -> None:
+    """Each chunk has its own, and every example of it lies where its place says."""
+    np.save(tmp_path / "images.npy", small_dataset.train_images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    data = Images(mapped, np.asarray(small_dataset.train_labels))
+    rows = np.array([[[3, 9], [200, 3]]])
+    for shift in (0, 2):
+        found = of_images.of_steps(data, rows, shift)
+        shapes = of_images.shapes_of_steps(data, rows.size, shift)
+        assert found.images.shape == shapes.images.shape == (4, 6 + 2 * shift, 6 + 2 * shift, 1)
+        for row in (3, 9, 200):
+            image = np.asarray(found.images[found.places[row]])
+            np.testing.assert_array_equal(image[shift : 6 + shift, shift : 6 + shift], small_dataset.train_images[row])
