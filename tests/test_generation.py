@@ -121,8 +121,6 @@ def test_a_batch_that_the_teacher_wrote_has_weights_behind_the_prompts(decoder):
     )  # fmt: skip
     for one, other in zip(jax.tree.leaves(batch), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(one, other)
-    result = kd.distill(decoder, None, batch, optimizer=kd.optimizers.adam(1e-3), batch_size=3)
-    assert np.isfinite(result.history["loss"]).all()
 
 
 def test_there_is_no_gradient(decoder):

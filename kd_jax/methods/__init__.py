@@ -26,7 +26,9 @@ from kd_jax.methods.maps import AB, CATKD, FSP, FT, ICKD, MGD, OFD, WKDF, VkD
 from kd_jax.methods.moving_average import SelfTaught, averaged, self_taught, with_average
 from kd_jax.methods.mutual import DML, cohort, members
 from kd_jax.methods.relations import AT, NST, PKT, RKD, SP, Cosine
-from kd_jax.methods.sampling import OnPolicy, is_on_policy, on_policy, resampled
+from kd_jax.methods.sampling import OnPolicy, on_policy
+from kd_jax.methods.sampling import is_on_policy as is_on_policy
+from kd_jax.methods.sampling import resampled as resampled
 from kd_jax.methods.schedules import TAID, Scheduled, scheduled
 from kd_jax.methods.simkd import SimKD, with_classifier
 from kd_jax.methods.standardisation import Standardised, standardised
@@ -41,6 +43,6 @@ __all__ = [
     "KDWithoutTSquared", "LabelSmoothing", "LogitMSE", "LossFunction", "Method", "MiniLM", "OnPolicy", "Parts",
     "ReverseKL", "ReviewKD", "SampledKL", "Scaled", "Scheduled", "SelfTaught", "SemCKD", "SimKD", "SkewKL",
     "SkewReverseKL", "SoftLoss", "Standardised", "Sum", "SymmetricKL", "TopKKL", "TotalVariation", "VirtualTeacher",
-    "VkD", "as_method", "averaged", "cohort", "is_on_policy", "members", "on_policy", "resampled", "scheduled",
-    "self_taught", "standardised", "static", "with_average", "with_classifier",
+    "VkD", "as_method", "averaged", "cohort", "members", "on_policy", "scheduled", "self_taught", "standardised",
+    "static", "with_average", "with_classifier",
 ]  # fmt: skip
