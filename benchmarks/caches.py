@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 from tabulate import tabulate
 
@@ -120,7 +121,7 @@ def gradients(student: kd.Model, tokens: Tokens) -> Any:
             return jnp.mean(method.loss(parts, ours, theirs, kd.Batch(tokens), jnp.int32(0))["soft"])
 
         value, slope = jax.value_and_grad(loss)(variables)
-        return jax.flatten_util.ravel_pytree(slope)[0], value
+        return ravel_pytree(slope)[0], value
 
     return partial(one, student.variables, jnp.asarray(tokens))
 
@@ -136,7 +137,7 @@ def measure(teacher: kd.Model, student: kd.Model, tokens: Tokens, caches: int) -
         if how.get("keep") == "hidden":
             how = how | {"hidden": "hidden", "head": (teacher.variables["head"], teacher.variables["bias"])}
         draws = how.get("keep") == "samples"
-        total, squares, count = np.zeros_like(full), 0.0, caches if draws else 1
+        total, squares, count, nbytes = np.zeros_like(full), 0.0, caches if draws else 1, 0
         for number in range(count):
             with tempfile.TemporaryDirectory() as folder:
                 known = whole(path=Path(folder) / "cache", key=number, **how) if number == 0 else None

@@ -150,7 +150,7 @@ def test_draws_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("power", "systematic"), [(1.0, False), (1.0, True), (0.7, False), (1.3, False)], ids=lambda value: str(value)
+    ("power", "systematic"), [(1.0, False), (1.0, True), (0.7, False)], ids=lambda value: str(value)
 )
 def test_the_gradient_of_draws_is_that_of_all_logits_on_average(power: float, systematic: bool) -> None:
     """Over many caches, within its standard error; that of the most probable classes is not."""
@@ -170,7 +170,7 @@ def test_the_gradient_of_draws_is_that_of_all_logits_on_average(power: float, sy
         return jax.grad(loss)(z)
 
     method = kd.SampledKL(samples=4, power=power)
-    caches = 200
+    caches = 120
     found = []
     for number in range(caches):
         known = cached(keep="samples", draws=4, power=power, systematic=systematic, key=number)
@@ -395,10 +395,8 @@ def student() -> kd.Model:
 HOW: dict[str, Any] = {"optimizer": SGD, "epochs": 2}
 METHODS: dict[str, kd.Method] = {
     "logits": kd.ReverseKL(alpha=0),
-    "bfloat16": kd.KD(alpha=0),
     "top-k": kd.TopKKL(alpha=0, k=3),
     "weighted": kd.SampledKL(samples=9, power=0.7),
-    "hidden": kd.KD(alpha=0),
 }
 
 
