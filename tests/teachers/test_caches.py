@@ -222,6 +222,17 @@ def test_another_teacher_other_data_or_settings_are_refused(how: Any, says: str,
     assert sorted((path.name, path.read_bytes()) for path in cache.iterdir()) == before
 
 
+def test_logits_that_are_not_finite_have_no_draws() -> None:
+    def say_nan(tokens: jax.Array) -> jax.Array:
+        return jnp.where(tokens[..., None] == 41, jnp.nan, jnp.zeros((1, 1, 4)))
+
+    inputs = TOKENS.copy()
+    inputs[7, 2] = 41
+    for kind in ("samples", "top-k"):
+        with pytest.raises(DataError, match="logits of example 7 are NaN or infinite: look at its parameters"):
+            cached(teacher=say_nan, inputs=inputs, batch_size=4, **KINDS[kind])
+
+
 def test_functions_are_known_by_what_they_compute(tmp_path: Path) -> None:
     def say_by(table: Any) -> Any:
         table = jnp.asarray(table)
