@@ -79,8 +79,11 @@ def make_keep(
     return Keep(kind, k, draws or 0, float(power), bool(systematic), hidden or "", tuple(features), name)
 
 
-def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Array, ""]) -> dict[str, Array]:
-    """What is kept of an output, on the device. rows: which examples these are; each has a key of its own."""
+def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Array, ""]) -> dict[str, Any]:
+    """What is kept of an output, on the device. rows: which examples these are; each has a key of its own.
+
+    Of a part of the classes also `wrong`: whether an example has a logit that is NaN or infinite, and no probabilities.
+    """
     dtype = jnp.dtype(keep.dtype)
     if keep.kind == "hidden":
         return {"hidden": output.features[keep.hidden].astype(dtype)}
@@ -88,13 +91,15 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
         beside = {f"features.{path}": output.features[path].astype(dtype) for path in keep.features}
         return {"logits": output.logits.astype(dtype), **beside}
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
+    wrong = jnp.any(jnp.isnan(log_p).reshape(len(rows), -1), axis=-1)
     if keep.kind == "top-k":
         if keep.k > log_p.shape[-1]:
             raise ConfigError(f"k is {keep.k}: it must be at most {log_p.shape[-1]}, the number of classes")
         top, classes = jax.lax.top_k(log_p, keep.k)
         others = jnp.put_along_axis(log_p, classes, jnp.full_like(top, -jnp.inf), axis=-1, inplace=False)
         rest = log_sum_exp(others)
-        return {"classes": classes, "log_probabilities": top.astype(dtype), "log_rest": rest.astype(dtype)}
+        known = {"classes": classes, "log_probabilities": top.astype(dtype), "log_rest": rest.astype(dtype)}
+        return known | {"wrong": wrong}
     log_r = jax.nn.log_softmax(keep.power * log_p, axis=-1) if keep.power != 1 else log_p
 
     def places(row: Array) -> Array:
@@ -105,7 +110,7 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
         return jax.random.uniform(own, (*shape, keep.draws))
 
     drawn = jnp.sort(drawn_at(jnp.exp(log_r), jax.vmap(places)(rows)), axis=-1)
-    found = {"drawn": drawn.astype(jnp.int32)}
+    found = {"drawn": drawn.astype(jnp.int32), "wrong": wrong}
     if keep.power != 1:
         found["log_ratios"] = jnp.take_along_axis(log_p, drawn, -1) - jnp.take_along_axis(log_r, drawn, -1)
     return found
@@ -113,7 +118,7 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
 
 def stored(keep: Keep, found: Mapping[str, Any], classes: int) -> Arrays:
     """The same on the host as it is kept, with a first axis of examples; but `entries` are those of all, in a row."""
-    arrays = {name: np.asarray(array) for name, array in found.items()}
+    arrays = {name: np.asarray(array) for name, array in found.items() if name != "wrong"}
     if keep.kind == "top-k":
         return arrays | {"classes": packed(arrays["classes"], _bytes(classes - 1))}
     if keep.kind != "samples":

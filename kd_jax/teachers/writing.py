@@ -93,6 +93,11 @@ class Work:
                 self.teacher, part, jnp.asarray(rows, jnp.int32), self.key, keep=self.keep, prepare=self.prepare
             )
             found = {name: np.asarray(array)[:count] for name, array in found.items()}
+            if (wrong := found.get("wrong")) is not None and wrong.any():
+                raise DataError(
+                    f"the teacher's logits of example {rows[wrong.argmax()]} are NaN or infinite: look at its "
+                    "parameters, and whether it gets its inputs as it was trained on them"
+                )
             yield stored(self.keep, found, self.classes)
 
     def _described(self, shard_size: int | None) -> dict[str, Any]:
@@ -158,7 +163,7 @@ def _output(teacher: Teacher, inputs: PyTree, *, keep: Keep, prepare: Any) -> Ou
 @partial(jax.jit, static_argnames=("keep", "prepare"))
 def _asked(
     teacher: Teacher, inputs: PyTree, rows: Int[Array, " batch"], key: Key[Array, ""], *, keep: Keep, prepare: Any
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     return reduced(keep, _output(teacher, inputs, keep=keep, prepare=prepare), rows, key)
 
 

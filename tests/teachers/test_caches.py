@@ -150,7 +150,7 @@ def test_draws_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("power", "systematic"), [(1.0, False), (1.0, True), (0.7, False), (1.3, False)], ids=lambda value: str(value)
+    ("power", "systematic"), [(1.0, False), (1.0, True), (0.7, False)], ids=lambda value: str(value)
 )
 def test_the_gradient_of_draws_is_that_of_all_logits_on_average(power: float, systematic: bool) -> None:
     """Over many caches, within its standard error; that of the most probable classes is not."""
@@ -170,7 +170,7 @@ def test_the_gradient_of_draws_is_that_of_all_logits_on_average(power: float, sy
         return jax.grad(loss)(z)
 
     method = kd.SampledKL(samples=4, power=power)
-    caches = 200
+    caches = 120
     found = []
     for number in range(caches):
         known = cached(keep="samples", draws=4, power=power, systematic=systematic, key=number)
@@ -220,6 +220,17 @@ def test_another_teacher_other_data_or_settings_are_refused(how: Any, says: str,
         kept(cache, **KINDS["samples"] | how)
     assert len(str(error.value).splitlines()) == 1
     assert sorted((path.name, path.read_bytes()) for path in cache.iterdir()) == before
+
+
+def test_logits_that_are_not_finite_have_no_draws() -> None:
+    def say_nan(tokens: jax.Array) -> jax.Array:
+        return jnp.where(tokens[..., None] == 41, jnp.nan, jnp.zeros((1, 1, 4)))
+
+    inputs = TOKENS.copy()
+    inputs[7, 2] = 41
+    for kind in ("samples", "top-k"):
+        with pytest.raises(DataError, match="logits of example 7 are NaN or infinite: look at its parameters"):
+            cached(teacher=say_nan, inputs=inputs, batch_size=4, **KINDS[kind])
 
 
 def test_functions_are_known_by_what_they_compute(tmp_path: Path) -> None:
@@ -395,10 +406,8 @@ def student() -> kd.Model:
 HOW: dict[str, Any] = {"optimizer": SGD, "epochs": 2}
 METHODS: dict[str, kd.Method] = {
     "logits": kd.ReverseKL(alpha=0),
-    "bfloat16": kd.KD(alpha=0),
     "top-k": kd.TopKKL(alpha=0, k=3),
     "weighted": kd.SampledKL(samples=9, power=0.7),
-    "hidden": kd.KD(alpha=0),
 }
 
 
