@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
+import numpy as np
 import pytest
 from pages import ROOT
 
@@ -12,8 +13,11 @@ from pages import ROOT
 OTHERS = ("g2p", "byte_language_model")
 ALL = sorted((ROOT / "examples").glob("*.py"))
 EXAMPLES = [path for path in ALL if path.stem not in OTHERS]
-FASTER = {"compare_methods": {"width": 16}}
-NEEDS = {"grain_random_crops": "grain", "pytorch_teacher": "torch"}
+FASTER = {
+    "compare_methods": {"width": 16},
+    "magika_smaller": {"epochs": 1, "students": {"a small one": (4, 16)}, "roots": [str(ROOT)]},
+}
+NEEDS = {"grain_random_crops": "grain", "pytorch_teacher": "torch", "magika_smaller": "magika"}
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -37,12 +41,43 @@ def test_an_example_ends_in_a_table(
         loaded(path).main(128, **FASTER.get(path.stem, {}))
     printed = capsys.readouterr().out
     assert "teacher" in printed
-    assert "accuracy" in printed
+    assert "accuracy" in printed or "agreement" in printed
     assert "---" in printed
     if path.stem == "compare_methods":
         assert sorted(one.name for one in (tmp_path / "runs" / "compare-methods").iterdir()) == [
             "comparison.png", "learning-curves.png", "results.json", "results.md", "size.png",
         ]  # fmt: skip
+
+
+def test_what_magika_sees_of_a_file_and_which_files_are_chosen(tmp_path: Path) -> None:
+    example = loaded(ROOT / "examples" / "magika_smaller.py")
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"  \n" + bytes(range(65, 91)) + b"\n\n")
+    seen = example.tokens(file)
+    assert (seen[:26] == range(65, 91)).all()
+    assert (seen[29:1024] == 256).all()
+    assert (seen[-29:] == [*b"  \n", *range(65, 91)]).all()
+    file.write_bytes(b"x" * 2000 + b"y" * 3000)
+    assert set(example.tokens(file)[:1024]) == {ord("x")}
+    assert set(example.tokens(file)[1024:]) == {ord("y")}
+    file.write_bytes(b"   1234567")
+    assert example.tokens(file) is None
+    assert example.tokens(tmp_path / "none") is None
+
+    for place in range(9):
+        (tmp_path / f"{place}.py").write_text("print")
+    rng = np.random.default_rng(0)
+    chosen = example.files([tmp_path], 3, rng)
+    assert sorted(path.suffix for path in chosen) == [".py", ".py", ".txt"]
+    answers = np.array([0] * 90 + [1] * 8 + [2] * 2)
+    rows = example.balanced(answers, 20, rng)
+    assert np.bincount(answers[rows]).tolist() == [10, 8, 2]
+
+
+def test_a_package_that_is_not_magikas_is_one_sentence(tmp_path: Path) -> None:
+    example = loaded(ROOT / "examples" / "magika_smaller.py")
+    with pytest.raises(SystemExit, match=r"has no models/standard_v3_3/model\.onnx, as magika 1\.0\.3 has"):
+        example.package(str(tmp_path), tmp_path)
 
 
 def test_the_page_of_examples_names_each() -> None:

@@ -40,6 +40,12 @@ def test_batch_statistics_are_constants_that_are_added_and_multiplied(model):
     assert_close(jax.jit(program.__call__)(PIXELS), model(PIXELS), rtol=1e-4, atol=1e-5)
 
 
+def test_a_constant_that_is_taken_away_is_added():
+    program = traced(kd.from_function(lambda params, x: x - params, jnp.full((1, 5), 3.0)), X)
+    assert primitives(program.closed.jaxpr) == {"add"}
+    np.testing.assert_array_equal(program(X), X - 3)
+
+
 def test_large_constants_are_not_made_of_small_ones():
     table = kd.from_function(lambda params, x: x + jnp.zeros((300, 300)).sum() + params, jnp.ones((1, 5)))
     assert all(np.size(value) < 300 * 300 for value in traced(table, X).closed.consts)
