@@ -166,7 +166,8 @@ def refused(folder: Path) -> list[str]:
         d.refusal(lambda: trained(**again)),
         refusal_of_another(again),
         d.refusal(lambda: trained(mesh=jax.make_mesh((jax.device_count(),), ("seed",)))),
-        d.refusal(lambda: trained(data=kd.stream(d.DATA, batch_size=9), mesh=line())),
+        d.refusal(lambda: trained(data=kd.stream(d.DATA, batch_size=10), mesh=line())),
+        d.refusal(lambda: kd.fit(0, d.DATA, d.STUDENT, mesh=line(), method=kd.CrossEntropy(), batch_size=8)),
     ]
 
 
