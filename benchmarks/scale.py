@@ -34,7 +34,7 @@ STUDENT, TEACHER, EACH, TOGETHER = (784, 1024, 1024, 10), (784, 2048, 2048, 10),
 DEVICES = (1, 2, 4, 8)
 SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-OPERATION = re.compile(rf"= (\(?[^=]*?\)?) ({'|'.join(KINDS)})(?:-start)?\(")
+OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(")
 
 
 def by_columns(path: str, shape: tuple[int, ...]) -> PartitionSpec:

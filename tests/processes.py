@@ -102,7 +102,7 @@ def told(folder: Path) -> dict[str, Any]:
     seen: list[float] = []
     alone = trained(**how)
     result = trained(mesh=line(), callbacks=lambda epoch: seen.append(epoch.metrics["validation_nll"]), **how)
-    return {"best": [alone.best_epoch, result.best_epoch], "apart": apart(alone.history["validation_nll"], seen)}
+    return {"best": [alone.best_epoch, result.best_epoch], "apart": apart(list(alone.history["validation_nll"]), seen)}
 
 
 def killed(folder: Path) -> None:
