@@ -26,7 +26,7 @@ from kd_jax.data.batch import Batch
 from kd_jax.models import Model
 from kd_jax.teacher import as_teacher
 from kd_jax.train.checks import make_training
-from kd_jax.train.sharding import DATA, Rule, Sharding, on_mesh, put_batch, put_teacher, replicated
+from kd_jax.train.sharding import DATA, Rule, Sharding, as_mesh, on_mesh, put_batch, put_teacher, replicated
 from kd_jax.train.sources import Stream
 from kd_jax.train.start import first_state
 
@@ -34,7 +34,7 @@ STUDENT, TEACHER, EACH, TOGETHER = (784, 1024, 1024, 10), (784, 2048, 2048, 10),
 DEVICES = (1, 2, 4, 8)
 SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-OPERATION = re.compile(rf"= (\(?[^=]*?\)?) ({'|'.join(KINDS)})(?:-start)?\(")
+OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(")
 
 
 def by_columns(path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -122,7 +122,7 @@ def measured(way: Way, count: int, examples: int, scaling: str) -> Found:
 
 def seeds(count: int) -> dict[str, tuple[int, int]]:
     """Collectives in a program that trains one seed on each device, as `kd.compare` does along `seed`."""
-    mesh = jax.make_mesh((count,), ("seed",), devices=jax.devices()[:count])
+    mesh = as_mesh(jax.make_mesh((count,), ("seed",), devices=jax.devices()[:count]))
     data = Batch(jnp.zeros((64, 8)), jnp.zeros(64, jnp.int32))
 
     def train(keys: Any) -> Any:
@@ -130,7 +130,9 @@ def seeds(count: int) -> dict[str, tuple[int, int]]:
                      batch_size=8)  # fmt: skip
         return jax.tree.map(lambda leaf: leaf[None], one[1])
 
-    each = jax.shard_map(train, mesh=mesh, in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed"))
+    each = jax.shard_map(
+        train, mesh=mesh, in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed"), check_vma=False
+    )
     keys = jax.random.split(jax.random.key(0), count)
     return collectives(str(jax.jit(each).lower(keys).compile().as_text()))
 
@@ -155,14 +157,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if jax.device_count() < max(options.devices):
         raise SystemExit("scale: simulated devices are missing: set JAX_NUM_CPU_DEVICES=8 and JAX_PLATFORMS=cpu")
-    found = []
+    apart, found = seeds(max(options.devices)), []
     for way in WAYS:
         for count in options.devices:
             if way.axes(count)["data"] < 1:
                 continue
             for scaling, examples in {"weak": EACH * count, "strong": TOGETHER}.items():
                 found.append(measured(way, count, examples, scaling))
-    apart = seeds(max(options.devices))
     text = (
         f"# What a step sends and keeps\n\n`JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu python -m benchmarks.scale`\n\n"
         f"Student {'-'.join(map(str, STUDENT))} ({found[0].parameters / 1e6:.2f} MB of parameters), teacher "

@@ -102,7 +102,7 @@ def told(folder: Path) -> dict[str, Any]:
     seen: list[float] = []
     alone = trained(**how)
     result = trained(mesh=line(), callbacks=lambda epoch: seen.append(epoch.metrics["validation_nll"]), **how)
-    return {"best": [alone.best_epoch, result.best_epoch], "apart": apart(alone.history["validation_nll"], seen)}
+    return {"best": [alone.best_epoch, result.best_epoch], "apart": apart(list(alone.history["validation_nll"]), seen)}
 
 
 def killed(folder: Path) -> None:
@@ -166,7 +166,10 @@ def refused(folder: Path) -> list[str]:
         d.refusal(lambda: trained(**again)),
         refusal_of_another(again),
         d.refusal(lambda: trained(mesh=jax.make_mesh((jax.device_count(),), ("seed",)))),
-        d.refusal(lambda: trained(data=kd.stream(d.DATA, batch_size=9), mesh=line())),
+        d.refusal(lambda: trained(data=kd.stream(d.DATA, batch_size=10), mesh=line())),
+        d.refusal(
+            lambda: kd.fit(0, d.DATA, d.STUDENT, mesh=line(), method=kd.CrossEntropy(), optimizer=d.SGD, epochs=1)
+        ),
     ]
 
 

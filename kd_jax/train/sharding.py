@@ -102,6 +102,11 @@ def on_mesh(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         if sharding is not None and not isinstance(sharding, Sharding):
             raise ConfigError(f"sharding is {sharding!r}: give kd.Sharding(student=rule, teacher=rule, zero=True)")
         kwargs["mesh"] = known = as_mesh(mesh)
+        if is_shared(known) and function.__name__ != "distill":
+            raise ConfigError(
+                f"{function.__name__} has a mesh of several processes, which kd.distill alone takes: give a mesh of "
+                "jax.local_devices(), and to each process seeds of its own"
+            )
         context: contextlib.AbstractContextManager[Any]
         try:
             # Along seeds each device has a training of its own.
@@ -151,12 +156,7 @@ def check_of_one(mesh: Mesh) -> None:
 
 
 def check_of_seeds(mesh: Mesh, sharding: Sharding | None) -> None:
-    """Raises `ConfigError` for a mesh that has more than seeds, or devices of other processes."""
-    if is_shared(mesh):
-        raise ConfigError(
-            "the mesh has the axis seed and devices of other processes: give one of jax.local_devices(), and other "
-            "seeds to each process"
-        )
+    """Raises `ConfigError` for a mesh that has more than seeds."""
     if mesh.devices.size != mesh.shape[SEED] or sharding is not None:
         also = _axes(mesh) if sharding is None else f"{_axes(mesh)}, and sharding is given"
         raise ConfigError(
