@@ -144,7 +144,12 @@ def _compare(
     any_number = not isinstance(jax.tree.leaves(program.inputs)[0].shape[0], int)
     bound = tolerance * max(1.0, float(np.abs(wanted).max(initial=0)))
     for count in {len(wanted), 1} if any_number else {len(wanted)}:
-        found = session.logits([leaf[:count] for leaf in arrays])
+        try:
+            found = session.logits([leaf[:count] for leaf in arrays])
+        except ConfigError as error:
+            raise ConfigError(
+                f"onnxruntime cannot run what jax2onnx made of the model ({error}): export it as StableHLO"
+            ) from None
         if found.shape != wanted[:count].shape:
             raise ConfigError(
                 f"the ONNX file gives logits of {found.shape} where the model's are {wanted[:count].shape}: export it "
