@@ -168,7 +168,9 @@ def refused(folder: Path) -> list[str]:
         d.refusal(lambda: trained(mesh=jax.make_mesh((jax.device_count(),), ("seed",)))),
         d.refusal(lambda: trained(data=kd.stream(d.DATA, batch_size=10), mesh=line())),
         d.refusal(
-            lambda: kd.fit(0, d.DATA, d.STUDENT, mesh=line(), method=kd.CrossEntropy(), optimizer=d.SGD, epochs=1)
+            lambda: kd.fit(
+                0, d.DATA, d.STUDENT, mesh=line(), method=kd.CrossEntropy(), optimizer=d.SGD, epochs=1, batch_size=8
+            )
         ),
     ]
 
