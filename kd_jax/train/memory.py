@@ -16,8 +16,8 @@ _COPIES_OF_PARAMETERS = 8
 
 
 def available() -> int | None:
-    """Bytes that the first device, or on a CPU the machine, has left; None where it does not tell."""
-    device = jax.devices()[0]
+    """Bytes that the first device of this process, or on a CPU the machine, has left; None where it does not tell."""
+    device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
