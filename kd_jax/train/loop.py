@@ -133,7 +133,9 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
     if plan.best is not None:
         value = value_of(metrics, plan.best)
         before = progress.best_value
-        if not math.isnan(value) and (before is None or (value > before if plan.higher else value < before)):
+        better = not math.isnan(value) and (before is None or (value > before if plan.higher else value < before))
+        # Devices of other processes may round otherwise.
+        if agreed(better, plan.shared):
             # A copy: the next step may take the memory of the state.
             best = jax.tree.map(lambda leaf: leaf.copy(), progress.state.variables)
             progress = progress._replace(best=best, best_value=value, best_epoch=progress.epoch - 1)

@@ -129,12 +129,16 @@ def by_first(work: Callable[[], str], shared: bool) -> str:
     """What the first process does alone; what it says, or raises in one sentence, all of them say or raise."""
     if not shared:
         return work()
-    error, said = None, ""
+    error: BaseException | None = None
+    said = ""
     if is_first():
         try:
             said = work()
         except (CheckpointError, ConfigError, MismatchError) as raised:
             error, said = raised, f"!{type(raised).__name__}!{raised}"
+        except BaseException as raised:
+            # The others wait.
+            error, said = raised, f"!RunError!process 0 ended with {type(raised).__name__}: see what it says"
     said = told(said, shared)
     if error is not None:
         raise error
@@ -165,7 +169,7 @@ def watched(mesh: Mesh | None) -> Iterator[None]:
         client.wait_at_barrier(f"{name}.over", int(10 * _SILENT * 1000))
     except jax.errors.JaxRuntimeError as error:
         if any(word in str(error) for word in _GONE):
-            _leave()
+            _leave(f" ({str(error).splitlines()[0][:200]})")
         raise
     finally:
         over.set()
@@ -183,11 +187,11 @@ def _watch(client: Any, name: str, over: threading.Event) -> None:
             return
 
 
-def _leave() -> None:
+def _leave(why: str = "") -> None:
     """Ends this process. At a usual end it would wait for the one that has gone, and in a collective for ever."""
     sys.stderr.write(
         f"kd_jax: process {jax.process_index()} of {jax.process_count()} has lost another process of this training: "
-        "start all of them again, with resume=True where checkpoint= was given\n"
+        f"start all of them again, with resume=True where checkpoint= was given{why}\n"
     )
     sys.stderr.flush()
     os._exit(1)
