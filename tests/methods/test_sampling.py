@@ -170,6 +170,15 @@ def test_a_translator_and_a_model_without_a_cache_write_too(teacher):
     assert bare.labels is None
 
 
+def test_a_comparison_records_no_accuracy_against_its_own_sequences(teacher):
+    methods = {"own": kd.on_policy(kd.JSD(alpha=0))}
+    fresh = of_size(1)
+    found = kd.compare(fresh, teacher, DATA, DATA, methods=methods, optimizer=SGD, epochs=1, batch_size=6, seeds=1)
+    assert "loss" in found.history["own"]
+    assert "accuracy" not in found.history["own"]
+    assert np.isfinite(found.values["own"]["accuracy"]).all()
+
+
 def test_what_cannot_be_is_one_sentence(student, teacher):
     how = {"optimizer": SGD, "batch_size": 2}
     method = kd.on_policy(kd.JSD(alpha=0))
