@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from kd_jax.data.batch import Batch, as_key, check_whole
 from kd_jax.data.tokens import next_token_labels, next_token_weights, segment_positions
 from kd_jax.errors import ConfigError, DataError
+from kd_jax.files import as_numpy
 from kd_jax.models import Network, as_model
 from kd_jax.models.predict import highest_precision
 from kd_jax.models.trying import told
@@ -48,9 +49,9 @@ def generate(
     prompts: Any,
     *,
     steps: int,
-    temperature: float | int = 1.0,
-    top_k: int | None = None,
-    end: int | None = None,
+    temperature: Any = 1.0,
+    top_k: Any = None,
+    end: Any = None,
     key: Any = 0,
     lengths: Any = None,
 ) -> Generated:
@@ -62,9 +63,11 @@ def generate(
 
     model: whatever `kd.distill` takes as a student, with its values. prompts: a list of sequences of whole numbers, of
     different lengths, or `[batch, positions]`; or a dict of the model's inputs, of which `tokens` are the prompts
-    and the rest (a `source`, say) is given as it is. lengths: `[batch]`, of the prompts in an array or a dict.
+    and the rest (a `source`, say) is given as it is. lengths: `[batch]`, of the prompts in an array or a dict; without
+    them those of the dict's `segments`, where 0 behind a prompt is padding; else all of each row.
     steps: at most so many tokens are written. temperature: 0 takes the likeliest token. top_k: draws from the
-    likeliest k alone. end: the token that ends a sequence. key: a whole number or a key of `jax.random`.
+    likeliest k alone, of equal ones the first. end: the token that ends a sequence. key: a whole number or a key of
+    `jax.random`.
 
     Raises `ConfigError` or `DataError`. There is no gradient.
     """
@@ -72,18 +75,23 @@ def generate(
     if known.variables is None:
         raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")
     steps = check_whole(steps, "steps")
-    if temperature < 0:
-        raise ConfigError(f"temperature is {temperature}: give 0 for the likeliest token, or a positive number")
-    inputs, own = _prompts(prompts, lengths)
-    how = Sampling(temperature == 0, None if top_k is None else check_whole(top_k, "top_k"), end)
-    program = partial(_generated, network=known.network, how=how, steps=steps, bare=not isinstance(prompts, Mapping))
+    warmth = _temperature(temperature)
+    how = Sampling(warmth == 0, *check_sampling(top_k, end))
+    given, own = _prompts(prompts, lengths)
+    inputs = {**given, "tokens": given["tokens"].astype(np.int32)}
+    bare = not isinstance(prompts, Mapping)
     with told("the model", inputs):
-        return program(known.variables, inputs, own, as_key(key), jnp.float32(temperature))
+        vocabulary = _logits.eval_shape(known.variables, inputs, network=known.network, bare=bare).shape[-1]
+        _check_tokens(given["tokens"], own, vocabulary)
+        return _generated(
+            known.variables, inputs, own, as_key(key), jnp.float32(warmth), network=known.network, how=how, steps=steps,
+            bare=bare,
+        )  # fmt: skip
 
 
 def seq_kd(
-    teacher: Any, prompts: Any, *, steps: int, temperature: float | int = 0.0, top_k: int | None = None,
-    end: int | None = None, key: Any = 0, lengths: Any = None, batch_size: int = 256,
+    teacher: Any, prompts: Any, *, steps: int, temperature: Any = 0.0, top_k: Any = None, end: Any = None, key: Any = 0,
+    lengths: Any = None, batch_size: int = 256,
 ) -> Batch:  # fmt: skip
     """Sequence-level distillation (SeqKD): Kim and Rush (2016), https://arxiv.org/abs/1606.07947.
 
@@ -160,6 +168,8 @@ def sample(
         logits, cache = module.prefill({**given, "tokens": begun[:, :width]}, lengths, room)
     else:
         logits = called(begun, lengths)
+    if how.end is not None and how.end >= logits.shape[-1]:
+        raise ConfigError(f"end is {how.end}, and the model writes 0 to {logits.shape[-1] - 1}: give one of its tokens")
 
     def write(state: Any) -> Any:
         step, tokens, at, active, logits, cache = state
@@ -194,6 +204,13 @@ def _generated(
         )  # fmt: skip
 
 
+@partial(jax.jit, static_argnames=("network", "bare"))
+def _logits(variables: PyTree, inputs: dict[str, Array], *, network: Network, bare: bool) -> Float[Array, "..."]:
+    """Of the whole rows; for its shape alone."""
+    asked = inputs["tokens"] if bare else inputs
+    return network.apply(variables, asked, train=False, key=jax.random.key(0))[0].logits
+
+
 def _drawn(
     logits: Float[Array, "batch vocabulary"], key: Key[Array, ""], temperature: Any, how: Sampling
 ) -> Int[Array, " batch"]:
@@ -201,33 +218,90 @@ def _drawn(
     if how.greedy:
         return likeliest
     wide = logits.astype(jnp.float32)
+    places = None
     if how.top_k is not None and how.top_k < logits.shape[-1]:
-        least = jax.lax.top_k(wide, how.top_k)[0][:, -1:]
-        wide = jnp.where(wide < least, -jnp.inf, wide)
+        # The values and not a threshold: others may equal the last of them.
+        wide, places = jax.lax.top_k(wide, how.top_k)
     warm = jnp.where(temperature > 0, temperature, 1.0)
-    return jnp.where(temperature > 0, jax.random.categorical(key, wide / warm), likeliest)
+    drawn = jax.random.categorical(key, wide / warm)
+    if places is not None:
+        drawn = jnp.take_along_axis(places, drawn[:, None], axis=-1)[:, 0].astype(likeliest.dtype)
+    return jnp.where(temperature > 0, drawn, likeliest)
 
 
-def _prompts(prompts: Any, lengths: Any) -> tuple[dict[str, Array], Int[Array, " batch"]]:
-    """Inputs that have `tokens`, and the length of each prompt. Raises `DataError`."""
-    if isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes):
-        rows = [np.asarray(row) for row in prompts]
+def check_sampling(top_k: Any, end: Any) -> tuple[int | None, int | None]:
+    """Both as numbers of Python, or None. Raises `ConfigError`."""
+    return (
+        None if top_k is None else check_whole(top_k, "top_k"),
+        None if end is None else check_whole(end, "end", least=0),
+    )
+
+
+def _temperature(value: Any) -> float:
+    scalar = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and np.ndim(value) == 0
+    number = float(value) if scalar and not isinstance(value, bool) else -1.0
+    if not 0 <= number < float("inf"):
+        raise ConfigError(f"temperature is {value!r}: give 0 for the likeliest token, or a positive number")
+    return number
+
+
+def _check_tokens(tokens: Int[np.ndarray, "batch positions"], lengths: Any, vocabulary: int) -> None:
+    """Raises `DataError` for a token of a prompt that the model's logits do not have."""
+    known = np.arange(tokens.shape[1])[None] < np.asarray(lengths)[:, None]
+    outside = known & ((tokens < 0) | (tokens >= vocabulary))
+    if outside.any():
+        row, place = np.argwhere(outside)[0]
+        raise DataError(
+            f"prompt {row} has the token {tokens[row, place]}, and the model's are 0 to {vocabulary - 1}: give tokens "
+            "of its own tokenizer"
+        )
+
+
+def _prompts(prompts: Any, lengths: Any) -> tuple[dict[str, Any], Int[Array, " batch"]]:
+    """Inputs that have `tokens`, on the host in the type they were given, and the lengths. Raises `DataError`."""
+    if isinstance(prompts, str | bytes):
+        raise DataError(
+            f"the prompts are the text {prompts[:40]!r}: give whole numbers, as a tokenizer makes them of it"
+        )
+    if isinstance(prompts, Sequence):
+        rows = [as_numpy(row, "a prompt") for row in prompts]
         if not rows or any(row.ndim != 1 or row.dtype.kind not in "iu" or not len(row) for row in rows):
             raise DataError("a prompt is no sequence of at least one whole number: give a list of such, one a row")
         if lengths is not None:
             raise DataError("lengths are given beside a list of prompts, which have their own: leave them out")
         longest = max(map(len, rows))
-        padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows]).astype(np.int32)
-        return {"tokens": jnp.asarray(padded)}, jnp.asarray([len(row) for row in rows], jnp.int32)
+        padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+        if padded.dtype.kind not in "iu":
+            raise DataError("the prompts have numbers of several types that no whole number holds: give them as int32")
+        return {"tokens": padded}, jnp.asarray([len(row) for row in rows], jnp.int32)
     inputs = dict(prompts) if isinstance(prompts, Mapping) else {"tokens": prompts}
-    inputs = {name: jnp.asarray(leaf) for name, leaf in inputs.items()}
+    inputs = {name: as_numpy(leaf, f"{name} of the prompts") for name, leaf in inputs.items()}
     tokens = inputs.get("tokens")
-    if tokens is None or tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or not tokens.size:
+    if tokens is None or tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
         said = "missing" if tokens is None else f"{tokens.dtype} {list(tokens.shape)}"
         raise DataError(f"the prompts' tokens are {said}: give whole numbers [batch, positions], or a list of rows")
-    inputs["tokens"] = tokens.astype(jnp.int32)
     batch, longest = tokens.shape
-    given = np.full(batch, longest) if lengths is None else np.asarray(lengths)
+    if lengths is None and "segments" in inputs:
+        given = _segment_lengths(inputs["segments"], tokens)
+    else:
+        given = np.full(batch, longest) if lengths is None else as_numpy(lengths, "lengths")
     if given.shape != (batch,) or given.dtype.kind not in "iu" or given.min() < 1 or given.max() > longest:
         raise DataError(f"lengths must be {batch} whole numbers from 1 to {longest}, one for each prompt")
-    return inputs, jnp.asarray(given, jnp.int32)
+    rest = {name: leaf if name == "tokens" else jnp.asarray(leaf) for name, leaf in inputs.items()}
+    return rest, jnp.asarray(given, jnp.int32)
+
+
+def _segment_lengths(segments: np.ndarray, tokens: np.ndarray) -> Int[np.ndarray, " batch"]:
+    if segments.shape != tokens.shape:
+        raise DataError(
+            f"segments {list(segments.shape)} do not fit tokens {list(tokens.shape)}: give one for each position"
+        )
+    lengths = np.sum(segments != 0, axis=1)
+    own = np.where(np.arange(tokens.shape[1])[None] < lengths[:, None], segments[:, :1], 0)
+    wrong = (segments != own).any(axis=1) | (lengths == 0)
+    if wrong.any():
+        raise DataError(
+            f"row {int(np.argmax(wrong))} of the prompts is padded on the left, packed from several sequences, or "
+            "empty, by its segments: give one prompt a row, from its left on"
+        )
+    return lengths

@@ -159,7 +159,8 @@ def _fit(
         return []
     whole = hasattr(data.labels, "dtype") and jnp.issubdtype(data.labels.dtype, jnp.integer)
     missing = np.asarray(data.labels) < 0 if whole else np.bool_(True)
-    measures = {} if missing.all() else {"accuracy": accuracy}
+    # Labels of the student's own sequences say nothing of how good it is.
+    measures = {} if missing.all() or is_on_policy(method) else {"accuracy": accuracy}
     if measures and missing.any():
         measures[UNLABELLED] = unlabelled
 

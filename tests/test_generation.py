@@ -139,6 +139,32 @@ def test_there_is_no_gradient(decoder):
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
+def test_a_token_batch_is_written_on_behind_its_sequences(decoder):
+    tokens = np.int32([[5, 3, 7, 0, 0], [1, 0, 0, 0, 0], [2, 6, 4, 8, 9]])
+    data = kd.token_batch(tokens, segments=(np.arange(5) < np.array([[3], [1], [5]])).astype(np.int32))
+    wanted = kd.generate(decoder, PROMPTS, steps=4, temperature=0)
+    for model in (decoder, kd.from_nnx(decoder, call=lambda module, inputs, train: module(**inputs))):
+        found = kd.generate(model, data.inputs, steps=4, temperature=0)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    # What lies behind a prompt is no token, and given lengths count more than segments.
+    padded = np.where(tokens == 0, -100, tokens)
+    bare = kd.generate(decoder, padded, lengths=[3, 1, 5], steps=4, temperature=0)
+    np.testing.assert_array_equal(bare.tokens, wanted.tokens)
+    short = kd.generate(decoder, data.inputs, lengths=[2, 1, 1], steps=1)
+    np.testing.assert_array_equal(short.prompt_lengths, [2, 1, 1])
+    batch = kd.seq_kd(decoder, data.inputs, steps=4, batch_size=2)
+    np.testing.assert_array_equal(batch.inputs["tokens"], wanted.tokens)
+
+
+def test_the_likeliest_k_are_k_where_some_are_equal():
+    table = kd.from_function(lambda params, tokens: params[tokens], jnp.zeros((5, 5)))
+    prompts = np.ones((64, 1), np.int32)
+    for k in (1, 2):
+        found = kd.generate(table, prompts, steps=3, temperature=1.0, top_k=k, key=1)
+        assert set(np.asarray(found.tokens[:, 1:]).ravel().tolist()) == set(range(k))
+
+
 @pytest.mark.parametrize(
     ("prompts", "more", "said"),
     [
@@ -148,6 +174,18 @@ def test_there_is_no_gradient(decoder):
         (np.ones((2, 3), np.float32), {}, "float32"),
         ({"source": np.ones((2, 3), np.int32)}, {}, "missing"),
         (np.ones((2, 3), np.int32), {"lengths": [0, 3]}, "from 1 to 3"),
+        (np.ones((2, 3), np.int32), {"lengths": [[1], [2, 3]]}, "lengths cannot be read as an array"),
+        ("ab", {}, "the prompts are the text 'ab'"),
+        (["ab"], {}, "no sequence of at least one whole number"),
+        ([[[1], [2, 3]]], {}, "a prompt cannot be read as an array"),
+        ({"tokens": [[1], [2, 3]]}, {}, "tokens of the prompts cannot be read as an array"),
+        ([[1, 11]], {}, "prompt 0 has the token 11, and the model's are 0 to 10"),
+        ([[1], [2, -1]], {}, "prompt 1 has the token -1"),
+        ([[2**32 + 3]], {}, f"prompt 0 has the token {2**32 + 3}"),
+        (np.array([[2**32 + 3, 1]]), {}, f"prompt 0 has the token {2**32 + 3}"),
+        ({"tokens": np.ones((2, 3), np.int32), "segments": np.int32([[1, 1, 0], [0, 1, 1]])}, {}, "row 1 .* the left"),
+        ({"tokens": np.ones((2, 3), np.int32), "segments": np.int32([[1, 1, 2], [1, 1, 1]])}, {}, "row 0 .* packed"),
+        ({"tokens": np.ones((2, 3), np.int32), "segments": np.ones((2, 2), np.int32)}, {}, "do not fit tokens"),
     ],
 )
 def test_prompts_that_are_none_are_refused(decoder, prompts, more, said):
@@ -161,5 +199,15 @@ def test_numbers_out_of_their_bounds_are_refused(decoder):
         kd.generate(decoder, PROMPTS, steps=1, temperature=-1)
     with pytest.raises(ConfigError, match="steps is 0"):
         kd.generate(decoder, PROMPTS, steps=0)
+    for wrong in (np.nan, np.inf, "0.7", None, True, np.ones(2)):
+        with pytest.raises(ConfigError, match=r"temperature is .*: give 0 for the likeliest"):
+            kd.generate(decoder, PROMPTS, steps=1, temperature=wrong)
+    for wrong in ("</s>", jnp.int32(3), -1, 2.0):
+        with pytest.raises(ConfigError, match=r"end is .*: it must be a whole number"):
+            kd.generate(decoder, PROMPTS, steps=1, end=wrong)
+    with pytest.raises(ConfigError, match="end is 11, and the model writes 0 to 10"):
+        kd.generate(decoder, PROMPTS, steps=1, end=11)
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        kd.generate(decoder, PROMPTS, steps=1, top_k=0)
     with pytest.raises(ConfigError, match="no variables yet"):
         kd.generate(lambda rngs: transformer(rngs=rngs), PROMPTS, steps=1)

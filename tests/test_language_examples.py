@@ -91,10 +91,18 @@ def test_the_pronunciation_example_ends_in_a_table(tmp_path: Path, capsys: pytes
     assert "| teacher" in printed
 
 
-def test_the_language_model_example_ends_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "LICENSE").read_bytes()[:8192]
+def test_the_language_model_example_ends_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = (ROOT / "LICENSE").read_bytes()[:8192], tmp_path / "bytes"
+    sizes = {"layers": (1, 1), "seeds": 2, "epochs": 1, "width": 16, "length": 32, "batch_size": 64}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        loaded("byte_language_model").main(text, layers=(1, 1), seeds=1, epochs=1, width=16, length=32, batch_size=64)
+        loaded("byte_language_model").main(text, **sizes, out=str(out))
     printed = capsys.readouterr().out
-    assert "bits per byte" in printed
+    table = (out / "results.md").read_text()
+    assert table in printed
+    assert "bits per byte" in table
     assert "'And the " in printed
+    values = json.loads((out / "results.json").read_text())["bits_per_byte"]
+    assert [len(values[name]) for name in ("alone", "KD", "JSD")] == [2, 2, 2]
+    pair = kd.paired_comparison(values["alone"], values["KD"], metric="bits", comparisons=2)
+    assert pair.ci95 is not None
+    assert f"{pair.mean_difference:+.4f} ({pair.ci95[0]:+.4f} to {pair.ci95[1]:+.4f})" in table

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import kd_jax as kd
 from kd_jax.models.zoo.transformer import transformer
+from kd_jax.train.step import Training, student_output
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 RNG = np.random.default_rng(0)
@@ -68,3 +70,43 @@ def test_parameters_in_bfloat16_have_moments_in_float32():
     wide = result.state.optimizer_state.parameters
     for one, other in zip(jax.tree.leaves(result.model.variables), jax.tree.leaves(wide), strict=True):
         np.testing.assert_array_equal(one, other.astype(jnp.bfloat16))
+
+
+def products(jaxpr):
+    """The types of what is multiplied, of all products of matrices."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield from (str(one.aval.dtype) for one in equation.invars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("kind", ["tied", "own head", "gru"])
+def test_training_in_bfloat16_multiplies_bfloat16(kind):
+    inputs = {name: ROWS.inputs[name] for name in ("tokens", "segments", "positions")}
+    if kind == "gru":
+        known = kd.from_nnx(lambda rngs: kd.models.gru_seq2seq(11, 11, width=4, hidden=6, rngs=rngs)).init(0)
+        inputs = {"source": inputs["tokens"], "tokens": inputs["tokens"]}
+    else:
+        known = model(tied=kind == "tied", qk_norm=True, qkv_bias=True)
+    training = Training(known.network, optax.sgd(0.1), dtype=jnp.bfloat16)
+
+    def logits(variables):
+        return student_output(training, kd.CrossEntropy(), variables, inputs, jax.random.key(0))[0].logits
+
+    found = list(products(jax.make_jaxpr(logits)(known.variables).jaxpr))
+    assert len(found) >= 2 * (5 if kind == "gru" else 10)
+    assert set(found) == {"bfloat16"}
+    wide = known(inputs)
+    np.testing.assert_allclose(jax.jit(logits)(known.variables), wide, atol=0.02 * float(jnp.abs(wide).max()))
+
+
+def test_a_gru_is_trained_in_bfloat16():
+    tokens = ROWS.inputs["tokens"]
+    data = ROWS._replace(inputs={"source": tokens, "tokens": tokens})
+    student = kd.from_nnx(lambda rngs: kd.models.gru_seq2seq(11, 11, width=4, hidden=6, rngs=rngs))
+    result = kd.distill(
+        student, None, data, optimizer=optax.sgd(0.5), epochs=5, batch_size=8, dtype=jnp.bfloat16
+    )  # fmt: skip
+    assert result.history["loss"][-1] < result.history["loss"][0] - 0.05
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.model.variables)} == {jnp.dtype("float32")}

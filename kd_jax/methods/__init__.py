@@ -27,6 +27,7 @@ from kd_jax.methods.moving_average import SelfTaught, averaged, self_taught, wit
 from kd_jax.methods.mutual import DML, cohort, members
 from kd_jax.methods.relations import AT, NST, PKT, RKD, SP, Cosine
 from kd_jax.methods.sampling import OnPolicy, on_policy
+from kd_jax.methods.sampling import check_rows as check_rows
 from kd_jax.methods.sampling import is_on_policy as is_on_policy
 from kd_jax.methods.sampling import resampled as resampled
 from kd_jax.methods.schedules import TAID, Scheduled, scheduled

@@ -77,7 +77,8 @@ def to_hugging_face(model: Any, folder: str | Path, *, max_positions: int = 4096
     model: the module, a `Model` of it, or what `kd.distill` gave back. A tokenizer is not written: copy the teacher's.
     Its type is qwen3 with q/k norms, qwen2 with biases of queries, keys and values alone, and else llama.
     max_positions: what the configuration says of the longest sequence. dtype: of the file, `jnp.bfloat16` say; None
-    for that of the parameters. Raises `ConfigError` for another model, and `DataError` where nothing can be written.
+    for that of the parameters. Raises `ConfigError` for another model, and `DataError` where nothing can be written, or
+    where the folder holds a checkpoint of several files.
     """
     known = as_model(model)
     if known.variables is None:
@@ -92,6 +93,8 @@ def to_hugging_face(model: Any, folder: str | Path, *, max_positions: int = 4096
     config = _config(module) | {"max_position_embeddings": max_positions}
     config["dtype"] = str(next(iter(arrays.values())).dtype)
     folder = Path(folder).expanduser()
+    if (folder / _INDEX).exists():
+        raise DataError(f"{folder} holds a checkpoint of several files ({_INDEX}): name another folder, or empty it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Transformers reads no file without this.
@@ -147,6 +150,10 @@ def _config(module: Transformer) -> dict[str, Any]:
     kind = "qwen3" if module.qk_norm else "qwen2" if module.qkv_bias and not module.output_bias else "llama"
     if kind == "qwen3" and module.qkv_bias != module.output_bias:
         raise ConfigError("a model with q/k norms and biases of its attention has all of them or none at Hugging Face")
+    if module.output_bias and not module.qkv_bias:
+        raise ConfigError(
+            "output_bias is True and qkv_bias is False, which no type of model has at Hugging Face: give both, or none"
+        )
     vocabulary, width = module.embed_tokens.embedding.shape
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": module.rope_base}
     scaling = module.rope_scaling
@@ -173,7 +180,8 @@ def _name(path: str) -> str:
 
 def _arrays(folder: Path) -> Arrays:
     files = [_WEIGHTS]
-    if (folder / _INDEX).exists():
+    # The one file counts before an index, as in transformers.
+    if not (folder / _WEIGHTS).exists() and (folder / _INDEX).exists():
         index = _json(folder / _INDEX).get("weight_map")
         files = sorted(set(index.values())) if isinstance(index, dict) else []
         if not files or any(not isinstance(name, str) or Path(name).name != name for name in files):

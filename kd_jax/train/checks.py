@@ -13,7 +13,7 @@ from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, ep
 from kd_jax.data.mixing import mixes, prepared
 from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
 from kd_jax.files.names import path_name
-from kd_jax.methods import Method, SimKD, is_on_policy, resampled
+from kd_jax.methods import Method, SimKD, check_rows, is_on_policy, resampled
 from kd_jax.methods.base import Parts, Sum, Wrapped, as_parts
 from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.methods.sparse import check_sparse
@@ -78,6 +78,8 @@ def check(
         )
     if teacher is not None:
         teacher.check_inputs(data.inputs)
+    if is_on_policy(method) and training.prepare is None:
+        check_rows(data)
     found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
     check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
     return found

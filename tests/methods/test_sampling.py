@@ -104,6 +104,43 @@ def test_training_on_its_own_sequences_is_that_on_them_as_data(student, teacher)
     assert "accuracy" not in found.history
 
 
+def test_a_row_of_its_own_weighs_what_the_row_weighed(student):
+    scale = np.array([[3.0], [0.5], [1.0], [2.0], [1.0], [1.0]], np.float32)
+    weights = np.asarray(DATA.weights) * scale
+    weights[1, 3:7] = [0.5, 0.0, 1.5, 1.0]
+    data = DATA._replace(weights=weights)
+    method = kd.on_policy(kd.JSD(alpha=0), share=1.0, temperature=0.0)
+    run = jax.jit(
+        lambda data: (
+            resampled(method, jax.random.key(0), student.network, student.variables, data, jnp.int32(0)).weights
+        )
+    )
+    found = run(data)
+    for row, (begin, mean) in enumerate([(2, 3.0), (4, 1.0), (1, 1.0), (7, 2.0)]):
+        np.testing.assert_allclose(found[row], mean * ((np.arange(8) >= begin - 1) & (np.arange(8) < 7)))
+    np.testing.assert_array_equal(found[4:], weights[4:])
+    whole = run(data._replace(weights=np.asarray(DATA.weights).astype(np.int32) * np.int32([[1, 1, 1, 1, 1, 1, 1, 2]])))
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(whole[:4] > 0, found[:4] > 0)
+
+
+def test_rows_that_cannot_be_written_on_are_told(student, teacher):
+    how = {"method": kd.on_policy(kd.JSD(alpha=0)), "optimizer": SGD, "batch_size": 2}
+    left = kd.token_batch(TOKENS, segments=(np.arange(8) >= np.array([[0], [0], [3], [0], [1], [0]])).astype(np.int32))
+    packed = kd.token_batch(TOKENS, segments=np.tile(1 + np.arange(8, dtype=np.int32) // 4, (6, 1)))
+    for data, said in ((left, "row 2 begins with padding"), (packed, "each of the 6 rows is packed")):
+        with pytest.raises(MethodError, match=said):
+            kd.distill(student, teacher, data, **how)
+    first = jax.tree.map(lambda leaf: leaf[2:4], left)
+    with pytest.raises(MethodError, match="row 0 begins with padding"):
+        kd.distill(student, teacher, [first], method=how["method"], optimizer=SGD)
+    for wrong, said in (({"end": "</s>"}, "end is '</s>'"), ({"top_k": 0}, "top_k is 0"), ({"end": -1}, "end is -1")):
+        with pytest.raises(ConfigError, match=said):
+            kd.on_policy(kd.JSD(alpha=0), **wrong)
+    with pytest.raises(ConfigError, match="end is 9, and the model writes 0 to 8"):
+        kd.distill(student, teacher, DATA, **{**how, "method": kd.on_policy(kd.JSD(alpha=0), end=9)})
+
+
 def test_a_schedule_moves_the_share(student):
     method = kd.on_policy(kd.JSD(alpha=0), temperature=0.0)
     method = kd.scheduled(method, share=lambda step: jnp.where(step < 2, 0.0, 1.0))
@@ -131,6 +168,15 @@ def test_a_translator_and_a_model_without_a_cache_write_too(teacher):
     np.testing.assert_array_equal(bare.inputs[:, 0], TOKENS[:, 0])
     assert (bare.inputs != TOKENS).any()
     assert bare.labels is None
+
+
+def test_a_comparison_records_no_accuracy_against_its_own_sequences(teacher):
+    methods = {"own": kd.on_policy(kd.JSD(alpha=0))}
+    fresh = of_size(1)
+    found = kd.compare(fresh, teacher, DATA, DATA, methods=methods, optimizer=SGD, epochs=1, batch_size=6, seeds=1)
+    assert "loss" in found.history["own"]
+    assert "accuracy" not in found.history["own"]
+    assert np.isfinite(found.values["own"]["accuracy"]).all()
 
 
 def test_what_cannot_be_is_one_sentence(student, teacher):

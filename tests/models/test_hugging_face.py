@@ -90,6 +90,37 @@ def test_what_is_written_is_read_the_same(numbers, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_old_index_never_hides_what_was_written(tmp_path):
+    made = written(tmp_path)
+    old = transformer(61, layers=2, width=16, heads=4, kv_heads=2, rngs=nnx.Rngs(1))
+    to_hugging_face(old, tmp_path / "old")
+    arrays = safetensors.numpy.load_file(tmp_path / "old" / "model.safetensors")
+    safetensors.numpy.save_file(arrays, tmp_path / "model-00001-of-00001.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(arrays, "model-00001-of-00001.safetensors")}))
+    # Both forms in one folder: what transformers reads.
+    np.testing.assert_array_equal(from_hugging_face(tmp_path).embed_tokens.embedding, made.embed_tokens.embedding)
+    (tmp_path / "model.safetensors").unlink()
+    np.testing.assert_array_equal(from_hugging_face(tmp_path).embed_tokens.embedding, old.embed_tokens.embedding)
+    with pytest.raises(DataError, match="holds a checkpoint of several files .*: name another folder"):
+        written(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"output_bias": True}, "output_bias is True and qkv_bias is False"),
+        ({"qk_norm": True, "output_bias": True}, "all of them or none"),
+        ({"qk_norm": True, "qkv_bias": True}, "all of them or none"),
+    ],
+)
+def test_biases_that_no_configuration_has_are_refused(numbers, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        written(tmp_path / "new", **numbers)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_model_is_written_in_half_precision(tmp_path):
     model = kd.from_nnx(lambda rngs: transformer(61, layers=1, width=8, heads=2, rngs=rngs)).init(0)
     to_hugging_face(model, tmp_path, dtype=jnp.bfloat16)
@@ -131,12 +162,12 @@ def test_a_folder_that_lacks_files_or_has_foreign_ones_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         from_hugging_face(tmp_path)
     written(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
     with pytest.raises(DataError, match="names no files beside it"):
         from_hugging_face(tmp_path)
     index.unlink()
-    (tmp_path / "model.safetensors").unlink()
     with pytest.raises(DataError, match=r"has no \*.safetensors"):
         from_hugging_face(tmp_path)
     safetensors.numpy.save_file({"x": np.full(3, np.nan, np.float32)}, tmp_path / "part.safetensors")

@@ -50,8 +50,11 @@ def linear(n_in: int, n_out: int, *, bias: bool = True, param_dtype: Any = jnp.f
 
 
 def embedding(count: int, width: int, *, param_dtype: Any = jnp.float32) -> nnx.Embed:
-    """A table of zeros."""
-    return nnx.Embed(count, width, param_dtype=param_dtype, embedding_init=_ZEROS, rngs=_NO_KEYS)
+    """A table of zeros, which computes in the type that its values have when it is called."""
+    table = nnx.Embed(count, width, param_dtype=param_dtype, embedding_init=_ZEROS, rngs=_NO_KEYS)
+    # Flax keeps the type of the first values, and would make float32 of those that a training casts to bfloat16.
+    table.dtype = None
+    return table
 
 
 class Start(NamedTuple):
