@@ -46,6 +46,11 @@ class DiskTeacher(Teacher):
         return self.folder.examples
 
     @property
+    def places(self) -> tuple[int, ...] | None:
+        """As they were asked about."""
+        return self.folder.places
+
+    @property
     def sparse(self) -> Sparse | None:
         """As of what it reads."""
         keep = self.folder.keep
@@ -62,7 +67,7 @@ class DiskTeacher(Teacher):
     def memory(self) -> int:
         """Bytes that all of it would take in memory."""
         leaves = jax.tree.leaves(self.shapes(1).by_example())
-        return self.folder.examples * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        return (self.examples or 0) * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
     @property
     def parts(self) -> int:
@@ -100,7 +105,7 @@ class DiskTeacher(Teacher):
 
     def in_memory(self) -> KeptTeacher:
         """All of it."""
-        return self.take(np.arange(self.folder.examples))
+        return self.take(np.arange(self.examples or 0))
 
     def check_inputs(self, inputs: PyTree) -> None:
         """Raises `MismatchError` for inputs of the same types and shapes, and other values or another order."""
@@ -149,6 +154,30 @@ class DiskTeacher(Teacher):
                     found[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
                 found[name][at] = array
         return found
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["identity", "indices"], meta_fields=["folder", "rest"])
+@dataclass(frozen=True)
+class OrderedDiskTeacher(DiskTeacher):
+    """A cache on disk in another order: `indices` are the examples `[examples]` of its rows, or positions of these."""
+
+    indices: Any
+
+    @property
+    def examples(self) -> int | None:
+        """As many as there are indices."""
+        return len(self.indices)
+
+    def take(self, rows: Any) -> KeptTeacher:
+        """The answers to what these rows are."""
+        rows, indices = _known(rows, "rows"), np.asarray(self.indices)
+        return super().take(indices[rows]) if indices.ndim == 1 else super().at(*np.moveaxis(indices[rows], -1, 0))
+
+    def check_inputs(self, inputs: PyTree) -> None:
+        """As of the whole, where every example is there once."""
+        order, count = np.argsort(self.indices, axis=0), self.folder.examples
+        if np.ndim(self.indices) == 1 and np.array_equal(np.asarray(self.indices)[order], np.arange(count)):
+            super().check_inputs(jax.tree.map(lambda leaf: leaf[order], inputs))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["rows", "known"], meta_fields=[])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.batch import Batch, as_batch, check_values, is_in_memory
+from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
 from kd_jax.losses.checks import check_float_labels
@@ -37,6 +38,7 @@ class Validation:
         check_measures(measures)
         if not hasattr(data, "__iter__") or hasattr(data, "shape") or isinstance(data, str):
             raise ConfigError(f"validation is a {type(data).__name__}: give a kd.Batch, or a list of batches")
+        whole_pass(data)
         if is_iterator(data):
             raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
         self.measures, self.classes = measures, classes

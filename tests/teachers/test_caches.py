@@ -446,7 +446,10 @@ def test_packed_sequences_find_their_answers(tmp_path: Path) -> None:
         batch = kd.Batch({"tokens": packed}, None, weights, indices)
         taught = known.at(np.maximum(indices[..., 0], 0), np.maximum(indices[..., 1], 0))
         assert taught.examples == len(packed)
-        whole = kd.distill(student(), taught, batch, method=method, batch_size=len(packed), **HOW)
+        unnumbered = batch._replace(indices=None)
+        whole = kd.distill(student(), taught, unnumbered, method=method, batch_size=len(packed), **HOW)
+        found = kd.distill(student(), known, batch, method=method, batch_size=len(packed), **HOW)
+        assert_same(found.model.variables, whole.model.variables)
         streamed = kd.distill(student(), known, [batch] * 2, method=method, steps=1, **HOW)
         # By sequences, each of which has the mean of its own positions as they are weighted.
         alone = (np.arange(LENGTH) < lengths[:, None]).astype(np.float32)
