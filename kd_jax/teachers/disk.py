@@ -111,8 +111,14 @@ class DiskTeacher(Teacher):
         """Raises `MismatchError` for inputs of the same types and shapes, and other values or another order."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
             return
-        known = self.folder.description
-        if form_of(inputs) == known["form"] and digest(inputs) != known["inputs"]:
+        known, given = self.folder.description, form_of(inputs)
+        kinds = [[one[1] for one in form] for form in (known["form"], given)]
+        if kinds[0] != kinds[1] and [one[::2] for one in given] == [one[::2] for one in known["form"]]:
+            raise MismatchError(
+                f"the inputs are {', '.join(kinds[1])}, and the cache in {self.folder.path} is of {', '.join(kinds[0])}"
+                ": give the inputs that it was made of, or teacher.in_memory(), which does not look at them"
+            )
+        if given == known["form"] and digest(inputs, as_jax=True) != known["inputs"]:
             raise MismatchError(
                 f"the cache in {self.folder.path} is of other inputs, or of these in another order: give the inputs "
                 "that it was made of"
@@ -204,9 +210,9 @@ class PartTeacher(Teacher):
 
 
 def form_of(inputs: PyTree) -> list[list[Any]]:
-    """Paths, types and shapes of inputs, as JSON holds them."""
+    """Paths, types as JAX has them and shapes of inputs, as JSON holds them."""
     return [
-        [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)]
+        [jax.tree_util.keystr(path), str(jax.dtypes.canonicalize_dtype(leaf.dtype)), list(leaf.shape)]
         for path, leaf in jax.tree.leaves_with_path(inputs)
     ]
 
