@@ -244,7 +244,8 @@ def _chosen(
 def _measured(
     results: Mapping[str, list[Trained]], how: Setup, teacher: Teacher | None, data: Batch
 ) -> dict[str, dict[str, Float[np.ndarray, " seeds"]]]:
-    size = _batch_size(how)
+    # Answers that are kept are in the data's order.
+    size, data = _batch_size(how), data._replace(indices=None)
     prepare = how.prepare if how.mesh_of_one is None else Spread(how.mesh_of_one, how.prepare)
     asked: Any = None
     if teacher is not None and not teacher.per_example:

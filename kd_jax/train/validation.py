@@ -96,6 +96,8 @@ class Validation:
         network = model.variables or jax.eval_shape(model.network.init, jax.random.key(0))
         size, asked = evaluation_batch_size(batch_size, network), self.teacher
         if asked is not None and isinstance(self.data, Batch):
+            # In the data's order, whatever its indices are.
+            self.data = self.data._replace(indices=None)
             asked = answers_on(asked, self.data, self.classes, batch_size=size, prepare=prepare)
 
         def examine(variables: PyTree) -> dict[str, float]:

@@ -161,7 +161,7 @@ def test_it_has_no_end_to_measure_at() -> None:
     with pytest.raises(ConfigError, match=r"kd.stream has no end: measure on a kd.Batch, or .*islice\(batches, 3\)"):
         kd.evaluate(teacher(), endless)
     with pytest.raises(ConfigError, match=r"kd.stream has no end"):
-        kd.distill(net(), teacher(), DATA, batch_size=8, validation=endless)
+        kd.distill(net(), teacher(), DATA, batch_size=8, optimizer=SGD, validation=endless)
 
 
 class Noisy:

@@ -70,6 +70,8 @@ def test_a_comparison_finds_its_rows_and_asks_a_live_teacher_once() -> None:
     trained = [
         kd.compare(kd.mlp([6, 5]), known, data, progress=False, **how) for known in (TEACHER, kd.cached(TEACHER, X))
     ]
+    fitted = kd.distill(TEACHER, lambda x: x @ W, data, batch_size=8, validation=data, **HOW)
+    np.testing.assert_allclose(fitted.history["validation_kl_to_teacher"], 0, atol=1e-6)
     loss = [one.history["kd"]["loss"] for one in trained]
     np.testing.assert_allclose(*loss, rtol=1e-4)
 
