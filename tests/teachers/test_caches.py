@@ -300,7 +300,7 @@ def test_shards_leave_descriptors_for_others(tmp_path: Path) -> None:
     used = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, before[1]))
     try:
-        known = kd.open_cache(tmp_path / "cache").in_memory()
+        known: Any = kd.open_cache(tmp_path / "cache").in_memory()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert known.output.logits.shape == (88, LENGTH, 2)
