@@ -21,6 +21,7 @@ from kd_jax.methods.grid import Grid
 from kd_jax.models import Model, as_model, count_parameters
 from kd_jax.seeds import KeptTrainings, Setup, Trained, train_seeds
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher, as_teacher
+from kd_jax.teachers.indices import in_order
 from kd_jax.train.caching import answers_on, evaluation_batch_size
 from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.checks import check, first_batch, make_training
@@ -92,7 +93,8 @@ def compare(
         data={"train": train, "test": test, "development": development},
     )  # fmt: skip
     data, tested = as_batch(train), as_batch(test)
-    model, known = where_it_lies(as_model, student, mesh), where_it_lies(as_teacher, teacher, mesh)
+    model = where_it_lies(as_model, student, mesh)
+    known = in_order(where_it_lies(as_teacher, teacher, mesh), data)
     if mesh is not None and SEED not in mesh.axis_names:
         known = put_teacher(mesh, known, None if sharding is None else sharding.teacher)
         check_batch_size(mesh, batch_size)
@@ -242,7 +244,8 @@ def _chosen(
 def _measured(
     results: Mapping[str, list[Trained]], how: Setup, teacher: Teacher | None, data: Batch
 ) -> dict[str, dict[str, Float[np.ndarray, " seeds"]]]:
-    size = _batch_size(how)
+    # Answers that are kept are in the data's order.
+    size, data = _batch_size(how), data._replace(indices=None)
     prepare = how.prepare if how.mesh_of_one is None else Spread(how.mesh_of_one, how.prepare)
     asked: Any = None
     if teacher is not None and not teacher.per_example:

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from kd_jax.data.batch import as_key, check_whole, is_in_memory
+from kd_jax.data.batch import as_batch, as_key, check_whole, is_in_memory
 from kd_jax.data.mixing import mixes
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
@@ -19,6 +19,7 @@ from kd_jax.methods import KD, CrossEntropy, as_method, check_rows, is_on_policy
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
 from kd_jax.teacher import as_teacher
+from kd_jax.teachers.indices import in_order
 from kd_jax.train import measures as of_training
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
@@ -141,6 +142,9 @@ def distill(
         raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
     model, known = where_it_lies(as_model, student, mesh), where_it_lies(as_teacher, teacher, mesh)
     check_not_own(model, known)
+    if known is not None and known.per_example and is_in_memory(data):
+        data = as_batch(data)
+        known = in_order(known, data)
     rules = sharding or Sharding()
     if mesh is not None:
         check_of_one(mesh)

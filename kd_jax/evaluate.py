@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from kd_jax.data.batch import Batch, as_batch, check_values, check_whole, is_in_memory
+from kd_jax.data.batch import Batch, as_batch, check_values, check_whole
 from kd_jax.data.order import called_as, check_order
+from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.checks import as_whole, check_float_labels
@@ -21,6 +22,7 @@ from kd_jax.models import Model, as_model
 from kd_jax.models.predict import highest_precision, outputs_in_batches
 from kd_jax.models.trying import PREPARE, told, told_of_measure
 from kd_jax.teacher import Teacher, as_whole_teacher
+from kd_jax.teachers.indices import in_order
 
 PyTree = Any
 
@@ -88,11 +90,8 @@ def evaluate(
     known, asked = _with_variables(model), as_whole_teacher(teacher)
     check_whole(batch_size, "batch_size")
     check_measures(measures)
-    parts: Iterable[Any] = data
-    if is_in_memory(data) or not hasattr(data, "__iter__") or hasattr(data, "shape"):
-        parts = [data]
     logits, labels, weights, taught = [], [], [], []
-    for part in map(as_batch, parts):
+    for part in map(as_batch, whole_pass(data)):
         output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)
         logits.append(np.asarray(output.logits, np.float32))
         labels.append(None if part.labels is None else jax.tree.map(np.asarray, part.labels))
@@ -123,7 +122,7 @@ def teacher_logits(
     teacher: Teacher, batch: Batch, *, batch_size: int = 1000, prepare: Any = None
 ) -> Float[Array, "..."]:
     """The teacher's logits of a batch; of several whose losses are averaged, the mean of their probabilities' logs."""
-    inputs = jax.tree.leaves(batch.inputs)[0]
+    teacher, inputs = in_order(teacher, batch) or teacher, jax.tree.leaves(batch.inputs)[0]
     if teacher.per_example and teacher.examples != inputs.shape[0]:
         raise ConfigError(
             f"the cached teacher knows {teacher.examples} examples and the batch has {inputs.shape[0]}: give the "

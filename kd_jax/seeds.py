@@ -22,7 +22,7 @@ from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.faults import check_teacher
-from kd_jax.train.fit import fit
+from kd_jax.train.fit import fit_in_order
 from kd_jax.train.measures import UNLABELLED, accuracy, unlabelled
 from kd_jax.train.sharding import SEED, Sharding, replicated
 from kd_jax.train.sizes import SMALL
@@ -165,7 +165,7 @@ def _fit(
         measures[UNLABELLED] = unlabelled
 
     def one(key: Any, data: Batch, teacher: Teacher | None, method: Method) -> Any:
-        state, history = fit(
+        state, history = fit_in_order(
             key, data, how.model, method=method, optimizer=how.optimizer, epochs=how.epochs,
             batch_size=how.batch_size, teacher=teacher, prepare=how.prepare, measures=measures, mesh=how.mesh_of_one,
             sharding=how.sharding,

@@ -97,12 +97,18 @@ def cached(
     )
     if (keep == "hidden") != (head is not None):
         raise ConfigError(f"keep is {keep!r} {'without a' if head is None else 'with a'} head: it belongs to 'hidden'")
+    if shard_size is not None and path is None:
+        raise ConfigError(f"shard_size is {shard_size} without a folder of shards: give path=, too, or leave it out")
     if inputs is None:
         if isinstance(teacher, np.ndarray | jax.Array | list):
+            if features or prepare is not None:
+                raise ConfigError(
+                    f"{'features are' if features else 'prepare is'} given with an array of logits, which nothing is "
+                    "asked for: leave it out, or give the teacher and its inputs"
+                )
             logits = jnp.asarray(floats(np.asarray(teacher), "the teacher's logits"))
-            known = CachedTeacher(Output(logits))
-            if keep == "logits" and path is None:
-                return known
+            if keep == "logits" and path is None and dtype is None:
+                return CachedTeacher(Output(logits))
             teacher, inputs = _Said(), logits
         else:
             raise ConfigError("kd.cached needs what the teacher is asked about: kd.cached(teacher, inputs)")

@@ -1,16 +1,18 @@
 """Images that stay on the disk: files of NumPy in the cache, mapped into memory and read as they are needed."""
 
 import contextlib
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from kd_jax.data.dataset import Dataset, make_dataset
 from kd_jax.errors import DataError
-from kd_jax.files import cache
+from kd_jax.files import cache, reason
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -39,12 +41,42 @@ def opened(name: str, folder: Path, write: Callable[[Path], None], *, classes: i
         found = _read(folder)
     except (OSError, ValueError, EOFError):
         # Whatever is wrong with it, it can be made again.
-        with _whole(name, folder) as partial:
-            write(partial)
-        found = _read(folder)
+        found = _made(name, folder, write)
     images = found["train_images"]
     dataset = make_dataset(name, *(found[key] for key in ARRAYS), classes=classes)
+    if not np.may_share_memory(dataset.train_images, images) and images.max():
+        raise DataError(
+            f"the images of {name} are 0 and 1 alone, which are scaled to bytes in memory and not on the disk: load "
+            "them without stream"
+        )
     return dataset._replace(train_images=images.reshape(dataset.train_images.shape))
+
+
+def _made(name: str, folder: Path, write: Callable[[Path], None]) -> dict[str, np.ndarray]:
+    """Its arrays, written by one process, for which the others wait. Raises `DataError`."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(NotImplementedError):
+                # There are file systems without locks.
+                held.enter_context(FileLock(folder.parent / f".{folder.name}.lock"))
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                return _read(folder)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+                partial = Path(place) / folder.name
+                partial.mkdir()
+                write(partial)
+                for file in partial.iterdir():
+                    with file.open("rb+") as written:
+                        os.fsync(written.fileno())
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            return _read(folder)
+    except OSError as error:
+        raise DataError(
+            f"the images of {name} cannot be kept in {folder.parent} ({reason(error)}): make room, or name another "
+            "folder as KD_JAX_CACHE"
+        ) from None
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:
@@ -52,21 +84,3 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
         name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "train_images" else None, allow_pickle=False)
         for name in ARRAYS
     }
-
-
-@contextlib.contextmanager
-def _whole(name: str, folder: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when that is done."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-            partial = Path(place) / folder.name
-            partial.mkdir()
-            yield partial
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-    except OSError as error:
-        raise DataError(
-            f"the images of {name} cannot be kept in {folder.parent} ({error.strerror}): make room, or name another "
-            "folder as KD_JAX_CACHE"
-        ) from None

@@ -1,6 +1,7 @@
 """Batches of data that is read as it is needed, in the order of a training in memory. Grain reads ahead."""
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,11 +11,14 @@ from jaxtyping import Int
 from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, check_whole, epoch_order, is_in_memory
 from kd_jax.data.load import load
 from kd_jax.errors import ConfigError, DataError
+from kd_jax.files.digests import digest
 
 PyTree = Any
 
 # Far more than are drawn: the batches have no end.
 _ENDLESS = 2**48
+# So many examples tell whether data on the disk is the same.
+_LOOKED_AT = 64
 
 
 class Batches:
@@ -25,12 +29,14 @@ class Batches:
     """
 
     def __init__(
-        self, source: Any, *, batch_size: int, key: Any, threads: int, ahead: int, part: tuple[int, int] = (0, 1)
-    ) -> None:
+        self, source: Any, *, batch_size: int, key: Any, threads: int, ahead: int, part: tuple[int, int] = (0, 1),
+        numbered: bool = False,
+    ) -> None:  # fmt: skip
         self.source, self.batch_size, self.key, self.threads, self.ahead = source, batch_size, key, threads, ahead
         self.examples = len(source)
         self.steps = self.examples // batch_size
-        index, count = part
+        index, count = self._part = part
+        self._numbered = numbered
         self._rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
         self._orders: dict[int, Int[np.ndarray, "steps batch"]] = {}
         self._lock = threading.Lock()
@@ -42,8 +48,37 @@ class Batches:
                 f"batch_size is {self.batch_size}, and {count} processes each read a part of a batch: give a multiple "
                 f"of {count}"
             )
-        how: Any = {"batch_size": self.batch_size, "key": self.key, "threads": self.threads, "ahead": self.ahead}
-        return Batches(self.source, part=(index, count), **how)
+        return self._as(part=(index, count), numbered=self._numbered)
+
+    def numbered(self, known: int | None) -> "Batches":
+        """With the rows as `indices` where the source gives none, for a teacher who knows so many examples.
+
+        Raises `ConfigError` where he knows others than there are.
+        """
+        own = self.source.data.indices if isinstance(self.source, _Arrays) else None
+        if own is None and known is not None and known != self.examples:
+            raise ConfigError(
+                f"there are {self.examples} examples and the teacher's outputs of {known}: give its outputs of every "
+                "example, in the examples' order, or data with indices"
+            )
+        return self._as(part=self._part, numbered=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the batches the same, as JSON holds it: some examples stand for all.
+
+        Of a source that says something else each time the types and shapes stand for it.
+        """
+        rows = np.unique(np.linspace(0, self.examples - 1, _LOOKED_AT).astype(np.int64))
+        first, again = self.source.rows(rows), self.source.rows(rows)
+        values = digest(first)
+        if digest(again) != values:
+            values = str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", first))
+        key = np.asarray(jax.random.key_data(self.key)).tolist()
+        return {"batches": self.batch_size, "key": key, "examples": self.examples, "values": values}
+
+    def _as(self, **how: Any) -> "Batches":
+        same = {name: getattr(self, name) for name in ("batch_size", "key", "threads", "ahead")}
+        return Batches(self.source, **same, **how)
 
     def __iter__(self) -> Any:
         """From the first batch on."""
@@ -58,7 +93,9 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         epoch, place = divmod(step, self.steps)
-        return self.source.rows(self._order(epoch)[place][self._rows])
+        rows = self._order(epoch)[place][self._rows]
+        batch = self.source.rows(rows)
+        return batch._replace(indices=rows) if self._numbered and batch.indices is None else batch
 
     def _order(self, epoch: int) -> Int[np.ndarray, "steps batch"]:
         with self._lock:
@@ -101,6 +138,16 @@ def stream(data: Any, *, batch_size: int, key: Any = 0, threads: int = 2, ahead:
     if sizes["batch_size"] > len(source):
         raise ConfigError(f"batch_size is {batch_size}: it must be at most the {len(source)} examples")
     return Batches(source, key=as_key(key), **sizes)
+
+
+def whole_pass(data: Any) -> Iterable[Any]:
+    """The batches of `data` to be measured on: a single one, or those of an iterable. Raises `ConfigError`."""
+    if isinstance(data, Batches):
+        raise ConfigError(
+            f"kd.stream has no end: measure on a kd.Batch, or on some of its batches, "
+            f"list(itertools.islice(batches, {data.steps})) for an epoch"
+        )
+    return [data] if is_in_memory(data) or not hasattr(data, "__iter__") or hasattr(data, "shape") else data
 
 
 class _Arrays:

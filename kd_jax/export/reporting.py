@@ -242,7 +242,7 @@ def _measured(
 ) -> dict[str, float]:
     """The measures of a model whose `prepare` is its own, beside a teacher's."""
     taught = None if is_teacher else cached(np.asarray(predict(teacher, batch.inputs, prepare=prepare)))
-    return dict(evaluate(model, batch, teacher=taught, prepare=own))
+    return dict(evaluate(model, batch._replace(indices=None), teacher=taught, prepare=own))
 
 
 def _some(inputs: PyTree, size: int) -> PyTree:

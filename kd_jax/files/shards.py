@@ -95,7 +95,9 @@ def mapped(path: Path, remedy: str, *, check: bool) -> Arrays:
     places, about, begin = read_header(path, remedy)
     try:
         raw = np.memmap(path, np.uint8, "r")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be mapped ({reason(error)}): close files, or raise `ulimit -n`") from None
+    except ValueError as error:
         raise _damaged(path, reason(error), remedy) from None
     arrays = {
         name: raw[begin + start : begin + stop].view(kind).reshape(shape)

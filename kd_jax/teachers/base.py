@@ -35,6 +35,11 @@ class Teacher:
         return None
 
     @property
+    def places(self) -> tuple[int, ...] | None:
+        """The axes between those of examples and classes of what it knows; None where that is not known."""
+        return None
+
+    @property
     def sparse(self) -> Sparse | None:
         """How much of the classes it knows; None where methods may read all of its logits."""
         return None

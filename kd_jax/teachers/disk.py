@@ -46,6 +46,11 @@ class DiskTeacher(Teacher):
         return self.folder.examples
 
     @property
+    def places(self) -> tuple[int, ...] | None:
+        """As they were asked about."""
+        return self.folder.places
+
+    @property
     def sparse(self) -> Sparse | None:
         """As of what it reads."""
         keep = self.folder.keep
@@ -62,7 +67,7 @@ class DiskTeacher(Teacher):
     def memory(self) -> int:
         """Bytes that all of it would take in memory."""
         leaves = jax.tree.leaves(self.shapes(1).by_example())
-        return self.folder.examples * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        return (self.examples or 0) * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
     @property
     def parts(self) -> int:
@@ -100,14 +105,20 @@ class DiskTeacher(Teacher):
 
     def in_memory(self) -> KeptTeacher:
         """All of it."""
-        return self.take(np.arange(self.folder.examples))
+        return self.take(np.arange(self.examples or 0))
 
     def check_inputs(self, inputs: PyTree) -> None:
         """Raises `MismatchError` for inputs of the same types and shapes, and other values or another order."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
             return
-        known = self.folder.description
-        if form_of(inputs) == known["form"] and digest(inputs) != known["inputs"]:
+        known, given = self.folder.description, form_of(inputs)
+        kinds = [[one[1] for one in form] for form in (known["form"], given)]
+        if kinds[0] != kinds[1] and [one[::2] for one in given] == [one[::2] for one in known["form"]]:
+            raise MismatchError(
+                f"the inputs are {', '.join(kinds[1])}, and the cache in {self.folder.path} is of {', '.join(kinds[0])}"
+                ": give the inputs that it was made of, or teacher.in_memory(), which does not look at them"
+            )
+        if given == known["form"] and digest(inputs, as_jax=True) != known["inputs"]:
             raise MismatchError(
                 f"the cache in {self.folder.path} is of other inputs, or of these in another order: give the inputs "
                 "that it was made of"
@@ -151,6 +162,30 @@ class DiskTeacher(Teacher):
         return found
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["identity", "indices"], meta_fields=["folder", "rest"])
+@dataclass(frozen=True)
+class OrderedDiskTeacher(DiskTeacher):
+    """A cache on disk in another order: `indices` are the examples `[examples]` of its rows, or positions of these."""
+
+    indices: Any
+
+    @property
+    def examples(self) -> int | None:
+        """As many as there are indices."""
+        return len(self.indices)
+
+    def take(self, rows: Any) -> KeptTeacher:
+        """The answers to what these rows are."""
+        rows, indices = _known(rows, "rows"), np.asarray(self.indices)
+        return super().take(indices[rows]) if indices.ndim == 1 else super().at(*np.moveaxis(indices[rows], -1, 0))
+
+    def check_inputs(self, inputs: PyTree) -> None:
+        """As of the whole, where every example is there once."""
+        order, count = np.argsort(self.indices, axis=0), self.folder.examples
+        if np.ndim(self.indices) == 1 and np.array_equal(np.asarray(self.indices)[order], np.arange(count)):
+            super().check_inputs(jax.tree.map(lambda leaf: leaf[order], inputs))
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["rows", "known"], meta_fields=[])
 @dataclass(frozen=True)
 class PartTeacher(Teacher):
@@ -175,9 +210,9 @@ class PartTeacher(Teacher):
 
 
 def form_of(inputs: PyTree) -> list[list[Any]]:
-    """Paths, types and shapes of inputs, as JSON holds them."""
+    """Paths, types as JAX has them and shapes of inputs, as JSON holds them."""
     return [
-        [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)]
+        [jax.tree_util.keystr(path), str(jax.dtypes.canonicalize_dtype(leaf.dtype)), list(leaf.shape)]
         for path, leaf in jax.tree.leaves_with_path(inputs)
     ]
 

@@ -20,8 +20,6 @@ from kd_jax.teachers.keep import Arrays, Keep, begins_of
 FORMAT = 1
 _NAME, _LOCK, _HEAD = "cache.json", ".lock", "head.safetensors"
 _KIND = "a teacher's outputs, kept by kd_jax"
-# Shards that stay open: Linux gives a process 65,530 mappings.
-_MOST_OPEN = 1000
 _MAKE_ROOM = "make room or choose another folder, and call kd.cached as before, which goes on from what is there"
 _AGAIN = "delete the file, and call kd.cached as before, which computes it again"
 _WHOLE = {"teacher": "the one that it was made with", "inputs": "those that it was made of, in their order"}
@@ -84,7 +82,14 @@ class Folder:
     def head(self) -> tuple[Any, Any]:
         """The head and its bias on the device; None for what there is not. Raises `DataError`."""
         if self.keep.kind == "hidden" and self._head[0] is None:
-            arrays = shards.mapped(self.path / _HEAD, _AGAIN, check=True)
+            path = self.path / _HEAD
+            arrays = shards.mapped(path, _AGAIN, check=True)
+            wide = tuple(self.description["arrays"]["hidden"][1])[-1:]
+            shapes = {"head": (*wide, self.classes), "bias": (self.classes,)}
+            if shards.read_header(path, _AGAIN)[1].get("cache") != self.identity:
+                raise DataError(f"{path} is of another cache: {_AGAIN}")
+            if "head" not in arrays or any(array.shape != shapes.get(name) for name, array in arrays.items()):
+                raise DataError(f"{path} is damaged (its shapes are others): {_AGAIN}")
             self._head = jnp.asarray(arrays["head"]), jnp.asarray(arrays["bias"]) if "bias" in arrays else None
         return self._head
 
@@ -101,14 +106,18 @@ class Folder:
             self._good.add(number)
             if "distinct" in arrays:
                 arrays["begins"] = begins_of(arrays["distinct"])
-            while len(self._open) >= _MOST_OPEN:
+            while len(self._open) >= _most_open():
                 self._open.pop(next(iter(self._open)))
             self._open[number] = arrays
         return self._open[number]
 
     def require_whole(self) -> None:
-        """Raises `DataError` where a shard is missing."""
+        """Raises `DataError` where a shard is missing, or the head."""
         missing = self.missing()
+        if self.keep.kind == "hidden" and not self.has_head():
+            raise DataError(
+                f"{self.path} lacks {_HEAD}: call kd.cached with the same teacher, inputs and path, which writes it"
+            )
         if missing:
             raise DataError(
                 f"{self.path} lacks {len(missing)} of its {self.count} shards, {self._file(missing[0]).name} first: "
@@ -174,6 +183,11 @@ def begin(path: Path, description: dict[str, Any]) -> Folder:
     if others:
         raise ConfigError(f"{path} has {others[0]} and no cache of a teacher: choose a new or an empty folder")
     with _lock(path):
+        if (path / _NAME).exists():
+            # Another process began one since.
+            known = read(path)
+            _require_same(known, description)
+            return known
         text = json.dumps(description | {"sha256": _digest_of(description)}, indent=1)
         shards.write_whole(path / _NAME, [text.encode()], _MAKE_ROOM)
     return Folder(path, description)
@@ -245,6 +259,16 @@ def _lock(path: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def _most_open() -> int:
+    """Shards that stay open: each has a mapping, of which Linux gives a process 65,530, and a file's descriptor."""
+    try:
+        import resource
+    except ImportError:
+        return 100
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1000 if most == resource.RLIM_INFINITY else max(1, min(1000, most // 4))
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

@@ -34,6 +34,11 @@ class KeptTeacher(Teacher):
         """As many as its arrays have."""
         return int(jax.tree.leaves(self.by_example())[0].shape[0])
 
+    @property
+    def places(self) -> tuple[int, ...] | None:
+        """As its first array has them."""
+        return tuple(jax.tree.leaves(self.by_example())[0].shape[1:-1])
+
     def take(self, rows: Int[Array | np.ndarray, "..."]) -> "KeptTeacher":
         """The answers to these rows."""
         return dataclasses.replace(self, **jax.tree.map(lambda leaf: leaf[rows], self.by_example()))  # type: ignore[type-var]

@@ -1,6 +1,7 @@
 """Asking a teacher about all examples, batch by batch, and keeping its answers in memory or in a folder."""
 
 import importlib.metadata
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Array, Int, Key
 
 from kd_jax.convolution import canonical
 from kd_jax.data.batch import as_key
-from kd_jax.errors import ConfigError, DataError
+from kd_jax.errors import ConfigError, DataError, MismatchError
 from kd_jax.files.digests import digest, program_digest
 from kd_jax.models import Output
 from kd_jax.models.predict import highest_precision
@@ -25,6 +26,9 @@ from kd_jax.teachers.keep import Arrays, Keep, begins_of, joined, looked_up, red
 from kd_jax.teachers.kept import KeptTeacher, kept_teacher, logits_of
 
 _SHARD = 1 << 25
+# So many examples tell whether other versions answer alike, by what no draws or ties change, to the digits of bfloat16.
+_FIRST, _GAP = 4, 2e-2
+_COMPARED = ("logits", "log_probabilities", "hidden")
 
 
 class Work:
@@ -67,6 +71,8 @@ class Work:
         """The folder with all answers; those that are there are not asked for again."""
         described = self._described(shard_size)
         found = folders.begin(path, described)
+        if found.description["computation"] != described["computation"]:
+            self._check_answers(found)
         if not found.missing() and (self.keep.kind != "hidden" or found.has_head()):
             return found
         with found.locked():
@@ -77,6 +83,32 @@ class Work:
             for number in found.missing():
                 found.write(number, joined(list(self._answers(found.examples_of(number)))))
         return found
+
+    def _check_answers(self, found: folders.Folder) -> None:
+        """Of other versions or another backend, whose programs differ: whether the teacher still says what is there.
+
+        Raises `MismatchError`, and warns where nothing is there that tells.
+        """
+        missing = found.missing()
+        number = next((one for one in range(found.count) if one not in missing), None)
+        names = [name for name in _COMPARED if name in found.description["arrays"]]
+        if number is None or not names:
+            warnings.warn(
+                f"the cache in {found.path} was begun with other versions or on another backend, and whether `prepare` "
+                "and the model's code are the same cannot be told from it: make it anew where they are not",
+                stacklevel=5,
+            )
+            return
+        own = found.examples_of(number)
+        said = joined(list(self._answers(own[:_FIRST])))
+        for name in names:
+            kept, made = (np.asarray(one[name][:_FIRST], np.float32) for one in (found.arrays(number), said))
+            gap = np.abs(kept - made, where=kept != made, out=np.zeros_like(kept)).max(initial=0)
+            if not gap <= _GAP * max(1.0, float(np.abs(made).max(initial=0, where=np.isfinite(made)))):
+                raise MismatchError(
+                    f"the cache in {found.path} has answers that differ from the teacher's by {gap:.2g}: give the "
+                    "model's code and the prepare that it was made with, or choose another folder"
+                )
 
     def _answers(self, examples: range) -> Iterator[Arrays]:
         """What is kept of the answers, a batch at a time."""
@@ -118,7 +150,7 @@ class Work:
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "examples": self.examples, "places": list(self.places), "classes": self.classes,
             "rows": shard_size or min(self.examples, batches * self.batch_size),
-            "inputs": digest(self.inputs), "form": form_of(self.inputs),
+            "inputs": digest(self.inputs, as_jax=True), "form": form_of(self.inputs),
             "teacher": digest((self.teacher, self.head)), "has_variables": bool(jax.tree.leaves(self.teacher)),
             "computation": program_digest(asked, self.teacher, self.one),
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")}

@@ -32,7 +32,7 @@ def kept_teacher(
     They do not where views are random (`prepare`), the student writes its own sequences, features are needed, or an
     epoch is all there is.
     """
-    if teacher is not None and _fits(teacher):
+    if teacher is not None and agreed(_fits(teacher), is_shared(mesh)):
         held = teacher.in_memory()
         teacher = held if mesh is None or held is teacher else replicated(mesh, held)
     same = prepare is None and not method.teacher_features and epochs > 1 and not is_on_policy(method)

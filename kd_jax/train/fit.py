@@ -16,6 +16,7 @@ from kd_jax.errors import NotFiniteError
 from kd_jax.methods import Method, as_method
 from kd_jax.models import as_model, count_parameters
 from kd_jax.teacher import Teacher, as_teacher
+from kd_jax.teachers.indices import in_order
 from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
 from kd_jax.train.faults import check_teacher
@@ -77,8 +78,22 @@ def fit(
     Raises what `kd.distill` raises; `NotFiniteError` for a loss that is not finite, unless it is traced.
     """
     check_order("kd.fit(key, data, network)", models={"network": network, "teacher": teacher}, data={"data": data})
-    model, known = where_it_lies(as_model, network, mesh), where_it_lies(as_teacher, teacher, mesh)
-    data, method = as_batch(data), as_method(method)
+    data = as_batch(data)
+    return fit_in_order(
+        key, data, network, teacher=in_order(where_it_lies(as_teacher, teacher, mesh), data), method=method,
+        optimizer=optimizer, epochs=epochs, batch_size=batch_size, start=start, prepare=prepare, measures=measures,
+        dtype=dtype, mesh=mesh, sharding=sharding,
+    )  # fmt: skip
+
+
+def fit_in_order(
+    key: Any, data: Batch, network: Any, *, method: Any, optimizer: optax.GradientTransformation, epochs: int,
+    batch_size: int, teacher: Teacher | None = None, start: PyTree = None, prepare: Prepare | None = None,
+    measures: Mapping[str, Measure] | None = None, dtype: Any = None, mesh: Any = None,
+    sharding: Sharding | None = None,
+) -> tuple[TrainState, dict[str, Float[Array, " epochs"]]]:  # fmt: skip
+    """`fit` with a teacher whose rows are those of the data, whatever its indices are."""
+    model, known, method = where_it_lies(as_model, network, mesh), teacher, as_method(method)
     training = make_training(model, optimizer, prepare=prepare, measures=measures, dtype=dtype)
     key = as_key(key)
     check_epochs(epochs)

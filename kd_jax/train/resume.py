@@ -17,6 +17,7 @@ import optax
 
 from kd_jax.convolution import onednn
 from kd_jax.data.batch import Batch
+from kd_jax.data.stream import Batches
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
 from kd_jax.files import digests
 from kd_jax.files.digests import program_digest
@@ -163,7 +164,9 @@ def opened(
 def identity(
     settings: dict[str, Any], data: Any, start: PyTree, teacher: Teacher | None, prepare: Any = None
 ) -> dict[str, Any]:
-    """What makes a training the same training. data: a `Batch` in memory, by its bytes; an iterator, by its type."""
+    """What makes a training the same training. data: a `Batch` in memory, by its bytes; `kd.stream`, by
+    some of them; an iterator, by its type.
+    """
     taught = None if teacher is None else digest(teacher)
     if teacher is not None and isinstance(data, Batch):
         # Its answers may be computed before the first step.
@@ -174,7 +177,9 @@ def identity(
             return [output.logits for output in teacher.outputs(inputs)]
 
         taught = hashlib.sha256(f"{taught}{program_digest(answers, rows, first.inputs)}".encode()).hexdigest()
-    known = digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
+    known: Any = f"{type(data).__module__}.{type(data).__qualname__}"
+    if isinstance(data, Batch | Batches):
+        known = digest(data) if isinstance(data, Batch) else data.identity()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
         "settings": settings, "data": known, "start": None if start is None else digest(start),

@@ -113,6 +113,8 @@ class Stream:
         *, steps: int | None, labels_count: bool, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self.apart = is_shared(mesh) and not isinstance(data, Batches)
+        if isinstance(data, Batches) and teacher is not None and teacher.per_example:
+            data = data.numbered(teacher.examples)
         if mesh is not None and isinstance(data, Batches):
             data = data.part(*part_of(mesh, DATA))
         self.data, self.teacher, self.key, self.method, self.training = data, teacher, key, method, training

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.batch import Batch, as_batch, check_values, is_in_memory
+from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
 from kd_jax.losses.checks import check_float_labels
@@ -37,6 +38,7 @@ class Validation:
         check_measures(measures)
         if not hasattr(data, "__iter__") or hasattr(data, "shape") or isinstance(data, str):
             raise ConfigError(f"validation is a {type(data).__name__}: give a kd.Batch, or a list of batches")
+        whole_pass(data)
         if is_iterator(data):
             raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
         self.measures, self.classes = measures, classes
@@ -94,6 +96,8 @@ class Validation:
         network = model.variables or jax.eval_shape(model.network.init, jax.random.key(0))
         size, asked = evaluation_batch_size(batch_size, network), self.teacher
         if asked is not None and isinstance(self.data, Batch):
+            # In the data's order, whatever its indices are.
+            self.data = self.data._replace(indices=None)
             asked = answers_on(asked, self.data, self.classes, batch_size=size, prepare=prepare)
 
         def examine(variables: PyTree) -> dict[str, float]:

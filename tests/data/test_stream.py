@@ -14,7 +14,7 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, net, teacher
 
 import kd_jax as kd
 from kd_jax.data.mapped import is_mapped
-from kd_jax.errors import ConfigError, DataError
+from kd_jax.errors import ConfigError, DataError, MismatchError
 
 grain = pytest.importorskip("grain")
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -154,6 +154,43 @@ def test_what_cannot_be_streamed_is_one_sentence(data: Any, more: dict[str, Any]
     with pytest.raises((ConfigError, DataError), match=words) as error:
         kd.stream(data, **more)
     assert "\n" not in str(error.value)
+
+
+def test_it_has_no_end_to_measure_at() -> None:
+    endless = kd.stream(DATA, batch_size=8)
+    with pytest.raises(ConfigError, match=r"kd.stream has no end: measure on a kd.Batch, or .*islice\(batches, 3\)"):
+        kd.evaluate(teacher(), endless)
+    with pytest.raises(ConfigError, match=r"kd.stream has no end"):
+        kd.distill(net(), teacher(), DATA, batch_size=8, optimizer=SGD, validation=endless)
+
+
+class Noisy:
+    """A source that says something else each time."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, row: int) -> Any:
+        return self.random.normal(size=X.shape[1:]).astype(np.float32), Y[row]
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (lambda: kd.stream(DATA, batch_size=8, key=8), r"data.key is \[0, 8\], and the training in .* has \[0, 7\]"),
+        (lambda: kd.stream((-X, Y), batch_size=8, key=7), "has another data.values"),
+        (lambda: kd.stream(DATA, batch_size=6, key=7), "data.batches is 6, and the training in .* has 8"),
+        (lambda: kd.stream(Noisy(), batch_size=8, key=7), "data.values is "),
+    ],
+)
+def test_another_stream_is_not_resumed(other: Any, says: str, tmp_path: Path) -> None:
+    how: dict[str, Any] = HOW | {"steps": 3, "epochs": 1, "checkpoint": tmp_path / "training"}
+    kd.distill(net(), teacher(), kd.stream(DATA, batch_size=8, key=7), **how)
+    with pytest.raises(MismatchError, match=says):
+        kd.distill(net(), teacher(), other(), resume=True, **how)
 
 
 def test_without_grain_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Caches of a teacher: what is kept comes back by example and position, from memory and from disk, whole or damaged."""
 
 import dataclasses
+import importlib.metadata
 import json
 import resource
 import shutil
@@ -25,6 +26,7 @@ import kd_jax as kd
 from kd_jax.data import tokens
 from kd_jax.errors import ConfigError, DataError, MethodError, MismatchError, OutputError
 from kd_jax.teachers import disk, writing
+from kd_jax.teachers import folder as folders
 from kd_jax.train import caching
 
 EXAMPLES, LENGTH, WIDTH, VOCABULARY = 11, 5, 6, 40
@@ -244,6 +246,99 @@ def test_functions_are_known_by_what_they_compute(tmp_path: Path) -> None:
         kept(tmp_path / "cache", teacher=say_by(EMBEDDING + 1))
 
 
+def test_numpys_own_types_are_compared_as_jax_has_them(tmp_path: Path) -> None:
+    inputs = RNG.normal(size=(EXAMPLES, 3))
+    known = kept(tmp_path / "cache", teacher=jnp.sin, inputs=inputs)
+    for good in (inputs, inputs.astype(np.float32), jnp.asarray(inputs)):
+        known.check_inputs(good)
+    with pytest.raises(MismatchError, match="is of other inputs"):
+        known.check_inputs(inputs[::-1])
+
+
+def test_the_head_is_that_of_the_cache(tmp_path: Path) -> None:
+    folder, other = tmp_path / "cache", tmp_path / "other"
+    kept(folder, **KINDS["hidden"])
+    kept(other, inputs=TOKENS[:7], **KINDS["hidden"])
+    head = folder / "head.safetensors"
+    shutil.copy(other / head.name, head)
+    with pytest.raises(DataError, match=r"head\.safetensors is of another cache: delete the file"):
+        kd.open_cache(folder).take(np.arange(2))
+    head.unlink()
+    with pytest.raises(DataError, match=r"lacks head\.safetensors: call kd.cached with the same"):
+        kd.open_cache(folder)
+    kept(folder, **KINDS["hidden"])
+    folders.read(folder).write_head({"head": HEAD[:, 1:]})
+    with pytest.raises(DataError, match=r"head\.safetensors is damaged \(its shapes are others\)"):
+        kd.open_cache(folder).take(np.arange(2))
+
+
+def upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == "flax" else version(name))
+
+
+@pytest.mark.parametrize("kind", ["logits", "bfloat16", "top-k", "hidden"])
+def test_after_an_upgrade_the_answers_are_compared(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how, first = KINDS[kind], kept(tmp_path / "cache", prepare=lambda key, inputs, train: inputs, **KINDS[kind])
+    upgraded(monkeypatch)
+    again = kept(tmp_path / "cache", prepare=lambda key, inputs, train: inputs + 0, **how)
+    assert again.folder == first.folder
+    kept(tmp_path / "cache", prepare=lambda key, inputs, train: 0 * inputs + inputs, **how)
+    with pytest.raises(MismatchError, match="has answers that differ from the teacher's by"):
+        kept(tmp_path / "cache", prepare=lambda key, inputs, train: (inputs + 1) % VOCABULARY, **how)
+
+
+def test_after_an_upgrade_draws_do_not_tell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgraded(monkeypatch)
+    with pytest.warns(UserWarning, match="was begun with other versions or on another backend, and whether `prepare`"):
+        kept(copy, prepare=lambda key, inputs, train: (inputs + 1) % VOCABULARY, **KINDS["samples"])
+
+
+def test_shards_leave_descriptors_for_others(tmp_path: Path) -> None:
+    kept(tmp_path / "cache", inputs=np.tile(TOKENS, (8, 1)), teacher=two_classes, shard_size=1, batch_size=88)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, before[1]))
+    try:
+        known: Any = kd.open_cache(tmp_path / "cache").in_memory()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert known.output.logits.shape == (88, LENGTH, 2)
+
+
+def two_classes(tokens: jax.Array) -> jax.Array:
+    return jnp.stack([tokens, -tokens], axis=-1).astype(jnp.float32)
+
+
+def test_who_begins_a_cache_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins and ends one while this one waits for the lock."""
+    lock, asked = folders._lock, iter([MODEL])
+
+    def late(path: Path) -> Any:
+        if next(asked, None) is not None:
+            kept(path)
+        return lock(path)
+
+    monkeypatch.setattr(folders, "_lock", late)
+    with pytest.raises(MismatchError, match="is of another teacher"):
+        kept(tmp_path / "cache", teacher=lambda tokens: -two_classes(tokens))
+    assert kd.open_cache(tmp_path / "cache").in_memory().examples == EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"features": ("hidden",)}, "features are given with an array of logits"),
+        ({"prepare": lambda key, inputs, train: inputs}, "prepare is given with an array of logits"),
+        ({"shard_size": 3}, "shard_size is 3 without a folder of shards"),
+    ],
+)
+def test_what_an_array_of_logits_has_no_use_for_is_refused(how: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        kd.cached(LOGITS.astype(np.float32), **how)
+    assert kd.cached(LOGITS.astype(np.float32), dtype=jnp.bfloat16).output.logits.dtype == jnp.bfloat16
+
+
 def swap(folder: Path) -> None:
     first, second = (folder / f"shard-0000{i}.safetensors" for i in (0, 1))
     first.write_bytes(second.read_bytes())
@@ -446,7 +541,10 @@ def test_packed_sequences_find_their_answers(tmp_path: Path) -> None:
         batch = kd.Batch({"tokens": packed}, None, weights, indices)
         taught = known.at(np.maximum(indices[..., 0], 0), np.maximum(indices[..., 1], 0))
         assert taught.examples == len(packed)
-        whole = kd.distill(student(), taught, batch, method=method, batch_size=len(packed), **HOW)
+        unnumbered = batch._replace(indices=None)
+        whole = kd.distill(student(), taught, unnumbered, method=method, batch_size=len(packed), **HOW)
+        found = kd.distill(student(), known, batch, method=method, batch_size=len(packed), **HOW)
+        assert_same(found.model.variables, whole.model.variables)
         streamed = kd.distill(student(), known, [batch] * 2, method=method, steps=1, **HOW)
         # By sequences, each of which has the mean of its own positions as they are weighted.
         alone = (np.arange(LENGTH) < lengths[:, None]).astype(np.float32)
@@ -477,6 +575,12 @@ def test_inputs_in_another_order_are_refused(cache: Path) -> None:
     known = kd.open_cache(cache)
     with pytest.raises(MismatchError, match="is of other inputs, or of these in another order"):
         kd.distill(student(), known, kd.Batch(TOKENS[::-1].copy()), method=kd.SampledKL(samples=9), batch_size=2, **HOW)
+    # Types of 64 bits are those that JAX makes of them.
+    known.check_inputs(TOKENS.astype(np.int64))
+    with pytest.raises(MismatchError, match="is of other inputs, or of these in another order"):
+        known.check_inputs(TOKENS[::-1].astype(np.int64))
+    with pytest.raises(MismatchError, match=r"the inputs are int16, and the cache in .* is of int32: give the inputs"):
+        known.check_inputs(TOKENS.astype(np.int16))
     # A student whose inputs are others cannot be told.
     known.check_inputs({"tokens": TOKENS[::-1]})
 

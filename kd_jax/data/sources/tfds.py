@@ -6,6 +6,7 @@ the examples come in TFDS's order and not in the order of publication.
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import importlib
 import io
@@ -29,6 +30,7 @@ from kd_jax.files import cache
 INSTALL = "pip install 'kd-jax[tfds]'"
 CATALOG = "https://www.tensorflow.org/datasets/catalog"
 _FORMAT = "array_record"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -143,7 +145,12 @@ def _decode(builder: Any, image: str, label: str, name: str, folder: Path | None
     def empty(key: str, shape: tuple[int, ...], dtype: Any) -> Any:
         if folder is None:
             return np.empty(shape, dtype)
-        return np.lib.format.open_memmap(folder / f"{key}.npy", "w+", dtype, shape)
+        array = np.lib.format.open_memmap(folder / f"{key}.npy", "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            # A disk that is full would end the process when a page is written.
+            with (folder / f"{key}.npy").open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return array
 
     arrays: Arrays = {}
     try:
@@ -164,7 +171,10 @@ def _decode(builder: Any, image: str, label: str, name: str, folder: Path | None
         raise
     except ImportError as error:
         raise DataError(f"{name} cannot be decoded ({_line(error)}): {_remedy(error)}") from None
-    except Exception as error:  # TFDS, array_record, the protocol buffers and the image decoder each raise their own.
+    except Exception as error:
+        if folder is not None and isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
+        # TFDS, array_record, the protocol buffers and the image decoder each raise their own.
         raise DataError(
             f"{name} is damaged in {builder.data_dir} ({_line(error)}): delete that folder, and it is prepared anew"
         ) from None
