@@ -68,7 +68,8 @@ def to_int8(onnx_path: str | Path, path: str | Path) -> Path:
     """Writes the ONNX file `path`, which has what the file `onnx_path` has with weights of 8 bits.
 
     By onnxruntime's dynamic quantisation: matrices, embeddings and convolutions get weights of 8 bits, and what they
-    are multiplied with is quantised as it comes. Weights have no sign, so that no processor's sums overflow. What that
+    are multiplied with is quantised as it comes, with one scale for all examples of a call, so that an answer depends a
+    little on the others. Weights have no sign, so that no processor's sums overflow. What that
     costs is in no formula: measure it, `kd.export.report`. Raises `ConfigError`, and `DataError` for a damaged file.
     """
     path = _named(path)
@@ -114,6 +115,12 @@ def _named(path: str | Path) -> Path:
     if path.suffix != ".onnx":
         raise DataError(f"a model cannot be written to {path}: name a file that ends in .onnx")
     return path
+
+
+def check_packages() -> None:
+    """Raises `ConfigError` where a package is missing that ONNX needs."""
+    for name in ("jax2onnx", "onnx", "onnxruntime"):
+        _imported(name)
 
 
 def _imported(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,56 @@ def test_without_labels_there_is_agreement_and_no_accuracy():
     assert found.rows["student"].interval is None
     assert "accuracy" not in str(found).partition("\n\n")[0]
     assert found.plot().axes[0].get_ylabel() == "agrees with the teacher (%)"
+
+
+def test_a_teacher_may_be_a_file_or_a_cache(tmp_path):
+    path = kd.export.to_onnx(TEACHER, tmp_path / "teacher.onnx", X)
+    wanted = kd.evaluate(STUDENT, DATA, teacher=TEACHER)
+    for teacher in (kd.from_onnx(path), kd.cached(TEACHER, DATA)):
+        found = kd.export.report({"teacher": teacher, "student": STUDENT}, DATA, rounds=1, onnx=False)
+        assert list(found.rows) == ["teacher", "student"]
+        assert found.rows["student"].measures["agreement"] == pytest.approx(wanted["agreement"])
+        assert found.rows["teacher"].measures["accuracy"] == pytest.approx(kd.evaluate(TEACHER, DATA)["accuracy"])
+        assert found.rows["teacher"].parameters is None
+        assert list(found.rows["student"].seconds) == [("XLA", 1), ("XLA", 32)]
+        assert found.rows["student"].size is None
+        assert json.loads(found.save(tmp_path)[0].read_text())["models"]["teacher"]["operations"] is None
+        file = isinstance(teacher, kd.Model)
+        assert found.rows["teacher"].size == (path.stat().st_size if file else None)
+        assert list(found.rows["teacher"].seconds) == ([("onnxruntime", 1), ("onnxruntime", 32)] if file else [])
+
+
+def test_without_onnx_no_other_package_is_needed(monkeypatch):
+    for name in ("jax2onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = kd.export.report(MODELS, DATA, rounds=1, onnx=False)
+    assert "onnxruntime" not in found.environment
+    assert "ONNX file" not in str(found)
+    with pytest.raises(ConfigError, match="jax2onnx is needed for ONNX"):
+        kd.export.report(MODELS, DATA, rounds=1)
+
+
+def test_an_interval_is_of_examples_that_count_alike():
+    several = kd.from_function(lambda params, x: jnp.stack([x[:, :4], x[:, 2:]], 1), {})
+    weights = np.where(np.arange(len(Y)) % 2, 1.0, 0.01).astype(np.float32)
+    for model, data in (
+        (STUDENT, kd.Batch(X, Y, weights)),
+        (several, kd.Batch(X, np.stack([Y, Y], 1))),
+    ):
+        found = kd.export.report({"model": model}, data, rounds=1, onnx=False)
+        assert found.rows["model"].interval is None
+        assert "accuracy" in found.rows["model"].measures
+        assert "without an interval: an example has several labels, or a weight of its own" in str(found)
+        assert found.plot().axes[0].get_ylabel() == "accuracy (%)"
+    half = kd.Batch(X, Y, np.where(weights == 1, np.float32(0.5), np.float32(0)))
+    row = kd.export.report({"model": STUDENT}, half, rounds=1, onnx=False).rows["model"]
+    assert row.interval == kd.stats.proportion_interval(row.measures["correct"], int((weights == 1).sum()))
+    assert row.measures["accuracy"] == pytest.approx(row.measures["correct"] / (weights == 1).sum())
+
+
+def test_int8_is_measured_so_many_examples_at_a_time_as_the_note_says(found):
+    assert "With int8 all examples of a call share a scale: they were measured 32 in a call." in str(found)
+    assert "int8" not in str(kd.export.report(MODELS, DATA, rounds=1, onnx=False))
 
 
 def test_a_folder_has_every_format_and_a_card_with_the_numbers(tmp_path):
