@@ -173,6 +173,48 @@ def test_some_formats_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "small-int8.onnx"]
 
 
+def test_files_that_are_there_are_not_lost(tmp_path):
+    for name in ("README.md", "student.onnx", "student.json", "report.md"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        formats = {"student.onnx": ["onnx"], "student.json": ["safetensors"]}.get(name, ["stablehlo"])
+        with pytest.raises(ConfigError, match=rf"already holds {name}: choose another folder, or .*overwrite"):
+            kd.export.to_folder(STUDENT, folder, DATA, formats=formats)
+        assert [(one.name, one.read_text()) for one in folder.iterdir()] == [(name, "mine")]
+    assert kd.export.to_folder(STUDENT, tmp_path / "student-onnx", DATA, formats=["int8"]) is None
+    assert (tmp_path / "student-onnx" / "student.onnx").read_text() == "mine"
+    kd.export.to_folder(STUDENT, tmp_path / "README-md", DATA, formats=["stablehlo"], overwrite=True)
+    assert "# student" in (tmp_path / "README-md" / "README.md").read_text()
+    with pytest.raises(DataError, match="is no description of a model"):
+        kd.export.to_folder(STUDENT, tmp_path / "student-json", DATA, formats=["safetensors"], overwrite=True)
+
+
+def test_a_report_of_another_model_does_not_stay(tmp_path):
+    kd.export.to_folder(STUDENT, tmp_path, DATA, formats=["stablehlo"], teacher=TEACHER, rounds=1, distilled=True)
+    card = (tmp_path / "README.md").read_text()
+    assert "A distilled model, exported" in card
+    assert "- knowledge-distillation" in card
+    assert "onnxruntime, 1 in a call" not in card
+    kd.export.to_folder(TEACHER, tmp_path, DATA, formats=["stablehlo"], name="wide", overwrite=True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["README.md", "student.stablehlo", "wide.stablehlo"]
+    card = (tmp_path / "README.md").read_text()
+    assert "A model, exported" in card
+    assert "distil" not in card
+    for name in ("teacher", "report", "README", "", "a/b"):
+        with pytest.raises(ConfigError, match=r"name is .* give a file's name other than teacher"):
+            kd.export.to_folder(STUDENT, tmp_path / "new", DATA, name=name, teacher=TEACHER)
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_left_behind_where_a_package_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ConfigError, match="jax2onnx is needed for ONNX"):
+        kd.export.to_folder(STUDENT, tmp_path / "out", DATA, teacher=TEACHER)
+    assert not (tmp_path / "out").exists()
+    assert kd.export.to_folder(STUDENT, tmp_path / "out", DATA, formats=["stablehlo"], teacher=TEACHER, rounds=1)
+
+
 def test_what_does_not_fit_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="'tflite' is no format: use safetensors, stablehlo, onnx or int8"):
         kd.export.to_folder(STUDENT, tmp_path, DATA, formats=["tflite"])
