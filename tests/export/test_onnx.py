@@ -118,6 +118,13 @@ def test_logits_beside_masked_ones_are_compared_as_others(mask, tmp_path):
     to_onnx(masked(lambda: 0.5), tmp_path / "a.onnx", X)
 
 
+def test_types_that_onnxruntime_lacks_are_one_sentence(tmp_path):
+    model = kd.from_function(lambda params, x: x.astype(jnp.bfloat16) @ params, jnp.ones((5, 3), jnp.bfloat16))
+    with pytest.raises(ConfigError, match=r"onnxruntime cannot run what jax2onnx made .*export it as StableHLO$"):
+        to_onnx(model, tmp_path / "a.onnx", X)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_differences_of_logits():
     wanted = np.array([1.0, -20.0, -1e9, -np.inf, np.nan], np.float32)
     assert difference(wanted, wanted) == 0
