@@ -11,6 +11,7 @@ shows that it runs.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -129,17 +130,40 @@ def tokens(path: Path) -> np.ndarray | None:
 def files(roots: Any, count: int, rng: np.random.Generator) -> list[Path]:
     """Some files of this computer, rare endings as often as common ones."""
     by_ending: dict[str, list[Path]] = {}
-    for root in dict.fromkeys(map(str, roots)):
-        for folder, _, names in os.walk(root):
-            for name in names:
+    seen: set[Path] = set()
+    for root in roots:
+        for folder, folders, names in os.walk(Path(root).resolve()):
+            folders.sort()
+            for name in sorted(names):
                 path = Path(folder, name)
-                if path.is_file() and not path.is_symlink():
+                if path not in seen and path.is_file() and not path.is_symlink():
+                    seen.add(path)
                     by_ending.setdefault(path.suffix.lower()[:8], []).append(path)
     for paths in by_ending.values():
         rng.shuffle(paths)  # type: ignore[arg-type]
     every = max(map(len, by_ending.values()), default=0)
     turns = (paths[turn] for turn in range(every) for paths in by_ending.values() if turn < len(paths))
     return [path for path, _ in zip(turns, range(count), strict=False)]
+
+
+def read(paths: list[Path]) -> tuple[list[Path], np.ndarray]:
+    """The files that are long enough, and their tokens `[files, 2048]`: the first of those that look the same."""
+    kept: dict[bytes, tuple[Path, np.ndarray]] = {}
+    for path in paths:
+        if (seen := tokens(path)) is not None:
+            kept.setdefault(hashlib.sha256(seen.tobytes()).digest(), (path, seen))
+    if not kept:
+        sys.exit("there is no file of 8 bytes or more: name folders that have some with --roots")
+    return [path for path, _ in kept.values()], np.stack([seen for _, seen in kept.values()])
+
+
+def held_out(folders: list[str], rng: np.random.Generator) -> np.ndarray:
+    """Which files are in a quarter of the folders."""
+    every = sorted(set(folders))
+    tested = set(rng.permutation(every)[: len(every) // 4])
+    if not tested:
+        sys.exit(f"the files are in {len(every)} folders, of which a quarter is for the test: name more with --roots")
+    return np.array([one in tested for one in folders])
 
 
 def balanced(answers: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -153,14 +177,22 @@ def balanced(answers: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
 
 def of_command(command: str | None, paths: list[Path]) -> np.ndarray:
-    """The types that magika's own command gives."""
+    """The types that magika's own command answers."""
     if command is None:
         return np.full(len(paths), "")
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    print(f"{command} is {version or 'of an unknown version'}")
     found: list[str] = []
     for start in range(0, len(paths), 500):
         part = [str(path) for path in paths[start : start + 500]]
-        said = subprocess.run([command, "--json", *part], capture_output=True, text=True, check=True).stdout
-        found += [one["result"].get("value", {}).get("dl", {}).get("label", "") for one in json.loads(said)]
+        # Its status is 1 where it could not read one of the files.
+        done = subprocess.run([command, "--json", *part], capture_output=True, text=True, check=False)
+        try:
+            said = {one["path"]: one["result"].get("value", {}).get("output", {}).get("label", "")
+                    for one in json.loads(done.stdout)}  # fmt: skip
+            found += [said[path] for path in part]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            sys.exit(f"{command} gave no answer for each file (status {done.returncode}): install magika==1.0.3 again")
     return np.array(found)
 
 
@@ -176,8 +208,7 @@ def main(
     teacher = rebuilt(home / MODEL / "model.onnx")
     original = kd.from_onnx(home / MODEL / "model.onnx", probabilities=True)
 
-    read = [(path, seen) for path in files(roots, 3 * count, rng) if (seen := tokens(path)) is not None]
-    paths, inputs = [path for path, _ in read], np.stack([seen for _, seen in read])
+    paths, inputs = read(files(roots, 3 * count, rng))
     sample = inputs[:256]
     mine = np.asarray(jax.nn.softmax(kd.predict(teacher, sample, batch_size=64)))
     differences = np.abs(mine - np.exp(kd.predict(original, sample, batch_size=64))).max(-1)
@@ -190,15 +221,15 @@ def main(
     answers, sure = logits.argmax(-1), np.asarray(jax.nn.softmax(logits)).max(-1) > SURE
 
     # A folder is for training or for the test; and some types no student sees.
-    folders = sorted({str(path.parent) for path in paths})
-    tested = set(rng.permutation(folders)[: len(folders) // 4])
+    of_test = held_out([str(path.parent) for path in paths], rng)
     often = [kind for kind in np.unique(answers) if (answers == kind).sum() >= 10]
     unseen = set(rng.permutation(often)[: len(often) // 15])
-    of_test = np.array([str(path.parent) in tested for path in paths])
     hidden = np.isin(answers, list(unseen))
     train = np.flatnonzero(~of_test & ~hidden)
     train = train[balanced(answers[train], count, rng)]
     test, other = np.flatnonzero(of_test & ~hidden), np.flatnonzero(hidden)
+    if not len(train) or not len(test):
+        sys.exit(f"{len(train)} files are left to learn from and {len(test)} for the test: name more with --roots")
     print(
         f"{len(train)} files to learn from, of {len(np.unique(answers[train]))} types; {len(test)} in other folders; "
         f"{len(other)} of types that no student sees ({', '.join(labels[sorted(unseen)]) or 'none'})"

@@ -1,6 +1,7 @@
 """The programs of examples/ run on a few images, and end in a table."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +70,18 @@ def test_what_magika_sees_of_a_file_and_which_files_are_chosen(tmp_path: Path) -
     rng = np.random.default_rng(0)
     chosen = example.files([tmp_path], 3, rng)
     assert sorted(path.suffix for path in chosen) == [".py", ".py", ".txt"]
+    assert len(example.files([tmp_path, str(tmp_path), tmp_path / "." / ".." / tmp_path.name], 99, rng)) == 10
+    (tmp_path / "0.py").write_text("print(1, 2)")
+    (tmp_path / "1.py").write_text("  print(1, 2)  ")
+    (tmp_path / "2.py").write_text("print(1, 2)")
+    paths, inputs = example.read(sorted(tmp_path.glob("*.py")))
+    assert [path.name for path in paths] == ["0.py", "1.py"]
+    assert inputs.shape == (2, 2048)
+    with pytest.raises(SystemExit, match="there is no file of 8 bytes or more"):
+        example.read([])
+    with pytest.raises(SystemExit, match="the files are in 3 folders"):
+        example.held_out(["a", "b", "c", "c"], rng)
+    assert example.held_out(["a", "b", "c", "d", "d"], rng).sum() in (1, 2)
     answers = np.array([0] * 90 + [1] * 8 + [2] * 2)
     rows = example.balanced(answers, 20, rng)
     assert np.bincount(answers[rows]).tolist() == [10, 8, 2]
@@ -78,6 +91,22 @@ def test_a_package_that_is_not_magikas_is_one_sentence(tmp_path: Path) -> None:
     example = loaded(ROOT / "examples" / "magika_smaller.py")
     with pytest.raises(SystemExit, match=r"has no models/standard_v3_3/model\.onnx, as magika 1\.0\.3 has"):
         example.package(str(tmp_path), tmp_path)
+
+
+def test_the_answer_of_magikas_command_counts_and_not_its_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = loaded(ROOT / "examples" / "magika_smaller.py")
+    command, said = tmp_path / "magika", tmp_path / "said.json"
+    command.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo magika 1.0.3 && exit 0\ncat {said}\nexit 1\n')
+    command.chmod(0o755)
+    value = {"dl": {"label": "undefined"}, "output": {"label": "txt"}}
+    known = [{"path": "b", "result": {"status": "error"}}, {"path": "a", "result": {"status": "ok", "value": value}}]
+    said.write_text(json.dumps(known))
+    assert example.of_command(str(command), [Path("a"), Path("b")]).tolist() == ["txt", ""]
+    assert "is magika 1.0.3" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="gave no answer for each file"):
+        example.of_command(str(command), [Path("a"), Path("c")])
 
 
 def test_the_page_of_examples_names_each() -> None:

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.experiments.shell import command
@@ -34,7 +35,8 @@ def _parser() -> cli.Parser:
     parser.stray = "name one run, and give an option's name before its values"
     parser.add_argument(
         "run", metavar="RUN",
-        help="a folder of python -m kd_jax.run, or a file of kd.export.to_safetensors with its JSON file beside it",
+        help="a folder of python -m kd_jax.run, or a file of kd.export.to_safetensors with its JSON file beside it; "
+        "the code of a run's own networks (module:name or file.py:name) is run, so give only runs that you trust",
     )  # fmt: skip
     what = parser.add_argument_group("what is exported")
     what.add_argument(
@@ -45,6 +47,7 @@ def _parser() -> cli.Parser:
     what.add_argument("--seed", type=cli.whole, metavar="N", help="of a run: which seed's student (default: the first)")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="folder for the files (default: export in the folder of RUN)")
+    output.add_argument("--overwrite", action="store_true", help="replace files of these names that DIR already holds")
     output.add_argument("--no-report", action="store_true", help="do not measure size, latency and accuracy")
     output.add_argument(
         "--rounds", type=cli.whole, metavar="N", default=30, help="timings of each model in the report (default: 30)"
@@ -86,28 +89,42 @@ def _of_run(run: Path, options: argparse.Namespace, formats: list[str]) -> None:
     measured = to_folder(
         found.models[name], folder, test, formats=formats, name=name, prepare=images.prepare,
         teacher=None if options.no_report or name == "teacher" else found.models["teacher"],
-        settings={"run": run.name, "seed": found.seed, **found.config.as_dict()},
-        license=options.license, rounds=options.rounds,
+        settings={"run": run.resolve().name, **found.settings(name)}, distilled=name == "distilled",
+        license=options.license, rounds=options.rounds, overwrite=options.overwrite, **found.how_made(name),
     )  # fmt: skip
-    _told(folder, "" if measured is None else f"{measured}\n\n")
+    _told(folder, formats, name, measured)
 
 
 def _of_file(path: Path, options: argparse.Namespace, formats: list[str]) -> None:
     from kd_jax.data.batch import Batch
-    from kd_jax.export.described import example_shapes, from_safetensors, how_made
+    from kd_jax.experiments import images
+    from kd_jax.export.described import example_shapes, from_safetensors, how_made, name_of, prepared_by
     from kd_jax.export.folder import to_folder
+    from kd_jax.files import shown
 
     for name in ("model", "seed"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name} is of a run, and {path} is a file: leave it out")
+    prepared = prepared_by(path)
+    if prepared not in (None, name_of(images.prepare)):
+        raise ConfigError(
+            f"{path} is of a model whose inputs {shown(prepared)} prepares, which the file does not hold: export the "
+            "model itself, kd.export.to_folder(model, folder, data, prepare=…)"
+        )
     folder = Path(options.out) if options.out else path.parent / "export"
     model, inputs = from_safetensors(path), example_shapes(path)
-    to_folder(model, folder, Batch(inputs), formats=formats, name=path.stem, license=options.license, **how_made(path))
-    _told(folder, "")
+    to_folder(
+        model, folder, Batch(inputs), formats=formats, name=path.stem, prepare=prepared and images.prepare,
+        license=options.license, overwrite=options.overwrite, **how_made(path),
+    )  # fmt: skip
+    _told(folder, formats, path.stem, None)
 
 
-def _told(folder: Path, text: str) -> None:
-    written = sorted(one.name for one in folder.iterdir() if one.is_file())
+def _told(folder: Path, formats: list[str], name: str, measured: Any) -> None:
+    from kd_jax.export.folder import file_names
+
+    written = sorted(file_names(formats, name, reported=measured is not None))
+    text = "" if measured is None else f"{measured}\n\n"
     print(f"{text}{folder}/ has {', '.join(written)}.", flush=True)
 
 

@@ -24,11 +24,12 @@ PyTree = Any
 
 # Only these are called on a file's word.
 _TRUSTED = "kd_jax.models"
+_STRUCTURES = ("array", "tuple", "dict")
 
 
 def to_safetensors(
     model: Any, path: str | Path, *, made: str | None = None, arguments: Mapping[str, Any] | None = None,
-    inputs: PyTree = None,
+    inputs: PyTree = None, prepare: Any = None,
 ) -> Path:  # fmt: skip
     """Writes a model as the file `path`, `student.safetensors`, with `student.json` beside it, and gives its path back.
 
@@ -37,9 +38,10 @@ def to_safetensors(
 
     made: the function that makes the model, such as "kd_jax.models:resnet8" or "my_package.networks:Small", which is
         called with `arguments`, and with `rngs` where it makes an `nnx.Module`. inputs: of some examples, whose shapes
-        and types are written down, too.
+        and types are written down, too. prepare: as of the training, where there was one: only its name is written
+        down, for the values do not hold it, and whoever uses them must do the same.
 
-    Raises `DataError` and `ConfigError` as `kd.save`.
+    Raises `DataError` and `ConfigError` as `kd.save`, and where a JSON file of that name is no description of a model.
     """
     path = Path(path).expanduser()
     known = with_variables(model)
@@ -47,7 +49,7 @@ def to_safetensors(
         raise ConfigError("arguments are given without what is made with them: give made='package.module:function'")
     if made is not None:
         _checked(made)
-    save(known, path)
+    check_beside(path)
     leaves = named_leaves(known.network.split(known.variables))
     description = {
         "kd_jax": __version__,
@@ -55,13 +57,15 @@ def to_safetensors(
         "parameters": count_parameters(known),
         "arrays": {name: _kind(leaf) for name, leaf in leaves},
         "inputs": None if inputs is None else _kinds(inputs),
-        "sha256": digest(path),
+        "structure": None if inputs is None else _structure(inputs),
+        "prepare": None if prepare is None else name_of(prepare),
     }
     try:
-        text = json.dumps(description, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        path.unlink()
+        json.dumps(description, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the arguments cannot be written as JSON ({error}): give numbers, texts and lists") from None
+    save(known, path)
+    text = json.dumps(description | {"sha256": digest(path)}, indent=2) + "\n"
     write_whole(path.with_suffix(".json"), text.encode())
     return path
 
@@ -70,7 +74,8 @@ def from_safetensors(path: str | Path, model: Any = None) -> Any:
     """The model of a file that `to_safetensors` wrote: a new `nnx.Module` for an NNX module, else a `Model`.
 
     model: what the values are for, as of `kd.restore`. Without it the JSON file says how it is made, which is believed
-        where it names a function of `kd_jax.models`; of others it only tells the name, and calls nothing.
+        where it names a function of `kd_jax.models`; of others it only tells the name, and calls nothing. What prepares
+    the inputs is no part of the model that comes back.
 
     Raises `DataError` where a file is damaged, or the two do not belong together.
     """
@@ -87,7 +92,8 @@ def from_safetensors(path: str | Path, model: Any = None) -> Any:
 def example_shapes(path: str | Path) -> PyTree:
     """The inputs that `to_safetensors` was given for a file, as `jax.ShapeDtypeStruct`s of 1. Raises `ConfigError`."""
     path = Path(path).expanduser()
-    known = _read(path.with_suffix(".json")).get("inputs")
+    content = _read(path.with_suffix(".json"))
+    known, structure = content.get("inputs"), content.get("structure")
     if not isinstance(known, dict) or not known:
         raise ConfigError(
             f"{path.with_suffix('.json').name} does not say what the inputs are: write it again with "
@@ -95,15 +101,46 @@ def example_shapes(path: str | Path) -> PyTree:
         )
     with refusing(f"{path.with_suffix('.json')} has inputs that are none", "write it again"):
         shapes = {name: jax.ShapeDtypeStruct((1, *one["shape"][1:]), one["dtype"]) for name, one in known.items()}
-    if list(shapes) == ["inputs"]:
-        return shapes["inputs"]
-    return tuple(shapes.values()) if "inputs_0" in shapes else shapes
+    if structure not in _STRUCTURES:
+        raise ConfigError(
+            f"{path.with_suffix('.json').name} does not hold the structure of its inputs, as of inputs within "
+            "others: give the model itself to kd.export.to_folder, with inputs"
+        )
+    leaves = list(shapes.values())
+    return leaves[0] if structure == "array" else {"dict": shapes, "tuple": tuple(leaves)}[structure]
 
 
 def how_made(path: str | Path) -> dict[str, Any]:
     """`made` and `arguments` that `to_safetensors` was given for a file; nothing where it was not."""
     made = _read(Path(path).expanduser().with_suffix(".json")).get("made")
     return {"made": made.get("by"), "arguments": made.get("arguments")} if isinstance(made, dict) else {}
+
+
+def prepared_by(path: str | Path) -> str | None:
+    """The name of the `prepare` that `to_safetensors` was given for a file."""
+    found = _read(Path(path).expanduser().with_suffix(".json")).get("prepare")
+    return None if found is None else str(found)
+
+
+def name_of(function: Any) -> str:
+    """`package.module:function`, as well as it can be told."""
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def check_beside(path: Path) -> None:
+    """Raises `DataError` where the JSON file beside `path` is no description of a model, and would be lost."""
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        return
+    try:
+        known = _read(beside)
+    except DataError:
+        known = {}
+    if not {"kd_jax", "arrays", "sha256"} <= set(known):
+        raise DataError(
+            f"{beside} is there and is no description of a model, and would be replaced: choose another name than "
+            f"{path.name}"
+        )
 
 
 def digest(path: str | Path) -> str:
@@ -160,6 +197,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _kind(leaf: Any) -> dict[str, Any]:
     return {"shape": list(np.shape(leaf)), "dtype": str(jax.numpy.asarray(leaf).dtype)}
+
+
+def _structure(inputs: PyTree) -> str | None:
+    """Of inputs; None where they are within each other, or their names are not those in the file."""
+    places = jax.tree.map(lambda leaf: 0, inputs, is_leaf=lambda leaf: isinstance(leaf, list))
+    if isinstance(places, dict):
+        return "dict" if all(one == 0 for one in places.values()) and set(places) == set(input_names(inputs)) else None
+    return "array" if places == 0 else "tuple" if type(places) is tuple and not any(places) else None
 
 
 def _kinds(inputs: PyTree) -> dict[str, Any]:

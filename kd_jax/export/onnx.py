@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from kd_jax.errors import ConfigError, DataError
-from kd_jax.export.program import Program, example_inputs, traced, with_variables
-from kd_jax.files import reason
+from kd_jax.export.program import Program, difference, example_inputs, input_names, traced, with_variables
+from kd_jax.files import listed, reason
 from kd_jax.files.written import write_whole
 from kd_jax.models.onnx import open_session
 from kd_jax.models.predict import outputs_in_batches
@@ -42,12 +42,19 @@ def to_onnx(
         which numbers are made. Their names in the file are `inputs` for an array, `inputs_0`, … for a tuple, and their
         own in a dict; the output's is `logits`. prepare: as of the training; the file does it, too. batch: a fixed
         number of examples, for a model that cannot have any.
-    tolerance: of the largest logit, or of 1 where that is larger.
+    tolerance: of the largest logit below 1e4, or of 1 where that is larger; what is 1e4 or more, as a mask makes it,
+        may differ by so much of itself.
 
     Needs jax2onnx and onnxruntime, `pip install 'kd-jax[export]'`. Raises `ConfigError`, where the converter or
     onnxruntime lacks what the model computes, or the logits differ, and `DataError` where the file cannot be written.
     """
     path = _named(path)
+    names = input_names(inputs)
+    if OUTPUT in names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"the inputs have the names {listed(names)}, and in an ONNX file each has its own, and the output is "
+            f"called {OUTPUT}: give a dict with other names"
+        )
     program = traced(model, inputs, prepare=prepare, batch=batch)
     content = _converted(program)
     given = jax.tree.map(lambda leaf: leaf[: batch or _MOST_COMPARED], example_inputs(inputs, batch or 8))
@@ -61,7 +68,8 @@ def to_int8(onnx_path: str | Path, path: str | Path) -> Path:
     """Writes the ONNX file `path`, which has what the file `onnx_path` has with weights of 8 bits.
 
     By onnxruntime's dynamic quantisation: matrices, embeddings and convolutions get weights of 8 bits, and what they
-    are multiplied with is quantised as it comes. Weights have no sign, so that no processor's sums overflow. What that
+    are multiplied with is quantised as it comes, with one scale for all examples of a call, so that an answer depends a
+    little on the others. Weights have no sign, so that no processor's sums overflow. What that
     costs is in no formula: measure it, `kd.export.report`. Raises `ConfigError`, and `DataError` for a damaged file.
     """
     path = _named(path)
@@ -109,6 +117,12 @@ def _named(path: str | Path) -> Path:
     return path
 
 
+def check_packages() -> None:
+    """Raises `ConfigError` where a package is missing that ONNX needs."""
+    for name in ("jax2onnx", "onnx", "onnxruntime"):
+        _imported(name)
+
+
 def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -139,13 +153,11 @@ def _compare(
     content: bytes, program: Program, inputs: PyTree, wanted: Float[np.ndarray, "examples ..."], tolerance: float
 ) -> None:
     """Raises `ConfigError` where onnxruntime's logits are not `wanted`, for all examples at once and for one."""
-    session = open_session(content)
     arrays = jax.tree.leaves(inputs)
     any_number = not isinstance(jax.tree.leaves(program.inputs)[0].shape[0], int)
-    bound = tolerance * max(1.0, float(np.abs(wanted).max(initial=0)))
     for count in {len(wanted), 1} if any_number else {len(wanted)}:
         try:
-            found = session.logits([leaf[:count] for leaf in arrays])
+            found = open_session(content).logits([leaf[:count] for leaf in arrays])
         except ConfigError as error:
             raise ConfigError(
                 f"onnxruntime cannot run what jax2onnx made of the model ({error}): export it as StableHLO"
@@ -155,12 +167,12 @@ def _compare(
                 f"the ONNX file gives logits of {found.shape} where the model's are {wanted[:count].shape}: export it "
                 "as StableHLO"
             )
-        # What is no number in the model may be none in the file.
-        difference = float(np.max(np.where(found == wanted[:count], 0, np.abs(found - wanted[:count])), initial=0))
-        if not difference <= bound:
+        far = difference(found, wanted[:count])
+        if not far <= tolerance:
+            more = f", or allow more with tolerance={far:.1g}" if np.isfinite(far) else ""
             raise ConfigError(
-                f"the logits of the ONNX file differ from the model's by {difference:.2g}, and may by {bound:.2g}: "
-                f"export it as StableHLO, or allow more with tolerance={difference / bound * tolerance:.1g}"
+                f"the logits of the ONNX file differ from the model's by {far:.2g}, and may by {tolerance:.2g}, in "
+                f"parts of the largest (or of 1): export it as StableHLO{more}"
             )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 from jax.extend.core import ClosedJaxpr, Literal
+from jaxtyping import Float
 
 from kd_jax.errors import ConfigError
 from kd_jax.files import as_numpy
@@ -28,6 +29,8 @@ _MOST_MADE = 4096
 _BATCH = "batch"
 # Between the same logits of one example at a time and of several.
 _ROUNDING = 1e-4
+# A logit of this size is a mask's.
+_LARGEST = 1e4
 
 
 class Program(NamedTuple):
@@ -84,8 +87,7 @@ def traced(model: Any, inputs: PyTree, *, prepare: Any = None, batch: int | None
         whole = trace(one_by_one, shapes)
         given = jax.tree.map(lambda leaf: leaf[:8], example_inputs(inputs))
         wanted = np.asarray(jax.jit(logits)(given), np.float32)
-        bound = _ROUNDING * max(1.0, float(np.abs(wanted).max(initial=0)))
-        if not np.allclose(jax.jit(one_by_one)(given), wanted, rtol=0, atol=bound, equal_nan=True):
+        if not difference(np.asarray(jax.jit(one_by_one)(given), np.float32), wanted) <= _ROUNDING:
             raise ConfigError(
                 "the model's logits of an example depend on how many others there are, so it cannot be exported for "
                 "any number of them: export it for one, batch=32"
@@ -106,6 +108,20 @@ def input_names(inputs: PyTree) -> tuple[str, ...]:
     paths = [path for path, _ in jax.tree.leaves_with_path(inputs, is_leaf=lambda leaf: isinstance(leaf, list))]
     names = [path_name(path).replace(".", "_") for path in paths]
     return tuple(f"inputs_{name}" if name[:1].isdigit() else name or "inputs" for name in names)
+
+
+def difference(found: Float[np.ndarray, "*shape"], wanted: Float[np.ndarray, "*shape"]) -> float:
+    """The largest difference of logits, in parts of the largest that is wanted, or of 1 where that is below 1.
+
+    What is 1e4 or more, as -1e9 of a mask, does not count as the largest: it is compared in parts of itself. The same
+    infinity, or no number in both, is no difference.
+    """
+    sizes = np.abs(wanted)
+    usual = sizes < _LARGEST
+    parts = np.where(usual | ~np.isfinite(sizes), max(1.0, float(sizes[usual].max(initial=0))), sizes)
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.max(np.where(same, 0, np.abs(found - wanted) / parts), initial=0))
 
 
 def with_variables(model: Any) -> Model:

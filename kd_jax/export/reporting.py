@@ -1,11 +1,14 @@
 """Teacher against student: size, operations, latency and accuracy; as a table, Markdown, JSON and a plot."""
 
+import contextlib
+import importlib
 import json
 import os
 import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +18,18 @@ from tabulate import tabulate
 
 from kd_jax.data.batch import Batch, as_batch, check_whole
 from kd_jax.errors import ConfigError
-from kd_jax.evaluate import evaluate, predict
+from kd_jax.evaluate import evaluate, teacher_logits
 from kd_jax.export import latency
 from kd_jax.export.latency import Quartiles
-from kd_jax.export.onnx import to_int8, to_onnx
+from kd_jax.export.onnx import check_packages, to_int8, to_onnx
 from kd_jax.export.program import traced, with_variables
 from kd_jax.files.written import write_whole
-from kd_jax.models import Model, count_parameters, from_onnx
+from kd_jax.models import Model, count_parameters, from_function, from_onnx
+from kd_jax.models.host import HostNetwork
+from kd_jax.models.onnx import Session, open_session
 from kd_jax.stats import proportion_interval
-from kd_jax.teacher import cached
+from kd_jax.teacher import as_whole_teacher, cached
+from kd_jax.teachers.base import LiveTeacher
 from kd_jax.version import __version__
 
 PyTree = Any
@@ -35,13 +41,15 @@ INT8 = "int8"
 class Row(NamedTuple):
     """One model, or its ONNX file with int8 weights.
 
-    parameters: trained numbers. size: of the ONNX file, in bytes. operations: floating-point ones for one example; None
-    of int8. measures: as of `kd.evaluate`. interval: 95 % of the accuracy, over examples; None without labels.
-    seconds: by runtime ("onnxruntime" on one thread, "XLA") and number of examples in a call.
+    parameters: trained numbers; None of a teacher that does not tell. size: of the ONNX file, in bytes; None without
+    one. operations: floating-point ones for one example; None of int8, and of a teacher that is no program of JAX.
+    measures: as of `kd.evaluate`. interval: 95 % of the accuracy, over examples; None without labels, and where an
+    example has several, or its own weight. seconds: by runtime ("onnxruntime" on one thread, "XLA") and number of
+    examples in a call.
     """
 
-    parameters: int
-    size: int
+    parameters: int | None
+    size: int | None
     operations: float | None
     measures: Mapping[str, float]
     interval: tuple[float, float] | None
@@ -107,7 +115,7 @@ class Report:
 
         figure = Figure(figsize=(7.0, 4.4), layout="constrained")
         panel = figure.subplots()
-        measure = "accuracy" if all(row.interval for row in self.rows.values()) else "agreement"
+        measure = "accuracy" if all("accuracy" in row.measures for row in self.rows.values()) else "agreement"
         for (name, row), colour in zip(self.rows.items(), _COLOURS * len(self.rows), strict=False):
             for (runtime, batch), found in row.seconds.items():
                 if batch != BATCHES[0]:
@@ -124,12 +132,12 @@ class Report:
         panel.set_xlabel("microseconds for one example, median and quartiles")
         panel.set_ylabel("accuracy (%)" if measure == "accuracy" else "agrees with the teacher (%)")
         panel.grid(alpha=0.25)
-        panel.legend(fontsize=8)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8)
         return figure
 
     def _text(self, form: str) -> str:
-        columns = list(next(iter(self.rows.values())).seconds)
-        every = list({key: None for row in self.rows.values() for key in row.seconds} or columns)
+        every = list({key: None for row in self.rows.values() for key in row.seconds})
         cells = [self._cells(name, row, every) for name, row in self.rows.items()]
         # A column for each model.
         table = [list(line) for line in zip(self._titles(every), *cells, strict=True)]
@@ -139,8 +147,16 @@ class Report:
         body = tabulate(table, header, tablefmt=form, colalign=align, disable_numparse=True)
         note = (
             f"Latencies are medians (quartiles) of {self.rounds} rounds in turn; onnxruntime has one thread. Accuracy "
-            f"and agreement are of {self.examples:,} examples; the interval (95 %, Wilson's) is about other examples."
+            f"and agreement are of {self.examples:,} examples"
         )
+        if any(row.interval for row in self.rows.values()):
+            note += "; the interval (95 %, Wilson's) is about other examples."
+        elif any("accuracy" in row.measures for row in self.rows.values()):
+            note += ", without an interval: an example has several labels, or a weight of its own."
+        else:
+            note += "."
+        if any(name.endswith(f", {INT8}") for name in self.rows):
+            note += f" With int8 all examples of a call share a scale: they were measured {BATCHES[-1]} in a call."
         return f"{body}\n\n{note}"
 
     @staticmethod
@@ -160,7 +176,8 @@ class Report:
         interval = "" if row.interval is None else f"{100 * row.interval[0]:.2f} to {100 * row.interval[1]:.2f}"
         times = (row.seconds.get(key) for key in every)
         return [
-            name, f"{row.parameters:,}", f"{row.size / 1000:,.1f}",
+            name, "" if row.parameters is None else f"{row.parameters:,}",
+            "" if row.size is None else f"{row.size / 1000:,.1f}",
             "" if row.operations is None else f"{row.operations / 1e6:,.3g}",
             per_cent("accuracy"), interval, per_cent("agreement"), "" if kl is None else f"{kl:.4f}", per_cent("ece"),
             *("" if one is None else _microseconds(one) for one in times),
@@ -178,71 +195,119 @@ _MARKS = {"onnxruntime": "o", "XLA": "s"}
 
 
 def report(
-    models: Any, data: Any, *, prepare: Any = None, int8: bool = True, rounds: int = 30,
+    models: Any, data: Any, *, prepare: Any = None, onnx: bool = True, int8: bool = True, rounds: int = 30,
     batches: tuple[int, ...] = BATCHES,
 ) -> Report:  # fmt: skip
     """Teacher against student, each measured in onnxruntime and XLA on this computer.
 
-    models: by name; the first is the teacher, with which the others agree or not. Each is exported as ONNX first.
+    models: by name; the first is the teacher, with which the others agree or not: whatever teaches, also
+        `kd.from_onnx(path)` and `kd.cached(teacher, data)`. Each other is a model, which is exported as ONNX first.
     data: a `Batch` in memory of held-out examples, with labels or without. prepare: as of the training.
-    int8: whether each but the first is measured with int8 weights, too. rounds: in each of which every model, runtime
-        and number of examples in `batches` is timed once.
+    onnx: whether onnxruntime is measured; without it the rows have no file. A teacher that cannot be exported has none.
+    int8: whether each but the first is measured with int8 weights, too, with 32 examples in a call: all of a call share
+        a scale. rounds: in each of which every model, runtime and number of examples in `batches` is timed once.
 
     Raises `ConfigError` as `to_onnx`, and where there is nothing to measure.
     """
-    if not isinstance(models, Mapping) or not models:
+    if not isinstance(models, Mapping) or not models or next(iter(models.values())) is None:
         raise ConfigError(
             "the report needs models by name, the teacher first: {'teacher': teacher, 'student': student}"
         )
     check_whole(rounds, "rounds")
-    known = {name: with_variables(model) for name, model in models.items()}
+    if onnx:
+        check_packages()
+    first, *others = models
+    asked = as_whole_teacher(models[first])
+    known = {first: _model_of(asked)} | {name: with_variables(models[name]) for name in others}
     batch = as_batch(data)
     count = jax.tree.leaves(batch.inputs)[0].shape[0]
-    if not count:
+    if asked is None or not count:
         raise ConfigError("there are no examples to measure on: give at least one")
-    teacher = next(iter(known.values()))
+    taught = np.asarray(teacher_logits(asked, batch, prepare=prepare), np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        files, parameters, calls = {}, {}, {}
+        files: dict[str, Path] = {}
+        calls: dict[tuple[str, str, int], Any] = {}
         work: dict[str, float | None] = {}
         for place, (name, model) in enumerate(known.items()):
-            files[name] = to_onnx(model, Path(folder) / f"{place}.onnx", batch.inputs, prepare=prepare)
-            parameters[name], work[name] = (
-                count_parameters(model),
-                latency.operations(traced(model, batch.inputs, prepare=prepare, batch=1)),
-            )
+            work[name] = None
+            if model is None:
+                continue
+            if isinstance(model.network, HostNetwork):
+                files |= _of_host(name, model.network.host, batch.inputs, prepare, batches, calls)
+                continue
+            work[name] = latency.operations(traced(model, batch.inputs, prepare=prepare, batch=1))
             for size in batches:
                 program = traced(model, batch.inputs, prepare=prepare, batch=size)
                 calls[name, "XLA", size] = latency.in_xla(program, _some(batch.inputs, size))
-            if int8 and place:
+            made = {}
+            if onnx:
+                with contextlib.suppress(*([] if place else [ConfigError])):
+                    made[name] = to_onnx(model, Path(folder) / f"{place}.onnx", batch.inputs, prepare=prepare)
+            if onnx and int8 and place:
                 own = f"{name}, {INT8}"
-                files[own] = to_int8(files[name], Path(folder) / f"{place}-int8.onnx")
-                parameters[own], work[own] = parameters[name], None
-        for name, file in files.items():
-            for size in batches:
-                calls[name, "onnxruntime", size] = latency.in_onnxruntime(file, _some(batch.inputs, size))
+                made[own], work[own] = to_int8(made[name], Path(folder) / f"{place}-int8.onnx"), None
+            for own, file in made.items():
+                for size in batches:
+                    calls[own, "onnxruntime", size] = latency.in_onnxruntime(file, _some(batch.inputs, size))
+            files |= made
         seconds = latency.interleaved(calls, rounds=rounds)
         rows = {}
-        for label, file in files.items():
-            # The file has `prepare` in it; a model has not.
-            measured, by_hand = (known[label], prepare) if label in known else (from_onnx(file), None)
-            measures = _measured(measured, by_hand, batch, teacher, prepare, is_teacher=measured is teacher)
-            right = measures.get("correct")
-            labelled = None if right is None else int(right + measures["errors"])
+        for label in [*known, *(one for one in work if one not in known)]:
+            measures = _measured(label, known, files, batch, taught, prepare)
             times = {(of, size): each for (one, of, size), each in seconds.items() if one == label}
+            model = known.get(label, known.get(label.removesuffix(f", {INT8}")))
             rows[label] = Row(
-                parameters[label], file.stat().st_size, work[label], measures,
-                None if right is None or not labelled else proportion_interval(int(right), labelled),
+                None if model is None or isinstance(model.network, HostNetwork) else count_parameters(model),
+                files[label].stat().st_size if label in files else None, work[label], measures,
+                _interval(measures, batch),
                 dict(sorted(times.items(), key=lambda item: (item[0][0] == "XLA", item[0][1]))),
             )  # fmt: skip
     return Report(rows, count, rounds, _environment())
 
 
+def _model_of(teacher: Any) -> Model | None:
+    """The model of a teacher that has one."""
+    return Model(teacher.network, teacher.variables) if isinstance(teacher, LiveTeacher) else None
+
+
+def _of_host(
+    name: str, host: Any, inputs: PyTree, prepare: Any, batches: tuple[int, ...], calls: dict[Any, Any]
+) -> dict[str, Path]:
+    """The file of a teacher that is one, whose calls are added to `calls` for each number of examples that it takes."""
+    if not (isinstance(host, Session) and Path(host.name).expanduser().is_file()):
+        return {}
+    session = open_session(host.name, output=host.output, threads=1)
+    for size in batches:
+        given = _some(inputs, size)
+        given = given if prepare is None else jax.tree.map(np.asarray, prepare(jax.random.key(0), given, False))
+        with contextlib.suppress(ConfigError):
+            session.logits(given)
+            calls[name, "onnxruntime", size] = partial(session.logits, given)
+    return {name: Path(host.name).expanduser()}
+
+
 def _measured(
-    model: Model, own: Any, batch: Batch, teacher: Model, prepare: Any, *, is_teacher: bool
+    label: str, known: Mapping[str, Model | None], files: Mapping[str, Path], batch: Batch, taught: Any, prepare: Any
 ) -> dict[str, float]:
-    """The measures of a model whose `prepare` is its own, beside a teacher's."""
-    taught = None if is_teacher else cached(np.asarray(predict(teacher, batch.inputs, prepare=prepare)))
-    return dict(evaluate(model, batch._replace(indices=None), teacher=taught, prepare=own))
+    """The measures of a row; the teacher's are of its logits."""
+    # They are in the examples' order.
+    batch = batch._replace(indices=None)
+    if label == next(iter(known)):
+        return dict(evaluate(from_function(lambda params, logits: logits, {}), batch._replace(inputs=taught)))
+    model = known.get(label)
+    if model is None:
+        # The file has `prepare` in it; a model has not.
+        return dict(evaluate(from_onnx(files[label]), batch, teacher=cached(taught), batch_size=BATCHES[-1]))
+    return dict(evaluate(model, batch, teacher=cached(taught), prepare=prepare))
+
+
+def _interval(measures: Mapping[str, float], batch: Batch) -> tuple[float, float] | None:
+    """Of the accuracy, where each example counts as one trial."""
+    labelled = int(measures.get("correct", 0) + measures.get("errors", 0))
+    weights = np.ones(1) if batch.weights is None else np.asarray(batch.weights)
+    if not labelled or np.ndim(batch.labels) != 1 or len(np.unique(weights[weights != 0])) > 1:
+        return None
+    return proportion_interval(int(measures["correct"]), labelled)
 
 
 def _some(inputs: PyTree, size: int) -> PyTree:
@@ -251,7 +316,7 @@ def _some(inputs: PyTree, size: int) -> PyTree:
 
 
 def _environment() -> dict[str, Any]:
-    import onnxruntime
-
-    versions = {"kd_jax": __version__, "jax": jax.__version__, "onnxruntime": onnxruntime.__version__}
+    versions = {"kd_jax": __version__, "jax": jax.__version__}
+    with contextlib.suppress(ImportError):
+        versions["onnxruntime"] = importlib.import_module("onnxruntime").__version__
     return {**versions, "device": jax.devices()[0].device_kind, "machine": platform.machine(), "cpus": os.cpu_count()}

@@ -11,7 +11,7 @@ from small import CNN, IMAGES, Residual, assert_same
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError
-from kd_jax.export.described import example_shapes, from_safetensors, how_made, to_safetensors
+from kd_jax.export.described import example_shapes, from_safetensors, how_made, prepared_by, to_safetensors
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -50,10 +50,41 @@ def test_other_models_come_back_where_they_are_given(model, tmp_path):
 
 def test_inputs_of_several_arrays_are_told_by_name(tmp_path):
     several = {"tokens": np.ones((2, 3), np.int32), "mask": np.ones((2, 3), bool)}
-    for inputs in (several, tuple(several.values())):
+    for inputs in (several, tuple(several.values()), {"inputs": X}, {"inputs_0": X}, (X,)):
         path = to_safetensors(kd.mlp([5, 3]).init(0), tmp_path / "a.safetensors", inputs=inputs)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
         assert example_shapes(path) == shapes
+
+
+def test_inputs_whose_structure_the_file_does_not_hold_are_told(tmp_path):
+    for inputs in ({"a": {"b": X}}, ((X,), X), {0: X}):
+        path = to_safetensors(kd.mlp([5, 3]).init(0), tmp_path / "a.safetensors", inputs=inputs)
+        with pytest.raises(ConfigError, match="does not hold the structure of its inputs"):
+            example_shapes(path)
+
+
+def test_arguments_that_cannot_be_written_leave_an_earlier_file_as_it_was(tmp_path):
+    model, path = kd.mlp([5, 3]).init(0), tmp_path / "a.safetensors"
+    to_safetensors(model, path)
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    with pytest.raises(ConfigError, match="cannot be written as JSON"):
+        to_safetensors(kd.mlp([5, 3]).init(1), path, made="kd_jax.models:mlp", arguments={"sizes": X})
+    assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
+
+
+@pytest.mark.parametrize("content", ['{"models": {}}', "mine", "[" * 200_000], ids=["results", "text", "deep"])
+def test_a_json_file_that_is_no_description_is_not_replaced(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match=r"results\.json is there and is no description of a model"):
+        to_safetensors(kd.mlp([5, 3]).init(0), tmp_path / "results.safetensors")
+    assert [one.name for one in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == content
+
+
+def test_what_prepared_the_inputs_is_told_by_name(tmp_path):
+    path = to_safetensors(kd.mlp([5, 3]).init(0), tmp_path / "a.safetensors", prepare=kd.mlp)
+    assert prepared_by(path) == "kd_jax.models.mlp:mlp"
+    assert prepared_by(to_safetensors(kd.mlp([5, 3]).init(0), path)) is None
 
 
 def test_only_functions_of_kd_jax_are_called_on_a_files_word(tmp_path):

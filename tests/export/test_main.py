@@ -87,6 +87,52 @@ def test_one_model_of_one_seed_without_a_report(run: Path, capsys: pytest.Captur
     np.testing.assert_array_equal(back(x), wanted(x))
 
 
+def test_a_run_s_own_file_is_the_same_program_again(
+    run: Path, small_dataset: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    command.main([str(run), "--model", "student", "--seed", "6", "--no-report", "--out", str(out),
+                  "--format", "safetensors"])  # fmt: skip
+    known = json.loads((out / "student.json").read_text())
+    assert known["made"] == {"by": "kd_jax.models:mlp", "arguments": {"sizes": [36, 4, 3]}}
+    assert known["prepare"] == "kd_jax.experiments.images:prepare"
+    card = (out / "README.md").read_text()
+    assert "A model that no teacher taught" in card
+    assert "- seed: 6" in card
+    for absent in ("temperature", "teacher_", "seed: 5", "method"):
+        assert absent not in card
+    command.main([str(out / "student.safetensors"), "--format", "onnx", "--out", str(again)])
+    session = onnxruntime.InferenceSession(str(again / "student.onnx"))
+    (logits,) = session.run(["logits"], {"inputs": small_dataset.test_images})
+    model = saved.read(run, 6).models["student"]
+    np.testing.assert_allclose(logits, model(small_dataset.test_images.astype(np.float32) / 255), atol=1e-4)
+    assert "already holds student.onnx" in failed(capsys, out / "student.safetensors", "--format", "onnx",
+                                                  "--out", again)  # fmt: skip
+    command.main([str(out / "student.safetensors"), "--format", "onnx", "--out", str(again), "--overwrite"])
+
+
+def test_the_teacher_s_card_is_of_the_teacher(run: Path, tmp_path: Path) -> None:
+    command.main([str(run), "--model", "teacher", "--seed", "6", "--format", "safetensors", "--out", str(tmp_path)])
+    card = (tmp_path / "README.md").read_text()
+    assert "- seed: 5" in card
+    assert "- teacher_hidden: [12]" in card
+    for absent in ("temperature", "student_hidden", "distil"):
+        assert absent not in card
+    x = np.ones((1, 36), np.float32)
+    back = kd.export.from_safetensors(tmp_path / "teacher.safetensors")
+    np.testing.assert_array_equal(back(x), saved.read(run).models["teacher"](x))
+
+
+def test_a_file_that_was_prepared_by_another_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, x = kd.mlp([5, 3]).init(0), np.ones((1, 5), np.float32)
+    path = tmp_path / "small.safetensors"
+    made = {"made": "kd_jax.models:mlp", "arguments": {"sizes": [5, 3]}}
+    kd.export.to_safetensors(model, path, inputs=x, prepare=lambda key, x, train: x / 255, **made)
+    error = failed(capsys, path, "--format", "onnx")
+    assert "prepares, which the file does not hold: export the model itself" in error
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_file_with_its_description(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model, x = kd.mlp([5, 3]).init(0), np.ones((1, 5), np.float32)
     path = tmp_path / "small.safetensors"
@@ -110,6 +156,8 @@ def test_what_does_not_fit_is_one_sentence(run: Path, capsys: pytest.CaptureFixt
     assert "--rounds is 0" in failed(capsys, run, "--rounds", "0")
     assert "did you mean --format?" in failed(capsys, run, "--formt", "onnx")
     (tmp_path / "results.json").write_text("{")
+    assert "is damaged" in failed(capsys, tmp_path)
+    (tmp_path / "results.json").write_text("[" * 200_000)
     assert "is damaged" in failed(capsys, tmp_path)
     (tmp_path / "results.json").write_text("[]")
     assert "is not of python -m kd_jax.run" in failed(capsys, tmp_path)

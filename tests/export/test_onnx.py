@@ -13,6 +13,7 @@ from small import CNN, IMAGES, Residual
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.export.onnx import to_int8, to_onnx
+from kd_jax.export.program import difference
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -100,6 +101,44 @@ def test_logits_that_differ_are_refused_and_no_file_is_left(tmp_path):
     with pytest.raises(ConfigError, match=r"differ from the model's by [0-9.]+, and may by .*tolerance="):
         to_onnx(model, tmp_path / "a.onnx", X)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -1e9, float(np.finfo(np.float32).min), np.nan])
+def test_logits_beside_masked_ones_are_compared_as_others(mask, tmp_path):
+    """Of a model that says something else when it is asked again, beside a class that is ruled out."""
+    asked = iter(range(100))
+
+    def masked(more):
+        apply = lambda params, x: jnp.concatenate([x + more(), jnp.full((x.shape[0], 1), mask)], 1)  # noqa: E731
+        return kd.from_function(apply, {})
+
+    with pytest.raises(ConfigError, match="differ from the model's by"):
+        to_onnx(masked(lambda: 0.01 * next(asked)), tmp_path / "a.onnx", X)
+    assert list(tmp_path.iterdir()) == []
+    to_onnx(masked(lambda: 0.5), tmp_path / "a.onnx", X)
+
+
+def test_types_that_onnxruntime_lacks_are_one_sentence(tmp_path):
+    model = kd.from_function(lambda params, x: x.astype(jnp.bfloat16) @ params, jnp.ones((5, 3), jnp.bfloat16))
+    with pytest.raises(ConfigError, match=r"onnxruntime cannot run what jax2onnx made .*export it as StableHLO$"):
+        to_onnx(model, tmp_path / "a.onnx", X)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_of_logits():
+    wanted = np.array([1.0, -20.0, -1e9, -np.inf, np.nan], np.float32)
+    assert difference(wanted, wanted) == 0
+    assert difference(wanted + np.float32([0.5, 0, 0, 0, 0]), wanted) == pytest.approx(0.025)
+    assert difference(np.where(wanted == -1e9, np.float32(-1.1e9), wanted), wanted) == pytest.approx(0.1, rel=1e-4)
+    assert difference(np.where(wanted == -np.inf, np.float32(-1e9), wanted), wanted) == np.inf
+    assert not difference(np.nan_to_num(wanted, neginf=-np.inf), wanted) < np.inf
+
+
+@pytest.mark.parametrize("inputs", [{"logits": X}, {"a": {"b": X}, "a_b": X}], ids=["output", "twice"])
+def test_inputs_without_names_of_their_own_are_refused(inputs, tmp_path):
+    model = kd.from_function(lambda params, given: jax.tree.leaves(given)[0], {})
+    with pytest.raises(ConfigError, match="give a dict with other names"):
+        to_onnx(model, tmp_path / "a.onnx", inputs)
 
 
 def test_what_the_converter_lacks_is_one_sentence(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,56 @@ def test_without_labels_there_is_agreement_and_no_accuracy():
     assert found.plot().axes[0].get_ylabel() == "agrees with the teacher (%)"
 
 
+def test_a_teacher_may_be_a_file_or_a_cache(tmp_path):
+    path = kd.export.to_onnx(TEACHER, tmp_path / "teacher.onnx", X)
+    wanted = kd.evaluate(STUDENT, DATA, teacher=TEACHER)
+    for teacher in (kd.from_onnx(path), kd.cached(TEACHER, DATA)):
+        found = kd.export.report({"teacher": teacher, "student": STUDENT}, DATA, rounds=1, onnx=False)
+        assert list(found.rows) == ["teacher", "student"]
+        assert found.rows["student"].measures["agreement"] == pytest.approx(wanted["agreement"])
+        assert found.rows["teacher"].measures["accuracy"] == pytest.approx(kd.evaluate(TEACHER, DATA)["accuracy"])
+        assert found.rows["teacher"].parameters is None
+        assert list(found.rows["student"].seconds) == [("XLA", 1), ("XLA", 32)]
+        assert found.rows["student"].size is None
+        assert json.loads(found.save(tmp_path)[0].read_text())["models"]["teacher"]["operations"] is None
+        file = isinstance(teacher, kd.Model)
+        assert found.rows["teacher"].size == (path.stat().st_size if file else None)
+        assert list(found.rows["teacher"].seconds) == ([("onnxruntime", 1), ("onnxruntime", 32)] if file else [])
+
+
+def test_without_onnx_no_other_package_is_needed(monkeypatch):
+    for name in ("jax2onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = kd.export.report(MODELS, DATA, rounds=1, onnx=False)
+    assert "onnxruntime" not in found.environment
+    assert "ONNX file" not in str(found)
+    with pytest.raises(ConfigError, match="jax2onnx is needed for ONNX"):
+        kd.export.report(MODELS, DATA, rounds=1)
+
+
+def test_an_interval_is_of_examples_that_count_alike():
+    several = kd.from_function(lambda params, x: jnp.stack([x[:, :4], x[:, 2:]], 1), {})
+    weights = np.where(np.arange(len(Y)) % 2, 1.0, 0.01).astype(np.float32)
+    for model, data in (
+        (STUDENT, kd.Batch(X, Y, weights)),
+        (several, kd.Batch(X, np.stack([Y, Y], 1))),
+    ):
+        found = kd.export.report({"model": model}, data, rounds=1, onnx=False)
+        assert found.rows["model"].interval is None
+        assert "accuracy" in found.rows["model"].measures
+        assert "without an interval: an example has several labels, or a weight of its own" in str(found)
+        assert found.plot().axes[0].get_ylabel() == "accuracy (%)"
+    half = kd.Batch(X, Y, np.where(weights == 1, np.float32(0.5), np.float32(0)))
+    row = kd.export.report({"model": STUDENT}, half, rounds=1, onnx=False).rows["model"]
+    assert row.interval == kd.stats.proportion_interval(row.measures["correct"], int((weights == 1).sum()))
+    assert row.measures["accuracy"] == pytest.approx(row.measures["correct"] / (weights == 1).sum())
+
+
+def test_int8_is_measured_so_many_examples_at_a_time_as_the_note_says(found):
+    assert "With int8 all examples of a call share a scale: they were measured 32 in a call." in str(found)
+    assert "int8" not in str(kd.export.report(MODELS, DATA, rounds=1, onnx=False))
+
+
 def test_a_folder_has_every_format_and_a_card_with_the_numbers(tmp_path):
     report = kd.export.to_folder(
         STUDENT, tmp_path / "out", DATA, teacher=TEACHER, made="kd_jax.models:mlp", arguments={"sizes": [6, 8, 4]},
@@ -120,6 +171,48 @@ def test_a_folder_has_every_format_and_a_card_with_the_numbers(tmp_path):
 def test_some_formats_alone(tmp_path):
     assert kd.export.to_folder(STUDENT, tmp_path, kd.Batch(X), formats=["int8"], name="small") is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "small-int8.onnx"]
+
+
+def test_files_that_are_there_are_not_lost(tmp_path):
+    for name in ("README.md", "student.onnx", "student.json", "report.md"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        formats = {"student.onnx": ["onnx"], "student.json": ["safetensors"]}.get(name, ["stablehlo"])
+        with pytest.raises(ConfigError, match=rf"already holds {name}: choose another folder, or .*overwrite"):
+            kd.export.to_folder(STUDENT, folder, DATA, formats=formats)
+        assert [(one.name, one.read_text()) for one in folder.iterdir()] == [(name, "mine")]
+    assert kd.export.to_folder(STUDENT, tmp_path / "student-onnx", DATA, formats=["int8"]) is None
+    assert (tmp_path / "student-onnx" / "student.onnx").read_text() == "mine"
+    kd.export.to_folder(STUDENT, tmp_path / "README-md", DATA, formats=["stablehlo"], overwrite=True)
+    assert "# student" in (tmp_path / "README-md" / "README.md").read_text()
+    with pytest.raises(DataError, match="is no description of a model"):
+        kd.export.to_folder(STUDENT, tmp_path / "student-json", DATA, formats=["safetensors"], overwrite=True)
+
+
+def test_a_report_of_another_model_does_not_stay(tmp_path):
+    kd.export.to_folder(STUDENT, tmp_path, DATA, formats=["stablehlo"], teacher=TEACHER, rounds=1, distilled=True)
+    card = (tmp_path / "README.md").read_text()
+    assert "A distilled model, exported" in card
+    assert "- knowledge-distillation" in card
+    assert "onnxruntime, 1 in a call" not in card
+    kd.export.to_folder(TEACHER, tmp_path, DATA, formats=["stablehlo"], name="wide", overwrite=True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["README.md", "student.stablehlo", "wide.stablehlo"]
+    card = (tmp_path / "README.md").read_text()
+    assert "A model, exported" in card
+    assert "distil" not in card
+    for name in ("teacher", "report", "README", "", "a/b"):
+        with pytest.raises(ConfigError, match=r"name is .* give a file's name other than teacher"):
+            kd.export.to_folder(STUDENT, tmp_path / "new", DATA, name=name, teacher=TEACHER)
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_left_behind_where_a_package_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ConfigError, match="jax2onnx is needed for ONNX"):
+        kd.export.to_folder(STUDENT, tmp_path / "out", DATA, teacher=TEACHER)
+    assert not (tmp_path / "out").exists()
+    assert kd.export.to_folder(STUDENT, tmp_path / "out", DATA, formats=["stablehlo"], teacher=TEACHER, rounds=1)
 
 
 def test_what_does_not_fit_is_one_sentence(tmp_path):

@@ -12,7 +12,7 @@ from kd_jax.experiments.notebook.config import Config
 from kd_jax.experiments.notebook.experiment import TITLES
 from kd_jax.experiments.shell.folder import RESULTS
 from kd_jax.files import open_regular
-from kd_jax.models import Model
+from kd_jax.models import Model, zoo
 from kd_jax.models import parameters as of_files
 
 
@@ -24,9 +24,40 @@ class SavedRun(NamedTuple):
     seed: int
     models: dict[str, Model]
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """How the model of this name was trained; of the teacher and of students alone without what others need."""
+        known = self.config.as_dict()
+        del known["seeds"]
+        left_out = {"teacher_hidden", "teacher_dropout", "teacher_input_dropout"} if self.config.teacher else set()
+        left_out |= {"student_hidden"} if self.config.student else set()
+        if name == "teacher":
+            left_out |= {one for one in known if one not in ("dataset", "preset") and not one.startswith("teacher")}
+        elif name == "student":
+            left_out |= {one for one in known if one.startswith("teacher")}
+            left_out |= {"method", "alpha", "temperature", "method_option"}
+        seed = self.config.seed if name == "teacher" else self.seed
+        return {one: value for one, value in known.items() if one not in left_out} | {"seed": seed}
+
+    def how_made(self, name: str) -> dict[str, Any]:
+        """`made` and `arguments` of `kd.export.to_safetensors`; nothing of a network that is not kd_jax's alone."""
+        config, dataset = self.config, self.dataset
+        own = config.teacher if name == "teacher" else config.student
+        if (config.teacher_training if name == "teacher" else config.training).augment != "none":
+            return {}
+        if own:
+            sizes = {"num_classes": dataset.classes, "in_channels": dataset.image_shape[-1]}
+            return {"made": f"kd_jax.models:{own}", "arguments": sizes} if own in zoo.__all__ else {}
+        hidden = config.teacher_hidden if name == "teacher" else config.student_hidden
+        known: dict[str, Any] = {"sizes": list(recipes.layer_sizes(hidden, dataset))}
+        if name == "teacher":
+            known |= {"dropout": config.teacher_dropout, "input_dropout": config.teacher_input_dropout}
+        return {"made": "kd_jax.models:mlp", "arguments": known}
+
 
 def read(folder: Path, seed: int | None = None) -> SavedRun:
     """The run in a folder of `python -m kd_jax.run`, with the models of one seed, or of its first.
+
+    Networks of the run's own, `package.module:name` or `file.py:name`, are imported and called, as by the run itself.
 
     Raises `DataError` where the folder has none, or its data set has changed, and `ConfigError` for another seed.
     """
@@ -68,6 +99,6 @@ def _results(folder: Path) -> dict[str, Any]:
         text = file.read()
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{folder / RESULTS} is damaged: run it again") from None
     return content if isinstance(content, dict) else {}
