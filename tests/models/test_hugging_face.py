@@ -102,7 +102,7 @@ def test_an_old_index_never_hides_what_was_written(tmp_path):
     np.testing.assert_array_equal(from_hugging_face(tmp_path).embed_tokens.embedding, made.embed_tokens.embedding)
     (tmp_path / "model.safetensors").unlink()
     np.testing.assert_array_equal(from_hugging_face(tmp_path).embed_tokens.embedding, old.embed_tokens.embedding)
-    with pytest.raises(DataError, match="holds a checkpoint of several files .*: name another folder"):
+    with pytest.raises(DataError, match=r"holds a checkpoint of several files .*: name another folder"):
         written(tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
