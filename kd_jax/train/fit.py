@@ -87,7 +87,7 @@ def fit(
 
 
 def fit_in_order(
-    key: Any, data: Batch, network: Any, *, method: Any, optimizer: optax.GradientTransformation, epochs: int,
+    key: Any, data: Batch, network: Any, *, method: Any, optimizer: Any, epochs: int,
     batch_size: int, teacher: Teacher | None = None, start: PyTree = None, prepare: Prepare | None = None,
     measures: Mapping[str, Measure] | None = None, dtype: Any = None, mesh: Any = None,
     sharding: Sharding | None = None,
