@@ -17,7 +17,7 @@ def test_collectives_of_a_program_are_counted_with_the_bytes_of_their_results() 
     assert scale.collectives(text) == {"all-reduce": (2, 4 * (784 * 1024 + 1024 + 1)), "all-gather": (1, 256)}
 
 
-def test_one_device_sends_nothing() -> None:
+def test_one_device_sends_nothing(standard_promotion: None) -> None:
     found = scale.measured(scale.WAYS[0], 1, 8, "weak")
     assert found.collectives == {}
     # The student's parameters and two moments, at least.
