@@ -109,7 +109,7 @@ class _Library:
 
     def __init__(self, path: str) -> None:
         # OpenMP's library is shared with PyTorch where that is loaded, and keeps the settings that it finds first:
-        # threads that sleep (OMP_WAIT_POLICY) make PyTorch up to 1.8 times as slow, and nothing here faster.
+        # threads that sleep (OMP_WAIT_POLICY) make PyTorch up to twice as slow, and nothing here faster.
         self.functions = ctypes.CDLL(path)
         self.functions.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
         self.functions.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
