@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from small import DATA, HOW, net, teacher
 
 import kd_jax as kd
-from kd_jax.errors import ConfigError
-from kd_jax.train import processes
+from kd_jax.errors import ConfigError, RunError
+from kd_jax.train import loop, processes
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 ROOT = Path(__file__).parents[2]
@@ -168,3 +168,29 @@ def test_a_mesh_without_a_device_of_this_process_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with pytest.raises(ConfigError, match=r"no device of process 1: give a mesh of jax.devices\(\)"):
         kd.distill(net(), teacher(), DATA, mesh=Mesh(np.array(jax.devices()[:1]), ("data",)), **HOW)
+
+
+def test_the_best_epoch_is_that_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other devices may round otherwise."""
+    how = {**HOW, "validation": DATA, "best": "nll", "epochs": 2}
+    assert kd.distill(net(), teacher(), DATA, **how).best_epoch is not None
+    monkeypatch.setattr(loop, "agreed", lambda own, shared: False)
+    assert kd.distill(net(), teacher(), DATA, **how).best_epoch is None
+
+
+@pytest.mark.parametrize("error", [PermissionError("no"), KeyboardInterrupt(), UserWarning("odd")])
+def test_whatever_ends_the_first_process_is_told_to_those_that_wait(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(processes, "told", lambda sentence, shared: said.append(sentence) or sentence)
+
+    def work() -> str:
+        raise error
+
+    with pytest.raises(type(error)):
+        processes.by_first(work, True)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "told", lambda sentence, shared: said[0])
+    with pytest.raises(RunError, match=f"process 0 ended with {type(error).__name__}"):
+        processes.by_first(work, True)
