@@ -28,12 +28,22 @@ _FILES = {
 _CARD, _EXPORTED = "README.md", "exported by kd_jax"
 _REPORT = ("report.json", "report.md", "report.png")
 _PREPARED = "The ONNX and StableHLO files do that themselves; of the safetensors file it is no part."
+# What a program imports, and how it reads each of them.
 _READ = {
-    "safetensors": 'student = kd_jax.export.from_safetensors("{name}.safetensors", model)',
-    "stablehlo": 'program = bytearray(pathlib.Path("{name}.stablehlo").read_bytes())\n'
-    "logits = jax.export.deserialize(program).call(inputs)",
-    "onnx": '(logits,) = onnxruntime.InferenceSession("{name}.onnx").run(["logits"], {{"{input}": inputs}})',
-    "int8": '(logits,) = onnxruntime.InferenceSession("{name}-int8.onnx").run(["logits"], {{"{input}": inputs}})',
+    "safetensors": (("kd_jax",), 'student = kd_jax.export.from_safetensors("{name}.safetensors"{model})'),
+    "stablehlo": (
+        ("pathlib", "jax.export"),
+        'program = bytearray(pathlib.Path("{name}.stablehlo").read_bytes())\n'
+        "logits = jax.export.deserialize(program).call(inputs)",
+    ),
+    "onnx": (
+        ("onnxruntime",),
+        '(logits,) = onnxruntime.InferenceSession("{name}.onnx").run(["logits"], {{"{input}": inputs}})',
+    ),
+    "int8": (
+        ("onnxruntime",),
+        '(logits,) = onnxruntime.InferenceSession("{name}-int8.onnx").run(["logits"], {{"{input}": inputs}})',
+    ),
 }
 
 
@@ -142,9 +152,10 @@ def card(
     ]
     row = None if found is None else found.rows[name]
     if found is not None and row is not None and "accuracy" in row.measures:
+        of = (settings or {}).get("dataset", "held-out examples")
         lines += [
             "metrics:", "- accuracy", "model-index:", f"- name: {name}", "  results:", "  - task:",
-            "      type: classification", "    dataset:", "      name: held-out examples", "      type: custom",
+            "      type: classification", "    dataset:", f"      name: {of}", "      type: custom",
             "    metrics:", "    - type: accuracy", f"      value: {row.measures['accuracy']:.6g}",
         ]  # fmt: skip
     what = {True: "A distilled model", False: "A model that no teacher taught", None: "A model"}[distilled]
@@ -154,9 +165,11 @@ def card(
         lines += [f"- `{name}.json` says, too, that {made} makes the model."]
     if prepare is not None:
         lines += ["", f"Inputs are prepared by `{name_of(prepare)}`. " + _PREPARED]
-    first = input_names(inputs)[0]
-    reading = [_READ[one].format(name=name, input=first) for one in formats]
-    lines += ["", "```python", *reading, "```", ""]
+    own = {"name": name, "input": input_names(inputs)[0], "model": "" if made is not None else ", model"}
+    imports = sorted({f"import {package}" for one in formats for package in _READ[one][0]})
+    lines += ["", "```python", *imports, "", *(_READ[one][1].format(**own) for one in formats), "```", ""]
+    if "safetensors" in formats and made is None:
+        lines += ["`model` is the module or `kd.Model` whose parameters these are, with any values.", ""]
     if found is not None:
         lines += ["## Beside the teacher", "", found.markdown(), "", "![accuracy against latency](report.png)", ""]
         lines += [f"- {key}: {value}" for key, value in found.environment.items()] + [""]

@@ -112,6 +112,7 @@ class Report:
         Bars are quartiles of the latency, and the 95 % interval of the accuracy.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, StrMethodFormatter
 
         figure = Figure(figsize=(7.0, 4.4), layout="constrained")
         panel = figure.subplots()
@@ -129,6 +130,9 @@ class Report:
                     fmt=_MARKS[runtime], color=colour, capsize=3, markersize=7, label=f"{name}, {runtime}",
                 )  # fmt: skip
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        panel.minorticks_off()
         panel.set_xlabel("microseconds for one example, median and quartiles")
         panel.set_ylabel("accuracy (%)" if measure == "accuracy" else "agrees with the teacher (%)")
         panel.grid(alpha=0.25)
