@@ -18,6 +18,7 @@ from benchmarks import keras_ways, limit
 from benchmarks.apart import Apart
 from benchmarks.measure import Contestant, Figures, Setting, Table, as_figures, take_turns, with_best
 from benchmarks.steps import NO_TORCH, TUNED, has_torch
+from kd_jax.convolution import compiling
 from kd_jax.teacher import as_teacher
 from kd_jax.train import fit, step
 from kd_jax.train.checks import make_training
@@ -156,7 +157,8 @@ def kd_jax_trainer(row: Row, steps: int) -> Callable[[], float]:
     key = jax.random.key(0)
     state = jax.jit(lambda: step.init(key, training, method))()
     order = jnp.asarray(np.random.default_rng(1).permutation(EXAMPLES)[: steps * BATCH].reshape(steps, BATCH))
-    go = jax.jit(partial(fit.scan_steps, training=training), donate_argnums=0)
+    scanned = jax.jit(partial(fit.scan_steps, training=training), donate_argnums=0)
+    go = compiling.compiled(scanned.lower(state, key, data, teacher, order, method))
 
     def train() -> float:
         nonlocal state
