@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kd_jax.errors import ConfigError, DataError
+from kd_jax.export.convertible import CONVERTIBLE
 from kd_jax.export.program import Program, difference, example_inputs, input_names, traced, with_variables
 from kd_jax.files import listed, reason
 from kd_jax.files.written import write_whole
@@ -138,12 +139,15 @@ def _converted(program: Program) -> bytes:
     shapes = jax.tree.leaves(program.inputs)
     with _quiet(), _lax_alone():
         try:
-            made = jax2onnx.to_onnx(program, inputs=shapes, input_names=program.names, output_names=[OUTPUT])
+            made = jax2onnx.to_onnx(
+                program._replace(instead=CONVERTIBLE), inputs=shapes, input_names=program.names, output_names=[OUTPUT]
+            )
         except Exception as error:
             raise ConfigError(
                 f"jax2onnx cannot convert the model ({reason(error)}): export it as StableHLO, or leave out what is "
                 "named here"
             ) from None
+    _imported("kd_jax.export.pooling").move_axes(made)
     made.producer_name, made.producer_version = "kd_jax", __version__
     content: bytes = made.SerializeToString()
     return content

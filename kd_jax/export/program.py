@@ -1,6 +1,7 @@
 """A model as one program of its inputs alone, for any number of examples: what StableHLO and ONNX are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -38,16 +39,18 @@ class Program(NamedTuple):
 
     closed: a jaxpr without calls and without what the logits do not need. inputs: a PyTree of the shapes and types, its
     first axis of any size where `batch` is None. names: one for each array of it. shape: of one example's logits.
+    instead: functions by the name of the operation of `jax.lax` in whose place the program calls them.
     """
 
     closed: ClosedJaxpr
     inputs: PyTree
     names: tuple[str, ...]
     shape: tuple[int, ...]
+    instead: Mapping[str, Any] = MappingProxyType({})
 
     def __call__(self, *arrays: Any) -> Any:
         """The logits, of the arrays of the inputs in their order; traced, or of the fixed number of examples."""
-        return _evaluated(self.closed, arrays)[0]
+        return _evaluated(self.closed, arrays, self.instead)[0]
 
 
 def traced(model: Any, inputs: PyTree, *, prepare: Any = None, batch: int | None = None) -> Program:
@@ -162,7 +165,7 @@ def _any_batch(leaf: Any, size: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((size, *array.shape[1:]), jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def _evaluated(closed: Any, arguments: Sequence[Any]) -> list[Any]:
+def _evaluated(closed: Any, arguments: Sequence[Any], instead: Mapping[str, Any] = MappingProxyType({})) -> list[Any]:
     """What the program gives: calls are inlined, what nobody needs is left out, constants are computed now."""
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -176,7 +179,7 @@ def _evaluated(closed: Any, arguments: Sequence[Any]) -> list[Any]:
         name, params = equation.primitive.name, equation.params
         inner = next((params[key] for key in _INNER if key in params), None) if name in _CALLS else None
         if inner is not None:
-            results = _evaluated(inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ()), inputs)
+            results = _evaluated(inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ()), inputs, instead)
         elif name == "sub" and isinstance(inputs[0], jax.core.Tracer) and not isinstance(inputs[1], jax.core.Tracer):
             # The same number; runtimes make one of a convolution and the products and sums after it.
             with jax.ensure_compile_time_eval():
@@ -185,6 +188,8 @@ def _evaluated(closed: Any, arguments: Sequence[Any]) -> list[Any]:
         elif _is_constant(equation, inputs):
             with jax.ensure_compile_time_eval():
                 results = equation.primitive.bind(*inputs, **params)
+        elif name in instead:
+            results = instead[name](*inputs, **params)
         else:
             results = equation.primitive.bind(*inputs, **params)
         results = results if isinstance(results, list | tuple) else [results]

@@ -1,0 +1,49 @@
+"""Operations by others compute what those of `jax.lax` do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kd_jax as kd
+from kd_jax.export.convertible import CONVERTIBLE
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(3, 1, 6, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ((0, 0, 0), (1, 2, 0), (0, 3, 0), (0, 0, 0)), ((0, 0, 0), (0, 0, 0), (-1, 2, 0), (2, -3, 0)),
+        ((0, 0, 0), (0, 0, 0), (0, 0, 1), (1, 0, 0)), ((0, 0, 0),) * 4,
+        ((0, 0, 0), (0, 0, 0), (-4, 0, 0), (-1, -1, 0)), ((0, 0, 0), (-2, 4, 0), (0, 0, 0), (0, 0, 0)),
+    ],
+)  # fmt: skip
+def test_padding(config):
+    padding = jnp.float32(2)
+    found = CONVERTIBLE["pad"](jnp.asarray(X), padding, padding_config=config)
+    np.testing.assert_array_equal(found, jax.lax.pad(X, padding, config))
+
+
+@pytest.mark.parametrize("name", ["reduce_window_max", "reduce_window_min"])
+@pytest.mark.parametrize("dilation", [(1, 1, 1, 1), (1, 1, 2, 1)])
+def test_pools(name, dilation):
+    kind, start = (jax.lax.max, -np.inf) if name.endswith("max") else (jax.lax.min, np.inf)
+    params = {
+        "window_dimensions": (1, 1, 3, 2), "window_strides": (1, 1, 2, 1), "padding": ((0, 0), (0, 0), (1, 0), (0, 1)),
+        "base_dilation": (1, 1, 1, 1), "window_dilation": dilation,
+    }  # fmt: skip
+    found = CONVERTIBLE[name](jnp.asarray(X), **params)
+    np.testing.assert_array_equal(found, jax.lax.reduce_window(X, start, kind, **params))
+
+
+def test_padded_inputs_are_exported_for_any_number_of_examples(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+
+    def apply(params, x):
+        return jnp.pad(x, ((0, 0), (2, 1)), constant_values=3)[:, 1:].sum(-1, keepdims=True) + params
+
+    # to_onnx compares the logits.
+    assert kd.export.to_onnx(kd.from_function(apply, jnp.ones((1, 2))), tmp_path / "a.onnx", X[:, 0, 0]).is_file()
