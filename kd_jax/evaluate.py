@@ -14,6 +14,7 @@ from kd_jax.data.batch import Batch, as_batch, check_values, check_whole
 from kd_jax.data.order import called_as, check_order
 from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError, ShapeError
+from kd_jax.files import inputs_of
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.checks import as_whole, check_float_labels
 from kd_jax.losses.compensated import difference, exp
@@ -62,7 +63,7 @@ def predict(model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any 
     """
     known = _with_variables(model)
     check_whole(batch_size, "batch_size")
-    inputs = as_batch((getattr(inputs, "inputs", inputs), None)).inputs
+    inputs = as_batch((inputs_of(inputs), None)).inputs
     return outputs_in_batches(known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare).logits
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from kd_jax.data.batch import as_batch, check_whole
 from kd_jax.data.order import check_order
 from kd_jax.errors import ConfigError, DataError
-from kd_jax.files import floats, npy, tensors
+from kd_jax.files import floats, inputs_of, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model
 from kd_jax.models.doors import is_result
 from kd_jax.models.predict import outputs_in_batches
@@ -113,7 +113,7 @@ def cached(
         else:
             raise ConfigError("kd.cached needs what the teacher is asked about: kd.cached(teacher, inputs)")
     live, batch_size = as_teacher(teacher), check_whole(batch_size, "batch_size")
-    inputs = as_batch((getattr(inputs, "inputs", inputs), None)).inputs
+    inputs = as_batch((inputs_of(inputs), None)).inputs
     if isinstance(live, LiveTeacher) and keep == "logits" and path is None and dtype is None:
         outputs = outputs_in_batches(
             live.network, live.variables, inputs, batch_size=batch_size, features=features, prepare=prepare

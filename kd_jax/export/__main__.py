@@ -81,7 +81,10 @@ def _of_run(run: Path, options: argparse.Namespace, formats: list[str]) -> None:
     from kd_jax.export.folder import to_folder
 
     if not saved.is_run(run):
-        raise DataError(f"{run} has no results.json: name the folder of a run of python -m kd_jax.run that is finished")
+        raise DataError(
+            f"{run} has no results.json: name the folder of a run of python -m kd_jax.run that is finished, or export "
+            "a model from Python, kd.export.to_folder(model, folder, test)"
+        )
     found = saved.read(run, options.seed)
     name = options.model or _MODELS[0]
     test = Batch(found.dataset.test_images, found.dataset.test_labels)

@@ -165,7 +165,7 @@ def _model(known: Mapping[str, Any], path: Path) -> Any:
     if not isinstance(made, dict):
         raise ConfigError(
             f"{path.with_suffix('.json').name} does not say how the model is made: give it, "
-            "from_safetensors(path, model)"
+            "from_safetensors(path, model), or write the file with made='package.module:function'"
         )
     by, arguments = str(made.get("by")), made.get("arguments")
     module, _, name = by.partition(":")

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.export.convertible import CONVERTIBLE
 from kd_jax.export.program import Program, difference, example_inputs, input_names, traced, with_variables
-from kd_jax.files import listed, reason
+from kd_jax.files import inputs_of, listed, reason
 from kd_jax.files.written import write_whole
 from kd_jax.models.onnx import open_session
 from kd_jax.models.predict import outputs_in_batches
@@ -49,7 +49,7 @@ def to_onnx(
     Needs jax2onnx and onnxruntime, `pip install 'kd-jax[export]'`. Raises `ConfigError`, where the converter or
     onnxruntime lacks what the model computes, or the logits differ, and `DataError` where the file cannot be written.
     """
-    path = _named(path)
+    path, inputs = _named(path), inputs_of(inputs)
     names = input_names(inputs)
     if OUTPUT in names or len(set(names)) < len(names):
         raise ConfigError(

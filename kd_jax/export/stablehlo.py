@@ -8,7 +8,7 @@ from jax import export as jax_export
 
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.export.program import traced
-from kd_jax.files import open_regular, reason, refusing
+from kd_jax.files import inputs_of, open_regular, reason, refusing
 from kd_jax.files.written import write_whole
 from kd_jax.models import Model, from_function
 
@@ -35,7 +35,7 @@ def to_stablehlo(
     path = Path(path).expanduser()
     if path.suffix != ".stablehlo":
         raise DataError(f"a model cannot be written to {path}: name a file that ends in .stablehlo")
-    program = traced(model, inputs, prepare=prepare, batch=batch)
+    program = traced(model, inputs_of(inputs), prepare=prepare, batch=batch)
 
     def logits(inputs: PyTree) -> Any:
         return program(*jax.tree.leaves(inputs))

@@ -6,7 +6,7 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
@@ -85,6 +85,18 @@ def check_shape(found: Sequence[int], wanted: Sequence[int] | None, what: str) -
     """Raises `DataError` where an array has another shape than it must have, if that is known."""
     if wanted is not None and tuple(found) != tuple(wanted):
         raise DataError(f"{what} has the shape {_shape(found)}: it must have {_shape(wanted)}")
+
+
+def inputs_of(given: Any) -> Any:
+    """What a model is called with: the inputs of a `Batch`, else what is given.
+
+    Raises `DataError` for what gives batches one after another, some without an end.
+    """
+    if hasattr(given, "inputs"):
+        return given.inputs
+    if hasattr(given, "__iter__") and not isinstance(given, Mapping | tuple | list) and not hasattr(given, "shape"):
+        raise DataError(f"the inputs are a {type(given).__name__}, which is iterated: give arrays, or a kd.Batch")
+    return given
 
 
 def as_numpy(value: Any, what: str) -> Shaped[np.ndarray, "..."]:

@@ -7,7 +7,7 @@ import numpy as np
 from flax import linen, nnx
 
 from kd_jax.errors import ConfigError
-from kd_jax.files import as_numpy
+from kd_jax.files import as_numpy, inputs_of
 from kd_jax.models.network import Model, Network, PyTree
 from kd_jax.models.nnx import from_nnx
 from kd_jax.models.trying import told
@@ -54,13 +54,13 @@ def is_result(model: Any) -> bool:
 def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
     """Paths of all features of a model, with their shapes for these inputs; nothing is computed.
 
-    model: whatever `as_model` takes. inputs: arrays, or `jax.ShapeDtypeStruct`s.
+    model: whatever `as_model` takes. inputs: arrays, `jax.ShapeDtypeStruct`s, or a `Batch` of them.
 
     An output of several arrays has a path for each, `rnn.0`. A submodule that is called several times has its last
     output; one that is not called has none. Raises `ConfigError`.
     """
     model = as_model(model)
-    inputs = jax.tree.map(_array, inputs, is_leaf=lambda value: isinstance(value, list))
+    inputs = jax.tree.map(_array, inputs_of(inputs), is_leaf=lambda value: isinstance(value, list))
     variables = model.variables
     if variables is None:
         variables = jax.eval_shape(model.network.init, jax.random.key(0))

@@ -249,3 +249,12 @@ def test_four_times_the_memory_is_trained_on_within_it(kind: str, tmp_path: Path
     else:
         assert done.returncode != 0
         assert any(word in done.stderr for word in ("MemoryError", "RESOURCE_EXHAUSTED", "bad_alloc"))
+
+
+@pytest.mark.parametrize("given", [kd.predict, kd.cached, kd.feature_names])
+def test_what_has_no_end_is_no_input(given) -> None:
+    streamed = kd.stream((np.zeros((8, 5), np.float32), np.zeros(8, np.int32)), batch_size=4)
+    with pytest.raises(kd.DataError, match=r"the inputs are a Batches, which is iterated: give arrays, or a kd\.Batch"):
+        given(kd.mlp([5, 3]).init(0), streamed)
+    with pytest.raises(kd.DataError, match="a generator"):
+        given(kd.mlp([5, 3]).init(0), (row for row in np.zeros((2, 5))))

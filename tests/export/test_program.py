@@ -113,3 +113,10 @@ def test_a_model_that_counts_its_examples_has_a_fixed_number_of_them():
 def test_a_model_without_variables_is_refused():
     with pytest.raises(ConfigError, match="has no variables yet"):
         traced(kd.mlp([5, 3]), X)
+
+
+def test_a_batch_is_as_good_as_its_inputs(tmp_path):
+    model, batch = kd.mlp([5, 3]).init(0), kd.Batch(X)
+    path = kd.export.to_stablehlo(model, tmp_path / "a.stablehlo", batch, platforms=("cpu",))
+    assert_close(kd.predict(kd.export.from_stablehlo(path), batch), model(X), atol=1e-6)
+    assert list(kd.feature_names(model, batch)) == list(kd.feature_names(model, X))

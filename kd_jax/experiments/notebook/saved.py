@@ -67,7 +67,8 @@ def read(folder: Path, seed: int | None = None) -> SavedRun:
         config, digest = Config(**fields), content["data"]["sha256"]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(
-            f"{folder / RESULTS} is not of python -m kd_jax.run, or of another version: name the folder of such a run"
+            f"{folder / RESULTS} is not of python -m kd_jax.run, or of another version: name the folder of such a run, "
+            "or export a model from Python, kd.export.to_folder(model, folder, test)"
         ) from None
     last = config.seed + config.seeds - 1
     seed = config.seed if seed is None else seed
