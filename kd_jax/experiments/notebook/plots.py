@@ -83,7 +83,10 @@ def _learning_curves(result: Result) -> Any:
         axis.legend()
     seeds = len(result.student.seeds)
     band = f", mean and ± sd of {seeds} seeds" if seeds > 1 else ""
-    figure.suptitle(f"Training batches, before each update{band} (the teacher trains with its dropout)", fontsize=11)
+    config = result.config
+    drops = config.teacher is None and max(config.teacher_dropout, config.teacher_input_dropout) > 0
+    noise = " (the teacher trains with its dropout)" if drops and result.teacher.history is not None else ""
+    figure.suptitle(f"Training batches, before each update{band}{noise}", fontsize=11)
     return figure
 
 

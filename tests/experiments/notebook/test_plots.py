@@ -1,4 +1,6 @@
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from kd_jax.data.dataset import Dataset, make_dataset
 from kd_jax.experiments.notebook import plots
+from kd_jax.experiments.notebook.config import Config
+from kd_jax.experiments.notebook.experiment import Result, TrainedModels
 from kd_jax.stats import paired_comparison
 
 
@@ -75,3 +79,15 @@ def test_the_legend_of_the_differences_hides_no_seed() -> None:
     for spot in right.transData.transform(seeds.get_offsets()):
         assert not legend.contains(*spot)
     assert legend.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [({}, True), ({"teacher": "resnet8", "student": "lenet"}, False), ({"teacher_dropout": 0.0}, False)],
+)
+def test_the_learning_curves_tell_of_dropout_where_there_is_some(config: dict[str, Any], told: bool) -> None:
+    history = SimpleNamespace(cross_entropy=np.ones((2, 3)), accuracy=np.full((2, 3), 0.5))
+    one = Mock(spec=TrainedModels, history=history, epochs=[1, 2, 3], seeds=(1, 2))
+    result = Mock(spec=Result, config=Config(**config), teacher=one, student=one, distilled=one)
+    figure = plots._learning_curves(result)
+    assert ("the teacher trains with its dropout" in figure._suptitle.get_text()) == told
