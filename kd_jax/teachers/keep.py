@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from kd_jax.losses.sparse import drawn_at
 from kd_jax.losses.targets import log_sum_exp
 from kd_jax.models import Output
 
+FAULTS = ("wrong", "beyond")
 KINDS = ("logits", "top-k", "samples", "hidden")
 DTYPES = ("float32", "bfloat16", "float16")
 _MOST_DRAWS = 1 << 16
@@ -82,14 +83,16 @@ def make_keep(
 def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Array, ""]) -> dict[str, Any]:
     """What is kept of an output, on the device. rows: which examples these are; each has a key of its own.
 
-    Of a part of the classes also `wrong`: whether an example has a logit that is NaN or infinite, and no probabilities.
+    Also `wrong`, whether an answer is NaN or infinite and has no probabilities; and of logits and features `beyond`,
+    whether a number has become infinite.
     """
     dtype = jnp.dtype(keep.dtype)
-    if keep.kind == "hidden":
-        return {"hidden": output.features[keep.hidden].astype(dtype)}
-    if keep.kind == "logits":
-        beside = {f"features.{path}": output.features[path].astype(dtype) for path in keep.features}
-        return {"logits": output.logits.astype(dtype), **beside}
+    if keep.kind in ("hidden", "logits"):
+        wide = {"hidden": output.features[keep.hidden]} if keep.kind == "hidden" else {"logits": output.logits}
+        wide |= {f"features.{path}": output.features[path] for path in keep.features}
+        beyond = [jnp.isinf(x.astype(dtype)) & jnp.isfinite(x) & ~_are_masks(x) for x in _floats(wide.values())]
+        faults = {"wrong": are_wrong(list(wide.values())), "beyond": _any(beyond)}
+        return {name: x.astype(dtype) for name, x in wide.items()} | faults
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
     wrong = jnp.any(jnp.isnan(log_p).reshape(len(rows), -1), axis=-1)
     if keep.kind == "top-k":
@@ -116,9 +119,28 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
     return found
 
 
+def are_wrong(answers: Sequence[Array]) -> Array:
+    """Whether an example has an answer that is NaN or infinite, `[batch]`; -inf rules out."""
+    return _any([jnp.isnan(one) | jnp.isposinf(one) for one in _floats(answers)])
+
+
+def _floats(answers: Iterable[Array]) -> list[Array]:
+    return [one for one in answers if jnp.issubdtype(one.dtype, jnp.floating)]
+
+
+def _any(faults: Sequence[Array]) -> Array:
+    """Whether an example has any of them."""
+    return jnp.any(jnp.stack([jnp.any(one.reshape(len(one), -1), axis=-1) for one in faults]), axis=0)
+
+
+def _are_masks(values: Array) -> Array:
+    """What is as low as masks are, which may stand for -inf."""
+    return values < jnp.finfo(values.dtype).min / 2
+
+
 def stored(keep: Keep, found: Mapping[str, Any], classes: int) -> Arrays:
     """The same on the host as it is kept, with a first axis of examples; but `entries` are those of all, in a row."""
-    arrays = {name: np.asarray(array) for name, array in found.items() if name != "wrong"}
+    arrays = {name: np.asarray(array) for name, array in found.items() if name not in FAULTS}
     if keep.kind == "top-k":
         return arrays | {"classes": packed(arrays["classes"], _bytes(classes - 1))}
     if keep.kind != "samples":

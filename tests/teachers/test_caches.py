@@ -231,7 +231,7 @@ def test_logits_that_are_not_finite_have_no_draws() -> None:
     inputs = TOKENS.copy()
     inputs[7, 2] = 41
     for kind in ("samples", "top-k"):
-        with pytest.raises(DataError, match="logits of example 7 are NaN or infinite: look at its parameters"):
+        with pytest.raises(DataError, match="answer to example 7 is NaN or infinite: look at its parameters"):
             cached(teacher=say_nan, inputs=inputs, batch_size=4, **KINDS[kind])
 
 
