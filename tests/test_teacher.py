@@ -148,6 +148,8 @@ def test_several_teachers_are_averaged_as_they_say():
     np.testing.assert_allclose(np.exp(found.logits), (p[0] + p[1]) / 2, rtol=1e-5)
     (found,) = said(kd.several(both, mean="logits"))
     np.testing.assert_allclose(found.logits, (each[0] + each[1]) / 2, rtol=1e-5, atol=1e-6)
+    (found,) = said(kd.several([both[0]] * 2))
+    np.testing.assert_allclose(found.logits, each[0], rtol=1e-5, atol=1e-6)
     found = said(kd.several(both, mean="losses"))
     for one, wanted in zip(found, each, strict=True):
         np.testing.assert_allclose(one.logits, wanted, rtol=1e-5, atol=1e-6)

@@ -103,6 +103,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         )
     if teacher is not None and teacher.sparse is not None:
         check_sparse(method, teacher.sparse)
+    check_mean(method, teacher)
     key = jax.random.key(0)
     prepare = training.prepare
     if mixes(prepare) and teacher is not None and teacher.per_example:
@@ -151,7 +152,6 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         for one in taught:
             _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)
-            check_mean(method, teacher, one.logits.shape[-1])
     fitted = jax.eval_shape(fit_labels, seen, student.logits)
     try:
         terms = _check_loss(training, method, fitted, student, taught, start)

@@ -26,19 +26,18 @@ def check_same_outputs(method: Method, student: Output, teacher: Output) -> None
     )
 
 
-def check_mean(method: Method, teacher: Teacher | None, outputs: int) -> None:
-    """Raises `MethodError` for the mean of several teachers' softmaxes where their outputs are no classes."""
+def check_mean(method: Method, teacher: Teacher | None) -> None:
+    """Raises `MethodError` for the mean of several teachers' softmaxes where their outputs are compared as they are."""
     if not isinstance(teacher, SeveralTeachers):
         return
     for one in teacher.teachers:
-        check_mean(method, one, outputs)
+        check_mean(method, one)
     every = [one for one in walk(method) if not isinstance(one, Sum | Wrapped)]
     raw = next((type(one).__name__ for one in every if one.compares_logits and not one.of_classes), None)
-    if teacher.mean == "probabilities" and len(teacher.teachers) > 1 and (raw or outputs == 1):
-        found = f"{raw} does not say that it takes one (of_classes)" if raw else "they have 1 output"
+    if teacher.mean == "probabilities" and len(teacher.teachers) > 1 and raw:
         raise MethodError(
-            f"the mean of the teachers is that of their probabilities, by a softmax over classes, and {found}: give "
-            'kd.several(teachers, mean="logits") or mean="losses"'
+            f"the mean of the teachers is that of their probabilities, by a softmax over classes, and {raw} does not "
+            'say that it takes one (of_classes): give kd.several(teachers, mean="logits") or mean="losses"'
         )
 
 
