@@ -21,7 +21,7 @@ from kd_jax.models.predict import highest_precision
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teachers import folder as folders
 from kd_jax.teachers.base import PyTree, Teacher
-from kd_jax.teachers.keep import Arrays, Keep, begins_of, joined, looked_up, reduced, stored
+from kd_jax.teachers.keep import FAULTS, Arrays, Keep, begins_of, joined, looked_up, of_examples, reduced, stored
 from kd_jax.teachers.kept import KeptTeacher, form_of, kept_teacher, logits_of
 
 _SHARD = 1 << 25
@@ -35,13 +35,13 @@ class Work:
 
     def __init__(
         self, teacher: Teacher, inputs: PyTree, keep: Keep, *, key: Any, head: Any, batch_size: int, prepare: Any,
-        is_strict: bool = True,
+        weights: Any = None, is_strict: bool = True,
     ) -> None:  # fmt: skip
         """Raises `ConfigError` or `DataError` where they do not go together; nothing is computed.
 
-        is_strict: whether answers that are not finite are an error.
+        weights: what has the weight 0 may have any answer. is_strict: whether one that is not finite is an error.
         """
-        self.is_strict = is_strict
+        self.weights, self.is_strict = weights, is_strict
         self.teacher, self.inputs, self.keep, self.prepare = teacher, inputs, keep, prepare
         self.key, self.head = as_key(key), _as_head(head)
         self.examples = int(jax.tree.leaves(inputs)[0].shape[0])
@@ -129,9 +129,11 @@ class Work:
                 self.teacher, part, jnp.asarray(rows, jnp.int32), self.key, keep=self.keep, prepare=self.prepare
             )
             found = {name: np.asarray(array)[:count] for name, array in found.items()}
-            if self.is_strict and found["wrong"].any():
-                raise wrong_answer(rows[found["wrong"].argmax()])
-            if (beyond := found.get("beyond")) is not None and beyond.any():
+            own = None if self.weights is None else self.weights[start : start + count]
+            wrong, beyond = (of_examples(found.get(name, np.zeros((count, 1), bool)), own) for name in FAULTS)
+            if self.is_strict and wrong.any():
+                raise wrong_answer(int(rows[wrong.argmax()]))
+            if beyond.any():
                 raise DataError(
                     f"an answer to example {rows[beyond.argmax()]} is beyond {self.keep.dtype}: give dtype=float32, or "
                     "bfloat16"

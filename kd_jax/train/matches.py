@@ -1,6 +1,6 @@
 """Whether a method, its student and its teachers belong together."""
 
-from kd_jax.errors import ConfigError, FeatureError, MethodError
+from kd_jax.errors import ConfigError, FeatureError, MethodError, ShapeError
 from kd_jax.methods import DML, Method, SelfTaught, SimKD
 from kd_jax.methods.base import Sum, Wrapped
 from kd_jax.methods.bounds import walk
@@ -57,9 +57,6 @@ def unfit_student(method: Method, error: FeatureError) -> ConfigError:
     return MethodError(f"{kind.__name__} needs a student that {needed}")
 
 
-def unneeded_labels(method: Method, error: Exception) -> MethodError:
-    """The error for labels that do not fit a method which needs none."""
-    return MethodError(
-        f"{type(method).__name__} needs no labels, and those of the data do not fit it ({error}): leave the labels "
-        "out, or give such as it takes"
-    )
+def unneeded_labels(method: Method, error: MethodError | ShapeError) -> MethodError | ShapeError:
+    """The same error, of labels that do not fit a method which needs none."""
+    return type(error)(f"{error}, or leave the labels out, as {type(method).__name__} needs none")

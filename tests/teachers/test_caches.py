@@ -24,7 +24,7 @@ from small import SGD, Y, assert_close, assert_same, net
 import kd_jax as kd
 from kd_jax.data import tokens
 from kd_jax.errors import ConfigError, DataError, MethodError, MismatchError, OutputError
-from kd_jax.teacher import answered
+from kd_jax.teacher import answered, as_teacher
 from kd_jax.teachers import disk, writing
 from kd_jax.teachers import folder as folders
 from kd_jax.train import caching
@@ -240,8 +240,12 @@ def test_answers_that_are_nan_are_not_kept(how: dict[str, Any]) -> None:
     wrong = kd.from_function(say, {"embedding": embedding, "head": HEAD})
     with pytest.raises(DataError, match=f"answer to example {first} is NaN or infinite"):
         cached(teacher=wrong, **how)
+    # What has the weight 0 may be anything, in an example and at a position of it.
+    for weights in ((TOKENS[4, 2] != TOKENS).all(axis=1), TOKENS[4, 2] != TOKENS):
+        counted = weights.astype(np.float32)
+        assert cached(teacher=wrong, inputs=kd.Batch(TOKENS, weights=counted), batch_size=4, **how).examples == EXAMPLES
     # A training asks by itself, of a teacher who may have the weight 0.
-    assert np.isnan(answered(wrong, TOKENS, batch_size=4).output.logits).any()
+    assert np.isnan(answered(as_teacher(wrong), TOKENS, batch_size=4).output.logits).any()
 
 
 def test_numbers_beyond_a_narrow_type_are_told_and_masks_are_not() -> None:

@@ -516,13 +516,13 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
         ),
     ),
     "labels that a method does not need": (
-        MethodError,
-        r"KD needs no labels, and those of the data do not fit it \(.*\): leave the labels out",
+        ShapeError,
+        r"give labels.astype\(int\), or leave the labels out, as KD needs none",
         lambda: distill(None, teacher(), data=kd.Batch(X, X[:, 0]), method=kd.KD(alpha=0)),
     ),
     "whole labels of sigmoids that need none": (
         MethodError,
-        r"BinaryKD needs no labels, and those of the data do not fit it",
+        "the labels of BinaryKD are int32, .*, or leave the labels out, as BinaryKD needs none",
         lambda: distill(None, teacher(), method=kd.BinaryKD(alpha=0)),
     ),
     "a convention that is none": (
