@@ -527,7 +527,7 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     ),
     "a convention that is none": (
         ConfigError,
-        "convention 'continous' is unknown: use",
+        "^convention 'continous' is unknown: use",
         lambda: distill(None, teacher(), method=kd.JSD(convention="continous")),
     ),
     "resume without a folder": (ConfigError, "resume is asked for without a folder", lambda: distill(resume=True)),
