@@ -16,6 +16,7 @@ from kd_jax.data.mixing import mixes
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.methods import KD, CrossEntropy, as_method, check_rows, is_on_policy
+from kd_jax.methods.contrastive import check_memory
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
 from kd_jax.teacher import as_teacher
@@ -247,6 +248,7 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
         checked = check(training, method, known, taught, start, batch_size=source.batch_size)
     else:
         known = source.peek()
+        check_memory(method, known)
         if is_on_policy(method) and training.prepare is None:
             check_rows(known, whole=False)
         taught = of_batch(taught, known)

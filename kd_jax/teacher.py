@@ -22,8 +22,8 @@ from kd_jax.teachers import folder as folders
 from kd_jax.teachers import writing
 from kd_jax.teachers.base import FunctionTeacher, LiveTeacher, SeveralTeachers, Teacher
 from kd_jax.teachers.disk import DiskTeacher
-from kd_jax.teachers.keep import make_keep
-from kd_jax.teachers.kept import RESTS, CachedTeacher, TopKTeacher
+from kd_jax.teachers.keep import Keep, are_wrong, make_keep, of_examples
+from kd_jax.teachers.kept import RESTS, CachedTeacher, TopKTeacher, of_inputs
 
 PyTree = Any
 
@@ -74,7 +74,8 @@ def cached(
     """A teacher whose outputs of all training inputs are computed once, now, and kept in memory, or on disk.
 
     teacher: a model, or the array of logits `[examples, ..., classes]` that it gave, in the inputs' order.
-    inputs: those of the training data (a `Batch` will do). prepare: as of the training, called with `train=False`.
+    inputs: those of the training data (a `Batch` will do; what has the weight 0 there may have any answer). prepare: as
+        of the training, called with `train=False`.
     keep: "logits", with `features`; "top-k", the k most probable classes and the log-mass of all others, which is one
         class more (`rest="tail"`, for `kd.TopKKL`), spread over them (`"uniform"`) or left out (`"renormalised"`);
         "samples", `draws` (50) classes with replacement from p ** power, for `kd.SampledKL`, whose gradient is on
@@ -86,8 +87,10 @@ def cached(
         32 MB) are written while the teacher runs. What is there is not computed again, also after a kill. Inputs may be
         memory-mapped.
 
+    A training on inputs of the same types and shapes that are others, or in another order, is a `MismatchError`.
+
     Raises `MismatchError` where the folder has a cache of another teacher, other inputs or settings; `DataError` for a
-    damaged one; `OutputError` where it cannot be written.
+    damaged one, and for answers that are NaN or infinite; `OutputError` where it cannot be written.
     """
     check_order("kd.cached(teacher, inputs)", models={"teacher": teacher}, data={"inputs": inputs})
     if rest not in RESTS:
@@ -113,19 +116,47 @@ def cached(
         else:
             raise ConfigError("kd.cached needs what the teacher is asked about: kd.cached(teacher, inputs)")
     live, batch_size = as_teacher(teacher), check_whole(batch_size, "batch_size")
+    weights = getattr(inputs, "weights", None)
     inputs = as_batch((inputs_of(inputs), None)).inputs
     if isinstance(live, LiveTeacher) and keep == "logits" and path is None and dtype is None:
-        outputs = outputs_in_batches(
-            live.network, live.variables, inputs, batch_size=batch_size, features=features, prepare=prepare
-        )
-        return CachedTeacher(outputs)
+        answers = answered(live, inputs, batch_size=batch_size, prepare=prepare, features=features)
+        _check_answers(answers.output, weights)
+        return of_inputs(answers, inputs)
     if live is None or live.per_example:
         raise ConfigError(f"the teacher is {type(teacher).__name__}: only one that answers inputs can be cached")
-    work = writing.Work(live, inputs, kept, key=key, head=head, batch_size=batch_size, prepare=prepare)
+    work = writing.Work(live, inputs, kept, key=key, head=head, batch_size=batch_size, prepare=prepare, weights=weights)
     if path is None:
-        return work.in_memory(rest)
+        return work.in_memory(rest) if isinstance(teacher, _Said) else of_inputs(work.in_memory(rest), inputs)
     size = None if shard_size is None else check_whole(shard_size, "shard_size")
     return _on_disk(work.on_disk(Path(path).expanduser(), size), rest)
+
+
+def answered(
+    teacher: Teacher, inputs: PyTree, *, batch_size: int, prepare: Any = None, features: tuple[str, ...] = ()
+) -> CachedTeacher:
+    """A teacher's logits of all inputs and the features that are asked for, in memory, whatever they are: `cached` of a
+    training, which asks about its own data.
+    """
+    if not isinstance(teacher, LiveTeacher):
+        work = writing.Work(
+            teacher, inputs, Keep(features=features), key=0, head=None, batch_size=batch_size, prepare=prepare,
+            is_strict=False,
+        )  # fmt: skip
+        return work.in_memory("tail")  # type: ignore[return-value]
+    found = outputs_in_batches(
+        teacher.network, teacher.variables, inputs, batch_size=batch_size, features=features, prepare=prepare
+    )
+    return CachedTeacher(Output(found.logits, {path: found.features[path] for path in features}))
+
+
+def _check_answers(output: Output, weights: Any) -> None:
+    """Raises `DataError` for answers that are NaN or infinite and count; nothing that is traced."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((output, weights))):
+        return
+    faults = are_wrong([output.logits, *output.features.values()], output.logits.shape[:-1])
+    wrong = of_examples(np.asarray(faults), weights)
+    if wrong.any():
+        raise writing.wrong_answer(int(wrong.argmax()))
 
 
 class _Said:

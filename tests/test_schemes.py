@@ -41,12 +41,21 @@ def test_members_of_a_cohort_learn_from_labels_and_from_each_other() -> None:
     hard = sum(losses.cross_entropy(one, batch.labels) for one in each)
     np.testing.assert_allclose(terms["hard"], 0.5 * hard, rtol=1e-5)
     by = jax.grad(
-        lambda z: jnp.sum(found(kd.DML(2, hard=0.0), kd.Output(z, {**output.features, "members.0": z}))["mutual"])
+        lambda z: jnp.sum(found(kd.DML(2, hard=0.0), kd.Output(z, {"members.0": z, "members.1": each[1]}))["mutual"])
     )
     one = jax.grad(lambda z: jnp.sum(losses.kd(z, each[1], temperature=1.0)))
     np.testing.assert_allclose(by(each[0]), one(each[0]), rtol=1e-4, atol=1e-6)
     with pytest.raises(MethodError, match="DML has 1 member"):
         found(kd.DML(1), output)
+    for other in (2, 4):
+        with pytest.raises(MethodError, match=f"DML has {other} members and the cohort 3: give members=3"):
+            found(kd.DML(other), output)
+    # In a step the weight is traced.
+    without = jax.jit(
+        lambda hard: terms_of(kd.DML(3, hard=hard), kd.Parts(), output, None, kd.Batch(None), jnp.int32(0))[0]
+    )
+    assert set(without(0.0)) == {"mutual"}
+    assert kd.DML().of_classes
 
 
 def test_a_cohort_is_trained_as_one_student() -> None:

@@ -75,7 +75,7 @@ def mlkd(
 
 
 def _of_batch(student_logits: Logits, teacher_logits: Logits, weights: Weights | None) -> tuple[Array, Array, Array]:
-    """Logits, 0 in absent rows, and the weights."""
+    """Logits, 0 in absent rows, and the weights, of which the mean over the examples that are present is 1."""
     student, teacher = as_pair(student_logits, teacher_logits)
     if student.ndim != 2:
         raise ShapeError(
@@ -86,9 +86,10 @@ def _of_batch(student_logits: Logits, teacher_logits: Logits, weights: Weights |
     w = jnp.asarray(weights)
     if w.shape != student.shape[:1]:
         raise ShapeError(f"weights {list(w.shape)} do not fit logits {list(student.shape)}: give one for each example")
-    w = w.astype(student.dtype)
-    present = (w != 0)[:, None]
-    return jnp.where(present, student, 0), jnp.where(present, teacher, 0), w
+    w, present = w.astype(student.dtype), w != 0
+    total = jnp.sum(w)
+    w = w * jnp.sum(present).astype(w.dtype) / jnp.where(total == 0, 1, total)
+    return jnp.where(present[:, None], student, 0), jnp.where(present[:, None], teacher, 0), w
 
 
 def _product(a: Array, b: Array) -> Array:

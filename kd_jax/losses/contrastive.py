@@ -51,6 +51,7 @@ def crd_negatives(
     """
     if examples < 2:
         raise ShapeError(f"a bank of {examples} example has no negatives: give at least 2")
+    indices = _wide(indices)
     drawn = jax.random.randint(key, (*indices.shape, negatives), 0, examples - 1, indices.dtype)
     return drawn + (drawn >= indices[:, None]).astype(indices.dtype)
 
@@ -71,6 +72,7 @@ def crd_negatives_of_other_classes(
     RepDistiller draws without replacement where a class leaves enough. classes: `class_order` of the whole training
     set's labels, which needs two classes or more; with one alone, every row is -1, and `crd` gives NaN.
     """
+    indices = _wide(indices)
     others = classes.order.shape[0] - classes.members[indices][:, None]
     drawn = jax.random.randint(key, (*indices.shape, negatives), 0, jnp.maximum(others, 1), classes.order.dtype)
     beyond = drawn >= classes.start[indices][:, None]
@@ -101,6 +103,7 @@ def crd(
     """
     student, teacher = as_same(student, teacher, "embed both in the same number of dimensions")
     _fits(student, bank, indices, negatives)
+    indices = _wide(indices)
     weighting = as_weights(weights, student)
     rows = jnp.concatenate([indices[:, None], negatives], axis=1)
     values, normalisers = jnp.zeros_like(student[:, 0]), []
@@ -138,6 +141,7 @@ def crd_update(
     """
     student, teacher = as_same(student, teacher, "embed both in the same number of dimensions")
     _fits(student, bank, indices, indices[:, None])
+    indices = _wide(indices)
     weighting = as_weights(weights, student)
     size = len(bank.student)
     # A row beyond the bank is dropped.
@@ -158,6 +162,12 @@ def _nce(scores: Array, examples: int) -> Array:
     together = jnp.logaddexp(scores, scores.dtype.type(np.log(noise + 1e-7)))
     others = together[:, 1:] - scores.dtype.type(np.log(noise))
     return together[:, 0] - scores[:, 0] + jnp.sum(others, axis=1)
+
+
+def _wide(indices: Array) -> Array:
+    """In 32 bits at least, which can hold the number of any row."""
+    indices = jnp.asarray(indices)
+    return indices if indices.dtype.itemsize >= 4 else indices.astype(jnp.int32)
 
 
 def _rows(memory: Array, rows: Array) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_jax.errors import ConfigError
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
 from kd_jax.losses.mixing import mix
 from kd_jax.losses.pairs import as_distributions, counted, difference_of, log_mixture, relative_entropy, size_of
@@ -103,7 +104,7 @@ def jsd(
     beta: in [0, 1]; at 0.5 the two agree. temperature: T > 0. Logits `[..., classes]`. Returns `[...]`.
     """
     if convention not in ("paper", "continuous"):
-        raise ValueError(f'convention {convention!r} is unknown: use "paper" or "continuous"')
+        raise ConfigError(f'convention {convention!r} is unknown: use "paper" or "continuous"')
     pair, t = as_distributions(student_logits, teacher_logits, temperature)
     share = number(beta, t)
     weight = share if convention == "paper" else 1 - share

@@ -195,7 +195,8 @@ def _soft(
         numbers["draws"] = tokens.draws
     t = given["temperature"]
     if plan.tempered:
-        student, teacher = jnp.maximum(student / t, FLOOR), jnp.maximum(teacher / t, FLOOR)
+        # What is ruled out stays so at any temperature.
+        student, teacher = (jnp.where(z <= FLOOR, FLOOR, jnp.maximum(z / t, FLOOR)) for z in (student, teacher))
     pair = distributions(student, teacher, columns)
     summed = DIVERGENCES[plan.divergence](pair, columns, **numbers)
     value, drift = columns.total(summed.terms, summed.u)

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from kd_jax.errors import ConfigError
 from kd_jax.losses.alpha_beta_divergence import alpha_beta_slopes, alpha_beta_terms
 from kd_jax.losses.pairs import Pair
+from kd_jax.losses.sparse import rising
 
 FLOOR = -1e37
 """In place of -inf, so that the probability 0 times a ratio is 0."""
@@ -104,7 +105,7 @@ def skew_reverse_kl(pair: Pair, columns: Columns, *, skew: Any = 0.1, detached: 
 def jsd(pair: Pair, columns: Columns, *, beta: Any = 0.5, convention: str = "paper") -> Summed:
     """Two KLs to the mixture m = beta p + (1 - beta) q."""
     if convention not in ("paper", "continuous"):
-        raise ValueError(f'convention {convention!r} is unknown: use "paper" or "continuous"')
+        raise ConfigError(f'convention {convention!r} is unknown: use "paper" or "continuous"')
     mixture, share = _to_mixture(pair, beta), beta if convention == "paper" else 1 - beta
     return _weighed(mixture.of_p, mixture.of_q, share, 1 - share)
 
@@ -138,7 +139,7 @@ def adaptive_kl(pair: Pair, columns: Columns, *, mu: Any = 0.5) -> Summed:
 def top_k_kl(pair: Pair, columns: Columns, *, k: int = 64, rest: str = "tail") -> Summed:
     """KL over the teacher's k most probable columns, with the others as one, as none, or renormalised away."""
     if rest not in ("renormalised", "tail", "zero"):
-        raise ValueError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
+        raise ConfigError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
     chosen = _top_k(pair.log_p, columns, k)
     p = jnp.where(chosen, pair.p, 0)
     if rest == "zero":
@@ -160,7 +161,7 @@ def sampled_kl(pair: Pair, columns: Columns, *, draws: Array, power: Any = 1.0) 
     log_p = jax.lax.stop_gradient(pair.log_p)
     possible = log_p > FLOOR / 2
     mass = jnp.where(possible, jnp.exp(power * (log_p - columns.top(log_p)[0])), 0)
-    cumulative = jnp.cumsum(mass, axis=-1)
+    cumulative = rising(mass)
     here = cumulative[:, -1:]
     masses, shard = columns.shards(here), columns.shard()
     earlier = jnp.arange(masses.shape[0], dtype=jnp.int32)[:, None, None] < shard

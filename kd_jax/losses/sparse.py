@@ -28,7 +28,7 @@ def top_k_kl(
     """
     student, teacher = as_pair(student_logits, teacher_logits)
     if rest not in RESTS:
-        raise ValueError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
+        raise ConfigError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
     if not 1 <= k <= student.shape[-1]:
         raise ConfigError(f"k is {k}: it must be from 1 to {student.shape[-1]}, the number of classes")
     t = number(temperature, student)
@@ -68,7 +68,7 @@ def top_k_targets(
     """
     student = as_logits(student_logits, "student logits")
     if rest not in RESTS:
-        raise ValueError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
+        raise ConfigError(f'rest {rest!r} is unknown: use "renormalised", "tail" or "zero"')
     shapes = (classes.shape, log_probabilities.shape, (*log_rest.shape, classes.shape[-1]))
     if set(shapes) != {(*student.shape[:-1], classes.shape[-1])}:
         raise ShapeError(
@@ -144,7 +144,7 @@ def sampled_kl(
     log_p = jnp.where(possible, found.log_p, 0)
     proposal = jnp.where(possible, jnp.exp(tilt * (log_p - jnp.max(found.log_p, axis=-1, keepdims=True))), 0)
     places = jax.random.uniform(key, (*proposal.shape[:-1], samples), proposal.dtype)
-    drawn = jax.lax.stop_gradient(drawn_at(proposal, places))
+    drawn = drawn_at(jax.lax.stop_gradient(proposal), places)
     weights = jnp.exp((1 - tilt) * jnp.take_along_axis(log_p, drawn, axis=-1))
     terms = -jnp.take_along_axis(found.ratio, drawn, axis=-1)
     return t**2 * jnp.sum(weights * terms, axis=-1) / jnp.sum(weights, axis=-1)
@@ -202,8 +202,13 @@ def drawn_at(mass: Array, places: Array) -> Array:
     mass: `[..., classes]`. places: `[..., draws]`; uniform ones draw in proportion to the masses.
     """
     rows = mass.reshape(-1, mass.shape[-1])
-    cumulative = jnp.cumsum(rows, axis=-1)
+    cumulative = rising(rows)
     total = cumulative[:, -1:]
     at = jnp.minimum(places.reshape(rows.shape[0], -1) * total, jnp.nextafter(total, 0))
     found = jax.vmap(lambda row, points: jnp.searchsorted(row, points, side="right"))(cumulative, at)
     return found.reshape(*mass.shape[:-1], places.shape[-1])
+
+
+def rising(mass: Array) -> Array:
+    """The running sums over the last axis, which rise at a mass above 0 alone: XLA's sum may also fall a bit."""
+    return jax.lax.cummax(jnp.where(mass > 0, jnp.cumsum(mass, axis=-1), 0), axis=mass.ndim - 1)

@@ -14,7 +14,8 @@ def standardise(logits: Logits) -> Float[Array, "..."]:
     r"""$(z - \bar z) / (10^{-7} + s)$ of each position, for both networks before `kd` or another loss.
 
     s is the unbiased standard deviation over the classes. Sun et al. (2024), https://arxiv.org/abs/2403.01427, with
-    T = 2 and the weight 9 there. A class that is ruled out stays so and counts for nothing.
+    T = 2 and the weight 9 there. A class that is ruled out stays so and counts for nothing. Logits that do not vary, as
+    of a head of zeros, give 0 and no gradient, where the formula's is $10^7$.
 
     logits: `[..., classes]`, two at least. Returns `[..., classes]`, in float32 or better.
     """
@@ -29,5 +30,5 @@ def standardise(logits: Logits) -> Float[Array, "..."]:
     centred = jnp.where(ruled_out, 0, kept - jnp.sum(kept, axis=-1, keepdims=True) / jnp.maximum(count, 1))
     variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
     varies = variance > 0
-    deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
-    return jnp.where(ruled_out, logits, centred / (SMALLEST + deviation))
+    deviation = jnp.sqrt(jnp.where(varies, variance, 1))
+    return jnp.where(ruled_out, logits, jnp.where(varies, centred / (SMALLEST + deviation), 0))

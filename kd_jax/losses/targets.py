@@ -35,8 +35,9 @@ def dkd(
     student, teacher, label, known = with_labels(student_logits, teacher_logits, labels)
     t = number(temperature, student)
     target = t**2 * _against_others(pair(student, teacher, t), label, label)
-    others = kd(without(student, label), without(teacher, label), temperature=t)
-    return where_known(known, number(alpha, t) * target + number(beta, t) * others)
+    some, *others = of_others(student, teacher, label)
+    of_rest = jnp.where(some, kd(*others, temperature=t), 0)
+    return where_known(known, number(alpha, t) * target + number(beta, t) * of_rest)
 
 
 def nkd(
@@ -58,9 +59,10 @@ def nkd(
     t = number(temperature, student)
     p, _ = distribution(teacher, jnp.ones_like(t))
     target = soft_cross_entropy(student, jnp.where(label, p, 0))
-    student, teacher = tempered(without(student, label), t), tempered(without(teacher, label), t)
-    others = soft_cross_entropy(student, distribution(teacher, jnp.ones_like(t))[0])
-    return where_known(known, target + number(gamma, t) * t**2 * others)
+    some, *others = of_others(student, teacher, label)
+    student, teacher = (tempered(z, t) for z in others)
+    of_rest = jnp.where(some, soft_cross_entropy(student, distribution(teacher, jnp.ones_like(t))[0]), 0)
+    return where_known(known, target + number(gamma, t) * t**2 * of_rest)
 
 
 def ttm(student_logits: Logits, teacher_logits: Logits, *, gamma: Scalar = 0.1) -> Float[Array, "..."]:
@@ -111,11 +113,9 @@ def rld(
     is_top = top == jax.lax.broadcasted_iota(top.dtype, teacher.shape, teacher.ndim - 1)
     confidence = t**2 * _against_others(pair(student, teacher, t), label, is_top)
     below = teacher < jnp.sum(jnp.where(label, teacher, 0), axis=-1, keepdims=True)
-    # Classes that are all ruled out by the teacher have no softmax.
-    some = jnp.any(below & ~jnp.isneginf(teacher), axis=-1, keepdims=True)
-    lower = (jnp.where(some, jnp.where(below, z, -jnp.inf), 0) for z in (student, teacher))
-    others = jnp.where(some[..., 0], kd(*lower, temperature=t), 0)
-    return where_known(known, number(alpha, t) * confidence + number(beta, t) * others)
+    some, *lower = of_others(student, teacher, ~below)
+    of_rest = jnp.where(some, kd(*lower, temperature=t), 0)
+    return where_known(known, number(alpha, t) * confidence + number(beta, t) * of_rest)
 
 
 def ofa(
@@ -177,6 +177,16 @@ def where_known(known: Array, values: Array) -> Array:
 def without(logits: Array, label: Array) -> Array:
     """Logits of the other classes; the label's is ruled out."""
     return jnp.where(label, -jnp.inf, logits)
+
+
+def of_others(student: Array, teacher: Array, left_out: Array) -> tuple[Array, Array, Array]:
+    """Whether the teacher leaves any other class, `[...]`; and both logits of the others, 0 where it leaves none.
+
+    Classes that are all ruled out have no softmax.
+    """
+    some = jnp.any(~left_out & ~jnp.isneginf(teacher), axis=-1, keepdims=True)
+    student, teacher = (jnp.where(some, without(z, left_out), 0) for z in (student, teacher))
+    return some[..., 0], student, teacher
 
 
 def _times(logits: Array, factor: Array) -> Array:

@@ -50,14 +50,16 @@ def attention_maps(student: Features, teacher: Features, *, mask: Features | Non
     of positions of a batch the same, so longer examples more; the two agree without padding.
 
     student, teacher: of one shape `[batch, heads, queries, keys]`, else ShapeError. mask: `[batch, keys]`, True or 1
-    for a key that counts; others may hold anything, -inf too. A row without keys has the value 0.
+    for a key that counts; others may hold anything, -inf too. What both rule out by -inf, as causal scores do, is left
+    out. A row without keys has the value 0.
     """
     student, teacher = as_same(student, teacher, "choose layers of as many heads, or average both over their heads")
     if student.ndim != 4:
         raise ShapeError(f"attention maps {list(student.shape)} need [batch, heads, queries, keys]: reshape both")
     valid = _valid(mask, student.shape[0], student.shape[3], student)[:, None, None]
+    valid &= ~(jnp.isneginf(student) & jnp.isneginf(teacher))
     gap = jnp.where(valid, student, 0) - jnp.where(valid, teacher, 0)
-    squares = jnp.sum(jnp.square(gap), axis=(1, 3)) / student.shape[1]
+    squares = jnp.sum(jnp.square(gap), axis=(1, 3))
     return squares / jnp.maximum(jnp.sum(valid, axis=(1, 3)), 1).astype(squares.dtype)
 
 

@@ -11,7 +11,7 @@ from kd_jax.errors import ShapeError
 from kd_jax.losses.checks import Labels, Logits, Scalar, number
 from kd_jax.losses.labels import soft_cross_entropy
 from kd_jax.losses.pairs import pair
-from kd_jax.losses.targets import log_sum_exp, where_known, with_labels, without
+from kd_jax.losses.targets import log_sum_exp, of_others, where_known, with_labels
 
 
 def wkd(
@@ -43,10 +43,12 @@ def wkd(
         )
     t, strength = number(temperature, student), number(regulariser, student)
     target = soft_cross_entropy(student, jnp.where(label, pair(student, teacher, jnp.ones_like(t)).p, 0))
-    others = pair(without(student, label), without(teacher, label), t)
+    some, *logits = of_others(student, teacher, label)
+    others = pair(*logits, t)
     cost = jnp.broadcast_to(1 - similarity, (*student.shape, classes))
     plan = jnp.exp(_plan(others.log_q, others.log_p, cost / strength, iterations))
-    return where_known(known, target + number(gamma, t) * jnp.sum(plan * cost, axis=(-2, -1)))
+    moved = jnp.where(some, jnp.sum(plan * cost, axis=(-2, -1)), 0)
+    return where_known(known, target + number(gamma, t) * moved)
 
 
 def _plan(log_a: Array, log_b: Array, cost: Array, iterations: int) -> Array:

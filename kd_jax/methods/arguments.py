@@ -25,10 +25,15 @@ def check_given(cls: type, given: Sequence[Any], named: Iterable[str]) -> None:
 
 
 def count_arguments(function: Callable[..., Any]) -> int:
-    """How many arguments a function takes by position; 0 where it does not tell."""
+    """How many arguments by position a function needs, and three where the third is `labels`; 0 where it does not tell.
+
+    Others that have a default are numbers of its own.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return 0
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in kinds for parameter in parameters)
+    taken = [one for one in parameters if one.kind in kinds]
+    needed = sum(one.default is one.empty for one in taken)
+    return 3 if needed == 2 and len(taken) > 2 and taken[2].name == "labels" else needed

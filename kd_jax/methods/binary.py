@@ -11,7 +11,7 @@ from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
 from kd_jax.methods.base import Method, Parts, Terms, weighted
 from kd_jax.methods.bounds import Share, Temperature
-from kd_jax.methods.logits import is_zero, require_labels, require_teacher, rest
+from kd_jax.methods.logits import is_left_out, is_zero, require_labels, require_teacher, rest
 from kd_jax.models import Output
 
 
@@ -35,7 +35,8 @@ class BinaryKD(Method):
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `hard` and `soft`, with their weights; at alpha 0 `soft` alone."""
         soft = losses.binary_kd(student.logits, require_teacher(self, teacher).logits, temperature=self.temperature)
-        hard = {} if is_zero(self.alpha) else {"hard": weighted(self.alpha, self._hard(student, batch))}
+        absent = is_left_out(self.alpha, batch)
+        hard = {} if absent else {"hard": weighted(self.alpha, self._hard(student, batch))}
         return {**hard, "soft": weighted(rest(self.alpha), soft)}
 
     def _hard(self, student: Output, batch: Batch) -> Any:

@@ -40,6 +40,7 @@ Weight = Annotated[Scalar, Bounds(0)]
 """At least 0: below, a student would be trained away from what the term asks for."""
 Finite = Annotated[Scalar, Bounds()]
 """Of any sign."""
+_WHOLE = (int, np.integer)
 
 
 def walk(method: Method) -> Iterator[Method]:
@@ -53,7 +54,7 @@ def walk(method: Method) -> Iterator[Method]:
 
 
 def check_numbers(method: Method) -> None:
-    """Raises `MethodError` for a number out of its bounds, and for a field that is neither a number nor static.
+    """Raises `MethodError` for a number out of its bounds or not whole, and for what is neither a number nor static.
 
     Grids (numbers with axes) and what is traced are left alone.
     """
@@ -61,14 +62,23 @@ def check_numbers(method: Method) -> None:
         for field in _fields(one):
             value, name = getattr(one, field.name), f"the {field.name} of {type(one).__name__}"
             bounds = get_args(field.type)[1] if get_origin(field.type) is Annotated else None
-            if isinstance(bounds, Bounds) and isinstance(value, str):
-                raise MethodError(f"{name} is the text {value!r}: it must be a number, {bounds}")
-            known = _is_number(value) and not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
-            if known and isinstance(bounds, Bounds) and not bounds.hold(float(value)):
-                raise MethodError(f"{name} is {float(value):g}: it must be {bounds}")
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(bounds, Bounds) and isinstance(part, str):
+                    raise MethodError(f"{name} is the text {part!r}: it must be a number, {bounds}")
+                if part is not None and is_whole(field) and (isinstance(part, bool) or not isinstance(part, _WHOLE)):
+                    raise MethodError(f"{name} is {part!r}: it must be a whole number")
+                known = _is_number(part) and not isinstance(part, jax.core.Tracer) and np.ndim(part) == 0
+                if known and isinstance(bounds, Bounds) and not bounds.hold(float(part)):
+                    raise MethodError(f"{name} is {float(part):g}: it must be {bounds}")
             for leaf in () if isinstance(value, str) else jax.tree.leaves(value):
                 if isinstance(leaf, str) and not isinstance(value, tuple):
                     raise MethodError(f"{name} is {value!r}, which cannot be compared: give its texts in a tuple")
+
+
+def is_whole(field: dataclasses.Field[Any]) -> bool:
+    """Whether a static field holds whole numbers, by its type."""
+    kind = get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+    return bool(field.metadata.get("static")) and int in (kind, *get_args(kind))
 
 
 def _fields(method: Method) -> tuple[dataclasses.Field[Any], ...]:

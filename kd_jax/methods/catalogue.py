@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from kd_jax import methods
 from kd_jax.errors import ConfigError
+from kd_jax.files import npy
 from kd_jax.methods.base import LossFunction, Method, Sum, Wrapped
+from kd_jax.methods.bounds import is_whole
 
 Named = Mapping[str, type[Method]]
 
@@ -118,7 +120,7 @@ def make(name: str, method: type[Method], options: Sequence[str]) -> Method:
 
 
 def _value(name: str, text: str, field: Any) -> Any:
-    """A text as the type of a field's default. Raises `ConfigError`."""
+    """A text as the type of a field, and of its default. Raises `ConfigError`; `DataError` for a file of an array."""
     default = field.default
     if isinstance(default, bool):
         if text not in ("true", "false"):
@@ -126,16 +128,21 @@ def _value(name: str, text: str, field: Any) -> Any:
         return text == "true"
     if name in ("features", "guides"):
         return tuple(text.split(","))
-    if isinstance(default, str) or default is None or name in (*_PATHS, "last"):
+    if field.type is Any:
+        if not text.endswith(".npy"):
+            raise ConfigError(f"--method-option {name} is {text!r}: it must be a file .npy, which holds the array")
+        return npy.read_npy(text, None)
+    several = isinstance(default, tuple)
+    whole = is_whole(field)
+    if isinstance(default, str) or (default is None and not whole) or name in (*_PATHS, "last"):
         return text
-    whole = field.metadata.get("static") and isinstance(default, int)
     try:
-        if isinstance(default, tuple):
-            return tuple(float(part) for part in text.split(","))
-        return int(text) if whole else float(text)
+        parts = [int(part) if whole else float(part) for part in (text.split(",") if several else (text,))]
     except ValueError:
-        kind = "numbers joined by commas" if isinstance(default, tuple) else "a whole number" if whole else "a number"
+        kind = "a whole number" if whole else "a number"
+        kind = f"{'whole ' if whole else ''}numbers joined by commas" if several else kind
         raise ConfigError(f"--method-option {name} is {text!r}: it must be {kind}") from None
+    return tuple(parts) if several else parts[0]
 
 
 def _needs(method: type[Method]) -> tuple[str, ...]:

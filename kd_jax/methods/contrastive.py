@@ -2,18 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
 from kd_jax.methods import blocks
-from kd_jax.methods.base import Parts, PyTree, Terms, static
-from kd_jax.methods.bounds import Share, Temperature
+from kd_jax.methods.base import Method, Parts, PyTree, Terms, static
+from kd_jax.methods.bounds import Bounds, Share, Temperature, walk
 from kd_jax.methods.relations import FeatureMethod, example_weights
 from kd_jax.models import Output
 
@@ -33,8 +34,8 @@ class CRD(FeatureMethod):
     feature: str
     teacher_feature: str | None = None
     examples: int = static(0)
-    width: int = static(128)
-    negatives: int = static(16384)
+    width: Annotated[int, Bounds(1)] = static(128)
+    negatives: Annotated[int, Bounds(1)] = static(16384)
     temperature: Temperature = 0.07
     momentum: Share = 0.5
     labels: Any = None
@@ -80,3 +81,19 @@ class CRD(FeatureMethod):
         values, bank = losses.crd(ours, theirs, bank, rows, negatives, temperature=self.temperature, weights=weights)
         bank = losses.crd_update(bank, rows, ours, theirs, momentum=self.momentum, weights=weights)
         return {"crd": values}, {**parts.carried, "bank": bank}
+
+
+def check_memory(method: Method, batch: Batch) -> None:
+    """Raises `MethodError` for an index that CRD's memory has no row of; nothing that is traced is looked at."""
+    if batch.indices is None or isinstance(batch.indices, jax.core.Tracer):
+        return
+    indices = np.asarray(batch.indices)
+    if batch.weights is not None and not isinstance(batch.weights, jax.core.Tracer):
+        weights = np.asarray(batch.weights, np.float32)
+        indices = indices[weights.reshape(len(weights), -1).any(axis=1)]
+    for one in walk(method):
+        if not isinstance(one, CRD) or not indices.size or 0 <= indices.min() <= indices.max() < one.examples:
+            continue
+        wrong = indices.max() if indices.min() >= 0 else indices.min()
+        remedy = f"give examples={wrong + 1}, or more" if wrong > 0 else "number the rows from 0"
+        raise MethodError(f"the batch has the index {wrong} and CRD's memory {one.examples} examples: {remedy}")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, Key
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
-from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, static
+from kd_jax.methods.base import Method, Parts, Terms, Values, static
 from kd_jax.methods.blocks import step_key, stored_key
 from kd_jax.methods.bounds import Bounds, Finite, Share, Temperature, Weight
 from kd_jax.methods.logits import BesideHard, SoftLoss, hard_term, is_zero, require_teacher
@@ -208,8 +208,8 @@ class SampledKL(Method):
     the cross entropy.
     """
 
-    samples: int = static(50)
-    power: Scalar = 1.0
+    samples: Annotated[int, Bounds(1)] = static(50)
+    power: Temperature = 1.0
     temperature: Temperature = 1.0
     hard: Weight = 0.0
     of_classes: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
 from kd_jax.methods.base import Method, Parts, Terms, Values, static
 from kd_jax.methods.blocks import project, projector
+from kd_jax.methods.bounds import Bounds
 from kd_jax.methods.logits import require_teacher
-from kd_jax.methods.relations import FeatureMethod, example_weights
+from kd_jax.methods.relations import FeatureMethod, check_positions, example_weights, position_weights
 from kd_jax.models import Output
 
 
@@ -56,6 +57,7 @@ class FitNet(Method):
             absent = (weights == 0)[..., None]
             hint, target = (jnp.where(absent, jnp.zeros_like(maps), maps) for maps in (hint, target))
             return {"fitnet": losses.hidden_states(project(parts.learned, hint), target)}
+        check_positions(self, batch, hint, target)
         return {"fitnet": losses.fitnet(project(parts.learned, _resized(hint, target.shape, self)), target)}
 
 
@@ -111,7 +113,8 @@ class SRD(ProjectedMethod):
 class VID(FeatureMethod):
     """Variational information distillation: Ahn et al. (2019), https://arxiv.org/abs/1904.05835. Usual weight: 1.
 
-    The mean is a linear map over the channels, and the variance one number a channel; both are learned.
+    The mean is a linear map over the channels, and the variance one number a channel; both are learned. A value at each
+    position where both features have those of the batch's weights.
     """
 
     feature: str
@@ -126,8 +129,13 @@ class VID(FeatureMethod):
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `vid`."""
         ours, theirs = self.pair(student, teacher)
+        weights = position_weights(self, batch, ours, theirs)
+        if weights is not None:
+            # Each position as an example.
+            ours, theirs = (one.reshape(-1, one.shape[-1]) for one in (ours, theirs))
         mean = project(parts.learned["mean"], _resized(ours.astype(jnp.float32), theirs.shape, self))
-        return {"vid": losses.vid(mean, theirs, parts.learned["variance"])}
+        values = losses.vid(mean, theirs, parts.learned["variance"])
+        return {"vid": values if weights is None else values.reshape(weights.shape)}
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class CC(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
-    width: int = static(128)
+    width: Annotated[int, Bounds(1)] = static(128)
     couples_batch: ClassVar[bool] = True
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:

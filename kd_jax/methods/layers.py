@@ -1,7 +1,7 @@
 """Methods of several layers at once: ReviewKD's fusion of stages, and SemCKD's attention over pairs of layers."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from kd_jax.errors import MethodError
 from kd_jax.losses.vectors import unit
 from kd_jax.methods import blocks
 from kd_jax.methods.base import Method, Parts, Terms, static
-from kd_jax.methods.bounds import Temperature
+from kd_jax.methods.bounds import Bounds, Temperature
 from kd_jax.methods.logits import require_teacher
-from kd_jax.methods.relations import example_weights
+from kd_jax.methods.relations import check_positions, example_weights
 from kd_jax.models import Output
 
 Paths = str | tuple[str, ...]
@@ -63,8 +63,8 @@ class ReviewKD(LayersMethod):
 
     features: Paths
     guides: Paths | None = None
-    width: int = static(64)
-    levels: tuple[int, ...] = static((4, 2, 1))
+    width: Annotated[int, Bounds(1)] = static(64)
+    levels: Annotated[tuple[int, ...], Bounds(1)] = static((4, 2, 1))
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
         """For each stage a convolution before and one after the fusion, and the gates of all but the last."""
@@ -85,6 +85,7 @@ class ReviewKD(LayersMethod):
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `reviewkd`, the sum over the stages."""
         ours, theirs = self._stages(student, teacher)
+        check_positions(self, batch, *ours, *theirs)
         weights = example_weights(batch)
         fused: Any = None
         total: Any = None
@@ -123,7 +124,7 @@ class SemCKD(LayersMethod):
 
     features: Paths
     guides: Paths | None = None
-    width: int | None = static(None)
+    width: Annotated[int | None, Bounds(1)] = static(None)
     temperature: Temperature = 1.0
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
@@ -153,6 +154,7 @@ class SemCKD(LayersMethod):
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `semckd`."""
         ours, theirs = self.layers(student, teacher)
+        check_positions(self, batch, *ours, *theirs)
         weights, learned = example_weights(batch), parts.learned
         known, size = learned["queries"][0][0]["kernel"].shape[0], ours[0].shape[0]
         if known != size:

@@ -53,7 +53,7 @@ class LabelSmoothing(Method):
 class SoftLoss(Method):
     """The base of methods that are alpha · cross entropy + (1 − alpha) · a soft loss.
 
-    alpha: the weight of the hard loss, in [0, 1]. At 0 the labels are not looked at, and may be missing.
+    alpha: the weight of the hard loss, in [0, 1]. At 0 the labels may be missing; those that are given must fit it.
     """
 
     alpha: Scalar
@@ -122,7 +122,7 @@ class KDWithoutTSquared(SoftLoss):
 class BesideHard(Method):
     """The base of methods that are a soft loss, and beside it the cross entropy with a weight of its own.
 
-    hard: the weight of the cross entropy. At 0 the labels are not looked at, and may be missing.
+    hard: the weight of the cross entropy. At 0 the labels may be missing; those that are given must fit it.
     """
 
     hard: Scalar
@@ -149,11 +149,16 @@ def hard_loss(method: Method, student: Output, batch: Batch) -> Values:
 
 
 def hard_term(method: Method, weight: Scalar, student: Output, batch: Batch) -> dict[str, Values]:
-    """The term `hard` with its weight; none where that is known to be 0, or where labels are missing then."""
-    if is_zero(weight) or (batch.labels is None and isinstance(weight, jax.core.Tracer)):
-        # Whether a traced weight is 0 was looked at before (`needs_labels`).
-        return {}
-    return {"hard": weighted(weight, hard_loss(method, student, batch))}
+    """The term `hard` with its weight, unless it `is_left_out`."""
+    return {} if is_left_out(weight, batch) else {"hard": weighted(weight, hard_loss(method, student, batch))}
+
+
+def is_left_out(weight: Scalar, batch: Batch) -> bool:
+    """Whether a weight of the labels' term is known to be 0, or traced where labels are missing.
+
+    Whether a traced weight is 0 was looked at before (`needs_labels`).
+    """
+    return is_zero(weight) or (batch.labels is None and isinstance(weight, jax.core.Tracer))
 
 
 def require_labels(method: Method, batch: Batch) -> Array:

@@ -1,7 +1,7 @@
 """Methods of one pair of feature maps through learned convolutions: FSP, FT, AB, OFD, MGD, ICKD, VkD, WKD-F, CAT-KD."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
 from kd_jax.methods import blocks
-from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, static
-from kd_jax.methods.bounds import Weight
+from kd_jax.methods.base import Method, Parts, Terms, Values, static
+from kd_jax.methods.bounds import Bounds, Finite, Share, Temperature, Weight
 from kd_jax.methods.logits import require_teacher
-from kd_jax.methods.relations import FeatureMethod, example_weights
+from kd_jax.methods.relations import FeatureMethod, check_positions, example_weights, position_weights
 from kd_jax.models import Output
 
 
@@ -37,6 +37,7 @@ class ConnectedMethod(FeatureMethod):
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, by the method's name in small letters."""
+        check_positions(self, batch, *self.pair(student, teacher))
         ours, theirs = losses.match_space(*self.pair(student, teacher))
         connected = blocks.connect(parts.learned, ours, example_weights(batch))
         return {type(self).__name__.lower(): self.connected(connected, theirs, batch)}
@@ -53,7 +54,7 @@ class AB(ConnectedMethod):
 
     feature: str
     teacher_feature: str | None = None
-    margin: Scalar = 1.0
+    margin: Finite = 1.0
 
     def connected(self, connected: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.ab`."""
@@ -86,8 +87,8 @@ class WKDF(ConnectedMethod):
 
     feature: str
     teacher_feature: str | None = None
-    ratio: Scalar = 2.0
-    grid: int = static(1)
+    ratio: Weight = 2.0
+    grid: Annotated[int, Bounds(1)] = static(1)
 
     def connected(self, connected: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.wkd_f`."""
@@ -116,6 +117,7 @@ class OFD(FeatureMethod):
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `ofd`."""
+        check_positions(self, batch, *self.pair(student, teacher))
         weights = example_weights(batch)
         ours, theirs = losses.match_space(*self.pair(student, teacher))
         margin = _mean_of_negatives(theirs, weights) if self.margin is None else jnp.asarray(self.margin)
@@ -156,6 +158,7 @@ class FSP(Method):
         taught = require_teacher(self, teacher).features
         maps = [student.features[path] for path in self.student_features]
         maps += [taught[path] for path in self.teacher_features]
+        check_positions(self, batch, *maps)
         return {"fsp": losses.fsp(*maps, pool=pools[self.pool])}
 
 
@@ -171,8 +174,8 @@ class FT(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
-    rate: float = static(0.5)
-    exponent: Scalar = 1.0
+    rate: Annotated[float, Bounds(0, 1)] = static(0.5)
+    exponent: Temperature = 1.0
     warmup: Weight = 0
     couples_batch: ClassVar[bool] = True
 
@@ -190,6 +193,7 @@ class FT(FeatureMethod):
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """Two terms, `ft` and `reconstruction`."""
+        check_positions(self, batch, *self.pair(student, teacher))
         weights = example_weights(batch)
 
         def through(name: str, maps: Any) -> Any:
@@ -214,7 +218,7 @@ class MGD(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
-    ratio: Scalar = 0.15
+    ratio: Share = 0.15
     masked: str = "channels"
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
@@ -232,6 +236,7 @@ class MGD(FeatureMethod):
         masks = {"channels": losses.mask_channels, "positions": losses.mask_positions}
         if self.masked not in masks:
             raise MethodError(f'masked is {self.masked!r}: use "channels" or "positions"')
+        check_positions(self, batch, *self.pair(student, teacher))
         ours, theirs = losses.match_space(*self.pair(student, teacher))
         aligned = blocks.convolve(parts.learned["align"], ours)
         seen = masks[self.masked](blocks.step_key(parts.carried, step), aligned, ratio=self.ratio)
@@ -243,8 +248,8 @@ class MGD(FeatureMethod):
 class VkD(FeatureMethod):
     """VkD: Miles et al. (2024), https://arxiv.org/abs/2403.06213. An orthogonal projector, and a normalised teacher.
 
-    feature, teacher_feature: `[batch, *positions, channels]`; both are averaged over the positions. parametrisation:
-    "exponential" of a skew matrix, or "cayley".
+    feature, teacher_feature: `[batch, *positions, channels]`; both are averaged over the positions, by their weights
+    where the batch has some. parametrisation: "exponential" of a skew matrix, or "cayley".
     """
 
     feature: str
@@ -261,9 +266,7 @@ class VkD(FeatureMethod):
         makers = {"exponential": losses.orthogonal_exponential, "cayley": losses.orthogonal_cayley}
         if self.parametrisation not in makers:
             raise MethodError(f'parametrisation is {self.parametrisation!r}: use "exponential" or "cayley"')
-        ours, theirs = (
-            jnp.mean(one.astype(jnp.float32), axis=tuple(range(1, one.ndim - 1))) for one in self.pair(student, teacher)
-        )
+        ours, theirs = (_pooled(one.astype(jnp.float32), self, batch) for one in self.pair(student, teacher))
         return {"vkd": losses.vkd(ours @ makers[self.parametrisation](parts.learned), theirs)}
 
 
@@ -279,16 +282,27 @@ class CATKD(FeatureMethod):
 
     feature: str
     teacher_feature: str | None = None
-    resolution: int = static(2)
+    resolution: Annotated[int, Bounds(1)] = static(2)
     normalised: bool = True
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.cat_kd`."""
+        check_positions(self, batch, student, teacher)
         return losses.cat_kd(student, teacher, resolution=self.resolution, normalised=self.normalised)
 
 
 def _leaky(maps: Array) -> Array:
     return jax.nn.leaky_relu(maps, 0.1)
+
+
+def _pooled(features: Array, method: Method, batch: Batch) -> Array:
+    """The mean over the positions, by their weights, `[batch, channels]`."""
+    weights, axes = position_weights(method, batch, features), tuple(range(1, features.ndim - 1))
+    if weights is None:
+        return jnp.mean(features, axis=axes)
+    weights = weights[..., None]
+    total = jnp.sum(weights, axis=axes)
+    return jnp.sum(jnp.where(weights == 0, 0, features) * weights, axis=axes) / jnp.where(total == 0, 1, total)
 
 
 def _mean_of_negatives(maps: Array, weights: Any) -> Array:

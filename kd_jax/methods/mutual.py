@@ -12,7 +12,7 @@ from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError, MethodError
 from kd_jax.methods.base import Method, Parts, Terms, Values, static, weighted
 from kd_jax.methods.bounds import Temperature, Weight
-from kd_jax.methods.logits import is_zero, require_labels
+from kd_jax.methods.logits import is_left_out, is_zero, require_labels
 from kd_jax.models import Model, Network, Output, as_model
 from kd_jax.models.network import Params, PyTree, State, Variables
 
@@ -32,6 +32,7 @@ class DML(Method):
     hard: Weight = 1.0
     needs_teacher: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = False
+    of_classes: ClassVar[bool] = True
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -47,13 +48,16 @@ class DML(Method):
         """Two terms, `hard` with its weight, and `mutual`."""
         if self.members < 2:
             raise MethodError(f"DML has {self.members} member, who has nobody to learn from: give at least 2")
+        count = sum(path.startswith("members.") and path.count(".") == 1 for path in student.features)
+        if count != self.members:
+            raise MethodError(f"DML has {self.members} members and the cohort {count}: give members={count}")
         each = [student.features[path] for path in self.student_features]
         mutual = [
             losses.kd(own, jax.lax.stop_gradient(other), temperature=self.temperature)
             for own in each for other in each if other is not own
         ]  # fmt: skip
         terms = {"mutual": _total(mutual) / (self.members - 1)}
-        if is_zero(self.hard):
+        if is_left_out(self.hard, batch):
             return terms
         hard = _total([losses.cross_entropy(own, require_labels(self, batch)) for own in each])
         return {"hard": weighted(self.hard, hard), **terms}

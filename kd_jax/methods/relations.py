@@ -1,5 +1,6 @@
 """Methods that compare features as they are: attention maps, and relations between the examples of a batch."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError, ShapeError
 from kd_jax.methods.base import Method, Parts, Terms, Values
-from kd_jax.methods.bounds import Weight
+from kd_jax.methods.bounds import Temperature, Weight
 from kd_jax.methods.logits import require_teacher
 from kd_jax.models import Output
 
@@ -57,20 +58,54 @@ def example_weights(batch: Batch) -> Any:
     return jnp.sum(weights.reshape(weights.shape[0], -1), axis=-1)
 
 
+def position_weights(method: Method, batch: Batch, *features: Any) -> Array | None:
+    """The batch's weights of the positions that features `[batch, *positions, channels]` have in common, else None.
+
+    Raises `MethodError` for sequences that have others: padding would count.
+    """
+    if batch.weights is None or jnp.ndim(batch.weights) < 2:
+        return None
+    weights = jnp.asarray(batch.weights, jnp.float32)
+    if all(feature.shape[:-1] == weights.shape for feature in features):
+        return weights
+    check_positions(method, batch, *features)
+    return None
+
+
+def check_positions(method: Method, batch: Batch, *features: Any) -> None:
+    """Raises `MethodError` where a batch has weights of positions and a feature is a sequence: padding would count."""
+    for feature in features if batch.weights is not None and jnp.ndim(batch.weights) == 2 else ():
+        if feature.ndim == 3 and feature.shape[1] > 1:
+            raise MethodError(
+                f"the batch has weights of the shape {list(jnp.shape(batch.weights))}, and {type(method).__name__} "
+                f"would count the padding of the feature {list(feature.shape)}: give one weight for each example, or "
+                "take kd.HiddenStates"
+            )
+
+
 @dataclass(frozen=True)
 class AT(FeatureMethod):
     """Attention transfer: Zagoruyko and Komodakis (2017), https://arxiv.org/abs/1612.03928. Usual weight: 1000.
 
     feature, teacher_feature: maps `[batch, *space, channels]`, by their paths; the larger is pooled to the smaller.
+    Positions of weight 0 are left out where both have those of the batch's weights.
     """
 
     feature: str
     teacher_feature: str | None = None
-    exponent: float | Array = 2.0
+    exponent: Temperature = 2.0
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.at`."""
-        return losses.at(*_maps(self, student, teacher), exponent=self.exponent)
+        student, teacher = _maps(self, student, teacher)
+        weights = position_weights(self, batch, student, teacher)
+        if weights is None:
+            return losses.at(student, teacher, exponent=self.exponent)
+        present = weights != 0
+        ours, theirs = (jnp.where(present[..., None], one, jnp.zeros_like(one)) for one in (student, teacher))
+        axes = tuple(range(1, weights.ndim))
+        count = jnp.maximum(jnp.sum(present.astype(jnp.float32), axis=axes), 1)
+        return losses.at(ours, theirs, exponent=self.exponent) * (math.prod(weights.shape[1:]) / count)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from jaxtyping import Array, Int, Key
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
-from kd_jax.methods.base import Method, Parts, PyTree, Scalar, Terms, Wrapped, as_method, terms_of, weighted
+from kd_jax.methods.base import Method, Parts, PyTree, Terms, Wrapped, as_method, terms_of, weighted
 from kd_jax.methods.bounds import Share, Temperature, Weight
 from kd_jax.methods.logits import hard_term, is_zero, require_teacher, rest
 from kd_jax.methods.relations import example_weights
+from kd_jax.methods.sparse import Sparse
 from kd_jax.models import Output
 
 Schedule = Callable[[Any], Any]
@@ -41,6 +42,17 @@ class Scheduled(Wrapped):
     ) -> tuple[Terms, PyTree]:
         """The method's terms with its numbers of this step."""
         return terms_of(self.at(step), parts, student, teacher, batch, step)
+
+    def check_sparse(self, sparse: Sparse) -> None:
+        """Raises `MethodError` for a schedule of what the part of the classes that is known is fixed at."""
+        fixed = [
+            name for name in ("temperature", "power") if name in self.names and hasattr(self.method, "check_sparse")
+        ]
+        if fixed and getattr(self.method, "rest", None) != "renormalised":
+            raise MethodError(
+                f"the {fixed[0]} of {type(self.method).__name__} follows a schedule, and the teacher knows {sparse} at "
+                "one alone: leave the schedule out, or take a teacher of all classes"
+            )
 
     def at(self, step: Int[Array, ""]) -> Method:
         """The method with its numbers of this step."""
@@ -86,10 +98,10 @@ class TAID(Method):
     of the cross entropy of the labels.
     """
 
-    steps: Scalar
-    start: Scalar = 0.4
-    end: Scalar = 1.0
-    rate: Scalar = 5e-4
+    steps: Temperature
+    start: Share = 0.4
+    end: Share = 1.0
+    rate: Weight = 5e-4
     momentum: Share = 0.99
     temperature: Temperature = 1.0
     hard: Weight = 0.0

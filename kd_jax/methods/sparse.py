@@ -45,7 +45,7 @@ def check_sparse(method: Method, sparse: Sparse) -> None:
         elif not isinstance(one, Sum | Wrapped) and (
             one.compares_logits or (one.needs_teacher and not one.teacher_features)
         ):
-            raise _needs_all(one, sparse)
+            raise needs_all(one, sparse)
 
 
 def require_kind(method: Method, sparse: Sparse, keep: str, name: str, count: Any, temperature: Scalar) -> None:
@@ -54,7 +54,7 @@ def require_kind(method: Method, sparse: Sparse, keep: str, name: str, count: An
     name: of the number. temperature: 1 itself where any will do.
     """
     if sparse.keep != keep:
-        raise _needs_all(method, sparse)
+        raise needs_all(method, sparse)
     kind = type(method).__name__
     if count is not None:
         raise MethodError(f"{name} of {kind} is {count}, and the teacher knows {sparse}: give the same number")
@@ -65,7 +65,8 @@ def require_kind(method: Method, sparse: Sparse, keep: str, name: str, count: An
         )
 
 
-def _needs_all(method: Method, sparse: Sparse) -> MethodError:
+def needs_all(method: Method, sparse: Sparse) -> MethodError:
+    """The error for a method that reads all logits."""
     fitting = "kd.TopKKL" if sparse.keep == "top-k" else "kd.SampledKL"
     also = ', or keep them with rest="uniform"' if sparse.keep == "top-k" else ""
     return MethodError(

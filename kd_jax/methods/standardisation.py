@@ -8,6 +8,7 @@ from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.methods.base import Method, Parts, PyTree, Terms, Wrapped, as_method, terms_of
 from kd_jax.methods.logits import require_teacher
+from kd_jax.methods.sparse import Sparse, needs_all
 from kd_jax.models import Output
 
 
@@ -26,6 +27,10 @@ class Standardised(Wrapped):
         ours, theirs = (one._replace(logits=losses.standardise(one.logits)) for one in (student, taught))
         terms, carried = terms_of(self.method, parts, ours, theirs, batch, step)
         return {name: plain[name] if name.partition("_")[0] == "hard" else terms[name] for name in terms}, carried
+
+    def check_sparse(self, sparse: Sparse) -> None:
+        """Raises `MethodError`: the mean and the deviation are those of all logits."""
+        raise needs_all(self, sparse)
 
 
 def standardised(method: Method) -> Standardised:

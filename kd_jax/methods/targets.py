@@ -154,7 +154,7 @@ class MLKD(BesideHard):
     the examples of a batch: the whole one, whatever the devices. Logits `[batch, classes]`.
     """
 
-    temperature: Scalar | tuple[Scalar, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    temperature: Annotated[Scalar | tuple[Scalar, ...], Bounds(0, above=True)] = (2.0, 3.0, 4.0, 5.0, 6.0)
     hard: Weight = 1.0
     couples_batch: ClassVar[bool] = True
 
@@ -177,7 +177,7 @@ class WKD(Method):
     gamma: Weight = 600.0
     temperature: Temperature = 8.0
     regulariser: Temperature = 0.05
-    iterations: int = static(10)
+    iterations: Annotated[int, Bounds(1)] = static(10)
     hard: Weight = 1.0
     needs_labels: ClassVar[bool] = True
     of_classes: ClassVar[bool] = True

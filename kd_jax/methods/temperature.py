@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from kd_jax.data.batch import Batch
-from kd_jax.methods.base import Parts, Scalar, Terms
-from kd_jax.methods.bounds import Share, Weight
+from kd_jax.methods.base import Parts, Terms
+from kd_jax.methods.bounds import Finite, Share, Temperature, Weight
 from kd_jax.methods.logits import KD, SoftLoss
 from kd_jax.models import Output
 
@@ -24,9 +24,9 @@ class CTKD(SoftLoss):
     """
 
     alpha: Share = 0.1
-    start: Scalar = 1.0
-    span: Scalar = 20.0
-    reversal: Scalar = 1.0
+    start: Temperature = 1.0
+    span: Weight = 20.0
+    reversal: Finite = 1.0
     warmup: Weight = 0
 
     def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:

@@ -1,7 +1,7 @@
 """Methods of transformers' inner states: attention maps, and MiniLM's relations."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.methods.base import Method, Parts, Terms, Values, static
+from kd_jax.methods.bounds import Bounds
 from kd_jax.methods.logits import require_teacher
 from kd_jax.methods.relations import FeatureMethod
 from kd_jax.models import Output
@@ -43,7 +44,7 @@ class MiniLM(Method):
 
     feature: str
     teacher_feature: str | None = None
-    heads: int = static(12)
+    heads: Annotated[int, Bounds(1)] = static(12)
     keys: str | None = None
     teacher_keys: str | None = None
     compares_logits: ClassVar[bool] = False

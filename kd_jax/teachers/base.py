@@ -118,7 +118,9 @@ class FunctionTeacher(Teacher):
 @partial(jax.tree_util.register_dataclass, data_fields=["teachers"], meta_fields=["mean"])
 @dataclass(frozen=True)
 class SeveralTeachers(Teacher):
-    """Several teachers; `mean` of their `probabilities` (at temperature 1), `logits`, or of the `losses` by each."""
+    """Several teachers; `mean` of their `probabilities` (softmaxes at temperature 1), `logits`, or of the `losses` by
+    each.
+    """
 
     teachers: tuple[Teacher, ...]
     mean: str
@@ -182,6 +184,8 @@ class SeveralTeachers(Teacher):
             )
         logits = jnp.stack([output.logits.astype(jnp.float32) for output in each])
         if self.mean == "probabilities":
-            logs = jax.nn.log_softmax(logits, axis=-1)
-            return (Output(jax.nn.logsumexp(logs, axis=0) - float(np.log(len(each))), each[0].features),)
+            # Of the logits' own size: equal teachers say what one of them does.
+            sizes = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+            mean = jax.nn.logsumexp(logits - sizes, axis=0) - float(np.log(len(each)))
+            return (Output(mean + jnp.mean(sizes, axis=0), each[0].features),)
         return (Output(jnp.mean(logits, axis=0), each[0].features),)

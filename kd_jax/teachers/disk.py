@@ -17,7 +17,7 @@ from kd_jax.models import Output
 from kd_jax.teachers.base import PyTree, Teacher
 from kd_jax.teachers.folder import Folder
 from kd_jax.teachers.keep import Arrays, looked_up
-from kd_jax.teachers.kept import KeptTeacher, kept_teacher
+from kd_jax.teachers.kept import KeptTeacher, form_of, kept_teacher
 
 # Bytes of answers that a part of the examples has in memory, about.
 _PART = 1 << 28
@@ -207,14 +207,6 @@ class PartTeacher(Teacher):
     def take(self, rows: Int[Array | np.ndarray, "..."]) -> Teacher:
         """The answers to rows that are in this part."""
         return self.known.take(jnp.searchsorted(self.rows, rows))
-
-
-def form_of(inputs: PyTree) -> list[list[Any]]:
-    """Paths, types as JAX has them and shapes of inputs, as JSON holds them."""
-    return [
-        [jax.tree_util.keystr(path), str(jax.dtypes.canonicalize_dtype(leaf.dtype)), list(leaf.shape)]
-        for path, leaf in jax.tree.leaves_with_path(inputs)
-    ]
 
 
 def _known(numbers: Any, what: str) -> Int[np.ndarray, "..."]:

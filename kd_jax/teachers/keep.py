@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, Shaped
+from jaxtyping import Array, Bool, Int, Key, Shaped
 
 from kd_jax.data.batch import check_whole
 from kd_jax.errors import ConfigError
@@ -17,6 +17,7 @@ from kd_jax.losses.sparse import drawn_at
 from kd_jax.losses.targets import log_sum_exp
 from kd_jax.models import Output
 
+FAULTS = ("wrong", "beyond")
 KINDS = ("logits", "top-k", "samples", "hidden")
 DTYPES = ("float32", "bfloat16", "float16")
 _MOST_DRAWS = 1 << 16
@@ -82,16 +83,19 @@ def make_keep(
 def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Array, ""]) -> dict[str, Any]:
     """What is kept of an output, on the device. rows: which examples these are; each has a key of its own.
 
-    Of a part of the classes also `wrong`: whether an example has a logit that is NaN or infinite, and no probabilities.
+    Also `wrong`, whether an answer at a place is NaN or infinite and has no probabilities; and of logits and features
+    `beyond`, whether a number there has become infinite.
     """
     dtype = jnp.dtype(keep.dtype)
-    if keep.kind == "hidden":
-        return {"hidden": output.features[keep.hidden].astype(dtype)}
-    if keep.kind == "logits":
-        beside = {f"features.{path}": output.features[path].astype(dtype) for path in keep.features}
-        return {"logits": output.logits.astype(dtype), **beside}
+    if keep.kind in ("hidden", "logits"):
+        wide = {"hidden": output.features[keep.hidden]} if keep.kind == "hidden" else {"logits": output.logits}
+        wide |= {f"features.{path}": output.features[path] for path in keep.features}
+        beyond = [jnp.isinf(x.astype(dtype)) & jnp.isfinite(x) & ~_are_masks(x) for x in _floats(wide.values())]
+        places = output.logits.shape[:-1]
+        faults = {"wrong": are_wrong(wide.values(), places), "beyond": _faults_at(beyond, places)}
+        return {name: x.astype(dtype) for name, x in wide.items()} | faults
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
-    wrong = jnp.any(jnp.isnan(log_p).reshape(len(rows), -1), axis=-1)
+    wrong = jnp.any(jnp.isnan(log_p), axis=-1)
     if keep.kind == "top-k":
         if keep.k > log_p.shape[-1]:
             raise ConfigError(f"k is {keep.k}: it must be at most {log_p.shape[-1]}, the number of classes")
@@ -116,9 +120,43 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
     return found
 
 
+def are_wrong(answers: Iterable[Any], places: tuple[int, ...]) -> Array:
+    """Whether an answer is NaN or infinite, `places`; -inf rules out."""
+    return _faults_at([jnp.isnan(one) | jnp.isposinf(one) for one in _floats(answers)], places)
+
+
+def of_examples(faults: Bool[np.ndarray, "..."], weights: Any) -> Bool[np.ndarray, " examples"]:
+    """Whether an example has a fault `[examples, ...]` where its weights are not 0."""
+    if weights is not None:
+        present = np.asarray(weights) != 0
+        if present.shape != faults.shape[: present.ndim]:
+            present = present.reshape(len(present), -1).any(axis=1)
+        faults = faults & present.reshape(present.shape + (1,) * (faults.ndim - present.ndim))
+    return faults.any(axis=tuple(range(1, faults.ndim)))
+
+
+def _floats(answers: Iterable[Any]) -> list[Array]:
+    return [jnp.asarray(one) for one in answers if jnp.issubdtype(one.dtype, jnp.floating)]
+
+
+def _faults_at(faults: Sequence[Array], places: tuple[int, ...]) -> Array:
+    """Whether there is any of them at a place; those of an answer without these places are at all of the example."""
+    found = jnp.zeros(places, bool)
+    for one in faults:
+        lead = len(places) if one.shape[: len(places)] == places else 1
+        any_of = jnp.any(one, axis=tuple(range(lead, one.ndim)))
+        found |= any_of.reshape(any_of.shape + (1,) * (len(places) - lead))
+    return found
+
+
+def _are_masks(values: Array) -> Array:
+    """What is as low as masks are, which may stand for -inf."""
+    return values < jnp.finfo(values.dtype).min / 2
+
+
 def stored(keep: Keep, found: Mapping[str, Any], classes: int) -> Arrays:
     """The same on the host as it is kept, with a first axis of examples; but `entries` are those of all, in a row."""
-    arrays = {name: np.asarray(array) for name, array in found.items() if name != "wrong"}
+    arrays = {name: np.asarray(array) for name, array in found.items() if name not in FAULTS}
     if keep.kind == "top-k":
         return arrays | {"classes": packed(arrays["classes"], _bytes(classes - 1))}
     if keep.kind != "samples":

@@ -3,14 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, DataError, MismatchError
+from kd_jax.files.digests import digest
 from kd_jax.methods.sparse import CLASSES, LOG_PROBABILITIES, LOG_REST, WEIGHTS, Sparse
 from kd_jax.models import Output
 from kd_jax.teachers.base import PyTree, Teacher
@@ -23,6 +24,9 @@ RESTS = ("uniform", "renormalised", "tail")
 
 class KeptTeacher(Teacher):
     """Arrays of all training examples, in their order, looked up by the same rows as the inputs."""
+
+    # The form and the digest of the inputs that it answered, to be known until it is flattened or looked up.
+    asked: ClassVar[tuple[list[list[Any]], str] | None] = None
 
     @property
     def per_example(self) -> bool:
@@ -40,13 +44,31 @@ class KeptTeacher(Teacher):
         return tuple(jax.tree.leaves(self.by_example())[0].shape[1:-1])
 
     def take(self, rows: Int[Array | np.ndarray, "..."]) -> "KeptTeacher":
-        """The answers to these rows."""
+        """The answers to these rows. Raises `DataError` for one that there is not."""
+        _check_within(rows, self.examples, "an example")
         return dataclasses.replace(self, **jax.tree.map(lambda leaf: leaf[rows], self.by_example()))  # type: ignore[type-var]
 
     def at(self, examples: Places, positions: Places) -> "KeptTeacher":
         """The answers at single positions of examples, as packed sequences need them."""
+        _check_within(examples, self.examples, "an example")
+        _check_within(positions, (self.places or (None,))[0], "a position")
         found = jax.tree.map(lambda leaf: leaf[examples, positions], self.by_example())
         return dataclasses.replace(self, **found)  # type: ignore[type-var]
+
+    def check_inputs(self, inputs: PyTree) -> None:
+        """Raises `MismatchError` for inputs of the same types and shapes, and other values or another order."""
+        if self.asked is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
+            return
+        form, known = self.asked
+        if form_of(inputs) == form and digest(inputs, as_jax=True) != known:
+            raise MismatchError(
+                "the cached teacher is of other inputs, or of these in another order: give the inputs that it was made "
+                "of, or teacher.in_memory(), which does not look at them"
+            )
+
+    def in_memory(self) -> "KeptTeacher":
+        """The same, which does not know what it was asked."""
+        return self if self.asked is None else dataclasses.replace(self)  # type: ignore[type-var]
 
     def by_example(self) -> dict[str, Any]:
         """Its fields whose first axis counts examples."""
@@ -205,6 +227,31 @@ def kept_teacher(
     if keep.kind == "samples":
         return SampledTeacher(found["classes"], found["counts"], found.get("ratios"), classes, keep.draws, keep.power)
     return HiddenTeacher(found["hidden"], *head, keep.hidden)
+
+
+def of_inputs(teacher: KeptTeacher, inputs: PyTree) -> KeptTeacher:
+    """The teacher, who knows to which inputs its answers are; nothing that is traced."""
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((teacher, inputs))):
+        object.__setattr__(teacher, "asked", (form_of(inputs), digest(inputs, as_jax=True)))
+    return teacher
+
+
+def form_of(inputs: PyTree) -> list[list[Any]]:
+    """Paths, types as JAX has them and shapes of inputs, as JSON holds them."""
+    return [
+        [jax.tree_util.keystr(path), str(jax.dtypes.canonicalize_dtype(leaf.dtype)), list(leaf.shape)]
+        for path, leaf in jax.tree.leaves_with_path(inputs)
+    ]
+
+
+def _check_within(numbers: Any, count: int | None, what: str) -> None:
+    """Raises `DataError` for a number out of [0, count); nothing that is traced, or lies elsewhere."""
+    if count is None or isinstance(numbers, jax.core.Tracer) or not getattr(numbers, "is_fully_addressable", True):
+        return
+    known = np.asarray(numbers)
+    if known.dtype.kind in "iu" and known.size and not 0 <= known.min() <= known.max() < count:
+        wrong = known.max() if known.min() >= 0 else known.min()
+        raise DataError(f"{what} is {wrong}, and the cached teacher has 0 to {count - 1}")
 
 
 def _check_features(features: Any, kept: str) -> None:

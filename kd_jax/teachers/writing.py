@@ -21,9 +21,8 @@ from kd_jax.models.predict import highest_precision
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teachers import folder as folders
 from kd_jax.teachers.base import PyTree, Teacher
-from kd_jax.teachers.disk import form_of
-from kd_jax.teachers.keep import Arrays, Keep, begins_of, joined, looked_up, reduced, stored
-from kd_jax.teachers.kept import KeptTeacher, kept_teacher, logits_of
+from kd_jax.teachers.keep import FAULTS, Arrays, Keep, begins_of, joined, looked_up, of_examples, reduced, stored
+from kd_jax.teachers.kept import KeptTeacher, form_of, kept_teacher, logits_of
 
 _SHARD = 1 << 25
 # So many examples tell whether other versions answer alike, by what no draws or ties change, to the digits of bfloat16.
@@ -35,9 +34,14 @@ class Work:
     """A teacher, and the inputs that it is asked about."""
 
     def __init__(
-        self, teacher: Teacher, inputs: PyTree, keep: Keep, *, key: Any, head: Any, batch_size: int, prepare: Any
-    ) -> None:
-        """Raises `ConfigError` or `DataError` where they do not go together; nothing is computed."""
+        self, teacher: Teacher, inputs: PyTree, keep: Keep, *, key: Any, head: Any, batch_size: int, prepare: Any,
+        weights: Any = None, is_strict: bool = True,
+    ) -> None:  # fmt: skip
+        """Raises `ConfigError` or `DataError` where they do not go together; nothing is computed.
+
+        weights: what has the weight 0 may have any answer. is_strict: whether one that is not finite is an error.
+        """
+        self.weights, self.is_strict = weights, is_strict
         self.teacher, self.inputs, self.keep, self.prepare = teacher, inputs, keep, prepare
         self.key, self.head = as_key(key), _as_head(head)
         self.examples = int(jax.tree.leaves(inputs)[0].shape[0])
@@ -125,10 +129,14 @@ class Work:
                 self.teacher, part, jnp.asarray(rows, jnp.int32), self.key, keep=self.keep, prepare=self.prepare
             )
             found = {name: np.asarray(array)[:count] for name, array in found.items()}
-            if (wrong := found.get("wrong")) is not None and wrong.any():
+            own = None if self.weights is None else self.weights[start : start + count]
+            wrong, beyond = (of_examples(found.get(name, np.zeros((count, 1), bool)), own) for name in FAULTS)
+            if self.is_strict and wrong.any():
+                raise wrong_answer(int(rows[wrong.argmax()]))
+            if beyond.any():
                 raise DataError(
-                    f"the teacher's logits of example {rows[wrong.argmax()]} are NaN or infinite: look at its "
-                    "parameters, and whether it gets its inputs as it was trained on them"
+                    f"an answer to example {rows[beyond.argmax()]} is beyond {self.keep.dtype}: give dtype=float32, or "
+                    "bfloat16"
                 )
             yield stored(self.keep, found, self.classes)
 
@@ -178,6 +186,14 @@ class Work:
                 f"the head makes logits of {path!r} that differ from the teacher's by {gap:.2g}: give the feature that "
                 "the last layer is applied to, and the kernel and bias of that layer"
             )
+
+
+def wrong_answer(example: int) -> DataError:
+    """The error for an answer that is not finite."""
+    return DataError(
+        f"the teacher's answer to example {example} is NaN or infinite: look at its parameters, and whether it gets "
+        "its inputs as it was trained on them"
+    )
 
 
 def _output(teacher: Teacher, inputs: PyTree, *, keep: Keep, prepare: Any) -> Output:

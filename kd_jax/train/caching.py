@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from kd_jax.data.batch import Batch, check_counts
 from kd_jax.methods import Method, is_on_policy
-from kd_jax.teacher import DiskTeacher, SeveralTeachers, Teacher, cached
+from kd_jax.teacher import DiskTeacher, SeveralTeachers, Teacher, answered
 from kd_jax.train import memory
 from kd_jax.train.processes import agreed, is_shared, local
 from kd_jax.train.sharding import Spread, replicated
@@ -47,10 +47,10 @@ def kept_teacher(
         return teacher
     size = min(count, evaluation_batch_size(batch_size, teacher))
     if mesh is None:
-        return cached(teacher, data.inputs, batch_size=size)
+        return answered(teacher, data.inputs, batch_size=size)
     if not is_shared(mesh):
-        return replicated(mesh, cached(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
-    return teacher if asked is None else replicated(mesh, cached(asked, local(data.inputs), batch_size=size))
+        return replicated(mesh, answered(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
+    return teacher if asked is None else replicated(mesh, answered(asked, local(data.inputs), batch_size=size))
 
 
 def _fits(teacher: Teacher) -> bool:
@@ -81,4 +81,4 @@ def answers_on(teacher: Teacher, data: Batch, classes: int, *, batch_size: int, 
         return None
     if isinstance(teacher, SeveralTeachers) and teacher.mean == "losses":
         return teacher
-    return cached(teacher, data.inputs, batch_size=batch_size, prepare=prepare)
+    return answered(teacher, data.inputs, batch_size=batch_size, prepare=prepare)

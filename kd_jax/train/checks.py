@@ -1,5 +1,6 @@
 """What a training asks of its data, method, model and teacher before anything is compiled."""
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,15 +12,17 @@ import optax
 
 from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, epoch_order, take
 from kd_jax.data.mixing import mixes, prepared
-from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
+from kd_jax.errors import ConfigError, DataError, FeatureError, MethodError, ShapeError
 from kd_jax.files.names import path_name
 from kd_jax.methods import Method, SimKD, check_rows, is_on_policy, resampled
 from kd_jax.methods.base import Parts, Sum, Wrapped, as_parts
 from kd_jax.methods.bounds import check_numbers, walk
+from kd_jax.methods.contrastive import check_memory
 from kd_jax.methods.sparse import check_sparse
 from kd_jax.models import Model, Output
 from kd_jax.models.trying import CALL, PREPARE, reason, told
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
+from kd_jax.train.matches import check_mean, check_same_outputs, unfit_student, unneeded_labels
 from kd_jax.train.measures import Measure
 from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, student_output, weighted_sum
 
@@ -80,6 +83,7 @@ def check(
         teacher.check_inputs(data.inputs)
     if is_on_policy(method) and training.prepare is None:
         check_rows(data)
+    check_memory(method, data)
     found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
     check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
     return found
@@ -99,6 +103,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         )
     if teacher is not None and teacher.sparse is not None:
         check_sparse(method, teacher.sparse)
+    check_mean(method, teacher)
     key = jax.random.key(0)
     prepare = training.prepare
     if mixes(prepare) and teacher is not None and teacher.per_example:
@@ -127,7 +132,10 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
     if is_on_policy(method):
         seen = _tried("the student", inputs, own, seen, start)
         inputs = seen.inputs
-    student = _tried("the student", inputs, ask, inputs, start)
+    try:
+        student = _tried("the student", inputs, ask, inputs, start)
+    except FeatureError as error:
+        raise unfit_student(method, error) from None
     _check_output("the student", student, batch)
     softmax = next((type(one).__name__ for one in walk(method) if one.of_classes), None)
     if softmax is not None and student.logits.shape[-1] == 1:
@@ -147,15 +155,19 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
     fitted = jax.eval_shape(fit_labels, seen, student.logits)
     try:
         terms = _check_loss(training, method, fitted, student, taught, start)
-    except (MethodError, ShapeError):
-        if mixes(prepare):
+    except (MethodError, ShapeError) as error:
+        if fitted.labels is not None and not method.needs_labels:
+            with contextlib.suppress(ConfigError, DataError):
+                _check_loss(training, method, fitted._replace(labels=None), student, taught, start)
+                error = unneeded_labels(method, error)
+        if mixes(prepare) and method.needs_labels:
             whole = jax.eval_shape(fit_labels, batch._replace(inputs=inputs), student.logits)
             _check_loss(training, method, whole, student, taught, start)
             raise MethodError(
                 f"{type(method).__name__} takes whole numbers as labels, and those of mixed examples are soft: take a "
                 "method of soft labels such as kd.KD(), or leave mixup and cutmix out"
             ) from None
-        raise
+        raise error from error.__cause__
     _warn_of_outputs(method)
     return Checked(student, terms)
 
@@ -251,22 +263,6 @@ def _warn_of_outputs(method: Method) -> None:
             f"kd.KD() + kd.{name}(…), unless that comes after",
             stacklevel=4,
         )
-
-
-def check_same_outputs(method: Method, student: Output, teacher: Output) -> None:
-    """Raises `ConfigError` where a method compares logits and they are not of the same shape."""
-    ours, theirs = student.logits.shape, teacher.logits.shape
-    if not method.compares_logits or ours == theirs:
-        return
-    if ours[:-1] == theirs[:-1]:
-        other = ", or for two vocabularies a method such as kd.ULD()" if len(ours) > 2 else ""
-        raise ConfigError(
-            f"the teacher has {theirs[-1]} classes and the student {ours[-1]}: {type(method).__name__} needs the same "
-            f"classes in both, in the same order{other}"
-        )
-    raise ConfigError(
-        f"the teacher's logits have the shape {theirs} and the student's {ours}: {type(method).__name__} needs the same"
-    )
 
 
 def check_epochs(epochs: Any, name: str = "epochs") -> None:

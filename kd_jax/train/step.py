@@ -206,11 +206,8 @@ def _outputs(
 ) -> tuple[tuple[Output, tuple[Output, ...]], PyTree]:
     """The student's output and those of its teachers; and the student's new state."""
     student, new = student_output(training, method, variables, batch.inputs, key)
-    if teacher is None:
-        return (student, ()), new
-    taught = teacher.outputs(batch.inputs, features=method.teacher_features)
-    taught = tuple(jax.tree.map(jax.lax.stop_gradient, one) for one in taught)
-    return (student, taught), new
+    taught = () if teacher is None else teacher.outputs(batch.inputs, features=method.teacher_features)
+    return (student, tuple(jax.tree.map(jax.lax.stop_gradient, one) for one in taught)), new
 
 
 def student_output(
@@ -314,7 +311,9 @@ def _masked_feature(feature: Array, weights: Array) -> Array:
     if not feature.ndim or feature.shape[0] != weights.shape[0]:
         return feature
     feature = _with_present(feature, weights)
-    if weights.ndim < 2 or feature.shape[: weights.ndim] != weights.shape:
+    # The second axis of scores of attention is that of heads, of whom there may be as many as positions.
+    scores = weights.ndim == 2 and feature.ndim == 4 and weights.shape[1] in feature.shape[2:]
+    if weights.ndim < 2 or feature.shape[: weights.ndim] != weights.shape or scores:
         return feature
     absent = (weights == 0) & jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)), keepdims=True)
     return jnp.where(_broadened(absent, feature.ndim), jnp.zeros_like(feature), feature)

@@ -200,3 +200,18 @@ def test_shapes_are_checked() -> None:
     bank = contrastive.CRDBank(of_student[:, :2], of_teacher[:, :2], jnp.zeros(()), jnp.zeros(()))
     with pytest.raises(ValueError, match=r"embeddings \[4, 3\] do not fit a bank \[11, 2\]: give \[batch, dim\]"):
         crd(student, teacher, bank)
+
+
+def test_narrow_indices_name_every_row() -> None:
+    indices = jnp.array([1, 2], jnp.int8)
+    negatives = contrastive.crd_negatives(jax.random.key(0), indices, examples=1000, negatives=2000)
+    assert 127 < negatives.max() < 1000
+    order = contrastive.class_order(jnp.arange(1000, dtype=jnp.int32) // 500)
+    others = contrastive.crd_negatives_of_other_classes(jax.random.key(0), indices, order, negatives=2000)
+    assert others.min() >= 500
+    bank = contrastive.crd_bank(jax.random.key(1), 1000, 3)
+    embeddings = jnp.ones((2, 3))
+    values, _ = contrastive.crd(embeddings, embeddings, bank, indices, negatives)
+    assert jnp.isfinite(values).all()
+    moved = contrastive.crd_update(bank, indices, embeddings, embeddings, weights=jnp.array([1.0, 0.0]))
+    np.testing.assert_array_equal(jnp.any(moved.student != bank.student, axis=-1).nonzero()[0], [1])

@@ -12,6 +12,7 @@ import pytest
 from programs import compiled, with_gradients
 
 from kd_jax import losses
+from kd_jax.errors import ConfigError
 
 PROVEN: list[tuple[Callable[..., Any], Callable[..., Any], list[dict[str, Any]]]] = [
     (losses.reverse_kl, oracles.reverse_kl, [{}]),
@@ -154,5 +155,5 @@ def of_those_with_a_mixture(*pair: jax.Array) -> dict[str, Any]:
 
 
 def test_an_unknown_convention_is_refused() -> None:
-    with pytest.raises(ValueError, match="continuous"):
+    with pytest.raises(ConfigError, match="continuous"):
         losses.jsd(jnp.zeros((1, 2)), jnp.zeros((1, 2)), convention="trl")

@@ -145,8 +145,8 @@ def test_what_does_not_fit_is_refused() -> None:
         (ConfigError, "has no number beta: it takes skew", (h, w, ht, wt), {"divergence": "skew_kl", "beta": 0.5}),
         (ConfigError, "give key=", (h, w, ht, wt), {"divergence": "sampled_kl"}),
         (ValueError, "from 1 to 40, the number of columns", (h, w, ht, wt), {"divergence": "top_k_kl", "k": 41}),
-        (ValueError, "tail", (h, w, ht, wt), {"divergence": "top_k_kl", "k": 3, "rest": "bucket"}),
-        (ValueError, "continuous", (h, w, ht, wt), {"divergence": "jsd", "convention": "gkd"}),
+        (ConfigError, "tail", (h, w, ht, wt), {"divergence": "top_k_kl", "k": 3, "rest": "bucket"}),
+        (ConfigError, "continuous", (h, w, ht, wt), {"divergence": "jsd", "convention": "gkd"}),
     ]
     for kind, words, given, options in refused:
         with pytest.raises(kind, match=words):

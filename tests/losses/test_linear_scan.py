@@ -89,3 +89,13 @@ def test_no_array_has_tokens_and_vocabulary_and_the_memory_is_that_of_a_chunk() 
     logits = 4 * tokens * columns
     assert temporary(derived(whole("kl_divergence"))) >= 2 * logits
     assert temporary(fused) <= 5 / 8 * logits
+
+
+def test_a_class_that_is_ruled_out_stays_so_at_any_temperature() -> None:
+    """The divergence of two exponents of 0 sees the logarithms themselves."""
+    given, bias = arrays(), jnp.zeros(40).at[7].set(-jnp.inf)
+    both = {"student_bias": bias, "teacher_bias": bias}
+    found = losses.linear_divergence(*given, divergence="alpha_beta", exponents=(0.0, 0.0), temperature=3.0, **both)
+    h, w, ht, wt = given
+    plain = losses.alpha_beta(h @ w + bias[None], ht @ wt + bias[None], alpha=0.0, beta=0.0, temperature=3.0)
+    np.testing.assert_allclose(found[0], plain.sum(), rtol=1e-5)

@@ -11,6 +11,8 @@ from programs import compiled
 from scipy import special
 
 from kd_jax import losses
+from kd_jax.errors import ConfigError
+from kd_jax.losses.sparse import drawn_at, rising
 
 RESTS = ["renormalised", "tail", "zero"]
 
@@ -50,7 +52,7 @@ def test_what_is_unknown_or_out_of_bounds_is_refused() -> None:
     z = jnp.zeros((2, 5))
     with pytest.raises(ValueError, match="from 1 to 5"):
         losses.top_k_kl(z, z, k=6)
-    with pytest.raises(ValueError, match="tail"):
+    with pytest.raises(ConfigError, match="tail"):
         losses.top_k_kl(z, z, k=2, rest="bucket")
     with pytest.raises(ValueError, match="align"):
         losses.uld(z, z[:1])
@@ -103,6 +105,30 @@ def test_a_class_that_the_teacher_rules_out_is_never_drawn() -> None:
     assert np.isfinite(values).all()
     assert np.abs(weights[:, [0, 2, 4]]).max() < 1e-6
     assert weights[:, [1, 3]].min() > 0.2
+
+
+def test_no_class_of_mass_0_is_drawn_from_a_large_vocabulary() -> None:
+    """XLA adds in blocks, so that a running sum of 32,000 falls by a rounding here and there."""
+    rng = np.random.default_rng(0)
+    mass = np.where(rng.random((64, 32000)) < 0.7, 0, np.exp(rng.normal(size=(64, 32000)))).astype(np.float32)
+    sums = np.asarray(jax.jit(rising)(mass))
+    assert (np.diff(sums, axis=-1) >= 0).all()
+    drawn = np.asarray(jax.jit(drawn_at)(mass, rng.random((64, 2000), np.float32)))
+    assert (np.take_along_axis(mass, drawn, axis=-1) > 0).all()
+
+
+def test_samples_have_derivatives_of_every_kind() -> None:
+    student, teacher = (jnp.asarray(z[:2], jnp.float32) for z in proof.pairs())
+
+    def loss(s: jax.Array, temperature: Any, power: Any) -> jax.Array:
+        return losses.sampled_kl(
+            s, teacher, key=jax.random.key(3), samples=4, temperature=temperature, power=power
+        ).sum()
+
+    given = student, jnp.float32(2), jnp.float32(0.7)
+    backward = jax.jit(jax.grad(loss, (0, 1, 2)))(*given)
+    _, forward = jax.jit(lambda *x: jax.jvp(loss, x, tuple(map(jnp.ones_like, x))))(*given)
+    np.testing.assert_allclose(forward, sum(x.sum() for x in backward), rtol=1e-5)
 
 
 def test_uld() -> None:
@@ -180,7 +206,7 @@ def test_known_parts_that_do_not_fit_are_refused() -> None:
     z, (classes, logs, rest) = jnp.zeros((2, 5)), known_of(np.zeros((2, 5)), 3)
     with pytest.raises(ValueError, match="from 1 to 3, the number of classes that are known"):
         losses.top_k_targets(z, classes, logs, rest, k=4)
-    with pytest.raises(ValueError, match="tail"):
+    with pytest.raises(ConfigError, match="tail"):
         losses.top_k_targets(z, classes, logs, rest, rest="bucket")
     with pytest.raises(ValueError, match=r"do not fit logits \[2, 5\]: give \[\.\.\., k\]"):
         losses.top_k_targets(z, classes[:1], logs, rest)

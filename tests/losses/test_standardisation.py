@@ -47,10 +47,11 @@ def kd_of_itself(z: jax.Array) -> jax.Array:
     return losses.kd(losses.standardise(z), z, temperature=2.0)
 
 
-def test_equal_logits_give_0_and_a_finite_gradient() -> None:
+def test_equal_logits_give_0_and_no_gradient() -> None:
+    """The formula's is 1e7: the first step of a head of zeros would ruin it."""
     value, gradient = jax.jit(jax.value_and_grad(lambda z: losses.standardise(z)[0, 0]))(jnp.full((1, 4), 3.0))
     assert value == 0
-    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient, 0)
 
 
 def test_one_class_has_no_deviation() -> None:

@@ -69,6 +69,18 @@ def test_an_unknown_label_gives_nan_and_leaves_no_gradient_where_it_is_masked(na
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("name", WITH_LABELS)
+def test_a_teacher_who_leaves_the_label_alone_has_no_part_of_the_others(name: str) -> None:
+    teacher, labels = jnp.array([[0.0, -jnp.inf, -jnp.inf], [0.0, -jnp.inf, 1.0]]), jnp.array([0, 0])
+    student = jnp.array([[1.0, 2.0, 0.5], [1.0, 2.0, 0.5]])
+    values, gradients = with_gradients(WITH_LABELS[name][0], (0, 1))(student, teacher, labels, temperature=1.0)
+    assert np.isfinite(values).all()
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    log_q = special.log_softmax(np.asarray(student[0]))[0]
+    # Of a teacher who is sure, TCKD, the first term of NKD and the confidence of RLD are the cross entropy.
+    np.testing.assert_allclose(values[0], -log_q, rtol=1e-5)
+
+
 def test_kd_is_the_sum_of_dkds_terms() -> None:
     """kd = TCKD + (1 - p_y) NCKD."""
     with jax.enable_x64(True):

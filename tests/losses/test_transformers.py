@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from losses import feature_oracles as oracles
 from losses.feature_cases import assert_close, assert_is_oracle, draw, floats
+from programs import with_gradients
 
 from kd_jax.errors import ShapeError
 from kd_jax.losses import transformers
@@ -69,6 +70,19 @@ def test_attention_maps_leave_padding_out() -> None:
         student,
         teacher,
     )
+
+
+def test_causal_scores_count_what_they_have() -> None:
+    """Each query by its own keys, against the plain mean over them."""
+    rng = np.random.default_rng(4)
+    student, teacher = rng.normal(size=(2, 1, 2, 3, 3)).astype(np.float32)
+    causal = [jnp.where(np.tri(3, dtype=bool), z, -jnp.inf) for z in (student, teacher)]
+    (found, gradients) = with_gradients(transformers.attention_maps, (0, 1))(*causal)
+    wanted = [np.square(student - teacher)[0, :, query, : query + 1].mean() for query in range(3)]
+    np.testing.assert_allclose(found, [wanted], rtol=1e-6)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    # What one alone rules out is no score of the other.
+    assert np.isposinf(transformers.attention_maps(causal[0], jnp.asarray(teacher))[0, 0])
 
 
 @pytest.mark.parametrize("name", ["attention_maps", "minilm_relations"])

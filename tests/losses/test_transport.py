@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import proof
 import pytest
-from programs import compiled
+from programs import compiled, with_gradients
 
 from kd_jax import losses
 
@@ -45,3 +45,11 @@ def test_a_similarity_that_does_not_fit_is_refused() -> None:
     z = jnp.zeros((2, 3))
     with pytest.raises(ValueError, match="similarity"):
         losses.wkd(z, z, jnp.zeros(2, jnp.int32), similarity=np.eye(4))
+
+
+def test_a_teacher_who_leaves_the_label_alone_moves_nothing() -> None:
+    student, teacher = jnp.array([[1.0, 2.0, 0.5]]), jnp.array([[0.0, -jnp.inf, -jnp.inf]])
+    loss = partial(losses.wkd, similarity=similarity()[:3, :3])
+    (value,), gradients = with_gradients(loss, (0, 1))(student, teacher, jnp.array([0]))
+    np.testing.assert_allclose(value, -jax.nn.log_softmax(student)[0, 0], rtol=1e-6)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)

@@ -129,6 +129,15 @@ def test_a_method_of_weight_0_has_no_gradient_where_its_own_is_not_finite(traced
     assert np.all(np.isnan(computed(1.0)))
 
 
+def test_a_function_with_numbers_of_its_own_gets_no_labels_for_them() -> None:
+    scaled = as_method(lambda s, t, scale=2.0: scale * jnp.sum(s, axis=-1))
+    assert not scaled.needs_labels
+    np.testing.assert_allclose(terms(scaled)[0]["loss"], 2 * LOGITS.sum(-1))
+    assert as_method(lambda s, t, labels=None: s[:, 0]).needs_labels
+    of_labels = as_method(lambda s, t, y, scale=2.0: scale * y.astype(jnp.float32))
+    np.testing.assert_allclose(terms(of_labels)[0]["loss"], [2, 0])
+
+
 def test_functions_are_methods() -> None:
     three = as_method(lambda s, t, y: jnp.sum(s * t, axis=-1) * y.astype(jnp.float32))
     two = as_method(lambda s, t: {"a": s[:, 0], "b": t[:, 0]})

@@ -24,6 +24,13 @@ class Listed(kd.Method):
     names: Any
 
 
+def untyped(method: Any, **values: Any) -> Any:
+    """With values that the tests' run-time types refuse; those of users do not exist."""
+    for name, value in values.items():
+        object.__setattr__(method, name, value)
+    return method
+
+
 @pytest.mark.parametrize(
     ("method", "says"),
     [
@@ -37,6 +44,20 @@ class Listed(kd.Method):
         (kd.OFA(gamma=0.5), r"the gamma of OFA is 0\.5: it must be at least 1"),
         (kd.AlphaBeta(beta=float("nan")), "the beta of AlphaBeta is nan: it must be finite"),
         (kd.CrossEntropy() + 2 * kd.KD(temperature=-2), "the temperature of KD is -2"),
+        (kd.SampledKL(power=-1.0), "the power of SampledKL is -1: it must be above 0"),
+        (kd.SampledKL(samples=0), "the samples of SampledKL is 0: it must be at least 1"),
+        (kd.MLKD(temperature=-2.0), "the temperature of MLKD is -2: it must be above 0"),
+        (kd.MLKD(temperature=(2.0, 0.0)), "the temperature of MLKD is 0: it must be above 0"),
+        (kd.CTKD(start=-30.0), "the start of CTKD is -30: it must be above 0"),
+        (kd.CTKD(span=-2.0), "the span of CTKD is -2: it must be at least 0"),
+        (kd.MGD("a", ratio=2.0), "the ratio of MGD is 2: it must be 0 to 1"),
+        (kd.FT("a", rate=2.0), "the rate of FT is 2: it must be 0 to 1"),
+        (kd.TAID(0), "the steps of TAID is 0: it must be above 0"),
+        (kd.AT("a", exponent=0.0), "the exponent of AT is 0: it must be above 0"),
+        (kd.ReviewKD("a", levels=(4, 0)), "the levels of ReviewKD is 0: it must be at least 1"),
+        (untyped(kd.TopKKL(), k=2.0), r"the k of TopKKL is 2\.0: it must be a whole number"),
+        (untyped(kd.SemCKD("a"), width="32"), "the width of SemCKD is the text '32': it must be a number"),
+        (untyped(kd.CRD("a"), examples=True), "the examples of CRD is True: it must be a whole number"),
         (Listed(["a", "b"]), r"the names of Listed is \['a', 'b'\], .*: give its texts in a tuple"),
         (Listed({"a": "b"}), "the names of Listed is {'a': 'b'}"),
     ],
@@ -90,7 +111,6 @@ def test_methods_say_that_they_take_classes(method: kd.Method) -> None:
 
 
 def test_a_number_given_as_text_is_told() -> None:
-    method = kd.KD()
-    object.__setattr__(method, "temperature", "4")  # the tests' run-time types refuse it, those of users do not exist
+    method = untyped(kd.KD(), temperature="4")
     with pytest.raises(MethodError, match=r"the temperature of KD is the text '4': it must be a number, above 0, and"):
         check_numbers(method)

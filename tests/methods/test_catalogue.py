@@ -1,12 +1,14 @@
 """What the classes say of themselves."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kd_jax as kd
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import catalogue
 
 KNOWN = catalogue.named()
@@ -89,6 +91,9 @@ def test_an_unknown_name_has_the_nearest(name: str, nearest: str) -> None:
         ("fitnet", ["student=conv1", "teacher=conv2"], kd.FitNet("conv1", "conv2")),
         ("reviewkd", ["student=a,b", "teacher=c,d"], kd.ReviewKD(("a", "b"), ("c", "d"))),
         ("kd", [], kd.KD()),
+        ("semckd", ["student=a", "width=32"], kd.SemCKD(("a",), width=32)),
+        ("reviewkd", ["student=a", "levels=4,2,1"], kd.ReviewKD(("a",), levels=(4, 2, 1))),
+        ("sampledkl", ["samples=3", "power=2"], kd.SampledKL(3, 2.0)),
     ],
 )
 def test_a_method_is_made_of_texts(name: str, options: list[str], method: kd.Method) -> None:
@@ -105,6 +110,10 @@ def test_a_method_is_made_of_texts(name: str, options: list[str], method: kd.Met
         ("dkd", ["beta=two"], "--method-option beta is 'two': it must be a number"),
         ("topkkl", ["k=2.5"], "--method-option k is '2.5': it must be a whole number"),
         ("mlkd", ["temperature=1;2"], "it must be numbers joined by commas"),
+        ("reviewkd", ["student=a", "levels=4,2.5"], "it must be whole numbers joined by commas"),
+        ("semckd", ["student=a", "width=wide"], "it must be a whole number"),
+        ("ofd", ["student=a", "margin=-1"], "margin is '-1': it must be a file .npy, which holds the array"),
+        ("wkd", ["similarity=eye"], "similarity is 'eye': it must be a file .npy"),
         ("skewreversekl", ["detached=yes"], "it must be true or false"),
         ("dkd", ["beta=2", "beta=3"], "--method-option has beta twice"),
         ("taid", [], "taid needs steps: give --method-option steps=…, or train with kd.distill"),
@@ -117,6 +126,19 @@ def test_what_is_no_option_is_told(name: str, options: list[str], says: str) -> 
     with pytest.raises(ConfigError) as caught:
         catalogue.make(name, KNOWN[name], options)
     assert says in str(caught.value)
+
+
+def test_what_is_given_is_of_the_types_of_the_defaults() -> None:
+    made: Any = catalogue.make("reviewkd", KNOWN["reviewkd"], ["student=a", "levels=4,2"])
+    assert all(type(level) is int for level in made.levels)
+
+
+def test_arrays_are_read_from_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "alike.npy", np.eye(4, dtype=np.float32))
+    made: Any = catalogue.make("wkd", KNOWN["wkd"], [f"similarity={tmp_path / 'alike.npy'}"])
+    np.testing.assert_array_equal(made.similarity, np.eye(4))
+    with pytest.raises(DataError, match=r"none\.npy"):
+        catalogue.make("wkd", KNOWN["wkd"], [f"similarity={tmp_path / 'none.npy'}"])
 
 
 def test_whoever_writes_a_method_has_it_read_too() -> None:

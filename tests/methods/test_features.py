@@ -5,6 +5,7 @@ import pytest
 
 import kd_jax as kd
 from kd_jax.errors import MethodError
+from kd_jax.train.step import weighted_mean
 
 RNG = np.random.default_rng(0)
 STEP = jnp.int32(0)
@@ -92,3 +93,42 @@ def test_a_method_without_its_teacher_says_so() -> None:
     student, _ = outputs()
     with pytest.raises(MethodError, match="FitNet needs a teacher"):
         METHOD.init(jax.random.key(0), student, None)
+
+
+PADDED = {"at": lambda: kd.AT("here"), "vid": lambda: kd.VID("here"), "vkd": lambda: kd.VkD("here")}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_does_not_count(name: str) -> None:
+    """The mean is that of the same sequences without it, whatever stands there."""
+    rng, method = np.random.default_rng(2), PADDED[name]()
+    ours, theirs = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.normal(size=(2, 3, 4)).astype(np.float32)
+    weights = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
+    found = []
+    for padding in (0, 4):
+        room = ((0, 0), (0, padding))
+        student, teacher = (
+            kd.Output(jnp.zeros((2, 3)), {"here": jnp.asarray(np.pad(one, (*room, (0, 0)), constant_values=9.0))})
+            for one in (ours, theirs)
+        )
+        batch = kd.Batch(None, weights=jnp.asarray(np.pad(weights, room)))
+        parts = method.init(jax.random.key(0), student, teacher)
+        values = method.loss(parts, student, teacher, batch, STEP)[name]
+        found.append(weighted_mean(values, batch.weights))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    # Of one example without padding it is the loss without weights.
+    whole = [jax.tree.map(lambda leaf: leaf[:1, :3], one) for one in (student, teacher)]
+    alone = method.loss(parts, *whole, kd.Batch(None), STEP)[name]
+    one = method.loss(parts, *whole, kd.Batch(None, weights=jnp.ones((1, 3))), STEP)[name]
+    np.testing.assert_allclose(weighted_mean(one, jnp.ones((1, 3))), weighted_mean(alone, None), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [kd.AT("here"), kd.FitNet("here"), kd.ICKD("here"), kd.OFD("here"), kd.MGD("here")])
+def test_padding_that_would_count_is_refused(method: kd.Method) -> None:
+    """Of sequences of other lengths than the weights have, or of methods that see all positions at once."""
+    length = 6 if isinstance(method, kd.AT | kd.FitNet) else 4
+    one = kd.Output(jnp.zeros((2, 3)), {"here": jnp.ones((2, length, 5))})
+    parts = method.init(jax.random.key(0), one, one)
+    with pytest.raises(MethodError, match=r"weights of the shape \[2, 4\], and \w+ would count the padding"):
+        method.loss(parts, one, one, kd.Batch(None, weights=jnp.ones((2, 4))), STEP)
+    method.loss(parts, one, one, kd.Batch(None, weights=jnp.ones(2)), STEP)

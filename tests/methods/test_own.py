@@ -73,6 +73,9 @@ def test_sigmoids_have_their_own_hard_loss() -> None:
     alone = terms(kd.BinaryKD(0), batch=kd.Batch(jnp.zeros((6, 1))))
     np.testing.assert_allclose(alone["soft"], losses.binary_kd(Z, T, temperature=4.0), rtol=1e-6)
     assert not kd.BinaryKD(0).needs_labels
+    # In a step the weight is traced.
+    traced = jax.jit(lambda alpha: terms(kd.BinaryKD(alpha), batch=kd.Batch(jnp.zeros((6, 1)))))
+    assert set(traced(0.0)) == {"soft"}
     with pytest.raises(MethodError, match="labels of BinaryKD are int32"):
         terms(kd.BinaryKD())
 

@@ -12,6 +12,7 @@ import kd_jax as kd
 from kd_jax import losses
 from kd_jax.errors import MethodError
 from kd_jax.methods.base import as_parts, terms_of
+from kd_jax.methods.sparse import Sparse, check_sparse
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 RNG = np.random.default_rng(9)
@@ -57,6 +58,20 @@ def test_labels_are_needed_where_their_weight_may_come() -> None:
 def test_what_cannot_follow_a_schedule_is_told(method: kd.Method, schedules: Any, match: str) -> None:
     with pytest.raises(MethodError, match=match):
         kd.scheduled(method, **schedules)
+
+
+def test_a_part_of_the_classes_is_known_at_one_temperature() -> None:
+    constant = optax.constant_schedule(1.0)
+    for method, sparse in ((kd.TopKKL(k=2), Sparse("top-k", 2)), (kd.SampledKL(), Sparse("samples", 50))):
+        check_sparse(kd.scheduled(method, alpha=constant) if hasattr(method, "alpha") else method, sparse)
+        with pytest.raises(MethodError, match=r"the temperature of \w+ follows a schedule, and the teacher knows"):
+            check_sparse(kd.CrossEntropy() + kd.scheduled(method, temperature=constant), sparse)
+    with pytest.raises(MethodError, match="the power of SampledKL follows a schedule"):
+        check_sparse(kd.scheduled(kd.SampledKL(), power=constant), Sparse("samples", 50))
+    # Of the most probable alone any temperature is known.
+    check_sparse(kd.scheduled(kd.TopKKL(k=2, rest="renormalised"), temperature=constant), Sparse("top-k", 2))
+    with pytest.raises(MethodError, match="Standardised needs the logits of all classes"):
+        check_sparse(kd.standardised(kd.TopKKL(k=2)), Sparse("top-k", 2))
 
 
 def test_schedules_count_the_steps_of_a_training() -> None:

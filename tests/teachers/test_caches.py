@@ -1,6 +1,5 @@
 """Caches of a teacher: what is kept comes back by example and position, from memory and from disk, whole or damaged."""
 
-import dataclasses
 import importlib.metadata
 import json
 import resource
@@ -25,6 +24,7 @@ from small import SGD, Y, assert_close, assert_same, net
 import kd_jax as kd
 from kd_jax.data import tokens
 from kd_jax.errors import ConfigError, DataError, MethodError, MismatchError, OutputError
+from kd_jax.teacher import answered, as_teacher
 from kd_jax.teachers import disk, writing
 from kd_jax.teachers import folder as folders
 from kd_jax.train import caching
@@ -89,9 +89,6 @@ def test_a_cache_on_disk_is_that_in_memory_whatever_its_batches(kind: str, tmp_p
     compare = assert_same if whole.sparse else assert_close
     if kind == "bfloat16":
         compare = partial(assert_close, rtol=1e-2)
-    if kind == "logits":
-        # What the model gives unasked is kept in memory alone.
-        whole = dataclasses.replace(whole, output=kd.Output(whole.output.logits))
     for known in (found, kd.open_cache(folder), kd.from_file(folder)):
         compare(known.in_memory(), whole)
         compare(known.take(rows), whole.take(rows))
@@ -231,8 +228,73 @@ def test_logits_that_are_not_finite_have_no_draws() -> None:
     inputs = TOKENS.copy()
     inputs[7, 2] = 41
     for kind in ("samples", "top-k"):
-        with pytest.raises(DataError, match="logits of example 7 are NaN or infinite: look at its parameters"):
+        with pytest.raises(DataError, match="answer to example 7 is NaN or infinite: look at its parameters"):
             cached(teacher=say_nan, inputs=inputs, batch_size=4, **KINDS[kind])
+
+
+@pytest.mark.parametrize("how", [{}, {"dtype": jnp.bfloat16}])
+def test_answers_that_are_nan_are_not_kept(how: dict[str, Any]) -> None:
+    embedding = EMBEDDING.copy()
+    embedding[TOKENS[4, 2]] = np.nan
+    first = int((TOKENS[4, 2] == TOKENS).any(axis=1).argmax())
+    wrong = kd.from_function(say, {"embedding": embedding, "head": HEAD})
+    with pytest.raises(DataError, match=f"answer to example {first} is NaN or infinite"):
+        cached(teacher=wrong, **how)
+    # What has the weight 0 may be anything, in an example and at a position of it.
+    for weights in ((TOKENS[4, 2] != TOKENS).all(axis=1), TOKENS[4, 2] != TOKENS):
+        counted = weights.astype(np.float32)
+        assert cached(teacher=wrong, inputs=kd.Batch(TOKENS, weights=counted), batch_size=4, **how).examples == EXAMPLES
+    # A training asks by itself, of a teacher who may have the weight 0.
+    assert np.isnan(answered(as_teacher(wrong), TOKENS, batch_size=4).output.logits).any()
+
+
+def test_numbers_beyond_a_narrow_type_are_told_and_masks_are_not() -> None:
+    def large(tokens: Any) -> Any:
+        return jnp.where(tokens[..., None] == TOKENS[0, 0], 1e5, jnp.zeros((1, 1, 4)))
+
+    with pytest.raises(DataError, match="an answer to example 0 is beyond float16: give dtype=float32"):
+        cached(teacher=large, dtype=jnp.float16)
+    masked = cached(teacher=lambda tokens: jnp.full((*tokens.shape, 2), jnp.finfo(jnp.float32).min), dtype=jnp.float16)
+    assert np.isneginf(masked.output.logits).all()
+
+
+def test_what_was_not_asked_for_is_not_kept() -> None:
+    assert not cached().output.features
+    assert set(cached(features=("hidden",)).output.features) == {"hidden"}
+
+
+@pytest.mark.parametrize("kind", ["logits", "bfloat16", "top-k", "samples"])
+def test_a_cache_in_memory_knows_its_inputs_and_its_rows(kind: str) -> None:
+    known = cached(**KINDS[kind])
+    known.check_inputs(TOKENS.copy())
+    known.check_inputs(TOKENS[:, :3])
+    for one in (known,) if known.sparse else (known, kd.several([MODEL, known])):
+        with pytest.raises(MismatchError, match="of other inputs, or of these in another order"):
+            one.check_inputs(TOKENS[::-1])
+    for free in (known.in_memory(), known.take(np.arange(EXAMPLES)), jax.tree.map(jnp.asarray, known)):
+        free.check_inputs(TOKENS[::-1])
+    for wrong in (np.array([0, EXAMPLES]), np.array([-1])):
+        with pytest.raises(DataError, match=f"an example is {wrong[-1]}, and the cached teacher has 0 to 10"):
+            known.take(wrong)
+    with pytest.raises(DataError, match="a position is 5, and the cached teacher has 0 to 4"):
+        known.at(np.array([[1]]), np.array([[5]]))
+
+
+def test_a_training_on_shuffled_data_is_refused_unless_the_indices_say_how() -> None:
+    x, order = RNG.normal(size=(24, 6)).astype(np.float32), RNG.permutation(24)
+    model = kd.mlp([6, 4]).init(1)
+    known = kd.cached(model, kd.Batch(x, Y))
+    how = {"method": kd.KD(alpha=0), "batch_size": 24, "optimizer": SGD}
+    with pytest.raises(MismatchError, match="in another order"):
+        kd.distill(net(), known, kd.Batch(x[order], Y), **how)
+    numbered = kd.Batch(x[order], Y, indices=order)
+    for data in (numbered, [numbered]):
+        own = how if data is numbered else {name: value for name, value in how.items() if name != "batch_size"}
+        found = kd.distill(net(), known, data, **own).history["loss"]
+        wanted = kd.distill(net(), model, kd.Batch(x, Y), **how).history["loss"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    # Logits alone are of whatever they are of.
+    kd.cached(np.asarray(model(x))).check_inputs(x[order])
 
 
 def test_functions_are_known_by_what_they_compute(tmp_path: Path) -> None:

@@ -469,6 +469,67 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     ),
     "the student as a model": (ConfigError, "its teacher's own object", lambda: its_own(lambda s: (s, kd.from_nnx(s)))),
     "the teacher as a model": (ConfigError, "its teacher's own object", lambda: its_own(lambda s: (kd.from_nnx(s), s))),
+    "probabilities of outputs that are no classes": (
+        MethodError,
+        r"by a softmax over classes, and LogitMSE does not say that it takes one .*: give kd.several\(teachers, mean=",
+        lambda: distill(None, [teacher(), teacher(6, 3, 4)], method=kd.LogitMSE(alpha=0)),
+    ),
+    "probabilities and a function": (
+        MethodError,
+        "and LossFunction does not say that it takes one",
+        lambda: distill(None, [teacher(), kd.several([teacher(), teacher(6, 3, 4)])], method=lambda s, t: s[:, 0]),
+    ),
+    "probabilities of one output": (
+        MethodError,
+        "by a softmax over classes, and BinaryKD does not say that it takes one",
+        lambda: distill(
+            kd.mlp([6, 1]), [teacher(6, 1), teacher(6, 3, 1)], kd.Batch(X), method=2 * kd.BinaryKD(alpha=0)
+        ),
+    ),
+    "a cohort's method on one student": (
+        MethodError,
+        r"DML needs a student that is a cohort: give kd.cohort\(",
+        lambda: distill(method=kd.CrossEntropy() + kd.DML()),
+    ),
+    "an average's method on a plain student": (
+        MethodError,
+        r"SelfTaught needs a student that carries its average: give kd.with_average\(student\)",
+        lambda: distill(method=kd.self_taught(kd.KD())),
+    ),
+    "SimKD on a plain student": (
+        MethodError,
+        r"SimKD needs a student that ends in its teacher's classifier: give kd.with_classifier\(",
+        lambda: distill(None, teacher(), method=kd.CrossEntropy() + kd.SimKD(teacher_feature="hidden.0")),
+    ),
+    "a memory that is too small": (
+        MethodError,
+        "the batch has the index 23 and CRD's memory 4 examples: give examples=24",
+        lambda: distill(
+            None, teacher(6, 5, 4), kd.Batch(X, Y, indices=np.arange(24)), method=kd.CRD("hidden.0", examples=4)
+        ),
+    ),
+    "a memory that is too small for an iterator": (
+        MethodError,
+        "the batch has the index 23 and CRD's memory 4 examples",
+        lambda: stream(
+            [kd.Batch(X, Y, indices=np.arange(24))], taught=teacher(6, 5, 4), method=kd.CRD("hidden.0", examples=4)
+        ),
+    ),
+    "labels that a method does not need": (
+        ShapeError,
+        r"give labels.astype\(int\), or leave the labels out, as KD needs none",
+        lambda: distill(None, teacher(), data=kd.Batch(X, X[:, 0]), method=kd.KD(alpha=0)),
+    ),
+    "whole labels of sigmoids that need none": (
+        MethodError,
+        "the labels of BinaryKD are int32, .*, or leave the labels out, as BinaryKD needs none",
+        lambda: distill(None, teacher(), method=kd.BinaryKD(alpha=0)),
+    ),
+    "a convention that is none": (
+        ConfigError,
+        "^convention 'continous' is unknown: use",
+        lambda: distill(None, teacher(), method=kd.JSD(convention="continous")),
+    ),
     "resume without a folder": (ConfigError, "resume is asked for without a folder", lambda: distill(resume=True)),
     "whole numbers as dtype": (ConfigError, "dtype is int8: give a type of floats", lambda: distill(dtype=jnp.int8)),
 }

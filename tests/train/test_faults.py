@@ -35,7 +35,8 @@ def test_what_is_no_fault_of_the_teacher_is_not_said_to_be() -> None:
     for method, taught in ((kd.KD(), RENORMALISED), (kd.ReverseKL(), as_teacher(teacher())), (kd.CrossEntropy(), None)):
         check_teacher(method, DATA, taught, None)
     logits = np.where(Y[:, None] == 0, np.nan, np.ones((24, 4), np.float32))
-    check_teacher(kd.KD(), kd.Batch(X, Y, (Y != 0) * 1.0), kd.cached(lambda x: logits, X), None)
+    some = kd.Batch(X, Y, (Y != 0) * 1.0)
+    check_teacher(kd.KD(), some, kd.cached(lambda x: logits, some), None)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -359,3 +359,11 @@ def test_features_at_positions_of_weight_0_do_not_matter() -> None:
     np.testing.assert_array_equal(
         np.asarray(found[0])[np.asarray(weights) != 0], np.asarray(feature)[np.asarray(weights) != 0]
     )
+
+
+@pytest.mark.parametrize("queries", [4, 3])
+def test_heads_are_no_positions(queries: int) -> None:
+    """Scores of as many heads as there are positions stay whole."""
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, queries, 4)), jnp.float32)
+    weights = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    np.testing.assert_array_equal(of_step._masked_feature(scores, weights), scores)

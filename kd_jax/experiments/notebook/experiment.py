@@ -178,7 +178,8 @@ def _prepare(
         own, training = (seeds[:1], config.teacher_training) if name == "teacher" else (seeds, config.training)
         method: Method = config.make_method() if name == "distilled" else CrossEntropy()
         rate, method = jax.tree.map(
-            lambda value: jnp.full(len(own), value, jnp.float32), (training.learning_rate, method)
+            lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (len(own), *jnp.shape(value))),
+            (training.learning_rate, method),
         )
         return stages.prepare(
             StageName(name, TITLES[name]),

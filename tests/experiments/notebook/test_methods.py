@@ -48,6 +48,14 @@ def test_a_run_with_another_method_keeps_its_numbers_and_goes_on(source: str, tm
     assert json.loads((out / "results.json").read_text())["models"] == kept["models"]
 
 
+def test_an_array_of_a_method_is_a_file(source: str, small_dataset: Dataset, tmp_path: Path) -> None:
+    """It is the same for all seeds, side by side."""
+    np.save(tmp_path / "alike.npy", np.eye(small_dataset.classes, dtype=np.float32))
+    how = ["--dataset", source, *SMALL, "--out", str(tmp_path / "out")]
+    run.main([*how, "--method", "wkd", "--method-option", f"similarity={tmp_path / 'alike.npy'}", "gamma=1"])
+    assert "distilled" in json.loads((tmp_path / "out" / "results.json").read_text())["models"]
+
+
 @pytest.mark.parametrize("command", [run, sweep])
 def test_the_list_is_printed_and_nothing_is_trained(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["--method", "list"])
