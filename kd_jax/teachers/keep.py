@@ -28,7 +28,8 @@ Arrays = dict[str, Shaped[np.ndarray, "..."]]
 class Keep:
     """kind: one of `KINDS`. k: of the most probable classes. draws, power, systematic: of samples.
 
-    hidden: the path of the feature that the head is applied to. features: those beside the logits. dtype: of floats.
+    hidden: the path of the feature that the head is applied to. features: those beside the logits. dtype: of floats;
+    empty for their own, at least float32.
     """
 
     kind: str = "logits"
@@ -84,12 +85,16 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
 
     Of a part of the classes also `wrong`: whether an example has a logit that is NaN or infinite, and no probabilities.
     """
-    dtype = jnp.dtype(keep.dtype)
+    dtype = jnp.dtype(keep.dtype or np.float32)
+
+    def typed(values: Array) -> Array:
+        return values.astype(dtype) if keep.dtype or values.dtype.itemsize < 4 else values
+
     if keep.kind == "hidden":
-        return {"hidden": output.features[keep.hidden].astype(dtype)}
+        return {"hidden": typed(output.features[keep.hidden])}
     if keep.kind == "logits":
-        beside = {f"features.{path}": output.features[path].astype(dtype) for path in keep.features}
-        return {"logits": output.logits.astype(dtype), **beside}
+        beside = {f"features.{path}": typed(output.features[path]) for path in keep.features}
+        return {"logits": typed(output.logits), **beside}
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
     wrong = jnp.any(jnp.isnan(log_p).reshape(len(rows), -1), axis=-1)
     if keep.kind == "top-k":
