@@ -120,7 +120,7 @@ def check_measures(measures: Any) -> None:
 
 def teacher_logits(
     teacher: Teacher, batch: Batch, *, batch_size: int = 1000, prepare: Any = None
-) -> Float[Array, "..."]:
+) -> Float[np.ndarray, "..."]:
     """The teacher's logits of a batch; of several whose losses are averaged, the mean of their probabilities' logs."""
     teacher, inputs = in_order(teacher, batch) or teacher, jax.tree.leaves(batch.inputs)[0]
     if teacher.per_example and teacher.examples != inputs.shape[0]:
@@ -133,7 +133,8 @@ def teacher_logits(
         part = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], batch.inputs)
         rows = jnp.arange(start, min(start + batch_size, inputs.shape[0]))
         parts.append(call(_ask, teacher.take(rows) if teacher.per_example else teacher, part, prepare=prepare))
-    return jnp.concatenate(parts)
+    # On the host: whatever a function calls back is on the first device of a mesh alone.
+    return np.concatenate([np.asarray(part) for part in parts])
 
 
 def _ask(teacher: Teacher, inputs: PyTree, *, prepare: Any) -> Float[Array, "..."]:

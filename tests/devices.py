@@ -207,7 +207,7 @@ def where_it_lies() -> dict[str, Any]:
 
 def models_of_another_library() -> dict[str, float]:
     """A teacher that is called back, asked once, in every step, and for a validation; in one batch, and in several."""
-    weights = RNG.normal(size=(6, 4)).astype(np.float32)
+    weights = (0.1 * np.random.default_rng(1).normal(size=(6, 4))).astype(np.float32)
 
     def calling(x: jax.Array) -> jax.Array:
         shape = jax.ShapeDtypeStruct((len(x), 4), np.float32)
@@ -338,7 +338,7 @@ def the_page() -> list[str]:
 
 FUNCTIONS = (
     the_same_parameters, other_sources, coupled, divided, where_it_lies, a_module_that_names_axes, goes_on, moves,
-    seeds, refusals, the_page,
+    seeds, models_of_another_library, refusals, the_page,
 )  # fmt: skip
 
 
