@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from kd_jax.data.batch import Batch, as_batch, check_counts, check_whole, take
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.evaluate import HIGHER_IS_BETTER, evaluate, measured, teacher_logits
+from kd_jax.files.digests import program_digest
 from kd_jax.methods import Method, as_method
 from kd_jax.methods.grid import Grid
 from kd_jax.models import Model, as_model, count_parameters
@@ -26,7 +28,7 @@ from kd_jax.train.caching import answers_on, evaluation_batch_size
 from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.checks import check, first_batch, make_training
 from kd_jax.train.progress import is_watched, make_bar
-from kd_jax.train.resume import description, identity, opened, optimizer_digest, program_digest
+from kd_jax.train.resume import description, digest, identity, opened, optimizer_digest
 from kd_jax.train.sharding import (
     SEED,
     Sharding,
@@ -129,16 +131,18 @@ def compare(
         check_watched(measure, "measure", (), Validation(part, measures, known, training, None, classes))
     own = {}
     if folder is not None:
+        choices = any(isinstance(one, Grid) and len(one.methods) > 1 for one in entries.values())
+        held = {"development": None if development is None else digest(as_batch(development))} if choices else {}
 
         def computed() -> dict[str, Any]:
             shapes = jax.eval_shape(model.network.init, jax.random.key(0))
-            return identity(settings, data, None, known, prepare) | {
+            return identity(settings | held, data, None, known, prepare) | {
                 "optimizer": optimizer_digest(optimizer, model.network.split(shapes)[0]),
                 "computation of a step": _digest_of_steps(entries, training, known, data, batch_size),
             }
 
         own = off_mesh(how.mesh_of_one, computed)
-    with opened(folder, own, resume=resume, warn=lambda sentence: None, argument="folder") as opened_folder:
+    with opened(folder, own, resume=resume, warn=_warn, argument="folder", others=("trainings",)) as opened_folder:
         kept = None if opened_folder is None else KeptTrainings(opened_folder.store.folder / "trainings")
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)
         try:
@@ -167,6 +171,10 @@ def compare(
         names = ", ".join(next(iter(values.values())))
         raise ConfigError(f"there is no measure {measure}: use one of {names}")
     return table
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
 
 
 def _told(settings: Mapping[str, Any]) -> dict[str, Any]:

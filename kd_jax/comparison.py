@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from tabulate import tabulate
 
-from kd_jax.errors import ConfigError, OutputError
+from kd_jax.errors import ConfigError, DataError, OutputError
+from kd_jax.files.written import write_whole
 from kd_jax.stats import Comparison, digits_that_tell, half_width, paired_comparison, summarise
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -151,12 +152,14 @@ class Table:
         place = Path(folder).expanduser()
         try:
             place.mkdir(parents=True, exist_ok=True)
-            (place / "results.md").write_text(self.markdown() + "\n", encoding="utf-8")
+            write_whole(place / "results.md", f"{self.markdown()}\n".encode())
             drawn = {f"{name}.png": figure for name, figure in self.figures().items()}
             for name, figure in drawn.items():
-                figure.savefig(place / name, dpi=130)
+                write_whole(place / name, _as_png(figure, dpi=130))
             text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
-            (place / "results.json").write_text(text, encoding="utf-8")
+            write_whole(place / "results.json", text.encode())
+        except DataError as error:
+            raise OutputError(str(error)) from None
         except OSError as error:
             raise OutputError(f"{place} takes no files ({error.strerror or error}): choose another folder") from None
         return [place / name for name in ("results.json", "results.md", *drawn)]
@@ -313,9 +316,9 @@ def _new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def _as_png(figure: Any) -> bytes:
+def _as_png(figure: Any, **how: Any) -> bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
+    figure.savefig(drawn, format="png", **how)
     return drawn.getvalue()
 
 

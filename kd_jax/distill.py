@@ -36,6 +36,7 @@ from kd_jax.train.resume import (
     Progress,
     description,
     digest,
+    digest_of_batches,
     identity,
     opened,
     optimizer_digest,
@@ -202,10 +203,11 @@ def distill(
     if checkpoint is not None:
         if is_in_memory(validation):
             settings["validation"] = digest(validation)
+        settings["batches of validation"] = digest_of_batches(validation)
         of_data = source.data if isinstance(source, Memory) else data
 
         def computed() -> dict[str, Any]:
-            return identity(settings, of_data, model.variables, known, prepare) | {
+            return identity(settings, of_data, model.variables, known, prepare, sample) | {
                 "optimizer": optimizer_digest(optimizer, as_optimized(params, state.learned)),
                 "computation of a step": digest_of_step(source, state, mesh),
             }

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from kd_jax.losses.checks import as_whole, check_float_labels
 from kd_jax.losses.compensated import difference, exp
 from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
+from kd_jax.models.compiled import call
 from kd_jax.models.predict import highest_precision, outputs_in_batches
 from kd_jax.models.trying import PREPARE, told, told_of_measure
 from kd_jax.teacher import Teacher, as_whole_teacher
@@ -121,7 +121,7 @@ def check_measures(measures: Any) -> None:
 
 def teacher_logits(
     teacher: Teacher, batch: Batch, *, batch_size: int = 1000, prepare: Any = None
-) -> Float[Array, "..."]:
+) -> Float[np.ndarray, "..."]:
     """The teacher's logits of a batch; of several whose losses are averaged, the mean of their probabilities' logs."""
     teacher, inputs = in_order(teacher, batch) or teacher, jax.tree.leaves(batch.inputs)[0]
     if teacher.per_example and teacher.examples != inputs.shape[0]:
@@ -133,12 +133,12 @@ def teacher_logits(
     for start in range(0, max(1, inputs.shape[0]), batch_size):
         part = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], batch.inputs)
         rows = jnp.arange(start, min(start + batch_size, inputs.shape[0]))
-        parts.append(_ask(teacher.take(rows) if teacher.per_example else teacher, part, prepare))
-    return jnp.concatenate(parts)
+        parts.append(call(_ask, teacher.take(rows) if teacher.per_example else teacher, part, prepare=prepare))
+    # On the host: whatever a function calls back is on the first device of a mesh alone.
+    return np.concatenate([np.asarray(part) for part in parts])
 
 
-@partial(jax.jit, static_argnames="prepare")
-def _ask(teacher: Teacher, inputs: PyTree, prepare: Any) -> Float[Array, "..."]:
+def _ask(teacher: Teacher, inputs: PyTree, *, prepare: Any) -> Float[Array, "..."]:
     if prepare is not None:
         with told("prepare", inputs, PREPARE):
             inputs = prepare(jax.random.key(0), inputs, False)

@@ -82,7 +82,10 @@ class KeptTrainings:
         except (OSError, ValueError, DataError):
             # It is trained again.
             return None
-        history = {metric: np.asarray(values, np.float32) for metric, values in known["history"].items()}
+        types = known.get("types", {})
+        history = {
+            metric: np.asarray(values, types.get(metric, "float32")) for metric, values in known["history"].items()
+        }
         return Trained(restored.variables, history, known["seconds"])
 
     def write(self, name: str, trained: Trained, model: Model) -> None:
@@ -92,8 +95,10 @@ class KeptTrainings:
             self.folder.mkdir(parents=True, exist_ok=True)
             parameters.save(Model(model.network, trained.variables), self.folder / f"{name}.safetensors")
             history = {metric: values.tolist() for metric, values in trained.history.items()}
+            types = {metric: str(values.dtype) for metric, values in trained.history.items()}
+            facts = {"history": history, "types": types, "seconds": trained.seconds}
             beside = self.folder / f".{name}.json"
-            beside.write_text(json.dumps({"history": history, "seconds": trained.seconds}), encoding="utf-8")
+            beside.write_text(json.dumps(facts), encoding="utf-8")
             beside.replace(self.folder / f"{name}.json")
         except OSError as error:
             raise CheckpointError(

@@ -1,5 +1,6 @@
 """Teachers: live on the same view as the student, cached in memory or on disk, from a file, several at once."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kd_jax.data.order import check_order
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, inputs_of, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model
+from kd_jax.models.compiled import Own
 from kd_jax.models.doors import is_result
 from kd_jax.models.predict import outputs_in_batches
 from kd_jax.teachers import folder as folders
@@ -83,9 +85,9 @@ def cached(
         its bias, makes the logits.
     systematic: draws at equal distances in the running sum of p: as unbiased, with less variance. key: of the draws;
         each example has one of its own, so that the batch size changes nothing.
-    dtype: of floats, float32 by default. path: a folder, in which shards of `shard_size` examples (by default of about
-        32 MB) are written while the teacher runs. What is there is not computed again, also after a kill. Inputs may be
-        memory-mapped.
+    dtype: of floats; by default float32, and in memory their own where it is wider. path: a folder, in which shards of
+        `shard_size` examples (by default of about 32 MB) are written while the teacher runs. What is there is not
+        computed again, also after a kill. Inputs may be memory-mapped.
 
     A training on inputs of the same types and shapes that are others, or in another order, is a `MismatchError`.
 
@@ -124,6 +126,8 @@ def cached(
         return of_inputs(answers, inputs)
     if live is None or live.per_example:
         raise ConfigError(f"the teacher is {type(teacher).__name__}: only one that answers inputs can be cached")
+    if path is None and dtype is None:
+        kept = dataclasses.replace(kept, dtype="")
     work = writing.Work(live, inputs, kept, key=key, head=head, batch_size=batch_size, prepare=prepare, weights=weights)
     if path is None:
         return work.in_memory(rest) if isinstance(teacher, _Said) else of_inputs(work.in_memory(rest), inputs)
@@ -139,7 +143,7 @@ def answered(
     """
     if not isinstance(teacher, LiveTeacher):
         work = writing.Work(
-            teacher, inputs, Keep(features=features), key=0, head=None, batch_size=batch_size, prepare=prepare,
+            teacher, inputs, Keep(features=features, dtype=""), key=0, head=None, batch_size=batch_size, prepare=prepare,
             is_strict=False,
         )  # fmt: skip
         return work.in_memory("tail")  # type: ignore[return-value]
@@ -244,7 +248,7 @@ def as_teacher(teacher: Any) -> Teacher | None:
     if isinstance(teacher, np.ndarray | jax.Array):
         return cached(teacher)
     if not isinstance(teacher, Model | Network | nnx.Module | nn.Module | type) and callable(teacher):
-        return FunctionTeacher(teacher)
+        return FunctionTeacher(Own(teacher))
     model = as_model(teacher)
     if model.variables is None:
         raise ConfigError("the teacher has no variables: give a trained module, or a model with its variables")

@@ -21,6 +21,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from pages import ROOT, blocks, run
+from small import Table
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError
@@ -204,6 +205,32 @@ def where_it_lies() -> dict[str, Any]:
     return seen
 
 
+def models_of_another_library() -> dict[str, float]:
+    """A teacher that is called back, asked once, in every step, and for a validation; in one batch, and in several."""
+    weights = (0.1 * np.random.default_rng(1).normal(size=(6, 4))).astype(np.float32)
+
+    def calling(x: jax.Array) -> jax.Array:
+        shape = jax.ShapeDtypeStruct((len(x), 4), np.float32)
+        return jax.pure_callback(lambda x: np.asarray(x, np.float32) @ weights, shape, x)
+
+    many = kd.Batch(np.tile(X, (20, 1)), np.tile(Y, 20))
+    teachers = {"model": kd.Model(Table(weights).network, {}), "function": calling}
+    short = {**HOW, "method": kd.KD(0.3), "prepare": None}
+    kinds: dict[str, Any] = {
+        "kept": (many, {"batch_size": 640}), "live": (many, {"batch_size": 640, "prepare": noise}),
+        "validation": (DATA, {"batch_size": 8, "validation": many, "epochs": 1}), "iterator": (BATCHES, {}),
+    }  # fmt: skip
+    found = {}
+    for name, (data, more) in kinds.items():
+        for kind, teacher in teachers.items():
+            how = {**short, **more}
+            alone, on_it = (kd.distill(STUDENT, teacher, data, mesh=on, **how) for on in (None, mesh(2)))
+            found[f"{name}, {kind}"] = apart(alone.state, on_it.state)
+            measures = (name for name in alone.history if name != "seconds")
+            found[f"{name}, {kind}"] += max(apart(alone.history[one], on_it.history[one]) for one in measures)
+    return found
+
+
 def a_module_that_names_axes() -> float:
     with tempfile.TemporaryDirectory() as folder:
         how = {**MEMORY, "mesh": mesh(8), "checkpoint": folder}
@@ -311,7 +338,7 @@ def the_page() -> list[str]:
 
 FUNCTIONS = (
     the_same_parameters, other_sources, coupled, divided, where_it_lies, a_module_that_names_axes, goes_on, moves,
-    seeds, refusals, the_page,
+    seeds, models_of_another_library, refusals, the_page,
 )  # fmt: skip
 
 

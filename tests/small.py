@@ -10,6 +10,8 @@ from flax import linen as nn
 from flax import nnx
 
 import kd_jax as kd
+from kd_jax.files.digests import digest
+from kd_jax.models.host import Host, HostNetwork
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 6)).astype(np.float32)
@@ -52,6 +54,32 @@ class Residual(nn.Module):
         y = nn.BatchNorm(use_running_average=not train)(x)
         y = nn.Conv(4, (3, 3), use_bias=False)(nn.relu(y))
         return nn.Dense(4)(jnp.mean(x + y, axis=(1, 2)))
+
+
+class Table(Host):
+    """A model of another library: inputs times a matrix, computed by NumPy."""
+
+    name, kind = "the table", "a table"
+
+    def __init__(self, weights: Any):
+        super().__init__()
+        self.weights = np.asarray(weights, np.float32)
+
+    @property
+    def digest(self) -> str:
+        return digest(self.weights)
+
+    @property
+    def network(self) -> HostNetwork:
+        return HostNetwork(self)
+
+    def asked(self, inputs: Any) -> np.ndarray:
+        return np.asarray(inputs, np.float32) @ self.weights
+
+
+def table(seed: int) -> kd.Model:
+    """A teacher of `X`."""
+    return kd.Model(Table(0.1 * np.random.default_rng(seed).normal(size=(6, 4))).network, {})
 
 
 def scale(key: Any, images: jax.Array, train: bool) -> jax.Array:

@@ -13,7 +13,7 @@ import pytest
 import kd_jax as kd
 from kd_jax import seeds as of_seeds
 from kd_jax.compare import size_of
-from kd_jax.errors import ConfigError, DataError, MethodError, MismatchError
+from kd_jax.errors import CheckpointError, ConfigError, DataError, MethodError, MismatchError, OutputError
 from kd_jax.stats import paired_comparison
 from kd_jax.teacher import as_teacher
 
@@ -336,6 +336,58 @@ def test_another_comparison_is_not_resumed(other: dict, says: str, tmp_path: Pat
     student = other.pop("student", STUDENT)
     with pytest.raises(MismatchError, match=f"has another {says}: go on with what it was started with"):
         kd.compare(student, None, TRAIN, TEST, **{**named, **other}, resume=True)
+
+
+def test_trainings_of_an_unknown_comparison_are_not_read(tmp_path: Path) -> None:
+    named = {"methods": {"alone": kd.CrossEntropy()}, "folder": tmp_path, **HOW, "epochs": 1, "seeds": 1}
+    kd.compare(STUDENT, None, TRAIN, TEST, **named)
+    (tmp_path / "run.json").unlink()
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=r"run\.json is gone, and .*trainings is not empty: restore it"):
+            kd.compare(STUDENT, None, TRAIN, TEST, **named, resume=resume)
+    assert len(list((tmp_path / "trainings").iterdir())) == 2
+
+
+def test_a_choice_on_other_data_is_not_resumed(tmp_path: Path) -> None:
+    grid = {"smooth": kd.grid(kd.LabelSmoothing, smoothing=[0.1, 0.2])}
+    how = {"folder": tmp_path, **HOW, "epochs": 1, "seeds": 1}
+    kd.compare(STUDENT, None, TRAIN, TEST, methods=grid, **how)
+    kd.compare(STUDENT, None, TRAIN, TEST, methods=grid, **how, resume=True)
+    with pytest.raises(MismatchError, match=r"settings\.development is [0-9a-f]+, and the training in .* has None"):
+        kd.compare(STUDENT, None, TRAIN, TEST, methods=grid, **how, development=TEST, resume=True)
+
+
+def test_a_training_that_is_kept_has_its_history_as_it_was(tmp_path: Path) -> None:
+    kept, model = of_seeds.KeptTrainings(tmp_path), STUDENT.init(0)
+    history = {"loss": np.array([0.1, 0.2]), "accuracy": np.array([0.1, 0.3], np.float32)}
+    kept.write("a", of_seeds.Trained(model.variables, history, 1.0), model)
+    found = kept.read("a", model)
+    assert found is not None
+    for name, values in history.items():
+        assert found.history[name].dtype == values.dtype
+        np.testing.assert_array_equal(found.history[name], values)
+    # As earlier versions wrote it.
+    facts = json.loads((tmp_path / "a.json").read_text())
+    del facts["types"]
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    older = kept.read("a", model)
+    assert older is not None
+    assert older.history["loss"].dtype == np.float32
+
+
+def test_files_are_whole_or_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(10, None).save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    original = Path.write_bytes
+
+    def full(self: Path, content: bytes) -> int:
+        original(self, content[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        made_up(20, None).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_losses_of_another_size_are_drawn_on_a_logarithmic_axis(table: kd.Table) -> None:

@@ -1,5 +1,6 @@
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
-from small import DATA, X, Y, net, scale, teacher
+from small import DATA, HOW, X, Y, net, scale, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, ShapeError
@@ -336,3 +337,67 @@ def test_floats_always_have_an_mse() -> None:
 
 def test_a_list_of_two_arrays_is_a_pair() -> None:
     assert kd.evaluate(teacher(), [X, Y]) == kd.evaluate(teacher(), DATA)
+
+
+def apart(known: Any, taught: Any) -> tuple[Any, Any]:
+    """The KL divergence to a teacher, by `evaluate`, and by its own logits."""
+    p, q = (special.log_softmax(np.float64(z), axis=-1) for z in (taught, kd.predict(known, X)))
+    return (np.exp(p) * (p - q)).sum(-1).mean()
+
+
+def test_a_teacher_function_is_what_it_is_when_it_is_given() -> None:
+    """What it reads changes between two calls."""
+    module, student = nnx.Linear(6, 4, rngs=nnx.Rngs(0)), net().init(0)
+
+    def teach(x: jax.Array) -> jax.Array:
+        return module(x)
+
+    for _ in range(2):
+        wanted = apart(student, np.asarray(module(X)))
+        assert kd.evaluate(student, DATA, teacher=teach)["kl_to_teacher"] == pytest.approx(wanted, rel=1e-4)
+        np.testing.assert_allclose(kd.cached(teach, X).output.logits, module(X), rtol=1e-5, atol=1e-6)
+        module = nnx.Linear(6, 4, rngs=nnx.Rngs(1))
+
+
+@dataclass
+class Times:
+    """A callable object without a hash. As `prepare`, or as a teacher."""
+
+    by: Any
+
+    def __call__(self, *given: Any) -> Any:
+        return (given[1] if len(given) > 1 else given[0])[:, : len(self.by)] * self.by[None]
+
+
+class Alike(Times):
+    """Equal to every other of its kind, whatever it holds."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Alike)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("kind", [Times, Alike])
+def test_objects_teach_what_each_says(kind: type) -> None:
+    student = net().init(0)
+    for by in (1.0, 3.0):
+        one = kind(jnp.full(4, by))
+        wanted = apart(student, by * X[:, :4])
+        assert kd.evaluate(student, DATA, teacher=one)["kl_to_teacher"] == pytest.approx(wanted, rel=1e-4)
+        np.testing.assert_allclose(kd.cached(one, X).output.logits, by * X[:, :4])
+
+
+def test_prepare_may_be_an_object_without_a_hash() -> None:
+    student = net().init(0)
+    for by in (1.0, 3.0):
+        one = Times(jnp.full(6, by))
+        np.testing.assert_allclose(kd.predict(student, X, prepare=one), student(by * X), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            kd.cached(student, X, prepare=one, keep="top-k", k=4).outputs(X)[0].logits,
+            jax.nn.log_softmax(student(by * X)), rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+        assert kd.evaluate(student, DATA, prepare=one, teacher=student)["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+        found = kd.distill(net(), teacher(), DATA, prepare=one, validation=DATA, **HOW)
+        assert np.isfinite(found.history["validation_nll"]).all()

@@ -242,6 +242,16 @@ def test_teachers_are_trees_that_compile_once():
     assert Y.shape == (24,)
 
 
+def test_answers_in_float64_stay_so():
+    with jax.enable_x64(True):
+        wide = X[:, :4].astype(np.float64) + 1e-9
+        for known in (lambda x: x[:, :4] + 1e-9, kd.several([lambda x: x[:, :4] + 1e-9] * 2, mean="logits")):
+            (live,), kept = said(as_teacher(known), X.astype(np.float64)), kd.cached(known, X.astype(np.float64))
+            for logits in (live.logits, kept.output.logits, kept.outputs(X)[0].logits):
+                assert logits.dtype == np.float64
+                np.testing.assert_array_equal(logits, wide)
+
+
 def test_several_teachers_know_the_same_examples():
     with pytest.raises(ConfigError, match="the teachers know 3 and 5 examples: give each the outputs of the same"):
         kd.several([kd.cached(np.zeros((5, 4), np.float32)), kd.cached(np.zeros((3, 4), np.float32))])

@@ -6,6 +6,7 @@ from typing import Any
 
 from kd_jax.errors import ConfigError
 from kd_jax.models.calling import as_output, check_call, named_parameters, unknown_feature
+from kd_jax.models.compiled import hashable
 from kd_jax.models.network import Model, Network, Output, Params, PyTree, State, Variables
 
 
@@ -35,7 +36,7 @@ def from_function(
         )
     if callable(params):
         raise ConfigError("params is a function: give from_function(apply, init=init) with init(key) -> params")
-    network = FunctionNetwork(apply, init, None if state is None else _Held(state))
+    network = FunctionNetwork(hashable(apply), hashable(init), None if state is None else _Held(state))
     return Model(network, None if params is None else network.merge(params, state))
 
 

@@ -2,19 +2,21 @@
 
 import abc
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from kd_jax.errors import ConfigError
 from kd_jax.models.calling import as_output, unknown_feature
+from kd_jax.models.compiled import Owner
 from kd_jax.models.network import Network, Output, Params, PyTree, State, Variables
 
 
-class Host(abc.ABC):
+class Host(Owner, abc.ABC):
     """What is called back, compared and hashed as the object that it is, by one thread at a time.
 
     name: what a person calls it. kind: what it is, such as "a PyTorch module".
@@ -24,8 +26,14 @@ class Host(abc.ABC):
     kind: str
 
     def __init__(self) -> None:
+        super().__init__(lambda host: HostNetwork(host, weak=True))
         self._lock = threading.Lock()
         self._shapes: dict[Any, tuple[int, ...]] = {}
+
+    @property
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of what makes it this model and no other: its values, and what is computed with them."""
 
     @abc.abstractmethod
     def asked(self, inputs: PyTree) -> Float[np.ndarray, "..."]:
@@ -48,9 +56,18 @@ class Host(abc.ABC):
 
 @dataclass(frozen=True)
 class HostNetwork(Network):
-    """A `Network` that calls a `Host`. It has no variables, and can only teach."""
+    """A `Network` that calls a `Host`. It has no variables, and can only teach.
+
+    weak: whether programs do not keep the host alive.
+    """
 
     host: Host
+    weak: bool = field(default=False, compare=False)
+
+    @property
+    def owner(self) -> Owner:
+        """The host."""
+        return self.host
 
     def init(self, key: Any) -> Variables:
         """None: the values are the host's."""
@@ -66,26 +83,28 @@ class HostNetwork(Network):
         features: tuple[str, ...] = (),
     ) -> tuple[Output, State]:
         """As of every `Network`. Raises `ConfigError` where it shall be trained, differentiated, or name features."""
-        host = self.host
+        host, name, kind = self.host, self.host.name, self.host.kind
         if train:
             raise ConfigError(f"{host.name} is {host.kind} and cannot be trained here: give it as the teacher")
         for path in features:
             raise unknown_feature(path, ())
-        shape = host.shape(inputs)
+        shape, find = host.shape(inputs), host.token.owner
+
+        def weakly(inputs: PyTree) -> Any:
+            known: Any = find()
+            return known.logits(inputs)
+
+        answer = weakly if self.weak else host.logits
 
         @jax.custom_jvp
         def asked(inputs: PyTree) -> jax.Array:
-            return jax.pure_callback(
-                host.logits, jax.ShapeDtypeStruct(shape, np.float32), inputs, vmap_method="sequential"
-            )
+            return jax.pure_callback(answer, jax.ShapeDtypeStruct(shape, np.float32), inputs, vmap_method="sequential")
 
         @asked.defjvp
         def refuse(primals: Any, tangents: Any) -> Any:
-            raise ConfigError(
-                f"{host.name} is {host.kind} and has no gradient here: stop it with jax.lax.stop_gradient"
-            )
+            raise ConfigError(f"{name} is {kind} and has no gradient here: stop it with jax.lax.stop_gradient")
 
-        return as_output(asked(inputs), host.name), {}
+        return as_output(_everywhere(asked(_everywhere(inputs))), host.name), {}
 
     def split(self, variables: Variables) -> tuple[Params, State]:
         """Nothing twice."""
@@ -94,3 +113,11 @@ class HostNetwork(Network):
     def merge(self, params: Params, state: State) -> Variables:
         """Nothing."""
         return {}
+
+
+def _everywhere(tree: PyTree) -> PyTree:
+    """On all devices of a mesh that XLA partitions: what is called back has its answer on the first alone."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not mesh.are_all_axes_auto:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())

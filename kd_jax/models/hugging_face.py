@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import check_shape, floats, listed, open_regular, reason, refusing, tensors
+from kd_jax.files.written import write_whole
 from kd_jax.models.doors import as_model
 from kd_jax.models.network import Model
 from kd_jax.models.nnx import NNXNetwork, from_nnx, to_module
@@ -97,11 +98,11 @@ def to_hugging_face(model: Any, folder: str | Path, *, max_positions: int = 4096
         raise DataError(f"{folder} holds a checkpoint of several files ({_INDEX}): name another folder, or empty it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Transformers reads no file without this.
-        (folder / _WEIGHTS).write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({reason(error)}): name a folder with room for it") from None
+    # Transformers reads no file without this.
+    write_whole(folder / _WEIGHTS, safetensors.numpy.save(arrays, metadata={"format": "pt"}))
+    write_whole(folder / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
 
 
 def _numbers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Num
 
 from kd_jax.errors import ConfigError
 from kd_jax.files import as_numpy
+from kd_jax.models.compiled import call
 from kd_jax.models.trying import told
 
 PyTree = Any
@@ -112,7 +112,7 @@ class Model:
         inputs = jax.tree.map(_array, inputs, is_leaf=lambda value: isinstance(value, list))
         paths = (features,) if isinstance(features, str) else tuple(features)
         with told("the model", inputs):
-            output = _output(self.network, self.variables, inputs, train, key, paths)
+            output = call(_output, self.variables, inputs, key, network=self.network, train=train, features=paths)
         return output if paths else output.logits
 
     def __repr__(self) -> str:
@@ -137,8 +137,7 @@ def _array(value: Any) -> Any:
     return value if isinstance(value, jax.Array | np.ndarray) else as_numpy(value, "an input")
 
 
-@partial(jax.jit, static_argnums=(0, 3, 5))
 def _output(
-    network: Network, variables: Variables, inputs: PyTree, train: bool, key: Any, features: tuple[str, ...]
+    variables: Variables, inputs: PyTree, key: Any, *, network: Network, train: bool, features: tuple[str, ...]
 ) -> Output:
     return network.apply(variables, inputs, train=train, key=key, features=features)[0]

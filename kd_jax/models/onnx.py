@@ -1,6 +1,8 @@
 """The door of ONNX: a file there as a teacher here, through onnxruntime, on the CPU and without a gradient."""
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,12 @@ class Session(Host):
 
     kind = "an ONNX file"
 
-    def __init__(self, session: Any, name: str, output: str, probabilities: bool) -> None:
+    digest = ""
+
+    def __init__(self, session: Any, name: str, output: str, probabilities: bool, digest: str) -> None:
+        """digest: of the file."""
         super().__init__()
+        self.digest = hashlib.sha256(f"{digest} {output} {probabilities}".encode()).hexdigest()
         self.session, self.name, self.output, self.probabilities = session, name, output, probabilities
         self.inputs = {one.name: one.type for one in session.get_inputs()}
 
@@ -93,8 +99,7 @@ def open_session(
             f"ONNX files need onnxruntime, which cannot be imported ({reason(error)}): pip install onnxruntime"
         ) from None
     name = "the ONNX file" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes):
-        open_regular(source).close()
+    digest = _digest(source)
     options = onnxruntime.SessionOptions()
     # What it finds worth a warning goes to the terminal of whoever distils.
     options.log_severity_level = 4
@@ -114,7 +119,30 @@ def open_session(
     chosen = output or ("logits" if "logits" in every else every[0])
     if chosen not in every:
         raise ConfigError(f"{name} has no output {chosen!r}: name one of {listed(every)}")
-    return Session(session, name, chosen, probabilities)
+    return Session(session, name, chosen, probabilities, digest)
+
+
+def _digest(source: str | Path | bytes) -> str:
+    """SHA-256 of a file, or of its bytes, and of the files that its arrays lie in. Raises `DataError`."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with open_regular(source) as file:
+        content = file.read()
+    sha = hashlib.sha256(content)
+    for name in sorted(set(_elsewhere(content))):
+        path = Path(source).expanduser().parent / name
+        if path.is_file():
+            with path.open("rb") as file:
+                sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
+
+
+def _elsewhere(content: bytes) -> Iterator[str]:
+    """Names of files that a model says its arrays are in: the entries `location` of its `external_data`."""
+    for found in re.finditer(rb"\n\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])", content):
+        low, *high = found[1]
+        length = low & 0x7F | (high[0] << 7 if high else 0)
+        yield content[found.end() : found.end() + length].decode(errors="ignore").replace("\0", "")
 
 
 _TYPES = {

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.convolution import canonical
+from kd_jax.models.compiled import call
 from kd_jax.models.network import Network, Output
 from kd_jax.models.trying import PREPARE, told
 
@@ -49,7 +50,7 @@ def outputs_in_batches(
         if short:
             # One program for all batches: the last is filled up with its own first example.
             part = jax.tree.map(lambda leaf, n=short: jnp.concatenate([leaf, jnp.repeat(leaf[:1], n, axis=0)]), part)
-        output = _compiled(variables, part, network=network, features=features, prepare=prepare)
+        output = call(_apply, variables, part, network=network, features=features, prepare=prepare)
         parts.append(jax.tree.map(lambda leaf, n=batch_size - short: leaf[:n], output))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0], *parts)
 
@@ -70,6 +71,3 @@ def _apply(variables: PyTree, inputs: PyTree, *, network: Network, features: tup
 
     with told("the model", inputs), highest_precision():
         return canonical(output)(variables, inputs)
-
-
-_compiled = jax.jit(_apply, static_argnames=("network", "features", "prepare"))

@@ -1,6 +1,8 @@
 """The door of PyTorch: a module there as a teacher here, on the CPU and without a gradient."""
 
 import copy
+import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +51,20 @@ class _Held(Host):
         super().__init__()
         self.module, self.call, self.name = module, call, type(module).__name__
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of its classes, what they were made with, its values, and the name of `call`."""
+        sha = hashlib.sha256(getattr(self.call, "__qualname__", type(self.call).__name__).encode())
+        for name, part in self.module.named_modules():
+            own = part.extra_repr()
+            if not type(part).__module__.startswith("torch."):
+                own += str(sorted((key, value) for key, value in vars(part).items() if isinstance(value, _SIMPLE)))
+            sha.update(f"{name} {type(part).__qualname__} {own}".encode())
+        for name, value in (*self.module.named_parameters(), *self.module.named_buffers()):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(_bytes(value))
+        return sha.hexdigest()
+
     def asked(self, inputs: PyTree) -> Float[np.ndarray, "..."]:
         """The module's logits."""
         import torch
@@ -77,6 +93,17 @@ class _Held(Host):
                 "call=lambda module, inputs, train: module(inputs)[0]"
             )
         return result.to(torch.float32).numpy()
+
+
+# What a module of one's own may have as settings.
+_SIMPLE = (bool, int, float, str)
+
+
+def _bytes(tensor: Any) -> Any:
+    """Of a tensor of any type, in the order of its values."""
+    import torch
+
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _tensor(leaf: Any) -> Any:

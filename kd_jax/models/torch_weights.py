@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 
 from kd_jax.errors import DataError
 from kd_jax.files import as_numpy, floats, listed, pt, shown, tensors
+from kd_jax.files.written import write_whole
 from kd_jax.models.network import Params
 
 _LONGEST_NAME = 200
@@ -99,12 +100,7 @@ def save(params: Params, path: str | Path, names: Sequence[str] | None = None) -
     path = Path(path)
     if path.suffix != ".safetensors":
         raise DataError(f"weights cannot be written to {path}: name a file that ends in .safetensors")
-    try:
-        path.write_bytes(safetensors.numpy.save(to_state_dict(params, names)))
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror or error}): name a file in a folder that exists"
-        ) from None
+    write_whole(path, safetensors.numpy.save(to_state_dict(params, names)))
 
 
 def layer_sizes(params: Params) -> tuple[int, ...]:

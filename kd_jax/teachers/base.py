@@ -11,8 +11,11 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from kd_jax.errors import ConfigError
+from kd_jax.files.digests import text_digest
 from kd_jax.methods.sparse import Sparse
 from kd_jax.models import Network, Output, as_output
+from kd_jax.models.compiled import Own, Owner, Token
+from kd_jax.models.host import HostNetwork
 
 PyTree = Any
 Places = Int[Array | np.ndarray, "rows positions"]
@@ -49,6 +52,16 @@ class Teacher:
         """In how many parts of the examples it had best be asked: what is on disk need not fit into memory."""
         return 1
 
+    @property
+    def owner(self) -> Owner | None:
+        """What is compiled into programs without being an array, and is not kept alive by them; None for nothing."""
+        return None
+
+    @property
+    def host(self) -> str | None:
+        """The digest of models of other libraries that it asks, of which a program says nothing; None without any."""
+        return None
+
     def take(self, rows: Int[Array | np.ndarray, "..."]) -> "Teacher":
         """The teacher of the examples `rows` alone."""
         return self
@@ -79,7 +92,7 @@ class Teacher:
         raise ConfigError(f"{type(self).__name__} says nothing: define outputs(inputs, *, features=())")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network"])
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class LiveTeacher(Teacher):
     """A network that answers inside the step, on the view that the student sees."""
@@ -89,19 +102,46 @@ class LiveTeacher(Teacher):
     # The module that it was made of, to be known until it is flattened.
     origin: ClassVar[Any] = None
 
+    @property
+    def owner(self) -> Owner | None:
+        """Of its network, where that is a model of another library."""
+        return self.network.owner if isinstance(self.network, HostNetwork) else None
+
+    @property
+    def host(self) -> str | None:
+        """Of its network, where that is one."""
+        return self.network.host.digest if isinstance(self.network, HostNetwork) else None
+
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """In evaluation mode."""
         key = jax.random.key(0)
         return (self.network.apply(self.variables, inputs, train=False, key=key, features=features)[0],)
 
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The variables; the network, or what stands for one whose model JAX shall not keep."""
+        known = self.network if self.owner is None else self.owner.token
+        return ((jax.tree_util.GetAttrKey("variables"), self.variables),), known
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["function"])
+    @classmethod
+    def tree_unflatten(cls, known: Any, parts: Any) -> "LiveTeacher":
+        """As it was flattened."""
+        return cls(known.find() if isinstance(known, Token) else known, *parts)
+
+
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class FunctionTeacher(Teacher):
-    """A function `inputs -> logits`, called inside the step."""
+    """A function `inputs -> logits`, called inside the step.
 
-    # What else it reads (a global array, say) is fixed when it is first compiled.
-    function: Callable[[PyTree], Any]
+    Each is another one, though the function be the same: what it reads may have changed, and is compiled into programs.
+    """
+
+    function: Own
+
+    @property
+    def owner(self) -> Owner | None:
+        """The function."""
+        return self.function
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """What the function gives."""
@@ -113,6 +153,15 @@ class FunctionTeacher(Teacher):
                 "kd.Output(logits, features)"
             )
         return (output,)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """No arrays."""
+        return (), self.function.token
+
+    @classmethod
+    def tree_unflatten(cls, token: Token, parts: Any) -> "FunctionTeacher":
+        """As it was flattened."""
+        return cls(token.find())
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["teachers"], meta_fields=["mean"])
@@ -134,6 +183,17 @@ class SeveralTeachers(Teacher):
     def examples(self) -> int | None:
         """Of the first that knows."""
         return next((teacher.examples for teacher in self.teachers if teacher.examples is not None), None)
+
+    @property
+    def owner(self) -> Owner | None:
+        """The first that there is."""
+        return next((teacher.owner for teacher in self.teachers if teacher.owner is not None), None)
+
+    @property
+    def host(self) -> str | None:
+        """Of all that there are."""
+        known = [teacher.host for teacher in self.teachers]
+        return text_digest(*map(str, known)) if any(known) else None
 
     @property
     def parts(self) -> int:
@@ -182,7 +242,8 @@ class SeveralTeachers(Teacher):
                 f"the teachers' logits have the shapes {' and '.join(map(str, sorted(shapes)))}: the mean of their "
                 f"{self.mean} needs the same shape"
             )
-        logits = jnp.stack([output.logits.astype(jnp.float32) for output in each])
+        kind = max((np.dtype(np.float32), *(output.logits.dtype for output in each)), key=lambda kind: kind.itemsize)
+        logits = jnp.stack([output.logits.astype(kind) for output in each])
         if self.mean == "probabilities":
             # Of the logits' own size: equal teachers say what one of them does.
             sizes = jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -221,8 +221,12 @@ def _require_same(known: Folder, asked: dict[str, Any]) -> None:
     """Raises `MismatchError`. How many rows a shard has is as it was begun; programs are alike in one version alone."""
     saved = known.description
     alike = saved["versions"] == asked["versions"]
-    for name in ("examples", "inputs", "teacher", "computation"):
-        if saved[name] == asked[name] or (name == "computation" and not alike and asked["has_variables"]):
+    for name in ("examples", "inputs", "teacher", "host", "computation"):
+        if name == "host" and name not in saved:
+            # Of an earlier version, of whose cache the first answers tell.
+            continue
+        values = asked["has_variables"] or asked["host"] is not None
+        if saved[name] == asked[name] or (name == "computation" and not alike and values):
             continue
         if name == "examples":
             raise MismatchError(

@@ -29,7 +29,8 @@ Arrays = dict[str, Shaped[np.ndarray, "..."]]
 class Keep:
     """kind: one of `KINDS`. k: of the most probable classes. draws, power, systematic: of samples.
 
-    hidden: the path of the feature that the head is applied to. features: those beside the logits. dtype: of floats.
+    hidden: the path of the feature that the head is applied to. features: those beside the logits. dtype: of floats;
+    empty for their own, at least float32.
     """
 
     kind: str = "logits"
@@ -86,14 +87,18 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
     Also `wrong`, whether an answer at a place is NaN or infinite and has no probabilities; and of logits and features
     `beyond`, whether a number there has become infinite.
     """
-    dtype = jnp.dtype(keep.dtype)
+    dtype = jnp.dtype(keep.dtype or np.float32)
+
+    def typed(values: Array) -> Array:
+        return values.astype(dtype) if keep.dtype or values.dtype.itemsize < 4 else values
+
     if keep.kind in ("hidden", "logits"):
         wide = {"hidden": output.features[keep.hidden]} if keep.kind == "hidden" else {"logits": output.logits}
         wide |= {f"features.{path}": output.features[path] for path in keep.features}
-        beyond = [jnp.isinf(x.astype(dtype)) & jnp.isfinite(x) & ~_are_masks(x) for x in _floats(wide.values())]
+        beyond = [jnp.isinf(typed(x)) & jnp.isfinite(x) & ~_are_masks(x) for x in _floats(wide.values())]
         places = output.logits.shape[:-1]
         faults = {"wrong": are_wrong(wide.values(), places), "beyond": _faults_at(beyond, places)}
-        return {name: x.astype(dtype) for name, x in wide.items()} | faults
+        return {name: typed(x) for name, x in wide.items()} | faults
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
     wrong = jnp.any(jnp.isnan(log_p), axis=-1)
     if keep.kind == "top-k":

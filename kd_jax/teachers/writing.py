@@ -15,8 +15,9 @@ from jaxtyping import Array, Int, Key
 from kd_jax.convolution import canonical
 from kd_jax.data.batch import as_key
 from kd_jax.errors import ConfigError, DataError, MismatchError
-from kd_jax.files.digests import digest, program_digest
+from kd_jax.files.digests import calls_back, digest, program_text, text_digest
 from kd_jax.models import Output
+from kd_jax.models.compiled import call
 from kd_jax.models.predict import highest_precision
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teachers import folder as folders
@@ -73,10 +74,12 @@ class Work:
 
     def on_disk(self, path: Path, shard_size: int | None) -> folders.Folder:
         """The folder with all answers; those that are there are not asked for again."""
-        described = self._described(shard_size)
+        described, calls = self._described(shard_size)
         found = folders.begin(path, described)
         if found.description["computation"] != described["computation"]:
-            self._check_answers(found)
+            self._check_answers(found, "was begun with other versions or on another backend")
+        elif calls and found.description.get("host") is None and len(found.missing()) < found.count:
+            self._check_answers(found, "is of a teacher that calls functions of Python")
         if not found.missing() and (self.keep.kind != "hidden" or found.has_head()):
             return found
         with found.locked():
@@ -88,18 +91,18 @@ class Work:
                 found.write(number, joined(list(self._answers(found.examples_of(number)))))
         return found
 
-    def _check_answers(self, found: folders.Folder) -> None:
-        """Of other versions or another backend, whose programs differ: whether the teacher still says what is there.
+    def _check_answers(self, found: folders.Folder, why: str) -> None:
+        """Where its program does not tell whether it is the same: whether the teacher still says what is there.
 
-        Raises `MismatchError`, and warns where nothing is there that tells.
+        why: in words. Raises `MismatchError`, and warns where nothing is there that tells.
         """
         missing = found.missing()
         number = next((one for one in range(found.count) if one not in missing), None)
         names = [name for name in _COMPARED if name in found.description["arrays"]]
         if number is None or not names:
             warnings.warn(
-                f"the cache in {found.path} was begun with other versions or on another backend, and whether `prepare` "
-                "and the model's code are the same cannot be told from it: make it anew where they are not",
+                f"the cache in {found.path} {why}, and whether `prepare` and the model's code are the same cannot be "
+                "told from it: make it anew where they are not",
                 stacklevel=5,
             )
             return
@@ -125,8 +128,8 @@ class Work:
                 lambda leaf, start=start, count=count: _filled(leaf[start : start + count], self.batch_size),
                 self.inputs,
             )
-            found = _asked(
-                self.teacher, part, jnp.asarray(rows, jnp.int32), self.key, keep=self.keep, prepare=self.prepare
+            found = call(
+                _asked, self.teacher, part, jnp.asarray(rows, jnp.int32), self.key, keep=self.keep, prepare=self.prepare
             )
             found = {name: np.asarray(array)[:count] for name, array in found.items()}
             own = None if self.weights is None else self.weights[start : start + count]
@@ -140,7 +143,8 @@ class Work:
                 )
             yield stored(self.keep, found, self.classes)
 
-    def _described(self, shard_size: int | None) -> dict[str, Any]:
+    def _described(self, shard_size: int | None) -> tuple[dict[str, Any], bool]:
+        """What the cache is of, and whether the teacher calls functions of Python, which its program does not tell."""
         example = jax.eval_shape(
             partial(_asked, keep=self.keep, prepare=self.prepare),
             self.teacher, self.one, jax.ShapeDtypeStruct((1,), jnp.int32), self.key,
@@ -153,18 +157,18 @@ class Work:
             # About a quarter of the draws are of another class than those before.
             bytes_each *= max(1, self.keep.draws // 4)
         batches = max(1, _SHARD // (bytes_each * self.batch_size))
-        asked = partial(_output, keep=self.keep, prepare=self.prepare)
+        program = program_text(partial(_output, keep=self.keep, prepare=self.prepare), self.teacher, self.one)
         facts = {
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "examples": self.examples, "places": list(self.places), "classes": self.classes,
             "rows": shard_size or min(self.examples, batches * self.batch_size),
             "inputs": digest(self.inputs, as_jax=True), "form": form_of(self.inputs),
             "teacher": digest((self.teacher, self.head)), "has_variables": bool(jax.tree.leaves(self.teacher)),
-            "computation": program_digest(asked, self.teacher, self.one),
+            "host": self.teacher.host, "computation": text_digest(program),
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")}
             | {"backend": jax.default_backend()},
         }  # fmt: skip
-        return folders.described(self.keep, arrays, facts)
+        return folders.described(self.keep, arrays, facts), calls_back(program)
 
     def _check_head(self, said: Output) -> None:
         """Raises `ConfigError` for a head that does not make the logits of the hidden states, on the first example."""
@@ -208,7 +212,6 @@ def _output(teacher: Teacher, inputs: PyTree, *, keep: Keep, prepare: Any) -> Ou
     return said[0]
 
 
-@partial(jax.jit, static_argnames=("keep", "prepare"))
 def _asked(
     teacher: Teacher, inputs: PyTree, rows: Int[Array, " batch"], key: Key[Array, ""], *, keep: Keep, prepare: Any
 ) -> dict[str, Any]:

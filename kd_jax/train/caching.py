@@ -11,7 +11,7 @@ from kd_jax.data.batch import Batch, check_counts
 from kd_jax.methods import Method, is_on_policy
 from kd_jax.teacher import DiskTeacher, SeveralTeachers, Teacher, answered
 from kd_jax.train import memory
-from kd_jax.train.processes import agreed, is_shared, local
+from kd_jax.train.processes import agreed, is_shared, local, on_host
 from kd_jax.train.sharding import Spread, replicated
 from kd_jax.train.sizes import SMALL
 
@@ -49,7 +49,9 @@ def kept_teacher(
     if mesh is None:
         return answered(teacher, data.inputs, batch_size=size)
     if not is_shared(mesh):
-        return replicated(mesh, answered(teacher, data.inputs, batch_size=size, prepare=Spread(mesh)))
+        known = answered(teacher, data.inputs, batch_size=size, prepare=Spread(mesh))
+        # Whatever a function calls back is on the first device alone, and is said to be on all.
+        return replicated(mesh, jax.tree.map(on_host, known))
     return teacher if asked is None else replicated(mesh, answered(asked, local(data.inputs), batch_size=size))
 
 

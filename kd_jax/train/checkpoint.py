@@ -65,12 +65,14 @@ class Store:
         folder = self.folder / _CHECKPOINTS
         return folder.is_dir() and any(self._steps(stage.name) for stage in folder.iterdir())
 
-    def require_description(self) -> None:
-        """Raises `CheckpointError` where there are checkpoints and nothing that tells what they are of."""
-        if self.kept and not self.started:
-            raise CheckpointError(
-                f"{self.folder / _RUN} is gone, and {self.folder} has checkpoints", errors.START_AGAIN
-            )
+    def require_description(self, *others: str) -> None:
+        """Raises `CheckpointError` where something lies in the place of checkpoints, or in one of `others`, and nothing
+        tells what it is of.
+        """
+        for name in () if self.started else (_CHECKPOINTS, *others):
+            place = self.folder / name
+            if place.is_dir() and any(place.iterdir()):
+                raise CheckpointError(f"{self.folder / _RUN} is gone, and {place} is not empty", errors.START_AGAIN)
 
     @property
     def started(self) -> bool:
@@ -86,14 +88,18 @@ class Store:
     def empty(self) -> bool:
         """Whether nothing came of a run: there is no checkpoint, and it is not finished."""
         try:
-            finished = self.started and self.finished
+            return not (self.kept or (self.started and self.finished))
         except (CheckpointError, MismatchError):
-            # A description that is damaged.
-            finished = False
-        return not (self.kept or finished)
+            # It may be a file of somebody else's.
+            return False
 
-    def start(self, identity: Mapping[str, Any]) -> None:
-        """Says what the run is, and forgets an older one. Raises `CheckpointError` where it cannot be written."""
+    def start(self, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Says what the run is, and forgets an older one. overwrite: also checkpoints that nothing describes.
+
+        Raises `CheckpointError` where it cannot be written, and as `require_description`.
+        """
+        if not overwrite:
+            self.require_description()
         try:
             self.discard()
         except OSError as error:
@@ -114,10 +120,16 @@ class Store:
         return dict(self._description().get("notes", {}))
 
     def discard(self) -> None:
-        """Forgets the run and its checkpoints. Raises `OSError`."""
+        """Forgets the run and its checkpoints, and leaves whatever else is there. Raises `OSError`."""
+        folder = self.folder / _CHECKPOINTS
+        for stage in list(folder.iterdir()) if folder.is_dir() else ():
+            self._remove_unfinished(stage.name)
+            for step in self._steps(stage.name):
+                shutil.rmtree(self._path(stage.name, step))
+            _remove_empty(stage)
+        _remove_empty(folder)
+        # The last: without it nothing tells what the others are.
         (self.folder / _RUN).unlink(missing_ok=True)
-        if (self.folder / _CHECKPOINTS).exists():
-            shutil.rmtree(self.folder / _CHECKPOINTS)
 
     def tidy(self, made: bool) -> None:
         """Takes back what was put into a folder where nothing came of the run; `made`: the folder itself, too."""
@@ -125,9 +137,7 @@ class Store:
             self.discard()
         if made:
             (self.folder / _LOCK).unlink(missing_ok=True)
-            # Leaves a folder that holds anything.
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+            _remove_empty(self.folder)
 
     def forget(self, trials: str) -> None:
         """Removes the checkpoints of the stages `trials-0`, `trials-1` and so on, whose results are kept elsewhere."""
@@ -303,7 +313,8 @@ class Store:
         folder = self.folder / _CHECKPOINTS / stage
         if not folder.is_dir():
             return []
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
+        names = [path.name for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+        return sorted(int(name) for name in names if name == self._path(stage, int(name)).name)
 
 
 @contextlib.contextmanager
@@ -320,6 +331,12 @@ def lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Leaves a folder that holds anything."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

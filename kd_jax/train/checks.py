@@ -20,6 +20,7 @@ from kd_jax.methods.bounds import check_numbers, walk
 from kd_jax.methods.contrastive import check_memory
 from kd_jax.methods.sparse import check_sparse
 from kd_jax.models import Model, Output
+from kd_jax.models.compiled import hashable
 from kd_jax.models.trying import CALL, PREPARE, reason, told
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
 from kd_jax.train.matches import check_mean, check_same_outputs, unfit_student, unneeded_labels
@@ -60,7 +61,7 @@ def make_training(
             raise ConfigError(f"dtype is {known}: give a type of floats such as jnp.bfloat16")
     if prepare is not None and not callable(prepare):
         raise ConfigError(f"prepare is {prepare!r}: give a function prepare(key, inputs, train) of the inputs")
-    return Training(model.network, optimizer, prepare, tuple((measures or {}).items()), dtype)
+    return Training(model.network, optimizer, hashable(prepare), tuple((measures or {}).items()), dtype)
 
 
 def check(

@@ -56,7 +56,11 @@ def train(progress: Progress, plan: Plan) -> Progress:
         while progress.epoch < plan.epochs and not progress.stopped:
             began = time.perf_counter()
             progress = _epoch(progress, plan)
-            progress = _after_epoch(progress, plan, time.perf_counter() - began)
+            try:
+                progress = _after_epoch(progress, plan, time.perf_counter() - began)
+            except KeyboardInterrupt:
+                _leave(progress, plan)
+                raise
             last = progress.epoch >= plan.epochs or progress.stopped
             due = last or time.monotonic() - saved >= _PAUSE
             if plan.folder is not None and agreed(due, plan.shared):
@@ -105,14 +109,23 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
         if isinstance(plan.source, Stream) and not plan.source.is_finite(state):
             _require_finite({"loss": np.zeros(done)}, False, progress.epoch, 0)
     except KeyboardInterrupt:
-        # Others may be elsewhere, and the pieces that they have cannot be asked for.
-        if plan.folder is not None and done > progress.start and not plan.shared:
+        if plan.folder is not None and not plan.shared:
             look()
-            # The interrupt may have come before the next state was known here, when the last was given away already.
-            if not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-                plan.folder.save(now())
+            _leave(now(), plan)
         raise
     return now()
+
+
+def _leave(progress: Progress, plan: Plan) -> None:
+    """Keeps what is done before an interrupt is passed on."""
+    # Others may be elsewhere, and the pieces that they have cannot be asked for.
+    if plan.folder is None or plan.shared:
+        return
+    # The interrupt may have come before the next state was known here, when the last was given away already.
+    if _is_given_away(progress.state):
+        return
+    if int(progress.state.step) > plan.folder.last:
+        plan.folder.save(progress)
 
 
 def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
@@ -153,12 +166,17 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
 def _model(progress: Progress, plan: Plan) -> Any:
     """The student after an epoch. Raises `RunError` where the steps of the next have its memory already."""
     variables = progress.state.variables
-    if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(variables)):
+    if _is_given_away(variables):
         raise RunError(
             f"the student of epoch {progress.epoch} is asked for after later steps, which took its memory: call "
             "epoch.model() in the callback, and keep what it gives"
         )
     return plan.as_given(variables)
+
+
+def _is_given_away(tree: PyTree) -> bool:
+    """Whether later steps have the memory of an array."""
+    return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
 
 def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: int) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ import numpy as np
 import optax
 
 from kd_jax.convolution import onednn
-from kd_jax.data.batch import Batch
+from kd_jax.data.batch import Batch, as_batch, is_in_memory
 from kd_jax.data.stream import Batches
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
 from kd_jax.files import digests
-from kd_jax.files.digests import program_digest
+from kd_jax.files.digests import calls_back, program_text, text_digest
+from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
 from kd_jax.train.checkpoint import Checkpoint, Store, lock
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
@@ -32,6 +33,10 @@ from kd_jax.train.step import TrainState
 PyTree = Any
 
 _NAME = "training"
+_MODEL, _BATCHES, _FIRST = "model of the teacher", "list of batches", "first batch"
+_UNKNOWN = "functions of Python that the teacher calls"
+# What earlier versions did not keep.
+_LATER = (_MODEL, _BATCHES, _FIRST, "settings.development", "settings.batches of validation")
 
 
 class Progress(NamedTuple):
@@ -60,6 +65,8 @@ class Folder:
     def __init__(self, store: Store, shared: bool = False) -> None:
         """shared: by several processes, each of which writes what it has."""
         self.store, self.shared = store, shared
+        # The step of the last checkpoint that was written or read here; 0 for none.
+        self.last = 0
 
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint while the training goes on. Raises `CheckpointError`."""
@@ -71,9 +78,11 @@ class Folder:
         facts = {
             "epoch": progress.epoch, "start": progress.start, "best_value": progress.best_value,
             "best_epoch": progress.best_epoch, "position": _as_json(progress.position), "stopped": progress.stopped,
+            "measures": list(progress.history),
         }  # fmt: skip
         save = self.store.save_by_all if self.shared else self.store.save
-        save(_NAME, int(progress.state.step), arrays, facts)
+        self.last = int(progress.state.step)
+        save(_NAME, self.last, arrays, facts)
 
     def newest(self, like: TrainState) -> Progress | None:
         """The newest good checkpoint; None where none was written. Raises `CheckpointError`, `MismatchError`."""
@@ -85,13 +94,16 @@ class Folder:
             start = f"{name}."
             return {key.removeprefix(start): leaf for key, leaf in found.arrays.items() if key.startswith(start)}
 
-        facts, best = found.facts, part("best")
+        self.last = found.step
+        facts, best, history = found.facts, part("best"), part("history")
+        # In their order, which arrays do not keep.
+        names = [name for name in facts.get("measures", history) if name in history]
         return Progress(
             state=restore_tree(part("state"), like),
             epoch=int(facts["epoch"]),
             start=int(facts["start"]),
             partial=part("partial"),
-            history={name: [float(value) for value in values] for name, values in part("history").items()},
+            history={name: history[name].tolist() for name in names},
             best=restore_tree(best, like.variables) if best else None,
             best_value=facts["best_value"],
             best_epoch=int(facts["best_epoch"]),
@@ -116,11 +128,13 @@ class Folder:
 
 @contextlib.contextmanager
 def opened(
-    folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any, argument: str = "checkpoint", mesh: Any = None
-) -> Iterator[Folder | None]:
-    """The folder for this process alone; None where no folder is asked for.
+    folder: Any, identity: dict[str, Any], *, resume: bool, warn: Any, argument: str = "checkpoint", mesh: Any = None,
+    others: tuple[str, ...] = (),
+) -> Iterator[Folder | None]:  # fmt: skip
+    """The folder for this process alone; None where no folder is asked for. others: folders in it that are used, too.
 
-    Raises `MismatchError` where it has another training, `ConfigError` where it has one and `resume` is not asked for.
+    Raises `MismatchError` where it has another training, `ConfigError` where it has one and `resume` is not asked for,
+    and `CheckpointError` where something else lies where checkpoints go.
     """
     if folder is None:
         if resume:
@@ -150,8 +164,12 @@ def opened(
                 raise ConfigError(
                     f"{path} already holds a training: go on with resume=True, or choose another folder for {argument}="
                 )
+            try:
+                store.require_description(*others)
+            except CheckpointError as error:
+                raise CheckpointError(error.problem, f"restore it, or choose another folder for {argument}=") from None
             if store.started:
-                _require_same(store, identity)
+                _require_same(store, identity, warn)
             else:
                 store.start(identity)
             return ""
@@ -162,12 +180,14 @@ def opened(
 
 
 def identity(
-    settings: dict[str, Any], data: Any, start: PyTree, teacher: Teacher | None, prepare: Any = None
-) -> dict[str, Any]:
-    """What makes a training the same training. data: a `Batch` in memory, by its bytes; `kd.stream`, by
-    some of them; an iterator, by its type.
+    settings: dict[str, Any], data: Any, start: PyTree, teacher: Teacher | None, prepare: Any = None,
+    first_given: Batch | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What makes a training the same training. data: a `Batch` in memory and a list of batches, by their bytes;
+    `kd.stream`, by some of them; an iterator, by its type and the first batch that it gave.
     """
     taught = None if teacher is None else digest(teacher)
+    model = None if teacher is None else teacher.host
     if teacher is not None and isinstance(data, Batch):
         # Its answers may be computed before the first step.
         first, rows = first_batch(data, teacher, 1)
@@ -176,14 +196,17 @@ def identity(
             inputs = inputs if prepare is None else prepare(jax.random.key(0), inputs, False)
             return [output.logits for output in teacher.outputs(inputs)]
 
-        taught = hashlib.sha256(f"{taught}{program_digest(answers, rows, first.inputs)}".encode()).hexdigest()
+        program = program_text(answers, rows, first.inputs)
+        taught = text_digest(str(taught), text_digest(program))
+        model = _UNKNOWN if model is None and calls_back(program) else model
     known: Any = f"{type(data).__module__}.{type(data).__qualname__}"
     if isinstance(data, Batch | Batches):
         known = digest(data) if isinstance(data, Batch) else data.identity()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
-        "settings": settings, "data": known, "start": None if start is None else digest(start),
-        "teacher": taught, "versions": versions,
+        "settings": settings, "data": known, _BATCHES: digest_of_batches(data),
+        _FIRST: None if first_given is None or isinstance(data, list | Batch | Batches) else digest(first_given),
+        "start": None if start is None else digest(start), "teacher": taught, _MODEL: model, "versions": versions,
         "backend": jax.default_backend(), "convolutions": onednn.described(),
     }  # fmt: skip
 
@@ -197,9 +220,18 @@ def description(value: Any) -> str:
         return f"({', '.join(map(description, value))})"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return repr(np.asarray(value).item()) if np.ndim(value) == 0 else digest(value)
+    if isinstance(value, Method):
+        fields = [f"{name}={description(one)}" for name, one in vars(value).items()]
+        return f"{type(value).__qualname__}({', '.join(fields)})"
     if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
-    return repr(value)
+    if " at 0x" not in repr(value):
+        return repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(description, value))}]"
+    known = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    inner = [f"{name}={description(one)}" for name, one in known.items()]
+    return f"{type(value).__qualname__}({', '.join(inner)})"
 
 
 def optimizer_digest(optimizer: optax.GradientTransformation, trained: PyTree) -> str:
@@ -215,10 +247,24 @@ def optimizer_digest(optimizer: optax.GradientTransformation, trained: PyTree) -
     return hashlib.sha256("".join(program.as_text() for program in programs).encode()).hexdigest()
 
 
-def _require_same(store: Store, asked: dict[str, Any]) -> None:
+def _require_same(store: Store, asked: dict[str, Any], warn: Any) -> None:
     saved, wanted = _flat(store.identity()), _flat(json.loads(json.dumps(asked)))
-    for name in (*wanted, *saved):
-        if saved.get(name) == wanted.get(name):
+    for name in dict.fromkeys((*wanted, *saved)):
+        if saved.get(name) == wanted.get(name) or (name == _FIRST and saved.get(name) is None):
+            if wanted.get(name) == _UNKNOWN:
+                warn(f"nothing is known of {_UNKNOWN}: whether they are those of {store.folder} cannot be told")
+            continue
+        if name == _FIRST:
+            warn(
+                f"the first batch is another than that of the training in {store.folder}: it goes on with other data, "
+                "or the iterable has another order each time"
+            )
+            continue
+        if name in _LATER and name not in saved:
+            warn(
+                f"the training in {store.folder} was begun by a kd_jax that did not keep its {name.split('.')[-1]}: "
+                "whether it is the same cannot be told"
+            )
             continue
         if _is_digest(saved.get(name)) and _is_digest(wanted.get(name)):
             place = f"the training in {store.folder} has another {name}"
@@ -238,6 +284,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def digest_of_batches(data: Any) -> str | None:
+    """Of a list of batches; None of anything else."""
+    return digest([as_batch(part) for part in data]) if isinstance(data, list) and not is_in_memory(data) else None
 
 
 def digest(tree: PyTree) -> str:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kd_jax.data.batch import Batch
+from kd_jax.files.digests import program_digest
 from kd_jax.methods import Method
 from kd_jax.models import Model
 from kd_jax.teacher import Teacher
 from kd_jax.train.checks import first_batch
 from kd_jax.train.lookup import of_batch
 from kd_jax.train.processes import of_all
-from kd_jax.train.resume import program_digest
 from kd_jax.train.sharding import DATA, Sharding, key_off_mesh, layout_of
 from kd_jax.train.sources import Memory, Stream
 from kd_jax.train.step import TrainState, init, step

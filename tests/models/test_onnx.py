@@ -122,3 +122,23 @@ def test_a_file_that_is_none(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "onnxruntime")
     with pytest.raises(ConfigError, match="pip install onnxruntime"):
         kd.from_onnx(tmp_path / "a.onnx")
+
+
+def test_the_digest_tells_files_apart(tmp_path):
+    """Also by arrays in a file beside it."""
+    path, names = (
+        file(tmp_path / "a.onnx", outputs=("logits", "b")),
+        {"save_as_external_data": True, "size_threshold": 0},
+    )
+
+    def digest(**how):
+        return kd.from_onnx(path, **how).network.host.digest
+
+    found = {digest(), digest(output="b"), digest(probabilities=True)}
+    assert digest(threads=1) in found
+    onnx.save(onnx.load(path), str(path), location="w.bin", **names)
+    found.add(digest())
+    (tmp_path / "w.bin").write_bytes((2 * W).tobytes())
+    found.add(digest())
+    np.testing.assert_allclose(kd.from_onnx(path)(X), X @ (2 * W), rtol=1e-5, atol=1e-6)
+    assert len(found) == 5

@@ -167,3 +167,25 @@ def test_what_is_no_pytorch_module_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match="needs PyTorch, which is not installed"):
         from_torch(last)
+
+
+def test_the_digest_tells_modules_apart():
+    """By their values, buffers that no state_dict has, layers, settings of one's own, and the name of `call`."""
+
+    class Own(torch.nn.Module):
+        def __init__(self, by=1.0):
+            super().__init__()
+            self.by = by
+            self.register_buffer("add", torch.zeros(3, dtype=torch.bfloat16), persistent=False)
+
+        def forward(self, x):
+            return self.by * x + self.add.float()
+
+    added = Own()
+    added.add += 1
+    linear = [torch.nn.Sequential(torch.nn.Linear(2, 3), kind) for kind in (torch.nn.ReLU(), torch.nn.GELU())]
+    linear[1][0].load_state_dict(linear[0][0].state_dict())
+    models = [from_torch(net()), from_torch(net(), call=last), from_torch(Own()), from_torch(Own(2.0)),
+              from_torch(added), *map(from_torch, linear)]  # fmt: skip
+    assert len({model.network.host.digest for model in models}) == len(models)
+    assert from_torch(net()).network.host.digest == models[0].network.host.digest

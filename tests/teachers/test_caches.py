@@ -19,7 +19,7 @@ import pytest
 import safetensors
 from filelock import FileLock
 from scipy import special
-from small import SGD, Y, assert_close, assert_same, net
+from small import SGD, Table, X, Y, assert_close, assert_same, net, table
 
 import kd_jax as kd
 from kd_jax.data import tokens
@@ -706,3 +706,38 @@ def test_pure_trainings_and_several_teachers_read_from_disk(tmp_path: Path, monk
     monkeypatch.setattr(caching, "_SHARE", 0)
     both = kd.distill(net(), kd.several([found, model]), kd.Batch(inputs, Y), **how)
     assert_close(both.model.variables, kd.distill(net(), model, kd.Batch(inputs, Y), **how).model.variables, rtol=1e-4)
+
+
+def calling(by: float) -> Any:
+    """A teacher that calls a function of Python, of which its program says nothing."""
+    shape = jax.ShapeDtypeStruct
+    return lambda x: jax.pure_callback(lambda x: np.float32(by) * x[:, :4], shape((len(x), 4), np.float32), x)
+
+
+@pytest.mark.parametrize("kind", ["told", "not told", "a function"])
+def test_another_model_of_another_library_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its digest; in a folder of an earlier version, and of what a function calls back, by the first answers."""
+    make = calling if kind == "a function" else table
+    with monkeypatch.context() as patched:
+        if kind == "not told":
+            described = folders.described
+            patched.setattr(
+                folders, "described",
+                lambda keep, arrays, facts: described(keep, arrays, {n: f for n, f in facts.items() if n != "host"}),
+            )  # fmt: skip
+        known = kd.cached(make(1), X, path=tmp_path)
+    assert_same(kd.cached(make(1), X, path=tmp_path).in_memory(), known.in_memory())
+    says = "is of another teacher" if kind == "told" else "has answers that differ from the teacher's"
+    with pytest.raises(MismatchError, match=says):
+        kd.cached(make(2), X, path=tmp_path)
+
+
+def test_a_host_goes_on_with_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program is another then, and its digest tells that it is the same."""
+    teacher = kd.Model(Table(np.ones((6, 4))).network, {})
+    known = kd.cached(teacher, X, path=tmp_path)
+    monkeypatch.setattr(writing, "program_text", lambda *given: "another callback")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0")
+    assert_same(kd.cached(teacher, X, path=tmp_path).in_memory(), known.in_memory())

@@ -253,6 +253,22 @@ def test_checkpoints_that_nothing_describes_are_not_forgotten(tmp_path: Path) ->
         Store(tmp_path).require_description()
 
 
+def test_what_others_keep_beside_checkpoints_stays(tmp_path: Path) -> None:
+    """Also under names that look like steps."""
+    store, own = store_with(tmp_path, 1), tmp_path / "checkpoints" / "my_resnet" / "100" / "weights.bin"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    store.discard()
+    assert [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()] == [own]
+    with pytest.raises(CheckpointError, match=r"run\.json is gone, and .*checkpoints is not empty"):
+        Store(tmp_path).start({})
+    Store(tmp_path).start({}, overwrite=True)
+    Store(tmp_path).tidy(made=True)
+    assert own.read_bytes() == b"mine"
+    (tmp_path / "run.json").write_text("[somebody else's]")
+    assert not Store(tmp_path).empty
+
+
 def test_a_folder_without_its_description_takes_no_checkpoint(tmp_path: Path) -> None:
     store = store_with(tmp_path, 1)
     shutil.rmtree(tmp_path)

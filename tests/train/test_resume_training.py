@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import DATA, X, Y, assert_close, assert_same, net, teacher
+from small import DATA, HOW, X, Y, assert_close, assert_same, net, table, teacher
 
 import kd_jax as kd
-from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.errors import CheckpointError, ConfigError, MismatchError
 from kd_jax.methods.base import LossFunction
 from kd_jax.train import loop as of_loop
-from kd_jax.train.resume import Folder, description
+from kd_jax.train.resume import Folder, description, opened
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 BATCHES = list(kd.batches(DATA, key=7, batch_size=4, epochs=3))
@@ -198,12 +198,93 @@ def test_a_function_that_computes_something_else_is_another_training(tmp_path: P
         kd.distill(net(), teacher(), DATA, method=loss(5.0), resume=True, **named)
 
 
+def kept(path: Path) -> list[str]:
+    return sorted(str(one.relative_to(path)) for one in path.rglob("*") if one.is_file() and one.name != ".lock")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("whose", ["of somebody else", "of a training"])
+def test_checkpoints_that_nothing_describes_stay(whose: str, resume: bool, tmp_path: Path) -> None:
+    if whose == "of a training":
+        kd.distill(net(), None, DATA, checkpoint=tmp_path, **HOW)
+        (tmp_path / "run.json").unlink()
+    else:
+        (tmp_path / "checkpoints" / "my_resnet").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "my_resnet" / "weights.bin").write_bytes(b"mine")
+    before = kept(tmp_path)
+    with pytest.raises(CheckpointError, match=r"run\.json is gone, and .*: restore it, or choose another folder for c"):
+        kd.distill(net(), None, DATA, checkpoint=tmp_path, resume=resume, **HOW)
+    assert kept(tmp_path) == before
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_another_model_of_another_library_is_another_training(several: bool, tmp_path: Path) -> None:
+    first, same, other = ([table(seed), teacher()] if several else table(seed) for seed in (0, 0, 1))
+    kd.distill(net(), first, DATA, checkpoint=tmp_path, **HOW)
+    kd.distill(net(), same, DATA, checkpoint=tmp_path, resume=True, **HOW)
+    with pytest.raises(MismatchError, match="has another model of the teacher: go on with what it was started with"):
+        kd.distill(net(), other, DATA, checkpoint=tmp_path, resume=True, **HOW)
+
+
+def test_what_a_teacher_calls_back_is_told_to_be_unknown(tmp_path: Path) -> None:
+    def calling(x: jax.Array) -> jax.Array:
+        return jax.pure_callback(lambda x: x[:, :4], jax.ShapeDtypeStruct((len(x), 4), np.float32), x)
+
+    kd.distill(net(), calling, DATA, checkpoint=tmp_path, **HOW)
+    with pytest.warns(UserWarning, match="nothing is known of functions of Python that the teacher calls"):
+        kd.distill(net(), calling, DATA, checkpoint=tmp_path, resume=True, **HOW)
+
+
+@pytest.mark.parametrize("where", ["data", "validation"])
+def test_other_batches_of_a_list_are_not_resumed(where: str, tmp_path: Path) -> None:
+    how = {"checkpoint": tmp_path, "optimizer": HOW["optimizer"], "epochs": 1}
+    given = {"data": BATCHES, "validation": BATCHES[:2]}
+    changed = [batch._replace(inputs=-batch.inputs) for batch in given[where]]
+    kd.distill(net(), None, **given, **how)
+    kd.distill(net(), None, **given, **how, resume=True)
+    with pytest.raises(MismatchError, match=f"has another (settings.batches of {where}|list of batches)"):
+        kd.distill(net(), None, **given | {where: changed}, **how, resume=True)
+
+
+def test_another_first_batch_of_an_iterator_is_warned_of(tmp_path: Path) -> None:
+    """An iterable may have another order each time."""
+    how = {"checkpoint": tmp_path, "optimizer": HOW["optimizer"], "epochs": 1, "steps": 3}
+    kd.distill(net(), None, iter(BATCHES), **how)
+    with pytest.warns(UserWarning, match="the first batch is another than that of the training in"):
+        kd.distill(net(), None, iter(BATCHES[::-1]), **how, resume=True)
+
+
+def test_what_earlier_versions_did_not_keep_is_warned_of(tmp_path: Path) -> None:
+    said: list[str] = []
+    older = {"settings": {"epochs": 1}, "data": "builtins.list", "teacher": "0" * 64}
+    newer = {**older, "list of batches": "1" * 64, "first batch": "2" * 64, "model of the teacher": None}
+    newer["settings"] = {"epochs": 1, "development": "3" * 64, "batches of validation": None}
+    with opened(tmp_path, older, resume=False, warn=said.append):
+        pass
+    with opened(tmp_path, newer, resume=True, warn=said.append):
+        pass
+    assert [sentence.partition(" did not keep its ")[2].partition(":")[0] for sentence in said] == [
+        "development", "list of batches",
+    ]  # fmt: skip
+
+
 def my_loss(student: Any, teacher: Any, labels: Any) -> Any:
     return student[:, 0]
 
 
+class Plain(kd.Method):
+    """No dataclass."""
+
+    def __init__(self, function: Any, weights: Any = None):
+        self.function, self.weights = function, weights
+
+
 def test_a_method_is_described_alike_in_every_process() -> None:
     """No address of a function, and arrays by what they hold."""
+    assert description(Plain(my_loss)) == "Plain(function=my_loss, weights=None)"
+    assert description(Plain({"a": [my_loss, 1]})) == "Plain(function=dict(a=[my_loss, 1]), weights=None)"
+    assert description(Plain({"a": [2, 1]})) == "Plain(function={'a': [2, 1]}, weights=None)"
+    assert description(Plain(my_loss, np.zeros(2000))) != description(Plain(my_loss, np.arange(2000) / 1e9))
     assert description(LossFunction(my_loss)) == "LossFunction(function=my_loss)"
     assert description(kd.KD() + 2 * kd.FitNet("a")) == (
         "Sum(methods=(KD(alpha=0.1, temperature=4.0), Scaled(method=FitNet(hint='a', guided=None), factor=2)))"
@@ -278,3 +359,30 @@ def test_numbers_of_numpy_and_an_optimiser_with_a_key_are_kept(tmp_path: Path) -
         distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=np.int16(1), callbacks=stop, **how)
     again = distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=np.int16(1), resume=True, **how)
     assert_same(again.model.variables, whole.model.variables)
+
+
+def test_a_history_that_is_read_is_that_which_was_written(tmp_path: Path) -> None:
+    how = {**HOW, "epochs": 2, "validation": DATA, "checkpoint": tmp_path}
+    whole = kd.distill(net(), None, DATA, **how)
+    again = kd.distill(net(), None, DATA, resume=True, **how)
+    assert list(again.history) == list(whole.history)
+    assert {name: values.dtype for name, values in again.history.items()} == {
+        name: values.dtype for name, values in whole.history.items()
+    }
+    assert whole.history["validation_correct"].dtype == np.int64
+
+
+@pytest.mark.parametrize("data", ["memory", "iterable"])
+def test_an_interrupt_behind_the_steps_of_an_epoch_loses_none(data: str, tmp_path: Path) -> None:
+    how = {**HOW, "epochs": 4} if data == "memory" else {"optimizer": HOW["optimizer"], "epochs": 4}
+    given = DATA if data == "memory" else BATCHES[:3]
+
+    def stop(epoch: kd.callbacks.Epoch) -> None:
+        if epoch.number == 3:
+            raise KeyboardInterrupt
+
+    whole = kd.distill(net(), None, given, **how)
+    with pytest.raises(KeyboardInterrupt):
+        kd.distill(net(), None, given, checkpoint=tmp_path, callbacks=stop, **how)
+    assert (tmp_path / "checkpoints" / "training" / "000000009").is_dir()
+    assert_equal(kd.distill(net(), None, given, checkpoint=tmp_path, resume=True, **how), whole)

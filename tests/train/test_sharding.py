@@ -105,6 +105,13 @@ def test_a_rule_says_how_arrays_lie(found: dict[str, Any]) -> None:
     assert of(found, "where_it_lies")["by a rule"]["first.kernel"] == [6, 4]
 
 
+def test_a_model_of_another_library_says_the_same_on_every_device(found: dict[str, Any]) -> None:
+    """Its logits are in float32, and so are the means of an epoch."""
+    apart = of(found, "models_of_another_library")
+    assert len(apart) == 8
+    assert all(value < 1e-5 for value in apart.values()), apart
+
+
 def test_a_module_may_name_axes_in_its_call(found: dict[str, Any]) -> None:
     assert of(found, "a_module_that_names_axes") < ROUNDING
 

@@ -76,7 +76,7 @@ def text(found: Found, plan: Plan, dataset: Dataset, *, markdown: bool = False) 
 def write(found: Found, plan: Plan, dataset: Dataset, folder: Path) -> list[str]:
     """Writes results.json and the table, and returns their names. Raises `OutputError`."""
     try:
-        (folder / TABLE).write_text(text(found, plan, dataset, markdown=True) + "\n", encoding="utf-8")
+        write_whole(folder / TABLE, text(found, plan, dataset, markdown=True) + "\n")
         write_whole(folder / RESULTS, json_text(_as_json(found, plan, dataset)))
     except OSError as error:
         raise not_written(folder, error) from None

@@ -26,8 +26,8 @@ def write(found: Results, plan: Plan, dataset: Dataset, folder: Path) -> list[st
     try:
         (folder / RESULTS).unlink(missing_ok=True)
         drawn = plots.write(made, found, folder)
-        (folder / TABLE).write_text(text(found, plan, dataset, markdown=True) + "\n", encoding="utf-8")
-        (folder / CSV).write_text(_as_csv(found), encoding="utf-8")
+        write_whole(folder / TABLE, text(found, plan, dataset, markdown=True) + "\n")
+        write_whole(folder / CSV, _as_csv(found))
         write_whole(folder / RESULTS, json_text(as_json(found, plan, dataset)))
     except OSError as error:
         raise not_written(folder, error) from None

@@ -1,5 +1,6 @@
 """Plots of an experiment: how the training went, what distillation changed, and which digits only the teacher knows."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from jaxtyping import Int
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.experiments.notebook.experiment import TITLES, Result, models
+from kd_jax.experiments.shell.folder import write_whole
 from kd_jax.stats import Comparison
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -33,7 +35,9 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
 def save_figures(drawn: Mapping[str, Any], folder: Path) -> list[str]:
     """Writes figures as PNG files, by their names, and returns these."""
     for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=130)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=130)
+        write_whole(folder / name, content.getvalue())
     return list(drawn)
 
 

@@ -200,7 +200,7 @@ def write(result: Result, dataset: Dataset, folder: Path) -> list[str]:
         how = listed(set_up(result.config, dataset))
         parts = (table(result, markdown=True), explanation(result), conclusion(result), how)
         text = "\n\n".join(part for part in parts if part) + "\n"
-        (folder / TABLE).write_text(text, encoding="utf-8")
+        write_whole(folder / TABLE, text)
         write_whole(folder / RESULTS, json_text(as_json(result, dataset)))
     except OSError as error:
         raise not_written(folder, error) from None
@@ -223,7 +223,7 @@ def _write_parameters(result: Result, folder: Path) -> list[str]:
         for place, seed in enumerate(trained.seeds):
             description = {"model": name, "seed": seed, "version": __version__}
             content = safetensors(variables, (place,), description)
-            (folder / "parameters" / f"{name}-seed{seed}.safetensors").write_bytes(content)
+            write_whole(folder / "parameters" / f"{name}-seed{seed}.safetensors", content)
     return ["parameters/*.safetensors"]
 
 

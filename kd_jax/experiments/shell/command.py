@@ -197,7 +197,7 @@ def claimed(store: checkpoint.Store, identity: Mapping[str, Any], options: argpa
         # Quiet or not: who resumes may have named another folder than was meant.
         print(f"kd_jax: {started}", file=sys.stderr, flush=True) if options.quiet else say(started)
     options.resume = False
-    store.start(identity)
+    store.start(identity, overwrite=options.overwrite)
     return True
 
 

@@ -30,7 +30,7 @@ def write(found: SweepResult, dataset: Dataset, folder: Path) -> list[str]:
     try:
         (folder / RESULTS).unlink(missing_ok=True)
         sweep_plots.remove_older(folder)
-        (folder / TABLE).write_text(text(found, markdown=True) + "\n", encoding="utf-8")
+        write_whole(folder / TABLE, text(found, markdown=True) + "\n")
         with (folder / RUNS).open("w", newline="", encoding="utf-8") as file:
             rows = list(_runs(found))
             writer = csv.DictWriter(file, list(rows[0]))
