@@ -55,7 +55,7 @@ def cached(
     teacher: Any,
     inputs: PyTree = None,
     *,
-    features: tuple[str, ...] = (),
+    features: str | Sequence[str] = (),
     batch_size: int = 1000,
     prepare: Any = None,
     keep: str = "logits",
@@ -92,6 +92,7 @@ def cached(
     check_order("kd.cached(teacher, inputs)", models={"teacher": teacher}, data={"inputs": inputs})
     if rest not in RESTS:
         raise ConfigError(f"rest is {rest!r}: use {', '.join(RESTS[:-1])} or {RESTS[-1]}")
+    features = (features,) if isinstance(features, str) else tuple(features)
     kept = make_keep(
         keep, k=k, draws=draws, power=power, systematic=systematic, hidden=hidden, features=features, dtype=dtype
     )

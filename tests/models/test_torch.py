@@ -167,3 +167,18 @@ def test_what_is_no_pytorch_module_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match="needs PyTorch, which is not installed"):
         from_torch(last)
+
+
+def test_a_module_that_cannot_be_copied_is_told():
+    class Remembers(torch.nn.Linear):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    module = Remembers(6, 3)
+    module(torch.zeros(1, 6))
+    with pytest.raises(
+        ConfigError, match=r"Remembers cannot be copied \(.*give one that keeps nothing of a call"
+    ) as error:
+        from_torch(module)
+    assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ import pytest
 from small import DATA, X, Y, assert_close, assert_same, net, teacher
 
 import kd_jax as kd
-from kd_jax.errors import ConfigError, MismatchError
+from kd_jax.errors import ConfigError, DataError, MismatchError
 from kd_jax.methods.base import LossFunction
 from kd_jax.train import loop as of_loop
 from kd_jax.train.resume import Folder, description
@@ -278,3 +278,32 @@ def test_numbers_of_numpy_and_an_optimiser_with_a_key_are_kept(tmp_path: Path) -
         distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=np.int16(1), callbacks=stop, **how)
     again = distill(net(), None, DATA, checkpoint=tmp_path, checkpoint_steps=np.int16(1), resume=True, **how)
     assert_same(again.model.variables, whole.model.variables)
+
+
+def test_a_random_key_and_an_empty_array_may_be_state(tmp_path: Path) -> None:
+    """With weights and validation, too, and in a folder, from which a training goes on."""
+    start = {"key": jax.random.key(3), "none": jnp.zeros((0, 2))}
+
+    def apply(params: Any, state: Any, x: Any) -> Any:
+        key, own = jax.random.split(state["key"])
+        return x @ params + jax.random.normal(own, (1, 4)), {**state, "key": key}
+
+    data = DATA._replace(weights=np.ones(24, np.float32))
+    named: dict[str, Any] = {"optimizer": optax.sgd(0.1), "batch_size": 8, "checkpoint": tmp_path, "validation": DATA}
+    model = kd.from_function(apply, jnp.zeros((6, 4)), state=start)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(of_loop, "_PAUSE", 0.0)
+        whole = kd.distill(model, None, data, epochs=2, **named)
+    again = kd.distill(model, None, data, epochs=2, resume=True, **named)
+    assert_same(again.state.variables["params"], whole.state.variables["params"])
+    keys = [one.state.variables["state"]["key"] for one in (whole, again)]
+    assert keys[0] == keys[1] != start["key"]
+    assert again.state.variables["state"]["none"].shape == (0, 2)
+
+
+def test_names_that_no_checkpoint_can_have_are_told_before_the_first_step(tmp_path: Path) -> None:
+    model = kd.from_function(
+        lambda p, x: x @ p["a"]["w"] + x @ p["a.w"], {"a": {"w": np.ones((6, 4))}, "a.w": np.ones((6, 4))}
+    )
+    with pytest.raises(DataError, match=r"two arrays of the training have the name variables\.a\.w: rename one"):
+        kd.distill(model, None, DATA, batch_size=8, optimizer=optax.sgd(0.1), checkpoint=tmp_path)
