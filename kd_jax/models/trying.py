@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
-from jaxtyping import Num
+from jaxtyping import Shaped
 
 from kd_jax.errors import ConfigError, DataError, FeatureError
 
@@ -50,7 +50,7 @@ def told_of_measure(name: str, logits: Any, labels: Any) -> Iterator[None]:
         ) from error
 
 
-def as_numbers(values: Any) -> Num[np.ndarray, "..."]:
+def as_numbers(values: Any) -> Shaped[np.ndarray, "..."]:
     """What a measure gave, as an array. Raises `TypeError` for what are no real numbers."""
     array = np.asarray(values)
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):

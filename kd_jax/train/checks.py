@@ -177,7 +177,8 @@ def _check_carried(before: PyTree, after: PyTree) -> None:
         for state in (before, after)
     )
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if not changed and jax.tree.structure(before) != jax.tree.structure(after):
+    structures: list[Any] = [jax.tree.structure(state) for state in (before, after)]
+    if not changed and structures[0] != structures[1]:
         raise ConfigError(
             "the student's state has another structure after a call in training than before it: return it in the same "
             "containers"
