@@ -27,6 +27,7 @@ from kd_jax.teachers.indices import in_order
 from kd_jax.train.caching import answers_on, evaluation_batch_size
 from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.checks import check, first_batch, make_training
+from kd_jax.train.faults import check_teacher
 from kd_jax.train.progress import is_watched, make_bar
 from kd_jax.train.resume import description, digest, identity, opened, optimizer_digest
 from kd_jax.train.sharding import (
@@ -162,7 +163,7 @@ def compare(
         measure, better, numbers, values,
         {name: _stacked([one.history for one in ones]) for name, ones in results.items()},
         {name: label for name, label in labels.items() if label},
-        count_parameters(model.network.split(results[next(iter(results))][0].variables)[0]),
+        count_parameters(Model(model.network, results[next(iter(results))][0].variables)),
         {name: sum(one.seconds for one in ones) for name, ones in results.items()},
         {} if known is None or known.per_example else _of_teacher(known, tested, how),
         max(1, len(entries) - 1), size_of(known), _told(settings),
@@ -192,6 +193,8 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
         raise ConfigError(f"seeds is {seeds!r}: give how many, or a list of whole numbers")
     numbers = tuple(check_whole(seed, "a seed", 0) for seed in seeds)
+    if max(numbers, default=0) >= 2**63:
+        raise ConfigError(f"a seed is {max(numbers)}: it must be at most 2**63 - 1")
     if not numbers:
         raise ConfigError(f"seeds is {seeds}: at least one is needed")
     twice = [seed for seed in numbers if numbers.count(seed) > 1]
@@ -225,7 +228,7 @@ def _chosen(
     choice: Grid, how: Setup, teacher: Teacher | None, data: Batch, development: Any, seeds: tuple[int, ...],
     kept: KeptTrainings | None, done: Callable[[str, int], None], name: str,
 ) -> int:  # fmt: skip
-    """The place of the method with the best mean on the development split."""
+    """The place of the method with the best mean on the development split, of those whose trainings are finite."""
     if len(choice.methods) == 1:
         done(name, len(seeds))
         return 0
@@ -240,10 +243,15 @@ def _chosen(
         if teacher is not None and teacher.per_example:
             teacher = teacher.take(rows[:-size])
     numbered = {f"{name}-choice{place}": method for place, method in enumerate(choice.methods)}
-    results = train_seeds(numbered, how, teacher, seen, seeds, _CHOICE, kept, done)
-    on_held = _measured(results, how, teacher, as_batch(held))
-    means = [float(np.mean(values[how.measure])) for values in on_held.values()]
+    results = train_seeds(numbered, how, teacher, seen, seeds, _CHOICE, kept, done, diverging=True)
+    # Answers of a network that is NaN would look like those of a bad one.
+    whole = {
+        label: ones for label, ones in results.items() if all(np.isfinite(one.history["loss"]).all() for one in ones)
+    }
+    on_held = _measured(whole, how, teacher, as_batch(held))
+    means = [float(np.mean(on_held[label][how.measure])) if label in whole else np.nan for label in results]
     if all(np.isnan(means)):
+        check_teacher(choice.methods[0], seen, teacher, how.prepare)
         raise NotFiniteError(f"no training of the grid {name} has a finite {how.measure}: choose other values")
     signed = [mean if how.higher else -mean for mean in means]
     return int(np.nanargmax(signed))
@@ -313,7 +321,7 @@ def size_of(teacher: Teacher | None) -> int | None:
         each = [size_of(one) for one in teacher.teachers]
         return None if None in each else sum(filter(None, each))
     if isinstance(teacher, LiveTeacher):
-        return count_parameters(teacher.network.split(teacher.variables)[0]) or None
+        return count_parameters(Model(teacher.network, teacher.variables)) or None
     return None
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from tabulate import tabulate
 
 from kd_jax.errors import ConfigError, DataError, OutputError
-from kd_jax.files.written import write_whole
+from kd_jax.files.written import without_infinities, write_whole
 from kd_jax.stats import Comparison, digits_that_tell, half_width, paired_comparison, summarise
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -73,6 +73,8 @@ class Table:
         change = f"{name} changed {self.measure.replace('_', ' ')} by {self._interval(found)} against {first}"
         if found.ci95 is None:
             reason = "one seed has no interval" if found.n < 2 else "the differences are too alike for an interval"
+            if not np.isfinite(found.mean_difference):
+                reason = "a seed's value is not finite"
             return f"{change}: {reason}."
         change += f" (95 % interval, {found.n} seeds)"
         low, high = found.ci95 if self.higher else (-found.ci95[1], -found.ci95[0])
@@ -122,8 +124,8 @@ class Table:
         return f"<table><thead><tr>{row(header, 'th')}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
-        return {
+        """Everything, as JSON holds it: None for a number that is not finite."""
+        content = {
             "measure": self.measure, "higher_is_better": self.higher, "seeds": list(self.seeds),
             "settings": dict(self.settings),
             "methods": {
@@ -142,6 +144,7 @@ class Table:
             "corrected_for": self.looked_at, "parameters": self.parameters, "teacher": dict(self.teacher),
             "teacher_parameters": self.teacher_parameters,
         }  # fmt: skip
+        return dict(without_infinities(content))
 
     def figures(self) -> dict[str, Any]:
         """Matplotlib's figures by name: `comparison` (pairs, and intervals), `learning-curves`, and `size`."""
@@ -156,7 +159,7 @@ class Table:
             drawn = {f"{name}.png": figure for name, figure in self.figures().items()}
             for name, figure in drawn.items():
                 write_whole(place / name, _as_png(figure, dpi=130))
-            text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_whole(place / "results.json", text.encode())
         except DataError as error:
             raise OutputError(str(error)) from None

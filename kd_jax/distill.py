@@ -24,6 +24,7 @@ from kd_jax.teachers.indices import in_order
 from kd_jax.train import measures as of_training
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
+from kd_jax.train.checkpoint_files import named_arrays
 from kd_jax.train.checks import Checked, check, check_batch, check_not_own, make_training
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.lookup import of_batch
@@ -281,6 +282,9 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
 
 def _begun(source: Memory | Stream, state: TrainState, folder: Folder | None) -> Progress:
     """From the newest checkpoint on, where there is one."""
+    if folder is not None:
+        # Names that no checkpoint can have are told before the first step.
+        named_arrays(state)
     restored = None if folder is None else folder.newest(state)
     if restored is None:
         return Progress(state)

@@ -21,7 +21,7 @@ from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
 from kd_jax.models.compiled import call
 from kd_jax.models.predict import highest_precision, outputs_in_batches
-from kd_jax.models.trying import PREPARE, told, told_of_measure
+from kd_jax.models.trying import PREPARE, as_numbers, told, told_of_measure
 from kd_jax.teacher import Teacher, as_whole_teacher
 from kd_jax.teachers.indices import in_order
 
@@ -188,7 +188,7 @@ def measured(
     for name, measure in (measures or {}).items():
         given = (jnp.asarray(logits), labels, None if taught is None else jnp.asarray(taught))
         with told_of_measure(name, logits, labels):
-            values = np.asarray(measure(*given[: _count(measure)]))
+            values = as_numbers(measure(*given[: _count(measure)]))
         if values.ndim == 0:
             found[name] = values
         elif values.shape == places[: values.ndim]:

@@ -18,7 +18,7 @@ def adam(
 ) -> optax.GradientTransformation:
     """Adam: algorithm 1 of Kingma and Ba (2015), https://arxiv.org/abs/1412.6980.
 
-        m ← b1 m + (1 − b1) g        v ← b2 v + (1 − b2) g²
+        m ← b1 m + (1 − b1) g        v ← b2 v + (1 − b2) |g|²
         step = −learning_rate · m / (1 − b1ᵗ) / (√(v / (1 − b2ᵗ)) + eps)
 
     Not `optax.adam`, as that takes 1 − b2ᵗ from a rounded power: in float32 it is wrong by 2e-5 at t = 2 and still by
@@ -42,7 +42,7 @@ def adam(
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * jnp.conj(g), state.nu, gradients)
         scheduled = learning_rate(state.count) if callable(learning_rate) else learning_rate
         correction1, correction2 = _one_minus_power(b1, count), _one_minus_power(b2, count)
 
@@ -73,8 +73,8 @@ def max_norm(largest: float) -> optax.GradientTransformation:
             if weights.ndim < 2:
                 return update
             moved = weights + update
-            squared = jnp.sum(moved * moved, axis=tuple(range(moved.ndim - 1)), keepdims=True)
-            scaled = moved * jnp.sqrt(largest / jnp.maximum(squared, largest))
+            squared = jnp.sum(jnp.real(moved * jnp.conj(moved)), axis=tuple(range(moved.ndim - 1)), keepdims=True)
+            scaled = moved * jnp.sqrt(largest / jnp.maximum(squared, largest)).astype(moved.dtype)
             return jnp.where(squared > largest, scaled - weights, update)
 
         return jax.tree.map(bounded, updates, params), state

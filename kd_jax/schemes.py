@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from kd_jax.data.batch import as_key
+from kd_jax.data.batch import as_key, check_whole
 from kd_jax.distill import Result, distill
 from kd_jax.errors import ConfigError
 from kd_jax.methods import CrossEntropy
@@ -23,8 +23,7 @@ def generations(
     `kd.distill` takes, for each of them. Their models together are `kd.several([one.model for one in results])`. Raises
     `ConfigError`, and what `kd.distill` raises.
     """
-    if count < 1:
-        raise ConfigError(f"count is {count}: give at least 1 generation")
+    count = check_whole(count, "count")
     if as_model(student).variables is not None:
         raise ConfigError("the student has variables, and each generation starts anew: give its class or constructor")
     return _chain([student] * count, teacher, data, key, checkpoint, how)

@@ -113,10 +113,12 @@ def _as_file(name: str) -> str:
 
 def train_seeds(
     methods: Mapping[str, Method], how: Setup, teacher: Teacher | None, data: Batch, seeds: tuple[int, ...], role: int,
-    kept: KeptTrainings | None, done: Callable[[str, int], None],
+    kept: KeptTrainings | None, done: Callable[[str, int], None], *, diverging: bool = False,
 ) -> dict[str, list[Trained]]:  # fmt: skip
     """Every method with every seed: a seed on each device of a mesh; else small dense networks side by side, others in
     turn.
+
+    diverging: whether a training that is not finite is handed back as it is. Else raises `NotFiniteError`.
     """
     shapes = jax.eval_shape(how.model.network.init, jax.random.key(0))
     params = how.model.network.split(shapes)[0]
@@ -148,7 +150,7 @@ def train_seeds(
         done(name, len(seeds) - len(missing))
         count = len(missing) if side_by_side and how.mesh is None else how.devices
         for group in [missing[first : first + count] for first in range(0, len(missing), count)] if missing else []:
-            for seed, one in zip(group, _fit(method, how, taught, data, group, role), strict=True):
+            for seed, one in zip(group, _fit(method, how, taught, data, group, role, diverging), strict=True):
                 known[seed] = one
                 if kept is not None:
                     kept.write(f"{name}-seed{seed}", one, how.model)
@@ -158,7 +160,7 @@ def train_seeds(
 
 
 def _fit(
-    method: Method, how: Setup, teacher: Teacher | None, data: Batch, seeds: list[int], role: int
+    method: Method, how: Setup, teacher: Teacher | None, data: Batch, seeds: list[int], role: int, diverging: bool
 ) -> list[Trained]:
     if not seeds:
         return []
@@ -202,7 +204,7 @@ def _fit(
     trained = []
     for seed, (variables, history) in zip(seeds, results, strict=True):
         known = {name: np.asarray(values) for name, values in history.items()}
-        if not np.isfinite(known["loss"]).all():
+        if not (diverging or np.isfinite(known["loss"]).all()):
             check_teacher(method, data, teacher, how.prepare)
             raise NotFiniteError(
                 f"the loss of {type(method).__name__} with seed {seed} is not finite in epoch "

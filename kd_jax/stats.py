@@ -41,7 +41,8 @@ def summarise(values: ArrayLike) -> Summary:
     array = np.asarray(values, np.float64)
     if array.size == 0:
         raise ValueError("no values to summarise: at least 1 is needed")
-    return Summary(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, array.size)
+    with np.errstate(invalid="ignore"):
+        return Summary(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, array.size)
 
 
 def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str, comparisons: int = 1) -> Comparison:
@@ -56,10 +57,14 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str,
     before, after = np.asarray(baseline, np.float64), np.asarray(treatment, np.float64)
     if before.shape != after.shape or before.ndim != 1 or before.size == 0:
         raise ValueError(f"{before.size} and {after.size} values cannot be paired: give one of each for every seed")
-    differences = after - before
+    with np.errstate(invalid="ignore"):
+        differences = after - before
     mean, n = float(differences.mean()), differences.size
-    # What is the same up to rounding has no spread to be judged by, and neither has what is no number.
-    rounding = 8 * np.finfo(np.float64).eps * max(np.abs(before).max(), np.abs(after).max())
+    # What is the same up to rounding has no spread to be judged by, and neither has what is no number. Measures in
+    # float32 are rounded once each, two of them in each difference.
+    narrow = all(np.array_equal(side, side.astype(np.float32)) for side in (before, after))
+    digits = 2 * np.finfo(np.float32).eps if narrow else 8 * np.finfo(np.float64).eps
+    rounding = float(digits) * max(np.abs(before).max(), np.abs(after).max())
     if n < 2 or not np.isfinite(differences).all() or np.ptp(differences) <= rounding:
         return Comparison(metric, n, mean, None, None)
     from scipy import stats as scipy_stats
@@ -92,7 +97,8 @@ def half_width(values: ArrayLike) -> float:
         return 0.0
     from scipy import stats as scipy_stats
 
-    return float(scipy_stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))
+    with np.errstate(invalid="ignore"):
+        return float(scipy_stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))
 
 
 def digits_that_tell(found: Comparison, fewest: int, factor: float = 1.0) -> int:

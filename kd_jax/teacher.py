@@ -57,7 +57,7 @@ def cached(
     teacher: Any,
     inputs: PyTree = None,
     *,
-    features: tuple[str, ...] = (),
+    features: str | Sequence[str] = (),
     batch_size: int = 1000,
     prepare: Any = None,
     keep: str = "logits",
@@ -97,6 +97,7 @@ def cached(
     check_order("kd.cached(teacher, inputs)", models={"teacher": teacher}, data={"inputs": inputs})
     if rest not in RESTS:
         raise ConfigError(f"rest is {rest!r}: use {', '.join(RESTS[:-1])} or {RESTS[-1]}")
+    features = (features,) if isinstance(features, str) else tuple(features)
     kept = make_keep(
         keep, k=k, draws=draws, power=power, systematic=systematic, hidden=hidden, features=features, dtype=dtype
     )
@@ -143,8 +144,8 @@ def answered(
     """
     if not isinstance(teacher, LiveTeacher):
         work = writing.Work(
-            teacher, inputs, Keep(features=features, dtype=""), key=0, head=None, batch_size=batch_size, prepare=prepare,
-            is_strict=False,
+            teacher, inputs, Keep(features=features, dtype=""), key=0, head=None, batch_size=batch_size,
+            prepare=prepare, is_strict=False,
         )  # fmt: skip
         return work.in_memory("tail")  # type: ignore[return-value]
     found = outputs_in_batches(

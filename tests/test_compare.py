@@ -13,7 +13,15 @@ import pytest
 import kd_jax as kd
 from kd_jax import seeds as of_seeds
 from kd_jax.compare import size_of
-from kd_jax.errors import CheckpointError, ConfigError, DataError, MethodError, MismatchError, OutputError
+from kd_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MethodError,
+    MismatchError,
+    NotFiniteError,
+    OutputError,
+)  # fmt: skip
 from kd_jax.stats import paired_comparison
 from kd_jax.teacher import as_teacher
 
@@ -156,6 +164,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a list of methods": ({"methods": [kd.KD()]}, "methods is a list: give a dict"),
     "a seed twice": ({"seeds": [1, 2, 1]}, "the seed 1 is there 2 times: give each seed once"),
     "seeds that are none": ({"seeds": "ab"}, "seeds is 'ab': give how many"),
+    "a seed that no key has": ({"seeds": [1, 2**63]}, r"a seed is 9223372036854775808: it must be at most 2\*\*63 - 1"),
     "half a seed": ({"seeds": [0.5]}, r"a seed is 0\.5: it must be a whole number"),
     "epochs": ({"epochs": 1.9}, r"epochs is 1\.9: it must be a whole number"),
     "batch size": ({"batch_size": 16.7}, r"batch_size is 16\.7: it must be a whole number"),
@@ -398,3 +407,26 @@ def test_losses_of_another_size_are_drawn_on_a_logarithmic_axis(table: kd.Table)
     history[last]["loss"] = history[last]["loss"] * 1000
     panel = dataclasses.replace(table, history=history).figures()["learning-curves"].axes[0]
     assert panel.get_yscale() == "log"
+
+
+def test_a_setting_that_diverges_is_not_chosen(teacher: kd.Model) -> None:
+    """And ends nothing, unless every setting does."""
+    weights = kd.grid(lambda weight: weight * kd.CrossEntropy(), weight=[1.0, 1e38])
+    how = {**HOW, "seeds": 2}
+    found = kd.compare(STUDENT, teacher, TRAIN, TEST, methods={"grid": weights}, development=TEST, **how)
+    assert found.chosen == {"grid": "weight 1"}
+    every = kd.grid(lambda weight: weight * kd.CrossEntropy(), weight=[2e38, 1e38])
+    with pytest.raises(NotFiniteError, match="no training of the grid grid has a finite accuracy"):
+        kd.compare(STUDENT, teacher, TRAIN, TEST, methods={"grid": every}, development=TEST, **how)
+
+
+def test_values_that_are_not_finite_are_null_in_the_files(tmp_path: Path) -> None:
+    values = {"a": {"nll": np.array([1.0, np.inf])}, "b": {"nll": np.array([2.0, np.nan])}}
+    history = {name: {"loss": np.ones((2, 2))} for name in values}
+    found = kd.Table("nll", False, (0, 1), values, history, {}, 10, {"a": 1.0, "b": 1.0}, {}, 1)
+    assert "a seed's value is not finite" in found.conclusion("b")
+    found.save(tmp_path)
+    text = (tmp_path / "results.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text)["methods"]["a"]["runs"][1] == {"seed": 1, "nll": None}

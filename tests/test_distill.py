@@ -15,7 +15,7 @@ from flax import nnx
 from small import DATA, HOW, SGD, X, Y, assert_close, assert_same, leaves, net, teacher
 
 import kd_jax as kd
-from kd_jax.errors import ConfigError, RunError
+from kd_jax.errors import ConfigError, DataError, RunError
 from kd_jax.train import progress
 from kd_jax.train.callbacks import says_stop
 
@@ -285,3 +285,17 @@ def test_unlabelled_examples_count_in_no_accuracy() -> None:
         if (some >= 0).any():
             found = table.history["kd"]["accuracy"][0, 0] * 14
             np.testing.assert_allclose(found, round(found), atol=1e-5)
+
+
+@pytest.mark.parametrize("parameters", ["an array", "nothing"])
+def test_parameters_may_be_one_array_or_none_where_there_is_validation(parameters: str) -> None:
+    one = kd.from_function(lambda p, x: x @ p, jnp.zeros((6, 4)))
+    none = kd.from_function(lambda p, x: x[:, :4], {})
+    result = kd.distill(one if parameters == "an array" else none, None, DATA, validation=DATA, **HOW)
+    assert np.isfinite(result.history["validation_nll"]).all()
+
+
+def test_labels_in_some_batches_alone_are_told() -> None:
+    data = [kd.Batch(X[:8], Y[:8]), kd.Batch(X[8:16])]
+    with pytest.raises(DataError, match="a batch has no labels, and one before it has: give labels in all batches"):
+        kd.distill(net(), teacher(), data, method=kd.KD(alpha=0), **(HOW | {"batch_size": None}))

@@ -315,6 +315,20 @@ EVALUATE, PREDICT = inspect.unwrap(kd.evaluate), inspect.unwrap(kd.predict)
         ("batch_size is 0", lambda: EVALUATE(teacher(), DATA, batch_size=0)),
         ("batch_size is 2.5", lambda: PREDICT(teacher(), X, batch_size=2.5)),
         ("measures has 3: give functions", lambda: EVALUATE(teacher(), DATA, measures={"t": 3})),
+        (
+            r"the measure m cannot be computed .*TypeError: it gives a NoneType and no real numbers",
+            lambda: EVALUATE(teacher(), DATA, measures={"m": lambda logits, labels: None}),
+        ),
+        (
+            "it gives a str and no real numbers",
+            lambda: EVALUATE(teacher(), DATA, measures={"m": lambda logits, labels: "good"}),
+        ),
+        (
+            r"it gives a complex64\[24\] and no real numbers",
+            lambda: EVALUATE(
+                teacher(), DATA, measures={"m": lambda logits, labels: np.asarray(logits[:, 0]) * np.complex64(1)}
+            ),
+        ),
         ("a weight is -1", lambda: kd.evaluate(teacher(), kd.Batch(X, None, -np.ones(24)), teacher=teacher())),
         ("the weights sum to 0", lambda: kd.evaluate(teacher(), kd.Batch(X, np.eye(4)[Y], np.zeros(24)))),
         ("a weight is NaN", lambda: kd.evaluate(teacher(), kd.Batch(X, np.eye(4)[Y], np.full(24, np.nan)))),

@@ -1,5 +1,6 @@
 """Students that teach each other, their average, or the next generation."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,9 @@ def test_each_generation_teaches_the_next(tmp_path: Path) -> None:
     assert kd.evaluate(results[-1].model, DATA, teacher=together)["agreement"] >= 0
     with pytest.raises(ConfigError, match="each generation starts anew"):
         kd.generations(net().init(0), DATA, count=2, **HOW)
-    with pytest.raises(ConfigError, match="count is 0"):
-        kd.generations(net(), DATA, count=0, **HOW)
+    for count in (0, "2"):
+        with pytest.raises(ConfigError, match=f"count is {count!r}: it must be a whole number"):
+            inspect.unwrap(kd.generations)(net(), DATA, count=count, **HOW)
 
 
 def test_assistants_are_taught_from_the_largest_to_the_student() -> None:
@@ -151,3 +153,22 @@ def test_assistants_are_taught_from_the_largest_to_the_student() -> None:
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="there are no students"):
         kd.assistants([], teacher(), DATA, **HOW)
+
+
+def test_the_average_of_narrow_parameters_is_kept_wide_and_answers_in_their_type() -> None:
+    """From 0 to 1 in 300 steps at a decay of 0.99; in bfloat16 it would stop on the way."""
+    student = kd.from_function(lambda params, x: x * params, jnp.zeros((1, 1), jnp.bfloat16))
+    model = kd.with_average(student, decay=0.99)
+    variables = model.variables | {"params": jnp.ones((1, 1), jnp.bfloat16)}
+    variables["state"] = variables["state"] | {"steps": jnp.int32(1000)}
+    x = jnp.ones((2, 1), jnp.bfloat16)
+
+    def move(state: Any, _: Any) -> Any:
+        output, after = model.network.apply(variables | {"state": state}, x, train=True)
+        return after, output.features["average"]
+
+    state, said = jax.lax.scan(move, variables["state"], None, length=300)
+    assert state["average"].item() == pytest.approx(1 - 0.99**300, abs=1e-4)
+    assert said.dtype == jnp.bfloat16
+    last = kd.averaged(kd.Model(model.network, variables | {"state": state}))
+    assert last.variables.dtype == jnp.bfloat16

@@ -134,3 +134,19 @@ def test_the_interval_of_a_proportion_is_wilsons() -> None:
     for count, n in [(1, 0), (3, 2), (-1, 2)]:
         with pytest.raises(ValueError, match="is no proportion"):
             proportion_interval(count, n)
+
+
+def test_differences_that_are_alike_up_to_the_rounding_of_float32_have_no_interval() -> None:
+    """Pairs of accuracies that differ by 110 of 10,000 examples each; a single example more is a spread."""
+    before, after = np.float32([0.855, 0.821]), np.float32([0.866, 0.832])
+    found = paired_comparison(before.astype(float), after.astype(float), metric="accuracy")
+    assert (found.ci95, found.p_value) == (None, None)
+    one_more = paired_comparison(before, after + np.float32([0, 1e-4]), metric="accuracy")
+    assert one_more.ci95 is not None
+    assert paired_comparison([0.1, 0.2], [0.2, 0.3 + 1e-9], metric="x").ci95 is not None, "float64 has its own digits"
+
+
+def test_values_that_are_not_finite_have_no_interval() -> None:
+    found = paired_comparison([np.inf, 1.0], [np.inf, 2.0], metric="nll")
+    assert (found.ci95, found.p_value) == (None, None)
+    assert summarise([np.inf, np.inf]).mean == np.inf

@@ -262,3 +262,8 @@ def test_features_of_several_teachers_are_those_of_the_first():
     both = kd.several([teacher(), lambda inputs: jnp.ones((len(inputs), 4))])
     (output,) = both.outputs(jnp.asarray(X), features=("hidden.0",))
     assert output.features["hidden.0"].shape == (24, 7)
+
+
+def test_a_feature_to_be_kept_may_be_named_alone():
+    known = kd.cached(teacher(), X, features="hidden.0")
+    assert said(known.take(jnp.arange(24)), features=("hidden.0",))[0].features["hidden.0"].shape == (24, 7)

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num
 
-from kd_jax.data.batch import Batch
+from kd_jax.data.batch import Batch, check_whole
+from kd_jax.data.mixing import checked_probability, mixes, prepared
 from kd_jax.data.mixing import cutmix as cutmix
-from kd_jax.data.mixing import mixes, prepared
 from kd_jax.data.mixing import mixup as mixup
 from kd_jax.errors import ConfigError, ShapeError
 
@@ -33,18 +33,14 @@ Images = Num[Array, "batch height width channels"]
 def random_crop(padding: int) -> Prepare:
     """Cuts an image of the same size out of one with `padding` pixels of 0 on each side; every place is as likely.
 
-    It stands before `normalise`, where 0 is black. Raises `ConfigError` for a negative padding.
+    It stands before `normalise`, where 0 is black. Raises `ConfigError` unless it is a whole number of at least 0.
     """
-    if padding < 0:
-        raise ConfigError(f"padding is {padding}: it must be a whole number of pixels, at least 0")
-    return _RandomCrop(padding)
+    return _RandomCrop(check_whole(padding, "padding", 0))
 
 
 def random_flip(probability: float = 0.5) -> Prepare:
     """Turns left to right, with a probability. Raises `ConfigError` for one outside of 0 to 1."""
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"probability is {probability}: it must be from 0 to 1")
-    return _RandomFlip(float(probability))
+    return _RandomFlip(checked_probability(probability))
 
 
 def normalise(mean: Any, std: Any) -> Prepare:
@@ -53,7 +49,12 @@ def normalise(mean: Any, std: Any) -> Prepare:
     mean, std: of the training images, in [0, 1] as their pixels; one number for each channel. Floats keep their type,
     bytes become float32. Raises `ConfigError`.
     """
-    means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    try:
+        means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"mean is {mean!r} and std {std!r}: give a number for each channel, such as (0.13,)"
+        ) from None
     if len(means) != len(deviations) or not means:
         raise ConfigError(f"mean has {len(means)} numbers and std {len(deviations)}: give one of each for each channel")
     if not all(deviation > 0 for deviation in deviations):

@@ -1,5 +1,6 @@
 """`Batch`: examples as models are called with them, in memory and on the device."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -221,6 +222,13 @@ def _of_mapping(data: Mapping[str, Any]) -> Batch:
         )
     labels = next((data[name] for name in _LABELS if name in data), None)
     weights = next((data[name] for name in _WEIGHTS if name in data), None)
+    known = (*_INPUTS, *_LABELS, *_WEIGHTS, "indices")
+    passed_over = [name for name in data if name not in known and re.search("mask|weight", str(name).lower())]
+    if passed_over:
+        raise DataError(
+            f"a batch has {passed_over[0]}, which nothing here reads: give it as weights, where 0 is padding, or as "
+            "one of the inputs, or leave it out"
+        )
     return Batch(inputs, labels, weights, data.get("indices"))
 
 
@@ -246,6 +254,10 @@ def _as_array(value: Any) -> Any:
             f"a {type(value).__name__} cannot be read as an array ({str(error).partition(chr(10))[0]}): give arrays of "
             "equal shapes"
         ) from None
+    if array.dtype.kind == "c":
+        raise DataError(
+            f"the data has values of type {array.dtype}: give real numbers, such as np.stack([x.real, x.imag], axis=-1)"
+        )
     if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise DataError(f"the data has values of type {array.dtype}: give numbers, in one array of one shape")
     canonical = jax.dtypes.canonicalize_dtype(array.dtype)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from kd_jax.data.batch import Batch, take
@@ -62,9 +63,7 @@ def cutmix(alpha: Scalar = 1.0, probability: Scalar = 1.0) -> "_Mixing":
     alpha: of the Beta distribution, above 0. probability: of a step to have a box at all, 0 to 1 (the authors took 0.5
     for CIFAR). Raises `ConfigError`.
     """
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"probability is {probability}: it must be from 0 to 1")
-    return _Mixing(_checked_alpha(alpha), float(probability), cut=True)
+    return _Mixing(_checked_alpha(alpha), checked_probability(probability), cut=True)
 
 
 def prepared(prepare: Any, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -190,10 +189,21 @@ def _as_floats(labels: PyTree, fit: Callable[[PyTree], PyTree], logits: Array) -
     return jnp.where(named, jax.nn.one_hot(labels, classes, dtype=kind), jnp.nan)
 
 
-def _checked_alpha(alpha: Scalar) -> float:
-    if not 0 < alpha < float("inf"):
-        raise ConfigError(f"alpha is {alpha}: it must be above 0, and finite")
+def _checked_alpha(alpha: Any) -> float:
+    if not (_is_number(alpha) and 0 < alpha < float("inf")):
+        raise ConfigError(f"alpha is {alpha!r}: it must be a number above 0, and finite")
     return float(alpha)
+
+
+def checked_probability(probability: Any) -> float:
+    """As a number of Python. Raises `ConfigError` for one outside of 0 to 1."""
+    if not (_is_number(probability) and 0 <= probability <= 1):
+        raise ConfigError(f"probability is {probability!r}: it must be a number from 0 to 1")
+    return float(probability)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and np.ndim(value) == 0
 
 
 def _checked_images(inputs: PyTree) -> Array:

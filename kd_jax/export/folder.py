@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_jax.data.batch import as_batch
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.export.described import check_beside, name_of, to_safetensors
 from kd_jax.export.onnx import check_packages, to_int8, to_onnx
@@ -70,6 +71,7 @@ def to_folder(
     if unknown or not formats:
         given = f"{unknown[0]!r} is no format" if unknown else "no format is given"
         raise ConfigError(f"{given}: use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    data = as_batch(data)
     formats, folder, inputs = tuple(dict.fromkeys(formats)), Path(folder).expanduser(), data.inputs
     _check_name(name, teacher)
     for one in file_names(formats, name, reported=True):

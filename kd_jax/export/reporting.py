@@ -23,7 +23,7 @@ from kd_jax.export import latency
 from kd_jax.export.latency import Quartiles
 from kd_jax.export.onnx import check_packages, to_int8, to_onnx
 from kd_jax.export.program import traced, with_variables
-from kd_jax.files.written import write_whole
+from kd_jax.files.written import without_infinities, write_whole
 from kd_jax.models import Model, count_parameters, from_function, from_onnx
 from kd_jax.models.host import HostNetwork
 from kd_jax.models.onnx import Session, open_session
@@ -76,7 +76,7 @@ class Report:
         return self._text("pipe")
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers, as JSON holds them; latencies in seconds, by runtime and number of examples."""
+        """All numbers, as JSON holds them (None: not finite); latencies in seconds, by runtime and size of a batch."""
         rows = {
             name: {
                 "parameters": row.parameters,
@@ -92,7 +92,7 @@ class Report:
             for name, row in self.rows.items()
         }
         known = {"examples": self.examples, "rounds": self.rounds, "environment": dict(self.environment)}
-        return {"models": rows, **known}
+        return dict(without_infinities({"models": rows, **known}))
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `report.json`, `report.md` and `report.png` into a folder; gives their paths. Raises `DataError`."""

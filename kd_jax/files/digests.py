@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -18,7 +19,8 @@ def digest(tree: PyTree, *, as_jax: bool = False) -> str:
     """SHA-256 of every array of a tree with its path, shape and type. as_jax: as JAX has it, 64 bits as 32."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.asarray(leaf)
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         dtype = jax.dtypes.canonicalize_dtype(array.dtype) if as_jax else array.dtype
         sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {dtype}".encode())
         if dtype == array.dtype:

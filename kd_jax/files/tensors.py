@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 from jaxtyping import Shaped
@@ -10,7 +11,13 @@ from jaxtyping import Shaped
 from kd_jax.errors import DataError
 from kd_jax.files import check_shape, listed, open_regular, refusing, shown
 
-_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+TYPES = {
+    "F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype("i8"), "I32": np.dtype("i4"), "I16": np.dtype("i2"), "I8": np.dtype("i1"),
+    "U64": np.dtype("u8"), "U32": np.dtype("u4"), "U16": np.dtype("u2"), "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"), "C64": np.dtype("c8"),
+}  # fmt: skip
+"""What can be read, by the names that files have for it."""
 
 Array = Shaped[np.ndarray, "..."]
 
@@ -36,7 +43,7 @@ def read(path: str | Path, names: Sequence[str] | None = None, shape: Sequence[i
 
 def _array(file: safetensors.safe_open, name: str, what: str, shape: Sequence[int] | None) -> Array:
     stored = file.get_slice(name)
-    if stored.get_dtype() not in _TYPES:
+    if stored.get_dtype() not in TYPES:
         raise DataError(f"{what} is of type {stored.get_dtype()}, which NumPy lacks: save it again as float32")
     check_shape(stored.get_shape(), shape, what)
     return file.get_tensor(name)

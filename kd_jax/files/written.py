@@ -1,9 +1,21 @@
 """Files that are whole or not there."""
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kd_jax.errors import DataError
+
+
+def without_infinities(content: Any) -> Any:
+    """What JSON can hold: None in the place of each number that is NaN or infinite."""
+    if isinstance(content, Mapping):
+        return {name: without_infinities(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_infinities(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_whole(path: str | Path, content: bytes) -> Path:

@@ -59,13 +59,18 @@ def with_average(student: Any, *, decay: float = 0.999) -> Model:
 
     decay: the share of the old average in a step; at first 1 − 1 / steps, so that the initial parameters do not stay in
     it. The average answers in evaluation mode, with the student's own state (batch statistics). Its logits are the
-    feature `average`, and `kd.averaged(result.model)` is the model. With `dtype=jnp.bfloat16` it is the average of the
-    rounded parameters. Raises `ConfigError` for a decay outside [0, 1).
+    feature `average`, and `kd.averaged(result.model)` is the model. Of parameters in bfloat16 or float16 the average is
+    kept in float32, and answers in their type. With `dtype=jnp.bfloat16` it is the average of the rounded parameters.
+    Raises `ConfigError` for a decay outside [0, 1).
     """
     if not 0 <= decay < 1:
         raise ConfigError(f"decay is {decay}: it must be at least 0 and below 1")
     model = as_model(student)
-    network = _Averaged(model.network, decay)
+    variables = model.variables
+    if variables is None:
+        variables = jax.eval_shape(model.network.init, jax.random.key(0))
+    types = tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(model.network.split(variables)[0]))
+    network = _Averaged(model.network, decay, types)
     return Model(network, None if model.variables is None else network.around(model.variables))
 
 
@@ -75,15 +80,16 @@ def averaged(model: Model) -> Model:
         raise ConfigError(f"{model!r} carries no average: give the model of a training of kd.with_average")
     state = model.variables["state"]
     inner = model.network.student
-    return Model(inner, inner.merge(state["average"], state["student"]))
+    return Model(inner, inner.merge(model.network.narrowed(state["average"]), state["student"]))
 
 
 @dataclass(frozen=True)
 class _Averaged(Network):
-    """A network beside the average of its parameters, which is state."""
+    """A network beside the average of its parameters, which is state. types: of the parameters, one by one."""
 
     student: Network
     decay: float
+    types: tuple[Any, ...]
 
     def init(self, key: Any) -> Variables:
         """A new student, who is its own average."""
@@ -92,7 +98,7 @@ class _Averaged(Network):
     def around(self, variables: Variables) -> Variables:
         """A student's variables, and the average of nothing yet."""
         params, state = self.student.split(variables)
-        average = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        average = jax.tree.map(_wide, params)
         return {
             "params": params, "state": {"student": state, "average": average, "steps": jnp.zeros((), jnp.int32)}
         }  # fmt: skip
@@ -111,10 +117,15 @@ class _Averaged(Network):
             steps = steps + 1
             share = jnp.minimum(jnp.float32(self.decay), 1 - 1 / steps.astype(jnp.float32))
             average = jax.tree.map(lambda old, new: _moved(old, new, share), average, params)
-        there = self.student.merge(average, state["student"])
+        there = self.student.merge(self.narrowed(average), state["student"])
         said = jax.lax.stop_gradient(self.student.apply(there, inputs, train=False, key=key)[0].logits)
         after = {"student": inner, "average": average, "steps": steps} if train else state
         return Output(output.logits, {**output.features, AVERAGE: said}), after
+
+    def narrowed(self, average: Params) -> Params:
+        """The average in the types of the parameters."""
+        leaves, structure = jax.tree.flatten(average)
+        return jax.tree.unflatten(structure, [leaf.astype(kind) for leaf, kind in zip(leaves, self.types, strict=True)])
 
     def split(self, variables: Variables) -> tuple[Params, State]:
         """The student's parameters; the average belongs to the state."""
@@ -123,6 +134,13 @@ class _Averaged(Network):
     def merge(self, params: Params, state: State) -> Variables:
         """Both."""
         return {"params": params, "state": state}
+
+
+def _wide(leaf: Any) -> Array:
+    """A copy; in half precision a step's share of the average would be rounded away."""
+    array = jnp.array(leaf, copy=True)
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(jnp.float32) if narrow else array
 
 
 def _moved(old: Array, new: Array, share: Array) -> Array:

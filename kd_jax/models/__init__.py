@@ -1,12 +1,12 @@
 """Networks: any model as pure functions, the doors through which it comes, and the zoo."""
 
 from kd_jax.models.calling import as_output
-from kd_jax.models.doors import as_model, feature_names
+from kd_jax.models.doors import as_model, count_parameters, feature_names
 from kd_jax.models.function import from_function
 from kd_jax.models.hugging_face import from_hugging_face, to_hugging_face
 from kd_jax.models.linen import from_linen
 from kd_jax.models.mlp import MLP, mlp
-from kd_jax.models.network import Model, Network, Output, count_parameters
+from kd_jax.models.network import Model, Network, Output
 from kd_jax.models.nnx import from_nnx, to_module
 from kd_jax.models.onnx import from_onnx
 from kd_jax.models.parameters import restore, save

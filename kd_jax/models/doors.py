@@ -1,5 +1,6 @@
 """Whatever a user calls a model, as a `Model`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from flax import linen, nnx
 
 from kd_jax.errors import ConfigError
 from kd_jax.files import as_numpy, inputs_of
+from kd_jax.models import network
 from kd_jax.models.network import Model, Network, PyTree
 from kd_jax.models.nnx import from_nnx
 from kd_jax.models.trying import told
@@ -49,6 +51,18 @@ def as_model(model: Any) -> Model:
 def is_result(model: Any) -> bool:
     """Whether it is what `distill` gave back, which holds a model."""
     return isinstance(getattr(model, "model", None), Model) and isinstance(model, tuple)
+
+
+def count_parameters(model: Any) -> int:
+    """Number of trained numbers of a model that has its variables: whatever `as_model` takes, or parameters themselves.
+
+    Of the variables of a Linen module, a dict of collections, those of `params` count. Without a seed axis. Raises
+    `ConfigError` where a model has no variables.
+    """
+    if isinstance(model, nnx.Module | Network | type) or is_result(model):
+        model = as_model(model)
+    collections = isinstance(model, Mapping) and all(isinstance(value, Mapping) for value in model.values())
+    return network.count_parameters(model["params"] if collections and "params" in model else model)
 
 
 def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]:

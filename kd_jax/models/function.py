@@ -1,5 +1,6 @@
 """The door of plain functions: `apply(params, inputs) -> logits`, as a `Model`."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ def from_function(
 ) -> Model:
     """A `Model` of `apply(params, inputs) -> logits`, or an `Output`, with given parameters or `init(key) -> params`.
 
-    Where the signature of `apply` has `train` or `key`, they are given by name. `Model.variables` is the PyTree of the
-    parameters itself.
+    Where the signature of `apply` has `train` or `key`, they are given by name; a `key` that has a default in training
+    alone, so that None means evaluation. `Model.variables` is the PyTree of the parameters itself.
 
     state: what is carried from step to step, at the start. With it `apply(params, state, inputs)` returns `(logits,
         state)`, and `Model.variables` is a dict with `params` and `state`.
@@ -83,7 +84,9 @@ class FunctionNetwork(Network):
         params, state = self.split(variables)
         given = (params, inputs) if self.first_state is None else (params, state, inputs)
         known = named_parameters(self.function)
-        named = {name: value for name, value in (("train", train), ("key", key)) if name in known}
+        named: dict[str, Any] = {"train": train} if "train" in known else {}
+        if "key" in known and (train or known["key"].default is inspect.Parameter.empty):
+            named["key"] = key
         what = getattr(self.function, "__name__", type(self.function).__name__)
         check_call(self.function, given, named, what)
         result = self.function(*given, **named)

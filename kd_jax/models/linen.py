@@ -1,5 +1,6 @@
 """The door of Flax Linen: a module with example inputs or variables, as a `Model`."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -45,7 +46,8 @@ def from_linen(
     call: `call(module, inputs, train)` where the module is called in another way. Without it `train`, `training`,
         `deterministic` and `use_running_average` are given where the signature, or a field of the module, has them.
     mutable: collections that training may change; None for all but `params`.
-    rngs: random streams that have a key of their own in training; others draw from `params`, as Flax has it.
+    rngs: random streams that have a key of their own in training; others draw from `params`, as Flax has it. In
+        evaluation there are none (`has_rng` is False), unless the module draws from one all the same.
 
     Raises `ConfigError`.
     """
@@ -155,16 +157,16 @@ class LinenNetwork(Network):
         keys = {} if key is None else {"params": jax.random.fold_in(key, 0)}
         for place, name in enumerate(self.rngs if key is not None else ()):
             keys[name] = key if place == 0 else jax.random.fold_in(key, place)
+        called = partial(
+            module.apply, variables, *args, method=method, mutable=changing if wanted is None else [*changing, _SOWN],
+            capture_intermediates=capture, **kwargs,
+        )  # fmt: skip
+        if keys and not train:
+            # In evaluation there is a stream only where the module draws from one, whether it asks for it or not.
+            with contextlib.suppress(errors.InvalidRngError):
+                return called(rngs={})
         try:
-            return module.apply(
-                variables,
-                *args,
-                rngs=keys,
-                method=method,
-                mutable=changing if wanted is None else [*changing, _SOWN],
-                capture_intermediates=capture,
-                **kwargs,
-            )
+            return called(rngs=keys)
         except errors.InvalidRngError as error:
             if key is None:
                 raise ConfigError(

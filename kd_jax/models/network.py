@@ -122,10 +122,7 @@ class Model:
 
 
 def count_parameters(params: Params | Model) -> int:
-    """Number of trained numbers in `params` (of one network, without a seed axis) or in a model that has its variables.
-
-    Raises `ConfigError` where it has none.
-    """
+    """Number of trained numbers in `params`, or in a model. Raises `ConfigError` where it has no variables."""
     if isinstance(params, Model):
         if params.variables is None:
             raise ConfigError("this model has no variables to count: make them with model.init(key)")

@@ -5,8 +5,8 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, cast
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from kd_jax.models.calling import (
     unknown_feature,
 )
 from kd_jax.models.network import Model, Network, Output, Params, PyTree, State, Variables
+from kd_jax.models.nnx_modules import constructed, modules, set_mode
 
 # What the key of a step is folded with for streams that are given at the call; those of the module count from 0.
 _AT_CALL = 0x7FFFFFFF
@@ -58,12 +59,17 @@ def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = Non
         raise ConfigError(
             f"a {type(module).__name__} is no NNX module: give an nnx.Module, or a function rngs -> nnx.Module"
         )
+    if not isinstance(module, partial) and not jax.tree_util.all_leaves([module]):
+        raise ConfigError(
+            f"{type(module).__name__} is a PyTree that is called, as Equinox has its modules, and no NNX module: give "
+            "kd.from_function(apply, params) with its arrays as the parameters"
+        )
     # A graph is no array that a traced function could return.
     graphs: list[Any] = []
 
     def parts() -> tuple[Variables, PyTree]:
         try:
-            made = _constructed(module, nnx.Rngs(0))
+            made = constructed(module, nnx.Rngs(0))
             # What was made elsewhere cannot be changed while this is traced.
             setattr(made, _PROBE, True)
             delattr(made, _PROBE)
@@ -91,7 +97,7 @@ def to_module(model: Model) -> nnx.Module:
     if model.variables is None:
         raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")
     module = network.module(model.variables, jax.random.key(0))
-    nnx.Module.eval(module)
+    set_mode(module, train=False)
     return module
 
 
@@ -116,7 +122,7 @@ class NNXNetwork(Network):
                 "this network was made from a module that lives, which has values of its own and no way to fresh ones: "
                 "give a function, kd.from_nnx(lambda rngs: …)"
             )
-        return _split(_constructed(self.constructor, nnx.Rngs(key)))[1]
+        return _split(constructed(self.constructor, nnx.Rngs(key)))[1]
 
     def apply(
         self,
@@ -195,11 +201,11 @@ class NNXNetwork(Network):
         return nnx.merge(self.graph, params, streams, state)
 
     def _called(self, module: nnx.Module, inputs: PyTree, train: bool, key: Any) -> Any:
-        for part in _modules(module).values():
+        for part in modules(module).values():
             # An empty one makes of `sow` and `perturb` what they are outside of `nnx.capture`: nothing.
             if not isinstance(part, nnx.bridge.ToNNX):
                 setattr(part, "__captures__", ())  # noqa: B010
-        nnx.Module.train(module) if train else nnx.Module.eval(module)
+        set_mode(module, train=train)
         if self.call is not None:
             return self.call(module, inputs, train)
         if not recording.is_callable(module):
@@ -257,39 +263,6 @@ class NNXNetwork(Network):
         return self.constructor is other.constructor or self._start == other._start
 
 
-def _constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
-    name = getattr(constructor, "__name__", type(constructor).__name__)
-    who = "the lambda" if name == "<lambda>" else name
-    # The signature of a class of NNX says nothing: that of its metaclass hides it.
-    function: Any = constructor
-    first: tuple[None, ...] = ()
-    if isinstance(constructor, type):
-        function, first = cast(Any, constructor).__init__, (None,)
-    args, kwargs = ((), {"rngs": rngs}) if "rngs" in named_parameters(function) else ((rngs,), {})
-    try:
-        inspect.signature(function).bind(*first, *args, **kwargs)
-    except TypeError as error:
-        own = "Net" if name == "<lambda>" else name
-        raise ConfigError(
-            f"{who} cannot be called with nnx.Rngs alone ({error}): give a "
-            f"function, kd.from_nnx(lambda rngs: {own}(…, rngs=rngs))"
-        ) from None
-    except ValueError:
-        pass
-    module = constructor(*args, **kwargs)
-    if not isinstance(module, nnx.Module):
-        remedy = "a function rngs -> nnx.Module, or use kd.from_linen or kd.from_function"
-        if isinstance(module, Model):
-            remedy = "that Model itself"
-        raise ConfigError(f"{who} gives a {type(module).__name__} and no nnx.Module: give {remedy}")
-    for part in _modules(module).values():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, jax.core.Tracer):
-                # A plain array of a module is data, but not for NNX while it is traced.
-                setattr(part, name, nnx.data(value))
-    return module
-
-
 def _copy(module: nnx.Module) -> nnx.Module:
     """A module of the same arrays that may be changed, without what was sown."""
     graph, state = nnx.split(module)
@@ -300,7 +273,7 @@ def _copy(module: nnx.Module) -> nnx.Module:
 
 def _split(module: nnx.Module) -> tuple[Any, Variables, PyTree]:
     """The graph in evaluation mode, the variables, and the random streams."""
-    nnx.Module.eval(module)
+    set_mode(module, train=False)
     graph, *parts = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     params, streams, _, state = parts
     values = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
@@ -310,22 +283,19 @@ def _split(module: nnx.Module) -> tuple[Any, Variables, PyTree]:
 def _strong(leaf: Any) -> Any:
     """An array of its type for good: one of a Python number would change its type in the first step."""
     array = jnp.asarray(leaf)
-    return jnp.asarray(array, array.dtype) if array.weak_type else leaf
+    # A key of `jax.random` has no such thing.
+    return jnp.asarray(array, array.dtype) if getattr(array, "weak_type", False) else leaf
 
 
 def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), tree)
 
 
-def _modules(module: nnx.Module) -> dict[tuple[Any, ...], nnx.Module]:
-    return dict(nnx.iter_modules(module))
-
-
 def _same_structure(found: State, wanted: State) -> State:
     """What of `found` has its place in `wanted`: a module that leaves an array behind at its call does not carry it."""
     if not isinstance(wanted, Mapping):
         return found
-    return {name: _same_structure(found[name], value) for name, value in wanted.items()}
+    return {name: _same_structure(found[name], value) for name, value in wanted.items() if name in found}
 
 
 def _seeded(streams: PyTree, key: Any) -> PyTree:

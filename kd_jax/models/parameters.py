@@ -17,7 +17,7 @@ from kd_jax.files.names import path_name
 from kd_jax.files.written import write_whole
 from kd_jax.models.doors import as_model, is_result
 from kd_jax.models.network import Model, Network, Params, PyTree, State, Variables
-from kd_jax.models.nnx import to_module
+from kd_jax.models.nnx import NNXNetwork, to_module
 
 _LONGEST_NAME = 200
 
@@ -51,7 +51,8 @@ def restore(model: Any, path: str | Path) -> Any:
     given = as_model(model)
     variables = filled(tensors.read(path), given.network, variable_shapes(given.network, given.variables), path)
     restored = Model(given.network, variables)
-    return restored if isinstance(model, Model | Network) else to_module(restored)
+    is_module = isinstance(given.network, NNXNetwork) and not isinstance(model, Model | Network)
+    return to_module(restored) if is_module else restored
 
 
 def load(path: str | Path, network: Network | Model | None = None) -> tuple[Params, State]:
@@ -65,7 +66,7 @@ def load(path: str | Path, network: Network | Model | None = None) -> tuple[Para
     """
     arrays = tensors.read(path)
     for name, array in arrays.items():
-        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
             raise DataError(f"{shown(name)} of {path} has NaN or infinite values: every value must be finite")
     if network is None:
         return _nest(arrays, path), {}
@@ -98,7 +99,13 @@ def named_leaves(parts: tuple[Params, State]) -> list[tuple[str, Any]]:
 def _on_host(leaf: Any, name: str) -> Shaped[np.ndarray, "..."]:
     if jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
         raise DataError(f"{name} is a random key, which no safetensors file holds: keep it as nnx.RngKey")
-    return np.array(jax.device_get(leaf), order="C")
+    array = np.array(jax.device_get(leaf), order="C")
+    if array.dtype not in tensors.TYPES.values():
+        raise DataError(
+            f"{name} is of type {array.dtype}, which no safetensors file holds that is read back: convert it, such as "
+            "to float32"
+        )
+    return array
 
 
 def variable_shapes(network: Network, variables: Variables) -> Variables:

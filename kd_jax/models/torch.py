@@ -38,7 +38,13 @@ def from_torch(module: Any, *, call: Call | None = None) -> Model:
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"a {type(module).__name__} is no PyTorch module: give a torch.nn.Module")
     check_own_call(call)
-    held = copy.deepcopy(module).to("cpu").eval().requires_grad_(False)
+    try:
+        held = copy.deepcopy(module).to("cpu").eval().requires_grad_(False)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{type(module).__name__} cannot be copied ({_first_line(error)}): give one that keeps nothing of a call, "
+            "or kd.from_torch(module) before it is called"
+        ) from None
     return Model(HostNetwork(_Held(held, call)), {})
 
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
+from jaxtyping import Shaped
 
 from kd_jax.errors import ConfigError, DataError, FeatureError
 
@@ -45,6 +48,15 @@ def told_of_measure(name: str, logits: Any, labels: Any) -> Iterator[None]:
             f"the measure {name} cannot be computed with logits of {list(logits.shape)} and labels of "
             f"{_kinds(labels) or 'none'} ({reason(error)}): mend it, or give labels as it takes them"
         ) from error
+
+
+def as_numbers(values: Any) -> Shaped[np.ndarray, "..."]:
+    """What a measure gave, as an array. Raises `TypeError` for what are no real numbers."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+        kind = type(values).__name__ if array.dtype.kind in "OSU" else f"{array.dtype}{list(array.shape)}"
+        raise TypeError(f"it gives a {kind} and no real numbers")
+    return array
 
 
 def _expected(error: Exception, inputs: Any) -> tuple[str, str]:

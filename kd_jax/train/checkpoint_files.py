@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from kd_jax.errors import DamageError, MismatchError
+from kd_jax.errors import DamageError, DataError, MismatchError
 from kd_jax.files.names import path_name
 from kd_jax.train.processes import put
 
@@ -32,8 +32,17 @@ class Checkpoint(NamedTuple):
 
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their paths, such as `params.hidden.0.kernel`."""
-    return {path_name(path): _numbers(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+    """The leaves of a tree by their paths, such as `params.hidden.0.kernel`; none of those that hold nothing.
+
+    Raises `DataError` where two have one name.
+    """
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = path_name(path)
+        if name in named:
+            raise DataError(f"two arrays of the training have the name {name}: rename one of them, without a dot")
+        named[name] = _numbers(leaf)
+    return {name: leaf for name, leaf in named.items() if np.size(leaf)}
 
 
 def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) -> PyTree:
@@ -42,7 +51,7 @@ def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) 
     Raises `MismatchError` where it is not `like`.
     """
     paths, structure = jax.tree.flatten_with_path(like)
-    expected = {path_name(path): (data.shape, data.dtype) for path, leaf in paths for data in (_numbers(leaf),)}
+    expected = {name: (data.shape, data.dtype) for name, data in named_arrays(like).items()}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if found != expected:
         name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
@@ -50,7 +59,8 @@ def restore_tree(arrays: Mapping[str, Shaped[np.ndarray, "..."]], like: PyTree) 
             f"the checkpoint has {found.get(name, 'nothing')} for {name}, and this kd_jax "
             f"{expected.get(name, 'nothing')}: use the versions that wrote it"
         )
-    leaves = [_restored(arrays[name], leaf) for name, (_, leaf) in zip(expected, paths, strict=True)]
+    # What holds nothing is not in a file.
+    leaves = [_restored(arrays[path_name(path)], leaf) if np.size(leaf) else leaf for path, leaf in paths]
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -122,9 +122,9 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         seen = _tried("prepare", batch.inputs, lambda batch: prepared(prepare, batch, key), batch, remedy=PREPARE)
     inputs = seen.inputs
 
-    def ask(inputs: PyTree, variables: PyTree) -> Output:
+    def ask(inputs: PyTree, variables: PyTree) -> tuple[Output, PyTree, PyTree]:
         variables = training.network.init(key) if variables is None else variables
-        return student_output(training, method, variables, inputs, key)[0]
+        return *student_output(training, method, variables, inputs, key), training.network.split(variables)[1]
 
     def own(batch: Batch, variables: PyTree) -> Batch:
         variables = training.network.init(key) if variables is None else variables
@@ -134,10 +134,11 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         seen = _tried("the student", inputs, own, seen, start)
         inputs = seen.inputs
     try:
-        student = _tried("the student", inputs, ask, inputs, start)
+        student, after, before = _tried("the student", inputs, ask, inputs, start)
     except FeatureError as error:
         raise unfit_student(method, error) from None
     _check_output("the student", student, batch)
+    _check_carried(before, after)
     softmax = next((type(one).__name__ for one in walk(method) if one.of_classes), None)
     if softmax is not None and student.logits.shape[-1] == 1:
         raise MethodError(
@@ -182,6 +183,27 @@ def _check_output(who: str, output: Output, batch: Batch) -> None:
         )
 
 
+def _check_carried(before: PyTree, after: PyTree) -> None:
+    """Raises `ConfigError` for a state that is another kind of thing after a call than before it."""
+    old, new = (
+        {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree.leaves_with_path(state)}
+        for state in (before, after)
+    )
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    structures: list[Any] = [jax.tree.structure(state) for state in (before, after)]
+    if not changed and structures[0] != structures[1]:
+        raise ConfigError(
+            "the student's state has another structure after a call in training than before it: return it in the same "
+            "containers"
+        )
+    if changed:
+        name = changed[0]
+        raise ConfigError(
+            f"the student's state {name or 'itself'} is {old.get(name, 'nothing')} before a call in training and "
+            f"{new.get(name, 'nothing')} after it: keep its type and shape, and begin with what a call leaves there"
+        )
+
+
 def _check_loss(
     training: Training, method: Method, batch: Batch, student: Output, taught: tuple[Output, ...], start: PyTree
 ) -> tuple[str, ...]:
@@ -210,6 +232,11 @@ def _check_loss(
         try:
             jax.eval_shape(function, student, batch, taught)
         except Exception as error:
+            if batch.labels is None and measure in _RESERVED:
+                raise DataError(
+                    "a batch has no labels, and one before it has: give labels in all batches (-1 where there is none) "
+                    "or in none"
+                ) from None
             raise ConfigError(
                 f"the measure {measure} cannot be computed ({reason(error)}): inside a step it is a function "
                 "(student's output, batch, teachers' outputs) -> values"

@@ -84,7 +84,11 @@ def of_all(mesh: Mesh | None, axis: str, tree: PyTree) -> PyTree:
 
 
 def on_host(leaf: Any) -> Any:
-    """An array of NumPy. What has pieces on devices of other processes is brought together: all take part."""
+    """An array of NumPy, of a key its numbers. What has pieces on devices of other processes is brought together: all
+    take part.
+    """
+    if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         mesh: Any = leaf.sharding
         leaf = jax.jit(lambda array: array, out_shardings=NamedSharding(mesh.mesh, PartitionSpec()))(leaf)

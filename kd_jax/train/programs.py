@@ -43,6 +43,8 @@ def compiled(
     donate: whether the first argument's memory may be used for the result. shardings: of the result, on a mesh; a tree
     of which each leaf counts for all below it. `same` must tell them.
     """
+    if jax.config.values["jax_disable_jit"]:
+        return function
     leaves, structure = jax.tree.flatten(arguments)
     leaves = [_as_leaf(leaf) for leaf in leaves]
     shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves)

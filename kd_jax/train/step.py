@@ -17,6 +17,7 @@ from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Network, Output
 from kd_jax.models.predict import highest_precision
 from kd_jax.teacher import Teacher
+from kd_jax.train.absent import broadened, masked, masked_labels, unless_absent, without_absent
 from kd_jax.train.measures import WEIGHT, Measure
 
 PyTree = Any
@@ -101,7 +102,7 @@ def step(
     network = training.network
     step_key = jax.random.fold_in(jax.random.fold_in(key, _STEP), train_state.step)
     batch = prepared(training.prepare, batch, jax.random.fold_in(jax.random.fold_in(key, _PREPARE), train_state.step))
-    batch = resampled(method, key, network, train_state.variables, _without_absent(batch), train_state.step)
+    batch = resampled(method, key, network, train_state.variables, without_absent(batch), train_state.step)
     params, state = network.split(train_state.variables)
 
     def mean_loss(trained: tuple[PyTree, PyTree]) -> tuple[Array, tuple[PyTree, PyTree, Metrics]]:
@@ -109,8 +110,8 @@ def step(
         variables = network.merge(params, state)
         (student, taught), new = _outputs(training, method, variables, batch, teacher, step_key)
         fitted = fit_labels(batch, student.logits)
-        student, taught = _masked(student, fitted), tuple(_masked(one, fitted) for one in taught)
-        labelled = _masked_labels(fitted, student)
+        student, taught = masked(student, fitted), tuple(masked(one, fitted) for one in taught)
+        labelled = masked_labels(fitted)
         terms, carried = all_terms(
             method, Parts(learned, train_state.carried), student, taught, labelled, train_state.step
         )
@@ -126,13 +127,15 @@ def step(
     pair = (params, train_state.learned)
     with highest_precision():
         slopes, (state, carried, metrics) = jax.grad(mean_loss, has_aux=True)(pair)
-    gradients, trained = as_optimized(*slopes), as_optimized(*pair)
+    # JAX's derivative by a complex number is the conjugate of the direction in which the loss grows.
+    gradients, trained = jax.tree.map(jnp.conj, as_optimized(*slopes)), as_optimized(*pair)
     # Some, such as `optax.contrib.reduce_on_plateau`, look at the loss.
     optimizer = optax.with_extra_args_support(training.optimizer)
     updates, optimizer_state = optimizer.update(gradients, train_state.optimizer_state, trained, value=metrics["loss"])
     after_update = optax.apply_updates(trained, updates)
     params, learned = (after_update, train_state.learned) if trained is params else after_update
     after = TrainState(network.merge(params, state), learned, carried, optimizer_state, train_state.step + 1)
+    after = unless_absent(batch, after, train_state._replace(step=after.step))
     return after, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
@@ -220,14 +223,18 @@ def student_output(
     params, state = network.split(variables)
     given = network.merge(as_dtype(params, training.dtype), state)
     output, new = network.apply(given, as_dtype(inputs, training.dtype), train=True, key=key, features=features)
-    return as_dtype(output, jnp.float32), jax.tree.map(lambda after, old: after.astype(old.dtype), new, state)
+    return as_dtype(output, jnp.float32), jax.tree.map(_in_type_of, new, state)
+
+
+def _in_type_of(after: Array, before: Array) -> Array:
+    return after if after.dtype == before.dtype else after.astype(before.dtype)
 
 
 def is_finite(state: TrainState, network: Network) -> Bool[Array, ""]:
     """Whether all that is trained is finite, and nothing else is NaN: a mask or a best value may be infinite."""
 
     def every(tree: PyTree, test: Callable[[Array], Array]) -> list[Array]:
-        return [jnp.all(test(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return [jnp.all(test(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
     params, _ = network.split(state.variables)
     found = every((params, state.learned), jnp.isfinite) + every(state, lambda leaf: ~jnp.isnan(leaf))
@@ -274,68 +281,6 @@ def _check_shapes(method: Method, terms: Metrics, outputs: tuple[Output, ...], b
             )
 
 
-def _without_absent(batch: Batch) -> Batch:
-    """A copy of a present example in the place of each whose weight is 0: nothing that stands there (NaN, a number out
-    of a vocabulary) reaches a gradient.
-    """
-    if batch.weights is None:
-        return batch
-    return batch._replace(inputs=_with_present(batch.inputs, jnp.asarray(batch.weights)))
-
-
-def _with_present(tree: PyTree, weights: Array) -> PyTree:
-    """The first example with a weight in the place of those without; zeros where none has one."""
-    absent = jnp.all((weights == 0).reshape(weights.shape[0], -1), axis=-1)
-    first, none = jnp.argmin(absent), jnp.all(absent)
-
-    def present(leaf: Array) -> Array:
-        leaf = jnp.asarray(leaf)
-        instead = jnp.where(none, jnp.zeros_like(leaf[:1]), leaf[first][None])
-        return jnp.where(_broadened(absent, leaf.ndim), instead, leaf)
-
-    return jax.tree.map(present, tree)
-
-
-def _masked(output: Output, batch: Batch) -> Output:
-    """Logits of 0 where the weight is 0, and features of a present example where an example has none."""
-    if batch.weights is None:
-        return output
-    weights, logits = jnp.asarray(batch.weights), output.logits
-    if weights.ndim < logits.ndim and weights.shape == logits.shape[: weights.ndim]:
-        logits = jnp.where(_broadened(weights == 0, logits.ndim), jnp.zeros_like(logits), logits)
-    return Output(logits, {path: _masked_feature(feature, weights) for path, feature in output.features.items()})
-
-
-def _masked_feature(feature: Array, weights: Array) -> Array:
-    """That of a present example where one is absent, and 0 at a position that is."""
-    if not feature.ndim or feature.shape[0] != weights.shape[0]:
-        return feature
-    feature = _with_present(feature, weights)
-    # The second axis of scores of attention is that of heads, of whom there may be as many as positions.
-    scores = weights.ndim == 2 and feature.ndim == 4 and weights.shape[1] in feature.shape[2:]
-    if weights.ndim < 2 or feature.shape[: weights.ndim] != weights.shape or scores:
-        return feature
-    absent = (weights == 0) & jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)), keepdims=True)
-    return jnp.where(_broadened(absent, feature.ndim), jnp.zeros_like(feature), feature)
-
-
-def _masked_labels(batch: Batch, student: Output) -> Batch:
-    """Labels of 0 where the weight is 0."""
-    labels = batch.labels
-    if batch.weights is None or labels is None or not hasattr(labels, "dtype"):
-        return batch
-    weights = jnp.asarray(batch.weights)
-    if weights.ndim > labels.ndim or weights.shape != labels.shape[: weights.ndim]:
-        return batch
-    absent = _broadened(weights == 0, labels.ndim)
-    return batch._replace(labels=jnp.where(absent, jnp.zeros_like(labels), labels))
-
-
-def _broadened(array: Array, ndim: int) -> Array:
-    """With axes of 1 behind its own."""
-    return array.reshape(array.shape + (1,) * (ndim - array.ndim))
-
-
 def _fitted_weights(weights: Array, values: Array) -> Array:
     """A weight for each of the values. Raises `ShapeError` where there is none."""
     weights = weights.astype(values.dtype)
@@ -346,4 +291,4 @@ def _fitted_weights(weights: Array, values: Array) -> Array:
             f"the weights have the shape {weights.shape} and a term of the loss {values.shape}: give one weight for "
             "each example, or one for each position"
         )
-    return jnp.broadcast_to(_broadened(weights, values.ndim), values.shape)
+    return jnp.broadcast_to(broadened(weights, values.ndim), values.shape)

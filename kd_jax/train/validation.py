@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.data.batch import Batch, as_batch, check_values, is_in_memory
+from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, is_in_memory
 from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
@@ -61,6 +61,8 @@ class Validation:
     def _names(self, batch: Batch, training: Training, start: PyTree) -> list[str]:
         """The measures of a batch; whether student and teacher take it, and its labels fit."""
         key, prepare, inputs = jax.random.key(0), training.prepare, batch.inputs
+        if not check_counts(batch):
+            raise ConfigError("validation has a batch of 0 examples: give at least one example")
         check_values(batch, self.classes, absent=True)
         if prepare is not None:
             with told("prepare", inputs, PREPARE):
@@ -93,8 +95,10 @@ class Validation:
         """What measures a student's variables; the teacher is asked once, now. shared: by several processes, each for
         itself.
         """
-        network = model.variables or jax.eval_shape(model.network.init, jax.random.key(0))
-        size, asked = evaluation_batch_size(batch_size, network), self.teacher
+        variables = model.variables
+        if variables is None:
+            variables = jax.eval_shape(model.network.init, jax.random.key(0))
+        size, asked = evaluation_batch_size(batch_size, variables), self.teacher
         if asked is not None and isinstance(self.data, Batch):
             # In the data's order, whatever its indices are.
             self.data = self.data._replace(indices=None)

@@ -1,5 +1,7 @@
 """Crops, flips and normalisation of `prepare=`, against loops over pixels."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,13 @@ def test_a_training_sees_other_views_in_every_epoch_and_evaluation_none():
     ("wrong", "says"),
     [
         (lambda: kd.augment.random_crop(-1), "padding is -1: it must be a whole number"),
-        (lambda: kd.augment.random_flip(1.5), "probability is 1.5: it must be from 0 to 1"),
+        (lambda: inspect.unwrap(kd.augment.random_crop)("4"), "padding is '4': it must be a whole number"),
+        (lambda: inspect.unwrap(kd.augment.random_crop)((2, 2)), r"padding is \(2, 2\): it must be a whole number"),
+        (lambda: kd.augment.random_flip(1.5), "probability is 1.5: it must be a number from 0 to 1"),
+        (lambda: inspect.unwrap(kd.augment.random_flip)("1"), "probability is '1': it must be a number from 0 to 1"),
+        (lambda: inspect.unwrap(kd.augment.mixup)(None), "alpha is None: it must be a number above 0"),
+        (lambda: inspect.unwrap(kd.augment.cutmix)(1.0, None), "probability is None: it must be a number from 0 to 1"),
+        (lambda: kd.augment.normalise(0.13, 0.31), r"mean is 0\.13 and std 0\.31: give a number for each channel"),
         (lambda: kd.augment.normalise([0.5], [0.5, 0.5]), "mean has 1 numbers and std 2"),
         (lambda: kd.augment.normalise([0.5], [0.0]), r"std is \(0.0,\): every number must be above 0"),
         (lambda: kd.augment.chain(None), "None is no function"),

@@ -216,8 +216,8 @@ def test_evaluation_mixes_nothing() -> None:
 @pytest.mark.parametrize(
     ("wrong", "error", "says"),
     [
-        (lambda: kd.augment.mixup(0), ConfigError, "alpha is 0: it must be above 0"),
-        (lambda: kd.augment.cutmix(probability=2), ConfigError, "probability is 2: it must be from 0 to 1"),
+        (lambda: kd.augment.mixup(0), ConfigError, "alpha is 0: it must be a number above 0"),
+        (lambda: kd.augment.cutmix(probability=2), ConfigError, "probability is 2: it must be a number from 0 to 1"),
         (lambda: kd.augment.mixup()(KEY, DATA.inputs, True), ConfigError, "mixup changes labels, too.*chain"),
         (lambda: run(prepare=kd.augment.mixup(), data=PICTURES), ConfigError, "type uint8 cannot be mixed.*normalise"),
         (

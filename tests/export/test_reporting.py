@@ -12,6 +12,7 @@ import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.export import latency
 from kd_jax.export.program import traced
+from kd_jax.export.reporting import Report, Row
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -233,3 +234,19 @@ def test_operations_grow_with_the_width():
     few, many = (latency.operations(traced(kd.mlp([6, n, 4]).init(0), X, batch=1)) for n in (10, 1000))
     assert 90 < many / few < 110
     assert latency.operations(traced(kd.from_function(lambda p, x: jnp.tanh(x), {}), X, batch=1)) < 1000
+
+
+def test_a_pair_is_data_for_a_folder(tmp_path):
+    kd.export.to_folder(STUDENT, tmp_path, (X, Y), formats=["safetensors"])
+    assert (tmp_path / "student.safetensors").is_file()
+
+
+def test_what_is_not_finite_is_null_in_the_files(tmp_path):
+    row = Row(3, None, None, {"accuracy": 0.5, "nll": float("inf"), "ece": float("nan")}, None, {})
+    report = Report({"teacher": row, "student": row}, 2, 1, {})
+    written, *_ = report.save(tmp_path)
+    assert json.loads(written.read_text())["models"]["student"]["measures"] == {
+        "accuracy": 0.5,
+        "nll": None,
+        "ece": None,
+    }

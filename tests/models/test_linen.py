@@ -285,3 +285,19 @@ def test_what_cannot_be_a_model_is_refused(make, says):
     with pytest.raises(ConfigError, match=says) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_in_evaluation_there_are_random_numbers_only_where_a_module_draws_some(asked):
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            off = asked and not self.has_rng("dropout")
+            return linen.Dense(3)(linen.Dropout(0.5, deterministic=off)(x))
+
+    model = from_linen(Net(), X).init(0)
+    evaluated, _ = model.network.apply(model.variables, X, key=jax.random.key(0))
+    trained, _ = model.network.apply(model.variables, X, train=True, key=jax.random.key(0))
+    assert np.allclose(evaluated.logits, trained.logits) == (not asked)
+    if asked:
+        np.testing.assert_array_equal(evaluated.logits, model.network.apply(model.variables, X)[0].logits)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
+from kd_jax.distill import Result
 from kd_jax.errors import ConfigError
+from kd_jax.evaluate import predict
 from kd_jax.models import MLP, Model, Output, count_parameters, from_function, from_linen, from_nnx, mlp
 
 KEY = jax.random.key(0)
@@ -208,3 +210,36 @@ def test_parameters_are_counted():
     assert count_parameters({"a": np.zeros((2, 3)), "b": [jax.ShapeDtypeStruct((4,), jnp.float32), 1.0]}) == 11
     with pytest.raises(ConfigError, match=r"model\.init"):
         count_parameters(mlp([3, 2]))
+
+
+def test_a_key_that_may_be_missing_is_of_training_alone():
+    """None means evaluation, as Equinox has it."""
+
+    def apply(params, x, key=None):
+        return x if key is None else x + jax.random.normal(key, x.shape)
+
+    model, x = from_function(apply, {}), np.ones((4, 6), np.float32)
+    np.testing.assert_array_equal(predict(model, x), x)
+    np.testing.assert_array_equal(model(x), x)
+    assert not np.allclose(model(x, train=True, key=jax.random.key(0)), x)
+    always = from_function(lambda params, x, key: apply(params, x, key), {})
+    assert not np.allclose(predict(always, x), x)
+
+
+def test_parameters_of_whatever_is_a_model_are_counted():
+    """Not its batch statistics and streams."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.head, self.norm = nnx.Linear(6, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dropout(self.norm(self.head(x)))
+
+    module = Net(nnx.Rngs(0))
+    result = Result(module, {}, from_nnx(module), None, None)
+    assert [count_parameters(one) for one in (module, result, from_nnx(module))] == [27, 27, 27]
+    variables = {"params": {"kernel": np.zeros((6, 3))}, "batch_stats": {"mean": np.zeros(3)}}
+    assert count_parameters(variables) == 18
+    assert count_parameters(from_function(lambda params, x: x, variables)) == 21, "all of it is trained"

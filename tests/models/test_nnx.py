@@ -1,6 +1,7 @@
 """Modules of Flax NNX as users write them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -352,3 +353,72 @@ def test_a_constructor_that_gives_a_module_that_lives_is_refused(dropout: bool) 
     copied = from_nnx(lambda rngs: Whole(nnx.clone(lives), rngs)).init(0)
     np.testing.assert_array_equal(copied.variables["params"]["part"]["head"]["kernel"], lives.head.kernel[...])
     assert from_nnx(lives).__getstate__()["origin"] is None
+
+
+class Switched(nnx.Module):
+    """With a mode of its own, which Flax does not know."""
+
+    def __init__(self, rngs):
+        self.head, self.noisy = nnx.Linear(5, 3, rngs=rngs), True
+
+    def train(self, **attributes):
+        super().train(**attributes)
+        self.noisy = True
+
+    def eval(self, **attributes):
+        super().eval(**attributes)
+        self.noisy = False
+
+    def __call__(self, x):
+        return self.head(x) + (100 if self.noisy else 0)
+
+
+def test_a_modules_own_mode_is_told():
+    module = Switched(nnx.Rngs(0))
+    model = from_nnx(module)
+    network, evaluated, x = model.network, module.head(np.ones((2, 5))), np.ones((2, 5), np.float32)
+    np.testing.assert_allclose(model(x), evaluated, rtol=1e-5)
+    np.testing.assert_allclose(network.apply(model.variables, x, train=True)[0].logits, evaluated + 100, rtol=1e-5)
+    np.testing.assert_allclose(to_module(model)(x), evaluated, rtol=1e-5)
+    assert module.noisy, "the module itself is not changed"
+
+
+def test_a_method_of_that_name_for_something_else_is_left_alone():
+    class Trainer(Switched):
+        def train(self, data):
+            raise AssertionError
+
+        def __call__(self, x):
+            return self.head(x)
+
+    model = from_nnx(Trainer(nnx.Rngs(0)))
+    assert model(np.ones((2, 5), np.float32), train=True).shape == (2, 3)
+
+
+def test_a_key_may_be_part_of_the_state():
+    class Keyed(nnx.Module):
+        def __init__(self, rngs):
+            self.head, self.key = nnx.Linear(5, 3, rngs=rngs), nnx.Variable(jax.random.key(3))
+
+        def __call__(self, x):
+            return self.head(x) + jax.random.normal(self.key[...], (1, 3))
+
+    model = from_nnx(Keyed(nnx.Rngs(0)))
+    assert model.variables["state"]["key"] == jax.random.key(3)
+    assert model(np.ones((2, 5), np.float32)).shape == (2, 3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Called:
+    """As Equinox has its modules."""
+
+    weight: Any
+
+    def __call__(self, x):
+        return self.weight @ x
+
+
+def test_a_pytree_that_is_called_is_no_constructor():
+    with pytest.raises(ConfigError, match=r"Called is a PyTree that is called, .*give kd\.from_function"):
+        from_nnx(Called(jnp.ones((3, 5))))

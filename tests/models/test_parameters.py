@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from flax import linen, nnx
 
+from kd_jax.distill import Result
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files.names import path_name
 from kd_jax.models import MLP, Model, from_function, from_linen, from_nnx, mlp, parameters, restore, save
@@ -145,6 +146,11 @@ def test_another_network_is_refused(tmp_path):
         (from_function(tupled, {"a": {"b": X}, "a.b": X}), DataError, r"two arrays of the model have the name a\.b"),
         (from_function(tupled, {"a": jax.random.key(0)}), DataError, "a is a random key"),
         (from_function(tupled, {"a": jnp.ones(2, jnp.int4)}), DataError, "no safetensors file holds"),
+        (
+            from_function(tupled, {"a": jnp.ones(2, jnp.float8_e4m3fn)}),
+            DataError,
+            "a is of type float8_e4m3fn, which no safetensors file holds that is read back: convert it",
+        ),
     ],
 )
 def test_what_cannot_be_saved_says_so_and_leaves_nothing(model, error, says, tmp_path):
@@ -197,3 +203,16 @@ def test_levels_with_numbers_and_names_stay_pytrees(tmp_path):
         "c": [0, 2, 10],
         "d": ["01"],
     }
+
+
+def test_complex_numbers_come_back(tmp_path):
+    model = from_function(tupled, {"a": jnp.asarray(np.asarray(X) * np.complex64(1 + 1j))})
+    save(model, tmp_path / "model.safetensors")
+    same(restore(model, tmp_path / "model.safetensors").variables, model.variables)
+
+
+def test_what_distill_gave_back_of_a_function_comes_back_as_a_model(tmp_path):
+    model = from_function(tupled, {"a": jnp.asarray(X)})
+    result = Result(model, {}, model, None, None)
+    save(result, tmp_path / "model.safetensors")
+    assert isinstance(restore(result, tmp_path / "model.safetensors"), Model)

@@ -189,3 +189,18 @@ def test_the_digest_tells_modules_apart():
               from_torch(added), *map(from_torch, linear)]  # fmt: skip
     assert len({model.network.host.digest for model in models}) == len(models)
     assert from_torch(net()).network.host.digest == models[0].network.host.digest
+
+
+def test_a_module_that_cannot_be_copied_is_told():
+    class Remembers(torch.nn.Linear):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    module = Remembers(6, 3)
+    module(torch.zeros(1, 6))
+    with pytest.raises(
+        ConfigError, match=r"Remembers cannot be copied \(.*give one that keeps nothing of a call"
+    ) as error:
+        from_torch(module)
+    assert "\n" not in str(error.value)

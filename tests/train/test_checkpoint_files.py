@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.errors import MismatchError
+from kd_jax.errors import DataError, MismatchError
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
 from kd_jax.train.step import TrainState
 
@@ -31,3 +31,15 @@ def test_keys_are_kept_as_their_numbers() -> None:
     np.testing.assert_array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(tree["key"]))
     with pytest.raises(MismatchError, match="for key"):
         restore_tree(arrays | {"key": np.zeros(3, np.uint32)}, tree)
+
+
+def test_what_holds_nothing_needs_no_file() -> None:
+    tree = {"empty": jnp.zeros((0, 3)), "more": jnp.ones(2)}
+    arrays = {name: np.asarray(leaf) for name, leaf in named_arrays(tree).items()}
+    assert list(arrays) == ["more"]
+    assert restore_tree(arrays, tree)["empty"].shape == (0, 3)
+
+
+def test_two_arrays_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match=r"two arrays of the training have the name a\.w: rename one of them"):
+        named_arrays({"a": {"w": 1}, "a.w": 2})

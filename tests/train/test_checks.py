@@ -72,6 +72,34 @@ class Short(kd.Method):
         return jnp.sum(student.logits, axis=-1)
 
 
+def of_state(start: Any, after: Callable[..., Any]) -> kd.Model:
+    """Outputs of the inputs alone, beside a state."""
+    return kd.from_function(lambda p, state, x: (x @ p["w"], after(state, x)), {"w": jnp.ones((6, 4))}, state=start)
+
+
+def tuple_of(state: Any, x: Any) -> Any:
+    return tuple(state)
+
+
+class Narrow(ForFloats):
+    def __init__(self, *, rngs: nnx.Rngs):
+        super().__init__(rngs=rngs)
+        self.mean = nnx.BatchStat(jnp.zeros(6, jnp.bfloat16))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.mean.set_value(jnp.mean(x, axis=0))
+        return super().__call__(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Called:
+    weight: Any
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.weight
+
+
 class Unseeded(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.head, self.dropout = nnx.Linear(6, 4, rngs=rngs), nnx.Dropout(0.2)
@@ -460,6 +488,46 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
         ShapeError,
         r"the term loss of LossFunction has the shape \(8, 4\)",
         lambda: distill(None, teacher(), method=lambda s, t: (s - t) ** 2),
+    ),
+    "a state that changes its type": (
+        ConfigError,
+        r"the student's state n is int32\[\] before a call in training and float32\[\] after it: keep its type",
+        lambda: distill(of_state({"n": jnp.int32(0)}, lambda state, x: {"n": state["n"].astype(jnp.float32) + 1})),
+    ),
+    "a state that changes its shape": (
+        ConfigError,
+        r"the student's state itself is float32\[1, 6\] before a call in training and float32\[8, 6\] after it",
+        lambda: stream([(X[:8], Y[:8])], student=of_state(jnp.zeros((1, 6)), lambda state, x: state + x)),
+    ),
+    "a state that loses a part": (
+        ConfigError,
+        r"the student's state b is float32\[\] before a call in training and nothing after it",
+        lambda: distill(of_state({"a": jnp.zeros(()), "b": jnp.zeros(())}, lambda state, x: {"a": state["a"]})),
+    ),
+    "a state in other containers": (
+        ConfigError,
+        "the student's state has another structure after a call in training",
+        lambda: distill(of_state([jnp.zeros(())], tuple_of)),
+    ),
+    "a statistic of another type": (
+        ConfigError,
+        r"the student's state mean is bfloat16\[6\] before a call in training and float32\[6\] after it",
+        lambda: distill(Narrow),
+    ),
+    "a PyTree that is called": (
+        ConfigError,
+        "Called is a PyTree that is called, as Equinox has its modules",
+        lambda: distill(Called(jnp.ones((6, 4)))),
+    ),
+    "validation without examples": (
+        ConfigError,
+        "validation has a batch of 0 examples: give at least one",
+        lambda: distill(validation=kd.Batch(X[:0], Y[:0])),
+    ),
+    "a list of validation without examples": (
+        ConfigError,
+        "validation has a batch of 0 examples",
+        lambda: distill(validation=[DATA, kd.Batch(X[:0], Y[:0])]),
     ),
     "a first batch of nothing": (DataError, "a batch of the iterator has 0 examples", lambda: stream([(X[:0], Y[:0])])),
     "the student in several": (

@@ -168,3 +168,10 @@ def test_functions_of_python_are_not_taken_for_one_another() -> None:
 
     for factor in (2, 3):
         np.testing.assert_array_equal(programs.call(times(factor), jnp.ones(3)), np.full(3, factor))
+
+
+def test_without_compilation_the_function_itself_is_called() -> None:
+    with jax.disable_jit():
+        found = kd.distill(kd.mlp([6, 4]), None, DATA, optimizer=optax.sgd(0.1), batch_size=12)
+    wanted = kd.distill(kd.mlp([6, 4]), None, DATA, optimizer=optax.sgd(0.1), batch_size=12)
+    np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-5)

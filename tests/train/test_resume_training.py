@@ -14,7 +14,7 @@ import pytest
 from small import DATA, HOW, X, Y, assert_close, assert_same, net, table, teacher
 
 import kd_jax as kd
-from kd_jax.errors import CheckpointError, ConfigError, MismatchError
+from kd_jax.errors import CheckpointError, ConfigError, DataError, MismatchError
 from kd_jax.methods.base import LossFunction
 from kd_jax.train import loop as of_loop
 from kd_jax.train.resume import Folder, description, opened
@@ -386,3 +386,32 @@ def test_an_interrupt_behind_the_steps_of_an_epoch_loses_none(data: str, tmp_pat
         kd.distill(net(), None, given, checkpoint=tmp_path, callbacks=stop, **how)
     assert (tmp_path / "checkpoints" / "training" / "000000009").is_dir()
     assert_equal(kd.distill(net(), None, given, checkpoint=tmp_path, resume=True, **how), whole)
+
+
+def test_a_random_key_and_an_empty_array_may_be_state(tmp_path: Path) -> None:
+    """With weights and validation, too, and in a folder, from which a training goes on."""
+    start = {"key": jax.random.key(3), "none": jnp.zeros((0, 2))}
+
+    def apply(params: Any, state: Any, x: Any) -> Any:
+        key, own = jax.random.split(state["key"])
+        return x @ params + jax.random.normal(own, (1, 4)), {**state, "key": key}
+
+    data = DATA._replace(weights=np.ones(24, np.float32))
+    named: dict[str, Any] = {"optimizer": optax.sgd(0.1), "batch_size": 8, "checkpoint": tmp_path, "validation": DATA}
+    model = kd.from_function(apply, jnp.zeros((6, 4)), state=start)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(of_loop, "_PAUSE", 0.0)
+        whole = kd.distill(model, None, data, epochs=2, **named)
+    again = kd.distill(model, None, data, epochs=2, resume=True, **named)
+    assert_same(again.state.variables["params"], whole.state.variables["params"])
+    keys = [one.state.variables["state"]["key"] for one in (whole, again)]
+    assert keys[0] == keys[1] != start["key"]
+    assert again.state.variables["state"]["none"].shape == (0, 2)
+
+
+def test_names_that_no_checkpoint_can_have_are_told_before_the_first_step(tmp_path: Path) -> None:
+    model = kd.from_function(
+        lambda p, x: x @ p["a"]["w"] + x @ p["a.w"], {"a": {"w": np.ones((6, 4))}, "a.w": np.ones((6, 4))}
+    )
+    with pytest.raises(DataError, match=r"two arrays of the training have the name variables\.a\.w: rename one"):
+        kd.distill(model, None, DATA, batch_size=8, optimizer=optax.sgd(0.1), checkpoint=tmp_path)

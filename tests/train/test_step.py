@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, MethodError, ShapeError
-from kd_jax.optimizers import adam
+from kd_jax.optimizers import adam, max_norm
 from kd_jax.teacher import CachedTeacher, as_teacher
-from kd_jax.train import step as of_step
+from kd_jax.train.absent import masked_feature
 from kd_jax.train.step import Training, TrainState, fit_labels, init, is_finite, weighted_mean, weighted_sum
 from kd_jax.train.step import step as one_step
 
@@ -354,7 +355,7 @@ def test_features_at_positions_of_weight_0_do_not_matter() -> None:
     weights = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     feature = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 5)), jnp.float32)
     other = jnp.where(weights[..., None] == 0, jnp.float32(77), feature)
-    found = [of_step._masked_feature(one, weights) for one in (feature, other)]
+    found = [masked_feature(one, weights) for one in (feature, other)]
     np.testing.assert_array_equal(*found)
     np.testing.assert_array_equal(
         np.asarray(found[0])[np.asarray(weights) != 0], np.asarray(feature)[np.asarray(weights) != 0]
@@ -366,4 +367,57 @@ def test_heads_are_no_positions(queries: int) -> None:
     """Scores of as many heads as there are positions stay whole."""
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, queries, 4)), jnp.float32)
     weights = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    np.testing.assert_array_equal(of_step._masked_feature(scores, weights), scores)
+    np.testing.assert_array_equal(masked_feature(scores, weights), scores)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, adam(0.1), optax.chain(SGD, max_norm(0.01))])
+def test_complex_parameters_go_downhill_as_their_two_parts_do(optimizer: Any, standard_promotion: None) -> None:
+    """The logits read one part alone, which moves as a real matrix of the same values."""
+    parts = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32) / 30
+    imaginary = kd.from_function(lambda p, x: jnp.imag(x.astype(jnp.complex64) @ p), jnp.asarray(1j * parts[0]))
+    own = kd.from_function(lambda p, x: x @ p, jnp.asarray(parts[0]))
+    found = []
+    for model in (imaginary, own):
+        training = Training(model.network, optimizer)
+        state = init(KEY, training, kd.CrossEntropy(), variables=model.variables)
+        losses = []
+        for _ in range(4):
+            state, metrics = step(state, BATCH, None, KEY, kd.CrossEntropy(), training=training)
+            losses.append(float(metrics["loss"]))
+        assert losses == sorted(losses, reverse=True)
+        found.append(np.asarray(state.variables))
+    np.testing.assert_allclose(found[0], 1j * found[1], rtol=1e-4, atol=1e-6)
+    assert not is_finite(state._replace(variables=jnp.full((6, 4), np.nan + 1j * np.nan)), imaginary.network)
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.norm, self.head = nnx.BatchNorm(6, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.norm(x))
+
+
+def test_what_is_absent_is_in_no_batch_statistics() -> None:
+    """Copies of the present examples, each as often, stand in their places."""
+    training = Training(kd.from_nnx(Normed).network, adam(0.1))
+    few = kd.Batch(BATCH.inputs[:4], BATCH.labels[:4])
+    padding = jnp.where(jnp.arange(12)[:, None] % 2 == 0, jnp.float32(np.nan), jnp.float32(1e6)) * jnp.ones((1, 6))
+    inputs = jnp.concatenate([few.inputs[:1], padding, few.inputs[1:]])
+    labels = jnp.concatenate([few.labels[:1], jnp.full(12, 99, few.labels.dtype), few.labels[1:]])
+    weights = jnp.concatenate([jnp.ones(1), jnp.zeros(12), jnp.ones(3)])
+    state, metrics = once(few, training=training)
+    padded, of_padded = once(kd.Batch(inputs, labels, weights), training=training)
+    assert_close(padded.variables, state.variables)
+    assert of_padded["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+
+
+def test_a_batch_of_nothing_leaves_the_state_of_everything(standard_promotion: None) -> None:
+    """Neither statistics, moments, decayed weights nor what a method learns and carries; the step is counted."""
+    training = Training(kd.from_nnx(Normed).network, optax.adamw(0.1))
+    before, _ = once(method=Projected(), training=training)
+    nothing = BATCH._replace(weights=jnp.zeros(8))
+    after, metrics = step(before, nothing, None, KEY, Projected(), training=training)
+    assert_same(after._replace(step=before.step), before)
+    assert after.step == before.step + 1
+    assert metrics["watched.weight"] == 0
