@@ -178,3 +178,18 @@ def test_a_folder_that_lacks_files_or_has_foreign_ones_is_refused(tmp_path):
         from_hugging_face(tmp_path)
     with pytest.raises(ConfigError, match="a MLP has no form at Hugging Face"):
         to_hugging_face(kd.mlp([3, 2]).init(0), tmp_path)
+
+
+def test_files_are_whole_or_as_they_were(tmp_path, monkeypatch):
+    written(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    original = type(tmp_path).write_bytes
+
+    def full(self, content):
+        original(self, content[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        written(tmp_path, tied=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

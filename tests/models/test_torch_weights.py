@@ -337,3 +337,19 @@ def test_what_is_no_state_dict_is_refused(source):
 def test_a_module_in_place_of_its_state_dict_says_what_to_give():
     with pytest.raises(DataError, match=r"a Linear is no state_dict: give module\.state_dict\(\)"):
         torch_weights.from_state_dict(torch.nn.Linear(2, 2))
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    torch_weights.save(_params((3, 2)), path)
+    before, original = path.read_bytes(), Path.write_bytes
+
+    def full(self, content):
+        original(self, content[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        torch_weights.save(_params((4, 2)), path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
