@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from kd_jax.data.batch import Batch, as_batch, check_values, check_whole
+from kd_jax.data.joined import joined, padded
 from kd_jax.data.order import called_as, check_order
 from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError, ShapeError
@@ -81,11 +82,12 @@ def evaluate(
 
     With whole numbers as labels: accuracy (a fraction), correct and errors (counts), nll (mean negative log-likelihood,
     nats) and ece (expected calibration error, a fraction). With floats: mse, of the outputs themselves, and nll
-    where every row sums to 1. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at temperature 1).
+    where every row sums to 1. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at temperature 1), but
+    for one output, several labels and a regression.
 
     data: a `Batch`, or a finite iterable of batches. Labels of weight 0 do not count.
     measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value
-        for each example or position, averaged with the weights, or one number.
+        for each example or position, averaged with the weights, or one number. The labels are as methods have them.
     """
     check_order("kd.evaluate(model, data)", models={"model": model, "teacher": teacher}, data={"data": data})
     known, asked = _with_variables(model), as_whole_teacher(teacher)
@@ -102,8 +104,8 @@ def evaluate(
     if not logits:
         raise ConfigError("there is no batch to evaluate on: give at least one")
     if len({part.shape[1:] for part in logits}) > 1 and all(part.ndim > 2 for part in logits):
-        logits, labels, weights, taught = _padded(logits, labels, weights, taught)
-    together = Batch(None, _joined(labels, "labels"), _joined(weights, "weights"))
+        logits, labels, weights, taught = padded(logits, labels, weights, taught)
+    together = Batch(None, joined(labels, "labels"), joined(weights, "weights"))
     check_values(together, None)
     found = measured(
         np.concatenate(logits), together, np.concatenate(taught) if taught else None, measures=measures or {}
@@ -179,9 +181,13 @@ def measured(
     kept = (counted != 0).ravel()
     flat, share = logits.reshape(-1, classes)[kept], counted.ravel()[kept]
     flat_taught = None if taught is None else taught.reshape(-1, classes)[kept]
+    of_classes = classes > 1
     if hasattr(labels, "dtype"):
-        found |= _by_labels(flat, np.asarray(labels), logits.shape, kept, share, batch)
-    if flat_taught is not None and len(flat):
+        labels = _fitted(np.asarray(labels), logits.shape)
+        found |= _by_labels(flat, labels, logits.shape, kept, share, batch)
+        # Several labels, and a regression, are no distribution over classes.
+        of_classes &= "nll" in found or not len(flat)
+    if flat_taught is not None and len(flat) and of_classes:
         same = flat.argmax(-1) == flat_taught.argmax(-1)
         found["agreement"] = np.float32(_average(same, share))
         found["kl_to_teacher"] = np.float32(_average(np.asarray(_kl(flat, flat_taught)), share))
@@ -202,6 +208,13 @@ def measured(
     return found
 
 
+def _fitted(labels: Any, shape: tuple[int, ...]) -> Any:
+    """Labels as methods have them: whole numbers out of a column, floats of one output in one."""
+    if labels.dtype.kind in "iu":
+        return labels[..., 0] if labels.shape == (*shape[:-1], 1) and shape[-1] > 1 else labels
+    return labels[..., None] if labels.shape == shape[:-1] and shape[-1] == 1 else labels
+
+
 def _by_labels(
     flat: Any, labels: Any, shape: tuple[int, ...], kept: Any, share: Any, batch: Batch
 ) -> dict[str, Num[Any, ""]]:
@@ -210,8 +223,6 @@ def _by_labels(
         # A number that is predicted: it names no class.
         labels = labels.astype(np.float32)
     if labels.dtype.kind in "iu":
-        if labels.shape == (*shape[:-1], 1) and len(shape) == labels.ndim:
-            labels = labels[..., 0]
         if labels.shape != shape[:-1]:
             raise ShapeError(
                 f"the labels have the shape {labels.shape} and the logits {shape}: labels of whole numbers must have "
@@ -314,30 +325,6 @@ def _with_variables(model: Any) -> Model:
     if known.variables is None:
         raise ConfigError("the model has no variables yet: train it, or give a module that has its values")
     return known
-
-
-def _joined(parts: list[Any], what: str) -> Any:
-    missing = [part is None for part in parts]
-    if all(missing):
-        return None
-    if any(missing):
-        raise ConfigError(f"some batches have {what} and some have none: give all of them {what}, or none")
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def _padded(logits: list[Any], labels: list[Any], weights: list[Any], taught: list[Any]) -> tuple[list[Any], ...]:
-    """Batches of sequences of different lengths with the length of the longest; what is added has the weight 0."""
-    longest = max(part.shape[1] for part in logits)
-
-    def pad(array: Any) -> Any:
-        return np.pad(array, [(0, 0), (0, longest - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
-
-    filled = []
-    for part, own in zip(logits, weights, strict=True):
-        given = np.ones(part.shape[:2], np.float32) if own is None else own
-        filled.append(pad(np.broadcast_to(given[:, None], part.shape[:2]) if given.ndim == 1 else given))
-    known = [None if part is None else jax.tree.map(pad, part) for part in labels]
-    return [pad(part) for part in logits], known, filled, [pad(part) for part in taught]
 
 
 def _count(measure: Callable[..., Any]) -> int:

@@ -299,3 +299,10 @@ def test_labels_in_some_batches_alone_are_told() -> None:
     data = [kd.Batch(X[:8], Y[:8]), kd.Batch(X[8:16])]
     with pytest.raises(DataError, match="a batch has no labels, and one before it has: give labels in all batches"):
         kd.distill(net(), teacher(), data, method=kd.KD(alpha=0), **(HOW | {"batch_size": None}))
+
+
+def test_a_best_that_is_nan_is_told() -> None:
+    held = DATA._replace(inputs=np.full_like(DATA.inputs, np.nan))
+    with pytest.warns(UserWarning, match="nll is NaN after epoch 1, which so cannot be the best: look for NaN in the"):
+        result = kd.distill(net(), None, DATA, validation=held, best="nll", **{**HOW, "epochs": 1})
+    assert result.best_epoch is None

@@ -415,3 +415,33 @@ def test_prepare_may_be_an_object_without_a_hash() -> None:
         assert kd.evaluate(student, DATA, prepare=one, teacher=student)["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
         found = kd.distill(net(), teacher(), DATA, prepare=one, validation=DATA, **HOW)
         assert np.isfinite(found.history["validation_nll"]).all()
+
+
+def test_measures_of_classes_are_left_out_where_there_are_none() -> None:
+    """Several labels, one output and a regression have neither agreement nor a KL to the teacher."""
+    x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    student, teacher = kd.mlp([5, 3]).init(0), kd.mlp([5, 3]).init(1)
+    tags = (x[:, :3] > 0).astype(np.float32)
+    tags[0] = 1
+    assert set(kd.evaluate(student, kd.Batch(x, tags), teacher=teacher)) == {"mse"}
+    one, other = kd.mlp([5, 1]).init(0), kd.mlp([5, 1]).init(1)
+    assert set(kd.evaluate(one, kd.Batch(x, x[:, 0]), teacher=other)) == {"mse"}
+    soft = np.full((6, 3), 1 / 3, np.float32)
+    for labels in (soft, np.zeros(6, np.int32), None):
+        assert {"agreement", "kl_to_teacher"} <= set(kd.evaluate(student, kd.Batch(x, labels), teacher=teacher))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "shape"),
+    [(1, np.zeros(6, np.float32), (6, 1)), (3, np.zeros((6, 1), np.int32), (6,)), (3, np.zeros(6, np.int32), (6,))],
+)
+def test_measures_of_ones_own_get_labels_as_methods_do(outputs: int, labels: Any, shape: tuple[int, ...]) -> None:
+    seen = []
+    x = np.zeros((6, 5), np.float32)
+
+    def measure(logits: Any, labels: Any) -> Any:
+        seen.append(labels.shape)
+        return logits.sum(-1)
+
+    kd.evaluate(kd.mlp([5, outputs]).init(0), kd.Batch(x, labels), measures={"own": measure})
+    assert seen == [shape]

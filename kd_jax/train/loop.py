@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -146,6 +147,12 @@ def _after_epoch(progress: Progress, plan: Plan, seconds: float) -> Progress:
     if plan.best is not None:
         value = value_of(metrics, plan.best)
         before = progress.best_value
+        if math.isnan(value):
+            where = "the validation data" if plan.examine is not None else "the data"
+            warnings.warn(
+                f"{plan.best} is NaN after epoch {number}, which so cannot be the best: look for NaN in {where}",
+                stacklevel=2,
+            )
         better = not math.isnan(value) and (before is None or (value > before if plan.higher else value < before))
         # Devices of other processes may round otherwise.
         if agreed(better, plan.shared):
