@@ -91,8 +91,8 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
         wide = {"hidden": output.features[keep.hidden]} if keep.kind == "hidden" else {"logits": output.logits}
         wide |= {f"features.{path}": output.features[path] for path in keep.features}
         beyond = [jnp.isinf(x.astype(dtype)) & jnp.isfinite(x) & ~_are_masks(x) for x in _floats(wide.values())]
-        places = output.logits.shape[:-1]
-        faults = {"wrong": are_wrong(wide.values(), places), "beyond": _faults_at(beyond, places)}
+        at = output.logits.shape[:-1]
+        faults = {"wrong": are_wrong(wide.values(), at), "beyond": _faults_at(beyond, at)}
         return {name: x.astype(dtype) for name, x in wide.items()} | faults
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
     wrong = jnp.any(jnp.isnan(log_p), axis=-1)
@@ -132,7 +132,7 @@ def of_examples(faults: Bool[np.ndarray, "..."], weights: Any) -> Bool[np.ndarra
         if present.shape != faults.shape[: present.ndim]:
             present = present.reshape(len(present), -1).any(axis=1)
         faults = faults & present.reshape(present.shape + (1,) * (faults.ndim - present.ndim))
-    return faults.any(axis=tuple(range(1, faults.ndim)))
+    return np.any(faults.reshape(len(faults), math.prod(faults.shape[1:])), axis=1)
 
 
 def _floats(answers: Iterable[Any]) -> list[Array]:
