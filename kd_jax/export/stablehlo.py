@@ -58,7 +58,9 @@ def from_stablehlo(path: str | Path) -> Model:
     with refusing(f"{path} is no StableHLO program that this JAX reads", "write it again with kd.export.to_stablehlo"):
         exported = jax_export.deserialize(bytearray(content))
 
-    def stored(params: PyTree, inputs: PyTree) -> Any:
+    def stored(params: PyTree, inputs: PyTree, train: bool) -> Any:
+        if train:
+            raise ConfigError(f"{path.name} is an exported program and cannot be trained here: give it as the teacher")
         return exported.call(inputs)
 
     return from_function(stored, {})

@@ -9,6 +9,7 @@ from flax import nnx
 from kd_jax.errors import ConfigError
 from kd_jax.models.calling import named_parameters
 from kd_jax.models.network import Model
+from kd_jax.models.trying import reason
 
 
 def constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
@@ -31,7 +32,15 @@ def constructed(constructor: Any, rngs: nnx.Rngs) -> nnx.Module:
         ) from None
     except ValueError:
         pass
-    module = constructor(*args, **kwargs)
+    try:
+        module = constructor(*args, **kwargs)
+    except Exception as error:
+        if isinstance(constructor, type) or "rngs" in kwargs:
+            raise
+        raise ConfigError(
+            f"{who} was called with nnx.Rngs, as a function that makes a module is, and failed ({reason(error)}): a "
+            "function of inputs is a model by kd.from_function(apply, params)"
+        ) from error
     if not isinstance(module, nnx.Module):
         remedy = "a function rngs -> nnx.Module, or use kd.from_linen or kd.from_function"
         if isinstance(module, Model):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from kd_jax.data.batch import Batch, check_counts, take
 from kd_jax.data.mixing import prepared
@@ -15,23 +16,26 @@ from kd_jax.models import Output
 from kd_jax.teacher import Teacher
 from kd_jax.train.step import all_terms, fit_labels
 
+PyTree = Any
+
 # So many examples are asked about.
 _MOST = 1000
 
 
 def check_teacher(method: Method, data: Batch, teacher: Teacher | None, prepare: Any) -> None:
-    """Raises `NotFiniteError` where a teacher's logits are not finite, or so low that the method is not.
+    """Raises `NotFiniteError` where inputs are NaN, or a teacher's logits not finite, or so low that the method is not.
 
     data: one batch, or all examples, of which the first are looked at.
     """
-    if teacher is None:
-        return
     count = check_counts(data)
     weights = np.ones(count) if data.weights is None else np.asarray(data.weights).reshape(count, -1).any(axis=-1)
     rows = jnp.asarray(np.flatnonzero(weights)[:_MOST])
-    batch, asked = take(jax.tree.map(jnp.asarray, data), rows), teacher.take(rows)
+    batch = take(jax.tree.map(jnp.asarray, data), rows)
+    _check_inputs(batch.inputs, rows)
+    if teacher is None:
+        return
     batch = prepared(prepare, batch, jax.random.key(0))
-    for said in asked.outputs(batch.inputs):
+    for said in teacher.take(rows).outputs(batch.inputs):
         logits = np.asarray(said.logits, np.float32)
         if np.isnan(logits).any() or np.isposinf(logits).any():
             kind = "NaN" if np.isnan(logits).any() else "infinite"
@@ -44,6 +48,18 @@ def check_teacher(method: Method, data: Batch, teacher: Teacher | None, prepare:
                 f"the teacher rules classes out (its logits are -inf), where {type(method).__name__} is not finite: "
                 'give logits of all classes (kd.from_top_k(…, rest="uniform")), or take another method such as kd.KD()'
             )
+
+
+def _check_inputs(inputs: PyTree, rows: Int[Array, " examples"]) -> None:
+    """Raises `NotFiniteError` for inputs that are NaN."""
+    for leaf in jax.tree.leaves(inputs):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            wrong = np.isnan(np.asarray(leaf, np.float32)).reshape(leaf.shape[0], -1).any(axis=-1)
+            if wrong.any():
+                raise NotFiniteError(
+                    f"the inputs of example {int(rows[int(wrong.argmax())])} are NaN, and so is the loss: mend "
+                    "them, or give that example the weight 0"
+                )
 
 
 def _is_finite(method: Method, batch: Batch, taught: Output) -> bool:

@@ -422,3 +422,8 @@ class Called:
 def test_a_pytree_that_is_called_is_no_constructor():
     with pytest.raises(ConfigError, match=r"Called is a PyTree that is called, .*give kd\.from_function"):
         from_nnx(Called(jnp.ones((3, 5))))
+
+
+def test_a_function_of_inputs_is_no_module() -> None:
+    with pytest.raises(ConfigError, match=r"the lambda was called with nnx\.Rngs.*kd\.from_function\(apply, params\)"):
+        as_model(lambda x: x[:, :3] * 2.0)

@@ -51,3 +51,14 @@ def test_fit_says_it() -> None:
         kd.fit(0, DATA, net(), teacher=NAN, method=kd.KD(), **HOW)
     with pytest.raises(NotFiniteError, match="smaller learning rate"):
         kd.fit(0, DATA, net(), teacher=teacher(), method=kd.KD(), **(HOW | {"optimizer": optax.sgd(1e30)}))
+
+
+def test_an_input_that_is_nan_is_the_reason_and_not_the_teacher() -> None:
+    inputs = np.array(DATA.inputs)
+    inputs[3, 1] = np.nan
+    for taught in (None, teacher()):
+        with pytest.raises(NotFiniteError, match="the inputs of example 3 are NaN, and so is the loss: mend them, or"):
+            check_teacher(kd.KD(), DATA._replace(inputs=inputs), as_teacher(taught), None)
+    weights = np.ones(len(inputs), np.float32)
+    weights[3] = 0
+    check_teacher(kd.KD(), DATA._replace(inputs=inputs, weights=weights), None, None)
