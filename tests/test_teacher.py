@@ -252,6 +252,12 @@ def test_answers_in_float64_stay_so():
                 np.testing.assert_array_equal(logits, wide)
 
 
+def test_a_function_may_give_arrays_of_numpy():
+    wide = np.ones((24, 4))
+    for known in (lambda x: wide, kd.several([lambda x: wide, teacher()], mean="logits")):
+        assert kd.cached(known, X).output.logits.dtype == np.float32
+
+
 def test_several_teachers_know_the_same_examples():
     with pytest.raises(ConfigError, match="the teachers know 3 and 5 examples: give each the outputs of the same"):
         kd.several([kd.cached(np.zeros((5, 4), np.float32)), kd.cached(np.zeros((3, 4), np.float32))])

@@ -242,8 +242,9 @@ class SeveralTeachers(Teacher):
                 f"the teachers' logits have the shapes {' and '.join(map(str, sorted(shapes)))}: the mean of their "
                 f"{self.mean} needs the same shape"
             )
-        kind = max((np.dtype(np.float32), *(output.logits.dtype for output in each)), key=lambda kind: kind.itemsize)
-        logits = jnp.stack([output.logits.astype(kind) for output in each])
+        given = [jnp.asarray(output.logits) for output in each]
+        kind = max((np.dtype(np.float32), *(logits.dtype for logits in given)), key=lambda kind: kind.itemsize)
+        logits = jnp.stack([logits.astype(kind) for logits in given])
         if self.mean == "probabilities":
             # Of the logits' own size: equal teachers say what one of them does.
             sizes = jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -89,7 +89,7 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
     """
     dtype = jnp.dtype(keep.dtype or np.float32)
 
-    def typed(values: Array) -> Array:
+    def typed(values: Any) -> Any:
         return values.astype(dtype) if keep.dtype or values.dtype.itemsize < 4 else values
 
     if keep.kind in ("hidden", "logits"):
