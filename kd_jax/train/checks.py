@@ -23,7 +23,7 @@ from kd_jax.models import Model, Output
 from kd_jax.models.compiled import hashable
 from kd_jax.models.trying import CALL, PREPARE, reason, told
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
-from kd_jax.train.matches import check_mean, check_same_outputs, unfit_student, unneeded_labels
+from kd_jax.train.matches import check_mean, check_same_outputs, unfit_student, unneeded_labels, warn_of_views
 from kd_jax.train.measures import Measure
 from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, student_output, weighted_sum
 
@@ -104,7 +104,6 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         )
     if teacher is not None and teacher.sparse is not None:
         check_sparse(method, teacher.sparse)
-    check_mean(method, teacher)
     key = jax.random.key(0)
     prepare = training.prepare
     if mixes(prepare) and teacher is not None and teacher.per_example:
@@ -120,6 +119,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
     seen = batch
     if prepare is not None:
         seen = _tried("prepare", batch.inputs, lambda batch: prepared(prepare, batch, key), batch, remedy=PREPARE)
+        warn_of_views(prepare, batch, teacher)
     inputs = seen.inputs
 
     def ask(inputs: PyTree, variables: PyTree) -> tuple[Output, PyTree, PyTree]:
@@ -138,6 +138,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
     except FeatureError as error:
         raise unfit_student(method, error) from None
     _check_output("the student", student, batch)
+    check_mean(method, teacher, student.logits.shape[-1])
     _check_carried(before, after)
     softmax = next((type(one).__name__ for one in walk(method) if one.of_classes), None)
     if softmax is not None and student.logits.shape[-1] == 1:

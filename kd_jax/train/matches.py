@@ -1,8 +1,15 @@
 """Whether a method, its student and its teachers belong together."""
 
+import warnings
+from typing import Any
+
+import jax
+
+from kd_jax.data.batch import Batch
+from kd_jax.data.mixing import prepared
 from kd_jax.errors import ConfigError, FeatureError, MethodError, ShapeError
 from kd_jax.methods import DML, Method, SelfTaught, SimKD
-from kd_jax.methods.base import Sum, Wrapped
+from kd_jax.methods.base import LossFunction, Sum, Wrapped
 from kd_jax.methods.bounds import walk
 from kd_jax.methods.moving_average import AVERAGE
 from kd_jax.methods.simkd import PROJECTED
@@ -26,18 +33,34 @@ def check_same_outputs(method: Method, student: Output, teacher: Output) -> None
     )
 
 
-def check_mean(method: Method, teacher: Teacher | None) -> None:
+def check_mean(method: Method, teacher: Teacher | None, outputs: int) -> None:
     """Raises `MethodError` for the mean of several teachers' softmaxes where their outputs are compared as they are."""
     if not isinstance(teacher, SeveralTeachers):
         return
     for one in teacher.teachers:
-        check_mean(method, one)
+        check_mean(method, one, outputs)
     every = [one for one in walk(method) if not isinstance(one, Sum | Wrapped)]
+    if outputs > 1:
+        # A function says nothing of what it takes.
+        every = [one for one in every if not isinstance(one, LossFunction)]
     raw = next((type(one).__name__ for one in every if one.compares_logits and not one.of_classes), None)
     if teacher.mean == "probabilities" and len(teacher.teachers) > 1 and raw:
         raise MethodError(
             f"the mean of the teachers is that of their probabilities, by a softmax over classes, and {raw} does not "
             'say that it takes one (of_classes): give kd.several(teachers, mean="logits") or mean="losses"'
+        )
+
+
+def warn_of_views(prepare: Any, batch: Batch, teacher: Teacher | None) -> None:
+    """Warns where views are random, and the teacher's answers are kept, of the inputs as they are."""
+    if teacher is None or not teacher.per_example:
+        return
+    program = jax.make_jaxpr(lambda key, batch: prepared(prepare, batch, key).inputs)(jax.random.key(0), batch)
+    if any(program.jaxpr.invars[0] in equation.invars for equation in program.jaxpr.eqns):
+        warnings.warn(
+            "prepare draws random views, and the teacher's answers are kept, of the inputs as they are: give the "
+            "teacher itself, which then sees the view that the student sees",
+            stacklevel=5,
         )
 
 

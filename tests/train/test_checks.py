@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -545,7 +546,12 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "probabilities and a function": (
         MethodError,
         "and LossFunction does not say that it takes one",
-        lambda: distill(None, [teacher(), kd.several([teacher(), teacher(6, 3, 4)])], method=lambda s, t: s[:, 0]),
+        lambda: distill(
+            kd.mlp([6, 1]),
+            [teacher(6, 1), kd.several([teacher(6, 1), teacher(6, 3, 1)])],
+            kd.Batch(X),
+            method=lambda s, t: s[:, 0],
+        ),
     ),
     "probabilities of one output": (
         MethodError,
@@ -686,3 +692,24 @@ def test_a_method_of_features_alone_warns_that_nothing_trains_the_outputs() -> N
     with pytest.warns(UserWarning, match=r"compares features alone, .* kd\.KD\(\) \+ kd\.Cosine\(…\)"):
         kd.distill(net(), teacher(6, 5, 4), DATA, method=alone, **HOW)
     kd.distill(net(), teacher(6, 5, 4), DATA, method=kd.CrossEntropy() + alone, **HOW)
+
+
+def test_a_function_may_take_the_mean_of_probabilities() -> None:
+    result = distill(None, [teacher(), teacher(6, 3, 4)], method=lambda s, t: kd.losses.kd(s, t, temperature=2.0))
+    assert np.isfinite(result.history["loss"]).all()
+
+
+@pytest.mark.parametrize("prepare", [kd.augment.random_flip(), lambda key, x, train: x / 2])
+def test_random_views_beside_answers_that_are_kept_are_told(prepare: Any) -> None:
+    images = kd.Batch(IMAGES.astype(np.float32), np.zeros(len(IMAGES), np.int32))
+    model, other = (
+        kd.from_function(lambda p, x: x.reshape(len(x), -1) @ p, np.full((IMAGES[0].size, 4), of, np.float32))
+        for of in (0, 1)
+    )
+    how = {"optimizer": SGD, "batch_size": 4, "prepare": prepare}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        kd.distill(model, kd.cached(other, images), images, **how)
+        kd.distill(model, other, images, **how)
+    random = isinstance(prepare, type(kd.augment.random_flip()))
+    assert [str(one.message)[:30] for one in told] == ["prepare draws random views, an"] * random
