@@ -175,6 +175,8 @@ class Table:
         return "\n\n".join([table, *said, self._note()])
 
     def _note(self) -> str:
+        if len(self.seeds) == 1:
+            return f"One seed has no standard deviation and no interval. A student has {self.parameters:,} parameters."
         text = f"± in the table is the standard deviation over {len(self.seeds)} seeds; intervals are of paired "
         text += "differences"
         text += f", corrected for {self.looked_at} comparisons" if self.looked_at > 1 else ""

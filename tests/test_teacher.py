@@ -273,3 +273,10 @@ def test_features_of_several_teachers_are_those_of_the_first():
 def test_a_feature_to_be_kept_may_be_named_alone():
     known = kd.cached(teacher(), X, features="hidden.0")
     assert said(known.take(jnp.arange(24)), features=("hidden.0",))[0].features["hidden.0"].shape == (24, 7)
+
+
+def test_a_name_of_a_file_is_no_teacher() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'teacher\.safetensors' is no model, but a name: kd\.restore\(model, path\)"
+    ):
+        as_teacher("teacher.safetensors")

@@ -16,6 +16,8 @@ from kd_jax.models.doors import is_result
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+_OF_METHODS = ("alpha", "temperature")
+
 
 def called_as(call: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Makes a function raise `ArgumentError` for arguments that it does not take. call: how it is called, in words."""
@@ -39,6 +41,8 @@ def called_as(call: str) -> Callable[[Callable[Arguments, Result]], Callable[Arg
 def _refusal(error: TypeError, taken: inspect.Signature, call: str, given: int, named: dict[str, Any]) -> str:
     function, names = call.partition("(")[0], list(taken.parameters)
     unknown = next((name for name in named if name not in names), None)
+    if unknown in _OF_METHODS and function != "kd.evaluate":
+        return f"{function} has no {unknown}, which is a number of the method: give it there, as kd.KD({unknown}=…)"
     if unknown is not None:
         return f"{function} has no {unknown}: did you mean {difflib.get_close_matches(unknown, names, 1, 0)[0]}?"
     if "too many positional" in str(error):

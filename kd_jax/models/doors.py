@@ -1,6 +1,7 @@
 """Whatever a user calls a model, as a `Model`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +43,11 @@ def as_model(model: Any) -> Model:
         )
     if callable(model):
         return from_nnx(model)
+    if isinstance(model, str | Path):
+        raise ConfigError(
+            f"{str(model)!r} is no model, but a name: kd.restore(model, path) reads a network that was kept, and of a "
+            "teacher kd.from_file(path) the logits and kd.open_cache(path) the answers"
+        )
     raise ConfigError(
         f"a {type(model).__name__} is no model: give an nnx.Module, kd.from_linen(module, inputs) or "
         "kd.from_function(apply, params)"

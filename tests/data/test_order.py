@@ -40,6 +40,10 @@ def test_swapped_arguments_are_told_with_the_order(says: str, call: Callable[[],
 
 UNKNOWN: list[tuple[str, Callable[[], Any]]] = [
     (r"^kd\.distill has no batchsize: did you mean batch_size\?$", lambda: kd.distill(net(), None, DATA, batchsize=4)),
+    (
+        r"^kd\.distill has no temperature, which is a number of the method: give it there, as kd\.KD\(temperature=…\)$",
+        lambda: kd.distill(net(), None, DATA, temperature=4),
+    ),
     (r"^kd\.compare has no method: did you mean methods\?$", lambda: kd.compare(net(), None, DATA, DATA, method=1)),
     (r"^kd\.distill was given 4 arguments without a name: call it as kd\.distill\(student, teacher, data\), with",
      lambda: kd.distill(net(), None, X, Y)),
