@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def main(
             runs.setdefault(name, []).append(measures(trained))
             print(f"{name}, seed {seed}: {runs[name][-1]['notes, 50 cents']:.2%} within 50 cents", flush=True)
             if out and not seed:
-                file = Path(out) / f"{name.replace(',', '').replace(' ', '-')}.onnx"
+                file = Path(out) / f"{'-'.join(re.findall('[a-z]+', name))}.onnx"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 kd.export.to_onnx(trained, file, tested[:batch_size], tolerance=1e-4)
 
