@@ -20,6 +20,7 @@ import pytest
 import kd_jax
 from benchmarks import (
     caches,
+    convolution_time,
     end_to_end,
     kd_jax_ways,
     keras_ways,
@@ -418,3 +419,15 @@ def test_the_steps_of_networks_train_alone_and_distilled():
         train = networks.kd_jax_trainer(row, 4)
         first, *_, last = [train() for _ in range(30)]
         assert last < first
+
+
+def test_the_calls_of_onednn_are_summed_by_their_kinds() -> None:
+    line = "onednn_verbose,v1,primitive,exec,cpu,{kind},brg,{what},src:f32,,,mb64,{ms}"
+    calls = [("convolution", "forward_training", 30), ("reorder", "undef", 2), ("convolution", "forward_training", 10)]
+    told = "\n".join(
+        [line.format(kind="convolution", what="forward_training", ms=1000), "the calls begin"]
+        + [line.format(kind=kind, what=what, ms=ms) for kind, what, ms in calls]
+        + ["onednn_verbose,v1,info,cpu", "milliseconds a step: 5.5"]
+    )
+    found = convolution_time.times(told)
+    assert found == pytest.approx({"convolution, forward training": 2, "reorder": 0.1, "all else": 3.4, "a step": 5.5})

@@ -63,7 +63,7 @@ class Own(Owner):
 
 def hashable(function: Any) -> Any:
     """A function, or `Own` of one that has no hash."""
-    return function if _has_hash(function) else Own(function)
+    return function if has_hash(function) else Own(function)
 
 
 def call(function: Callable[..., Any], *arguments: PyTree, **static: Any) -> Any:
@@ -111,10 +111,11 @@ def _known(value: Any) -> Any:
     owner = getattr(value, "owner", None)
     if isinstance(owner, Owner):
         return owner.token
-    return value if _has_hash(value) else _Same(value)
+    return value if has_hash(value) else _Same(value)
 
 
-def _has_hash(value: Any) -> bool:
+def has_hash(value: Any) -> bool:
+    """Whether it can be a key: what holds an array, a list or a dict cannot."""
     try:
         hash(value)
     except TypeError:

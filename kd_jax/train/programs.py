@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from kd_jax.convolution import compiling
+from kd_jax.models.compiled import has_hash
 
 PyTree = Any
 
@@ -108,11 +109,7 @@ def _key(same: Hashable, structure: Any, shapes: Any, donate: bool) -> Hashable 
         return None
     settings = tuple(str(jax.config.values.get(name)) for name in _SETTINGS)
     key = (same, structure, shapes, donate, settings)
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
+    return key if has_hash(key) else None
 
 
 def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:

@@ -16,6 +16,7 @@ from kd_jax.methods import KD, CrossEntropy, KDWithoutTSquared, Method, catalogu
 from kd_jax.methods.base import Scalar, Values, as_parts, terms_of
 from kd_jax.methods.logits import SoftLoss
 from kd_jax.models import Model, Network, Output
+from kd_jax.models.compiled import has_hash
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,12 @@ def make(name: str, alpha: float, temperature: float, options: Sequence[str]) ->
 def check(method: Method, name: str, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
     """Raises `ConfigError` where a method cannot train the student on labelled images, in batches of that size."""
     try:
-        if student.variables is None and teacher.variables is None and _is_hashable(method):
+        if student.variables is None and teacher.variables is None and has_hash(method):
             _traced_once(method, student.network, teacher.network, tuple(image_shape), size)
         else:
             _trace(method, student, teacher, image_shape, size)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--method is {name}: {error}") from None
-
-
-def _is_hashable(method: Method) -> bool:
-    """Not where a number of it is an array."""
-    try:
-        hash(method)
-    except TypeError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=256)
