@@ -1,4 +1,4 @@
-"""Where a convolutional step's time goes: `python -m benchmarks.convolution_time [ResNet-20]`, some 3 minutes.
+"""Where a convolutional step's time goes: `python -m benchmarks.convolution_time [ResNet-20]`, about a minute.
 
 kd_jax and eager PyTorch each train in a process of its own, in which oneDNN tells the time of each of its calls; that
 costs a step a few milliseconds. Printed is what oneDNN takes of a step, by kind, and what is left.
