@@ -1,6 +1,6 @@
 """One convolution in forms for which XLA's CPU compiler has fast kernels, also in loops: `convolve`.
 
-- Ungrouped and large, in float32: oneDNN's, where it is installed.
+- Large ones of float32: oneDNN's, where it is installed.
 - Ungrouped, in float32, bfloat16 and float16: XLA's convolution, in the order batch, space, features; space, inputs,
   outputs.
 - One number for a position and a pair of features (1 × 1, and its gradients), and types for which XLA has no kernel
@@ -72,7 +72,7 @@ def _form(own: Operands) -> Array:
     """[batch, *extents, groups · outputs], by the form that is fast."""
     own = _cropped(own)
     inputs = own.rhs.shape[-2]
-    if own.groups == 1 and math.prod(map(min, own.window, own.extents)) > 1:
+    if math.prod(map(min, own.window, own.extents)) > 1:
         by_onednn = onednn_form.convolution(own, otherwise=_library)
         if by_onednn is not None:
             return by_onednn

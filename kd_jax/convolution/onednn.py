@@ -38,7 +38,8 @@ class Geometry(NamedTuple):
     """A convolution as oneDNN sees it: of which of its three arrays is the result, their extents, and its window.
 
     kind: "forward" makes `outputs`, "inputs" and "kernel" the gradients of `inputs` and of `kernel`.
-    inputs: [batch, *space, inputs]. kernel: [*window, inputs, outputs]. outputs: [batch, *extents, outputs].
+    inputs: [batch, *space, groups · inputs]. kernel: [*window, inputs, groups · outputs].
+    outputs: [batch, *extents, groups · outputs].
     dilations: numbers left out between those of the window, 0 for none.
     """
 
@@ -50,6 +51,7 @@ class Geometry(NamedTuple):
     dilations: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    groups: tuple[int] = (1,)
 
 
 def why_not() -> str:
@@ -209,8 +211,8 @@ class _Primitive:
     def __init__(self, library: _Library, geometry: Geometry) -> None:
         self.library = library
         inputs, outputs = _images(library, geometry.inputs), _images(library, geometry.outputs)
-        kernel = _kernel(library, geometry.kernel)
-        free = library.layout((*geometry.kernel[-1:], *geometry.kernel[-2:-1], *geometry.kernel[:-2]))
+        kernel, sizes = _kernel(library, geometry)
+        free = library.layout(sizes)
         window = [
             (ctypes.c_int64 * len(part))(*part)
             for part in (geometry.strides, geometry.dilations, geometry.before, geometry.after)
@@ -280,8 +282,13 @@ def _images(library: _Library, shape: tuple[int, ...]) -> ctypes.c_void_p:
     return library.layout((batch, features, *space), (math.prod(space) * features, 1, *inner))
 
 
-def _kernel(library: _Library, shape: tuple[int, ...]) -> ctypes.c_void_p:
-    """[*window, inputs, outputs], which oneDNN names outputs, inputs, window."""
-    *window, inputs, outputs = shape
-    inner = [math.prod(window[axis + 1 :]) * inputs * outputs for axis in range(len(window))]
-    return library.layout((outputs, inputs, *window), (1, outputs, *inner))
+def _kernel(library: _Library, geometry: Geometry) -> tuple[ctypes.c_void_p, tuple[int, ...]]:
+    """[*window, inputs, groups · outputs], and the sizes of oneDNN: groups, if any, outputs, inputs, window."""
+    *window, inputs, features = geometry.kernel
+    (groups,) = geometry.groups
+    outputs = features // groups
+    inner = [math.prod(window[axis + 1 :]) * inputs * features for axis in range(len(window))]
+    sizes, strides = (outputs, inputs, *window), (1, features, *inner)
+    if groups > 1:
+        sizes, strides = (groups, *sizes), (outputs, *strides)
+    return library.layout(sizes, strides), sizes

@@ -18,7 +18,7 @@ _WORTH = 4_000_000
 
 
 def convolution(own: Operands, *, otherwise: Callable[[Operands], Array]) -> Array | None:
-    """[batch, *extents, outputs] of an ungrouped convolution of float32; None where XLA had better compute it.
+    """[batch, *extents, groups · outputs] of a convolution of float32; None where XLA had better compute it.
 
     otherwise: the same by XLA, whose derivatives are taken.
     """
@@ -26,7 +26,7 @@ def convolution(own: Operands, *, otherwise: Callable[[Operands], Array]) -> Arr
     products = len(own.lhs) * math.prod(own.extents) * own.rhs.size
     mesh = jax.sharding.get_abstract_mesh()
     several = not mesh.empty and mesh.size > 1  # then XLA divides what it knows, and it does not know a call
-    if dtypes != {jnp.dtype(jnp.float32)} or own.groups > 1 or products < _WORTH or several:
+    if dtypes != {jnp.dtype(jnp.float32)} or products < _WORTH or several:
         return None
     geometry, arrange, restore = _seen(own)
     name = None if geometry is None else onednn.target(geometry)
@@ -52,20 +52,28 @@ def _seen(
     own: Operands,
 ) -> tuple[Geometry | None, Callable[[Array, Array], tuple[Array, Array]], Callable[[Array], Array]]:
     """As oneDNN sees it, its two operands from those of `own`, and the result of `own` from its result."""
-    space, last = tuple(range(own.dims)), own.dims + 1
+    space, last, groups = tuple(range(own.dims)), own.dims + 1, own.groups
     if own.lhs_dilation != (1,) * own.dims:
         geometry = _of_inputs(own) if own.window_strides == (1,) * own.dims else None
         # The kernel of the convolution whose gradient this is, with which JAX began.
-        return geometry, lambda lhs, rhs: (lhs, lax.transpose(lax.rev(rhs, space), (*space, last, own.dims))), _same
+        return geometry, lambda lhs, rhs: (lhs, _swapped_in_groups(lax.rev(rhs, space), groups)), _same
     if math.prod(own.window) > math.prod(own.extents):
         # Inputs and gradient as they were before the batch was put where features are.
-        swapped = (last, *range(1, last), 0)
         return (
             _of_kernel(own),
-            lambda lhs, rhs: (lax.transpose(lhs, swapped), lax.transpose(rhs, (own.dims, *space, last))),
+            lambda lhs, rhs: (_swapped_in_groups(lhs, groups, 0), lax.transpose(rhs, (own.dims, *space, last))),
             lambda result: lax.transpose(result, (own.dims, *space, last)),
         )
     return _of_outputs(own), lambda lhs, rhs: (lhs, rhs), _same
+
+
+def _swapped_in_groups(array: Array, groups: int, axis: int = -2) -> Array:
+    """Of `[…, groups · size]`, the sizes of `axis` and of the last swapped, group by group."""
+    axis %= array.ndim
+    size = array.shape[-1] // groups
+    split = lax.reshape(array, (*array.shape[:-1], groups, size))
+    moved = jnp.swapaxes(split, axis, array.ndim)
+    return lax.reshape(moved, (*moved.shape[:-2], groups * moved.shape[-1]))
 
 
 def _same(result: Array) -> Array:
@@ -76,7 +84,9 @@ def _of_outputs(own: Operands) -> Geometry:
     before, after = zip(*own.padding, strict=True)
     dilations = tuple(dilation - 1 for dilation in own.rhs_dilation)
     outputs = (len(own.lhs), *own.extents, own.rhs.shape[-1])
-    return Geometry("forward", own.lhs.shape, own.rhs.shape, outputs, own.window_strides, dilations, before, after)
+    return Geometry(
+        "forward", own.lhs.shape, own.rhs.shape, outputs, own.window_strides, dilations, before, after, (own.groups,)
+    )
 
 
 def _of_inputs(own: Operands) -> Geometry:
@@ -89,14 +99,17 @@ def _of_inputs(own: Operands) -> Geometry:
         seen = dilated(window, dilation)
         before.append(seen - 1 - low)
         after.append(dilated(size, stride) - 1 + seen - extent - before[-1])
-    kernel = (*own.window, own.rhs.shape[-1], own.rhs.shape[-2])
+    kernel = (*own.window, own.rhs.shape[-1] // own.groups, own.groups * own.rhs.shape[-2])
     dilations = tuple(dilation - 1 for dilation in own.rhs_dilation)
-    return Geometry("inputs", outputs, kernel, own.lhs.shape, own.lhs_dilation, dilations, tuple(before), tuple(after))
+    return Geometry(
+        *("inputs", outputs, kernel, own.lhs.shape, own.lhs_dilation, dilations, tuple(before), tuple(after)),
+        (own.groups,),
+    )
 
 
 def _of_kernel(own: Operands) -> Geometry:
     """A window larger than what it leaves: the gradient of a kernel, with the batch where features are."""
-    channels, batch = len(own.lhs), own.lhs.shape[-1]
+    channels, batch = len(own.lhs), own.lhs.shape[-1] // own.groups
     outputs = own.rhs.shape[-1]
     after = [
         dilated(window, stride) - 1 + dilated(extent, step) - size - low
@@ -106,11 +119,12 @@ def _of_kernel(own: Operands) -> Geometry:
     ]
     return Geometry(
         "kernel",
-        (batch, *own.lhs.shape[1:-1], channels),
+        (batch, *own.lhs.shape[1:-1], own.groups * channels),
         (*own.extents, channels, outputs),
         (batch, *own.window, outputs),
         own.rhs_dilation,
         tuple(step - 1 for step in own.window_strides),
         tuple(low for low, _ in own.padding),
         tuple(after),
+        (own.groups,),
     )

@@ -24,6 +24,15 @@ CASES = {
     "three axes": ((2, 6, 5, 7, 4), (3, 2, 3, 4, 8), (1, 1, 2), ((1, 1), (0, 1), (1, 1)), (1, 1, 1)),
     "one channel": ((4, 12, 12, 1), (5, 5, 1, 6), (1, 1), ((2, 2), (2, 2)), (1, 1)),
 }
+GROUPED = {
+    "depthwise": (8, ((5, 9, 8, 8), (3, 3, 1, 8), (1, 1), ((1, 1), (1, 1)), (1, 1))),
+    "depthwise, strided": (8, ((4, 9, 8, 8), (3, 3, 1, 8), (2, 2), ((0, 1), (1, 1)), (1, 1))),
+    "depthwise, two outputs each": (8, ((4, 9, 8, 8), (3, 3, 1, 16), (1, 1), ((1, 1), (1, 1)), (2, 1))),
+    "three groups": (3, ((4, 9, 8, 24), (3, 3, 8, 48), (1, 1), ((1, 1), (1, 1)), (1, 1))),
+    "two groups, strided": (2, ((4, 11, 8, 16), (3, 3, 8, 32), (2, 2), ((1, 1), (1, 0)), (1, 1))),
+    "two groups, one axis": (2, ((6, 20, 16), (5, 8, 32), (2,), ((2, 2),), (1,))),
+}
+CASES |= {name: case for name, (_, case) in GROUPED.items()}
 NUMBERS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
@@ -32,10 +41,15 @@ def _all_of_them(monkeypatch):
     monkeypatch.setattr(onednn_form, "_WORTH", 0)
 
 
+def groups_of(case):
+    return GROUPED[case][0] if case in GROUPED else 1
+
+
 def convolved(x, kernel, case):
     _, _, strides, padding, dilation = CASES[case]
     numbers = NUMBERS[len(strides)]
-    return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers)
+    options = {"rhs_dilation": dilation, "dimension_numbers": numbers, "feature_group_count": groups_of(case)}
+    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
 def both(case):
@@ -69,9 +83,14 @@ def oracle(case, x, kernel, other):
                 *(a * stride + p * step for a, stride, p, step in zip(at, strides, place, dilation, strict=True)),
             )
             here = (slice(None), *at)
-            out[here] += padded[seen] @ kernel[place]
-            of_padded[seen] += other[here] @ kernel[place].T
-            of_kernel[place] += padded[seen].T @ other[here]
+            for group in range(groups_of(case)):
+                ours, theirs = (
+                    slice(group * size, (group + 1) * size)
+                    for size in (kernel.shape[-2], kernel.shape[-1] // groups_of(case))
+                )
+                out[*here, theirs] += padded[*seen, ours] @ kernel[*place, :, theirs]
+                of_padded[*seen, ours] += other[*here, theirs] @ kernel[*place, :, theirs].T
+                of_kernel[*place, :, theirs] += padded[*seen, ours].T @ other[*here, theirs]
     inner = tuple(slice(low, low + size) for (low, _), size in zip(padding, x.shape[1:-1], strict=True))
     return out, of_padded[(slice(None), *inner)], of_kernel
 
