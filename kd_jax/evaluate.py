@@ -103,6 +103,8 @@ def evaluate(
             taught.append(np.asarray(teacher_logits(asked, part, batch_size=batch_size, prepare=prepare), np.float32))
     if not logits:
         raise ConfigError("there is no batch to evaluate on: give at least one")
+    if not any(map(len, logits)):
+        raise ConfigError("there is no example to evaluate on: give at least one")
     if len({part.shape[1:] for part in logits}) > 1 and all(part.ndim > 2 for part in logits):
         logits, labels, weights, taught = padded(logits, labels, weights, taught)
     together = Batch(None, joined(labels, "labels"), joined(weights, "weights"))

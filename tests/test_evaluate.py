@@ -205,6 +205,8 @@ def test_measures_of_a_users_own() -> None:
         (kd.Batch(LOGITS, LABELS[:, None] > 1), ShapeError, r"are bool .*give labels\[..., 0\].astype\(int\)$"),
         (kd.Batch(LOGITS, LABELS, np.ones((50, 5))), ShapeError, r"the weights have the shape \(50, 5\)"),
         ([], ConfigError, "there is no batch to evaluate on"),
+        (kd.Batch(LOGITS[:0], LABELS[:0]), ConfigError, "there is no example to evaluate on"),
+        (kd.Batch(LOGITS, LABELS, np.zeros(50, np.float32)), DataError, "the weights sum to 0"),
         ([(LOGITS, LABELS), kd.Batch(LOGITS)], ConfigError, "some batches have labels and some have none"),
     ],
 )
