@@ -4,7 +4,8 @@ XLA's CPU compiler has a fast kernel for one order of a convolution's axes: batc
 outputs. It turns convolutions into that order outside loops only (jax-ml/jax#12868), and the gradients of a
 convolution have another one: in the body of a `lax.scan` they are 100 times slower. So `canonical` rewrites them in the
 program of one function, or has oneDNN compute them (`kd_jax.convolution.onednn`). Beside them it rewrites sums of
-columns, which batch normalisation needs. It changes nothing else in the process, and the function may be anybody's.
+columns, which batch normalisation needs, and gradients of max pools. It changes nothing else in the process, and the
+function may be anybody's.
 """
 
 import functools
@@ -14,10 +15,10 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
-from jax.extend.core.primitives import conv_general_dilated_p, reduce_sum_p
+from jax.extend.core.primitives import conv_general_dilated_p, reduce_sum_p, select_and_scatter_add_p
 from jaxtyping import Array
 
-from kd_jax.convolution import sums
+from kd_jax.convolution import pools, sums
 from kd_jax.convolution.forms import convolve
 
 Arguments = ParamSpec("Arguments")
@@ -95,6 +96,9 @@ class _Rewriter:
                 functools.partial(sums.column_sums, axes=tuple(map(int, equation.params["axes"]))), equation
             )
             return
+        if equation.primitive is select_and_scatter_add_p and _is_slow_pool(equation):
+            yield from _inlined(functools.partial(pools.scattered, **equation.params), equation)
+            return
         params = {name: self.value(value) for name, value in equation.params.items()}
         same = all(params[name] is value for name, value in equation.params.items())
         yield equation if same else equation.replace(params=params)
@@ -114,6 +118,13 @@ def _is_slow_sum(equation: JaxprEqn) -> bool:
     """A sum of many rows of float32, which has no axes of a mesh in its type."""
     array: Any = equation.invars[0].aval
     return array.dtype == jnp.float32 and not _is_sharded(equation) and sums.is_worth_it(array.shape, _axes(equation))
+
+
+def _is_slow_pool(equation: JaxprEqn) -> bool:
+    """The gradient of a pool of floats, which has no axes of a mesh in its type."""
+    array: Any = equation.invars[1].aval
+    floats = jnp.issubdtype(array.dtype, jnp.floating) and 0 not in array.shape
+    return bool(floats and not _is_sharded(equation) and pools.is_worth_it(**equation.params))
 
 
 def _axes(equation: JaxprEqn) -> tuple[int, ...]:
