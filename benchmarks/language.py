@@ -36,6 +36,7 @@ class Row(NamedTuple):
 
 ROWS = {"teacher": Row(4), "student": Row(2), "distilled student": Row(2, True)}
 WRITERS = {"teacher": 4, "student": 2}
+_QUICK = "student"
 _PROBES = ("product, JAX", "product, PyTorch")
 
 
@@ -45,7 +46,7 @@ def language(setting: Setting) -> list[Table]:
 
 
 def _steps(setting: Setting) -> Table:
-    rows = {name: row for name, row in ROWS.items() if not setting.quick or row.distilled}
+    rows = {name: row for name, row in ROWS.items() if not setting.quick or name == _QUICK}
     rounds, steps = (3, 2) if setting.quick else (max(5, setting.rounds // 3), 8)
     figures: Figures = {}
     best: dict[str, str] = {}
@@ -54,7 +55,8 @@ def _steps(setting: Setting) -> Table:
         with Apart() as apart:
             found = {(name, "kd_jax"): Contestant(kd_jax_trainer(row, steps), steps)}
             found[name, _PROBES[0]] = limit.jax_product()
-            if has_torch():
+            # Each process takes seconds to start.
+            if has_torch() and not setting.quick:
                 found[name, _PROBES[1]] = apart.contestant(limit.torch_product)
             for way in _ways(setting):
                 found[name, way] = apart.contestant(_torch_steps, row, steps, way)
@@ -77,7 +79,7 @@ def _steps(setting: Setting) -> Table:
 
 
 def _sampling(setting: Setting) -> Table:
-    writers = {name: layers for name, layers in WRITERS.items() if not setting.quick or name == "student"}
+    writers = {name: layers for name, layers in WRITERS.items() if not setting.quick or name == _QUICK}
     rounds = 3 if setting.quick else max(5, setting.rounds // 3)
     figures: Figures = {}
     best: dict[str, str] = {}

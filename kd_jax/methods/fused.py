@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
 from kd_jax import losses
 from kd_jax.data.batch import Batch, check_whole
@@ -60,10 +60,6 @@ class FusedLinear(Wrapped):
     def teacher_features(self) -> tuple[str, ...]:
         """The head's."""
         return (HIDDEN, KERNEL) if self.needs_teacher else ()
-
-    def init(self, key: Key[Array, ""], student: Output, teacher: Output | None) -> Parts:
-        """Nothing."""
-        return Parts()
 
     def loss(self, parts: Parts, student: Output, teacher: Output | None, batch: Batch, step: Int[Array, ""]) -> Terms:
         """One term, `fused`: the mean over the batch, by its weights. It is the sum of the method's own terms."""

@@ -24,7 +24,7 @@ TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (8, 6)).astype(np.int3
 # Padded, packed, and one that has no weight at all.
 SEGMENTS = np.array([[1] * 6, [1] * 4 + [0] * 2, [1] * 3 + [2] * 3, [0] * 6] * 2, np.int32)
 DATA = kd.token_batch(TOKENS, segments=SEGMENTS)
-HOW = {"optimizer": SGD, "epochs": 2, "batch_size": 4}
+HOW = {"optimizer": SGD, "epochs": 2, "batch_size": 8}
 
 
 def of_width(width, *, tied=True, dtype=jnp.float32, vocabulary=VOCABULARY):
@@ -91,7 +91,7 @@ def trained(method, student, teacher, data=DATA):
 
 
 def assert_same_training(found, wanted, tolerance):
-    assert np.ptp(wanted[0]) > 1e-3
+    assert np.ptp(wanted[0]) > 1e-4
     np.testing.assert_allclose(found[0], wanted[0], rtol=tolerance)
     for one, other in zip(found[1], wanted[1], strict=True):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
@@ -100,7 +100,7 @@ def assert_same_training(found, wanted, tolerance):
 def test_a_training_is_that_of_all_logits_padded_and_packed(pair):
     """Of tied and untied heads, and of a teacher that is live or kept as hidden states."""
     method = kd.KD(alpha=0.3, temperature=2.0)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         student, teacher = (
             kd.Model(of_width(width, tied=tied, dtype=jnp.float64).network, jax.tree.map(jnp.float64, one.variables))
             for (width, tied), one in zip(((4, True), (8, False)), pair, strict=True)
@@ -112,37 +112,37 @@ def test_a_training_is_that_of_all_logits_padded_and_packed(pair):
         assert_same_training(trained(kd.fused_linear(method), student, kept), wanted, 1e-9)
 
 
-def test_in_float32_alone_summed_and_weighted(pair):
-    for plain, fused in (
-        (kd.CrossEntropy(), kd.fused_linear(kd.CrossEntropy())),
-        (0.5 * kd.JSD() + kd.HiddenStates("norm"), 0.5 * kd.fused_linear(kd.JSD()) + kd.HiddenStates("norm")),
-    ):
-        assert_same_training(trained(fused, *pair), trained(plain, *pair), 2e-5)
+def test_in_float32_in_a_sum_and_weighted(pair):
+    plain, fused = (0.5 * one + kd.HiddenStates("norm") for one in (kd.JSD(), kd.fused_linear(kd.JSD())))
+    assert_same_training(trained(fused, *pair), trained(plain, *pair), 2e-5)
 
 
-def test_the_student_writes_and_a_grid_is_one_program(pair):
-    student, teacher = pair
-    plain = kd.token_batch(TOKENS, prompt=np.arange(6)[None] < np.full((8, 1), 2))
-    method = kd.ReverseKL(alpha=0)
-    found = (
-        trained(kd.on_policy(one, share=1.0, temperature=0.0), student, teacher, plain)
-        for one in (kd.fused_linear(method), method)
+def test_the_student_writes_itself(pair):
+    data = kd.token_batch(TOKENS, prompt=np.arange(6)[None] < np.full((8, 1), 2))
+    found, wanted = (
+        trained(kd.on_policy(one, share=1.0, temperature=0.0), *pair, data)
+        for one in (kd.fused_linear(kd.ReverseKL(alpha=0)), kd.ReverseKL(alpha=0))
     )
-    assert_same_training(*found, 2e-5)
+    assert_same_training(found, wanted, 2e-5)
+
+
+def test_a_grid_of_numbers_is_a_vmap(pair):
+    student, teacher = outputs(*pair)
 
     def loss(method):
-        return kd.fit(0, DATA, student, method=method, teacher=teacher, **HOW)[1]["loss"]
+        return method.loss(kd.Parts(), student, teacher, DATA, jnp.int32(0))["fused"]
 
-    grid = jax.vmap(loss)(kd.fused_linear(kd.KD(alpha=jnp.array([0.0, 0.5]))))
-    for alpha, row in zip((0.0, 0.5), grid, strict=True):
-        np.testing.assert_allclose(row, loss(kd.KD(alpha=alpha)), rtol=2e-5)
+    grid = kd.KD(alpha=jnp.array([0.0, 0.5]), temperature=jnp.array([1.0, 3.0]))
+    for found, alpha, temperature in zip(jax.vmap(loss)(kd.fused_linear(grid)), (0.0, 0.5), (1.0, 3.0), strict=True):
+        np.testing.assert_allclose(found, loss(kd.fused_linear(kd.KD(alpha=alpha, temperature=temperature))), rtol=1e-6)
 
 
-def test_no_history_asks_for_all_logits(pair):
+def test_no_measure_asks_for_all_logits(pair, monkeypatch):
     result = kd.distill(*pair, DATA, method=kd.fused_linear(kd.KD()), **HOW)
     assert set(result.history) == {"loss", "fused", "seconds"}
-    table = kd.compare(of_width(4), pair[1], DATA, DATA, methods={"fused": kd.fused_linear(kd.KD())}, seeds=1, **HOW)
-    assert "fused" in str(table)
+    # Of a comparison, too: its measures of training are what this calls.
+    monkeypatch.delattr("kd_jax.seeds.accuracy")
+    kd.compare(of_width(4), pair[1], DATA, DATA, methods={"fused": kd.fused_linear(kd.KD())}, seeds=1, **HOW)
 
 
 def memory(method, pair, data):
@@ -150,7 +150,7 @@ def memory(method, pair, data):
     student, teacher = pair
     training = make_training(student, SGD)
     key, known = jax.random.key(0), kd.teacher.as_teacher(teacher)
-    state = jax.eval_shape(lambda: step.init(key, training, method))
+    state = jax.eval_shape(lambda: step.init(key, training, method, data, known))
     order = jax.ShapeDtypeStruct((2, 4), jnp.int32)
     scanned = jax.jit(partial(fit.scan_steps, training=training))
     return scanned.lower(state, key, data, known, order, method).compile().memory_analysis().temp_size_in_bytes
@@ -186,17 +186,16 @@ def test_a_bias_and_a_head_of_the_users_own(pair):
     """The kernel has as many rows as a batch has examples, and is masked by none."""
     plain = kd.Batch(TOKENS, DATA.labels, DATA.weights)
     student, teacher = (kd.from_nnx(Ended).init(seed) for seed in (0, 1))
-    how = {**HOW, "batch_size": 8}
 
     def told(params, tokens):
         hidden = params["embed"]["embedding"][tokens]
-        logits = hidden @ params["head"]["kernel"] + params["head"]["bias"]
+        logits = hidden @ params["head"]["kernel"] + params["head"]["bias"][None, None]
         return kd.Output(logits, {HIDDEN: hidden, KERNEL: params["head"]["kernel"], BIAS: params["head"]["bias"]})
 
     models = {"nnx": student, "function": kd.from_function(told, student.variables["params"])}
-    wanted = kd.distill(student, teacher, plain, method=kd.JSD(), **how)
+    wanted = kd.distill(student, teacher, plain, method=kd.JSD(), **HOW)
     for model in models.values():
-        found = kd.distill(model, teacher, plain, method=kd.fused_linear(kd.JSD()), **how)
+        found = kd.distill(model, teacher, plain, method=kd.fused_linear(kd.JSD()), **HOW)
         np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=2e-5)
         for one, other in zip(*(jax.tree.leaves(r.model.variables) for r in (found, wanted)), strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
