@@ -63,10 +63,10 @@ def _steps(setting: Setting) -> Table:
             seconds = take_turns(found, rounds, label=name)
         probed = [seconds.pop(key) for key in list(seconds) if key[1] in _PROBES]
         timed = as_figures(seconds, lambda _, value: 1000 * value)
-        chosen, way = with_best(timed, TUNED, TORCH)
+        chosen, by_row = with_best(timed, TUNED, TORCH)
         rate = min(statistics.median(values) for values in probed)
         chosen[name]["limit"] = [1000 * rate * operations(row.layers)] * rounds
-        figures, kept, best = figures | chosen, kept | timed, best | way
+        figures, kept, best = figures | chosen, kept | timed, best | by_row
     notes = [
         f"{rounds} rounds of {steps} steps of AdamW, float32; compilation is left out",
         f"width {WIDTH}, {HEADS} heads, {VOCABULARY} tokens, tied embeddings; the teacher has 4 layers, the student 2; "
@@ -91,8 +91,8 @@ def _sampling(setting: Setting) -> Table:
                 found[name, way] = apart.contestant(torch_writer, layers, way)
             seconds = take_turns(found, rounds, label=f"sampling, {name}")
         timed = as_figures(seconds, lambda _, value: 1 / value)
-        chosen, way = with_best(timed, TUNED, TORCH, rate=True)
-        figures, kept, best = figures | chosen, kept | timed, best | way
+        chosen, by_row = with_best(timed, TUNED, TORCH, rate=True)
+        figures, kept, best = figures | chosen, kept | timed, best | by_row
     notes = [
         f"{rounds} rounds: {BATCH} rows of {POSITIONS - PROMPT} tokens behind prompts of {PROMPT}, at temperature 1; "
         "compilation is left out",

@@ -1,5 +1,7 @@
 """The zoo's transformer in PyTorch, with `scaled_dot_product_attention`, a cache for sampling, and the zoo's names."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -93,7 +95,8 @@ class Transformer(nn.Module):
         """Logits behind tokens `[batch, positions]` at the positions `at`; what is kept of them is written."""
         mask = torch.arange(cache[0][0].shape[2], device=at.device) <= at[:, None]
         rotation, x = self.rotation(at), self.embed_tokens(tokens)
-        for layer, kept in zip(self.layers, cache, strict=True):
+        layers: Any = self.layers
+        for layer, kept in zip(layers, cache, strict=True):
             x = layer.cached(x, rotation, kept, at, mask)
         return self.logits(x[:, -1])
 

@@ -41,7 +41,7 @@ _DIVERGENCES: dict[type[Method], tuple[str, tuple[str, ...]]] = {
     TopKKL: ("top_k_kl", ("k", "rest")),
 }
 """The divergence of a method and its numbers, beside alpha and temperature."""
-_TAKEN = (CrossEntropy, *_DIVERGENCES, AlphaBeta)
+_TAKEN: tuple[type[Method], ...] = (CrossEntropy, *_DIVERGENCES, AlphaBeta)
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,17 @@ def head_of(output: Output) -> Head:
 
 
 @contextlib.contextmanager
-def watched(module: nnx.Module) -> Iterator[list[_Call]]:
-    """The calls of linear layers, and of embeddings as heads, while this lasts. The module is a copy."""
-    for _, part in nnx.iter_modules(module):
+def watched(module: nnx.Module, *, wanted: bool) -> Iterator[list[_Call]]:
+    """The calls of linear layers, and of embeddings as heads, while this lasts. The module is a copy.
+
+    wanted: whether anything is done at all.
+    """
+    for _, part in nnx.iter_modules(module) if wanted else ():
         # Of other classes nobody knows what they do.
         if type(part) is nnx.Embed or (type(part) is nnx.Linear and part.dot_general in (jax.lax.dot_general, of_rows)):
             object.__setattr__(part, "__class__", _watched(type(part)))
     calls: list[_Call] = []
-    token = _calls.set(calls)
+    token = _calls.set(calls if wanted else None)
     try:
         yield calls
     finally:

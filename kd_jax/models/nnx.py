@@ -1,6 +1,5 @@
 """The door of Flax NNX: a module that lives, or what constructs one, as a `Model`; and back."""
 
-import contextlib
 import hashlib
 import inspect
 import weakref
@@ -138,7 +137,7 @@ class NNXNetwork(Network):
         module = self.module(variables, key, train=train)
         of_head = heads.HIDDEN in features
         features = tuple(path for path in features if path not in (heads.HIDDEN, heads.KERNEL))
-        with heads.watched(module) if of_head else contextlib.nullcontext([]) as calls:
+        with heads.watched(module, wanted=of_head) as calls:
             recorded = recording.start(module, features)
             result = self._asked(module, variables, inputs, train, key, features)
         output = as_output(result, type(module).__name__)

@@ -108,7 +108,7 @@ def test_a_training_is_that_of_all_logits_padded_and_packed(pair):
         wanted = trained(method, student, teacher)
         assert_same_training(trained(kd.fused_linear(method), student, teacher), wanted, 1e-9)
         head = teacher.variables["params"]["lm_head"]["kernel"]
-        kept = kd.cached(teacher, DATA, keep="hidden", hidden="norm", head=head, dtype="float64")
+        kept = kd.cached(teacher, DATA, keep="hidden", hidden="norm", head=head)
         assert_same_training(trained(kd.fused_linear(method), student, kept), wanted, 1e-9)
 
 
@@ -151,23 +151,23 @@ def memory(method, pair, data):
     training = make_training(student, SGD)
     key, known = jax.random.key(0), kd.teacher.as_teacher(teacher)
     state = jax.eval_shape(lambda: step.init(key, training, method, data, known))
-    order = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+    order = jax.ShapeDtypeStruct((2, len(data.labels)), jnp.int32)
     scanned = jax.jit(partial(fit.scan_steps, training=training))
     return scanned.lower(state, key, data, known, order, method).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_a_step_never_holds_all_logits():
     """By XLA's own analysis, of 512 tokens and 8,192 columns."""
-    vocabulary, positions = 8192, 128
+    vocabulary, rows, positions = 8192, 16, 32
     student, teacher = (
         kd.from_nnx(lambda rngs, width=width: transformer(vocabulary, layers=1, width=width, heads=2, rngs=rngs)).init(
             0
         )
         for width in (8, 16)
     )
-    data = kd.token_batch(jnp.zeros((4, positions), jnp.int32))
-    logits = 4 * 4 * positions * vocabulary
-    fused = memory(kd.fused_linear(kd.KD(), chunk=16), (student, teacher), data)
+    data = kd.token_batch(jnp.zeros((rows, positions), jnp.int32))
+    logits = 4 * rows * positions * vocabulary
+    fused = memory(kd.fused_linear(kd.KD(), chunk=8), (student, teacher), data)
     assert fused < logits / 4
     assert memory(kd.KD(), (student, teacher), data) > 2 * logits
 
