@@ -8,8 +8,10 @@ difference to the students without a teacher, seed by seed, and the 95 % interva
 the number of differences: it is about other seeds of the students, with this one teacher and this text.
 
 All of it is one training of the teacher and three of students for each seed, of two epochs. `--quick` takes 200,000
-bytes, and has four small trainings. TIMES `--out DIR` writes the table there, and each training as
-it ends: the same command goes on after those.
+bytes, and has four small trainings. On one core of a 2.8 GHz Xeon that others shared, a step of the teacher took 0.73 s
+of processor time, of a student alone 0.39 s, and of a distilled one 0.44 s beside the teacher's answer. Of the Bible
+there are 1,934 steps in each of ten trainings: count on more than two hours of such a core. `--out DIR` writes the
+table there, and each training as it ends: the same command goes on after those.
 """
 
 import argparse
