@@ -3,6 +3,7 @@
 # Hinton's whole table on it, within 10 minutes, or as far as it comes: benchmarks/gpu.sh OUT PYTHON hinton2015
 # The loss of a large vocabulary, within 4 minutes: benchmarks/gpu.sh OUT PYTHON linear-divergence
 # Steps of convolutional networks, within 5 minutes: benchmarks/gpu.sh OUT PYTHON networks
+# Steps of a language model, and sampling, within 5 minutes: benchmarks/gpu.sh OUT PYTHON language
 # Run it in the repository's root. Where PYTHON's JAX sees no GPU, the first run installs one into .venv-gpu, which
 # takes minutes more. Each section writes its figures as soon as it is done; what comes last is lost first.
 set -u
@@ -38,8 +39,8 @@ measure() {
     shift 2
     timeout "$limit" "$python" -m benchmarks.throughput "$@" --out "$out/$folder" || echo "$folder ended with $?" >&2
 }
-if [ "${3:-}" = networks ]; then
-    measure 300 networks --rounds 15 --only networks
+if [ "${3:-}" = networks ] || [ "${3:-}" = language ]; then
+    measure 300 "$3" --rounds 15 --only "$3"
     exit
 fi
 measure 330 main --rounds 9 --whole-rounds 1 --only steps end-to-end seeds evaluation

@@ -88,15 +88,16 @@ def operations(network: str) -> int:
         return net.apply(variables, images, train=False, key=jax.random.key(0))[0].logits
 
     jaxpr = jax.make_jaxpr(logits)(variables, images)
-    return 3 * _operations(jaxpr.jaxpr)
+    return 3 * operations_of(jaxpr.jaxpr)
 
 
-def _operations(jaxpr: Any) -> int:
+def operations_of(jaxpr: Any) -> int:
+    """Additions and multiplications of the convolutions and products of a program, and of those within it."""
     total = 0
     for equation in jaxpr.eqns:
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
-            total += _operations(inner) if hasattr(inner, "eqns") else 0
+            total += operations_of(inner) if hasattr(inner, "eqns") else 0
         shapes = [atom.aval.shape for atom in equation.invars if hasattr(atom.aval, "shape")]
         out = equation.outvars[0].aval
         if equation.primitive.name == "conv_general_dilated":

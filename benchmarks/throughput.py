@@ -1,9 +1,10 @@
 """How fast kd_jax is: against the notebook in PyTorch, tuned PyTorch, Keras 3 on JAX, and the limit of the machine.
 
 Contestants take turns on one machine in one run, so that their ratios mean something where the machine is shared. The
-sections: `steps` (one step at batch 32), `networks` (one of convolutional networks), `batches` (32 to 4096),
-`end-to-end` (the whole notebook as a process), `evaluation` (the test set), `seeds` (students a second when many train
-together), `memory`, and `xla` (what compiler flags and unrolling change; only when named).
+sections: `steps` (one step at batch 32), `networks` (one of convolutional networks), `language` (one of a language
+model, and sampling), `batches` (32 to 4096), `end-to-end` (the whole notebook as a process), `evaluation` (the test
+set), `seeds` (students a second when many train together), `memory`, and `xla` (what compiler flags and unrolling
+change; only when named).
 """
 
 import argparse
@@ -17,13 +18,14 @@ from pathlib import Path
 import jax
 
 import kd_jax
-from benchmarks import end_to_end, memory, networks, report, seeds, steps, xla
+from benchmarks import end_to_end, language, memory, networks, report, seeds, steps, xla
 from benchmarks.measure import Setting, Table
 from kd_jax.experiments.shell.options import Parser
 
 SECTIONS: dict[str, Callable[[Setting], list[Table]]] = {
     "steps": steps.steps,
     "networks": networks.networks,
+    "language": language.language,
     "batches": steps.batches,
     "end-to-end": end_to_end.end_to_end,
     "evaluation": steps.evaluation,

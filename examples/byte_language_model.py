@@ -8,10 +8,14 @@ difference to the students without a teacher, seed by seed, and the 95 % interva
 the number of differences: it is about other seeds of the students, with this one teacher and this text.
 
 All of it is one training of the teacher and three of students for each seed, of two epochs. `--quick` takes 200,000
-bytes, and has four small trainings. `--out DIR` writes the table there.
+bytes, and has four small trainings. On one core of a 2.8 GHz Xeon that others shared, a step of the teacher took 0.73 s
+of processor time, of a student alone 0.39 s, and of a distilled one 0.44 s beside the teacher's answer. Of the Bible
+there are 1,934 steps in each of ten trainings: count on more than two hours of such a core. `--out DIR` writes the
+table there, and each training as it ends: the same command goes on after those.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -55,14 +59,41 @@ def main(
     steps = epochs * (len(train.labels) // batch_size)
     student = model(layers[1])
     how = dict(optimizer=optax.adamw(optax.cosine_decay_schedule(2e-3, steps)), epochs=epochs, batch_size=batch_size)
-    teacher = kd.distill(model(layers[0]), None, train, key=100, **how).student
     methods = {"alone": kd.CrossEntropy(), "KD": kd.KD(alpha=0.5, temperature=1.0), "JSD": kd.JSD(alpha=0.5)}
-    found = {
-        name: np.array([bits(kd.distill(student, teacher, train, method=method, key=seed, **how).student)
-                        for seed in range(seeds)])
-        for name, method in methods.items()
+    settings = {
+        "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest(), "layers": list(layers), "width": width,
+        "length": length, "epochs": epochs, "batch_size": batch_size,
     }  # fmt: skip
-    of_teacher = bits(teacher)
+    kept, seconds = {"teacher": [], **{name: [] for name in methods}}, 0.0
+    folder = None if out is None else Path(out)
+    if folder is not None and (folder / "results.json").is_file():
+        before = json.loads((folder / "results.json").read_text())
+        if before["settings"] != settings:
+            raise SystemExit(f"{folder} is of {before['settings']}, and not of {settings}: give another folder")
+        kept, seconds = before["bits_per_byte"], before["seconds"]
+
+    def keep(name: str, trained: nnx.Module) -> None:
+        """Measures a trained model, and keeps what was found so far."""
+        kept[name].append(bits(trained))
+        if folder is not None:
+            result = {"settings": settings, "seconds": seconds + time.perf_counter() - begun, "bits_per_byte": kept}
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.new").write_text(json.dumps(result, indent=2) + "\n")
+            (folder / "results.new").replace(folder / "results.json")
+
+    if kept["teacher"]:
+        teacher = kd.models.from_hugging_face(folder / "teacher")
+    else:
+        teacher = kd.distill(model(layers[0]), None, train, key=100, **how).student
+        if folder is not None:
+            kd.models.to_hugging_face(teacher, folder / "teacher")
+        keep("teacher", teacher)
+    for seed in range(seeds):
+        for name, method in methods.items():
+            if len(kept[name]) <= seed:
+                keep(name, kd.distill(student, teacher, train, method=method, key=seed, **how).student)
+    found = {name: np.array(kept[name][:seeds]) for name in methods}
+    of_teacher = kept["teacher"][0]
     lines = [["teacher", f"{of_teacher:.4f}", "", ""]]
     for name, values in found.items():
         sd = f"{values.std(ddof=1):.4f}" if seeds > 1 else ""
@@ -76,16 +107,7 @@ def main(
     prompt = np.frombuffer(b"And the ", np.uint8).astype(np.int32)[None]
     written = kd.generate(teacher, prompt, steps=80, temperature=0.7)
     print(f"\nThe teacher writes: {bytes(np.asarray(written.tokens[0], np.uint8)).decode(errors='replace')!r}")
-    if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "bytes": len(text), "layers": layers, "width": width, "length": length, "epochs": epochs,
-            "batch_size": batch_size, "seeds": seeds,
-        }  # fmt: skip
-        bits_per_byte = {"teacher": of_teacher} | {name: values.tolist() for name, values in found.items()}
-        result = {"settings": settings, "seconds": time.perf_counter() - begun, "bits_per_byte": bits_per_byte}
-        (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    if folder is not None:
         (folder / "results.md").write_text(table + "\n")
 
 

@@ -113,6 +113,7 @@ if TYPE_CHECKING:
     from kd_jax.methods import VkD as VkD
     from kd_jax.methods import averaged as averaged
     from kd_jax.methods import cohort as cohort
+    from kd_jax.methods import fused_linear as fused_linear
     from kd_jax.methods import members as members
     from kd_jax.methods import on_policy as on_policy
     from kd_jax.methods import scheduled as scheduled
@@ -184,7 +185,7 @@ _NAMES = {
         "TAID TTM ULD VID WKD WKDF WTTM AdaptiveKL AlphaBeta AttentionMaps BinaryKD Cosine CrossEntropy FitNet "
         "HiddenStates KDWithoutTSquared LabelSmoothing LogitMSE Method MiniLM Parts ReverseKL ReviewKD SampledKL "
         "SemCKD SimKD SkewKL SkewReverseKL SymmetricKL TopKKL TotalVariation VirtualTeacher VkD averaged cohort "
-        "members on_policy scheduled self_taught standardised static with_average with_classifier"
+        "fused_linear members on_policy scheduled self_taught standardised static with_average with_classifier"
     ),
     ".models": (
         "MLP Model Network Output feature_names from_function from_linen from_nnx from_onnx from_torch mlp restore "

@@ -15,7 +15,7 @@ from kd_jax.data.batch import as_batch, as_key, check_whole, is_in_memory
 from kd_jax.data.mixing import mixes
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import ConfigError, NotFiniteError
-from kd_jax.methods import KD, CrossEntropy, as_method, check_rows, is_on_policy
+from kd_jax.methods import KD, CrossEntropy, as_method, check_rows, is_fused, is_on_policy
 from kd_jax.methods.contrastive import check_memory
 from kd_jax.models import Model, as_model, count_parameters, to_module
 from kd_jax.models.nnx import NNXNetwork
@@ -262,7 +262,9 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
     later = isinstance(source, Stream)
     # Labels of the student's own sequences say nothing of how good it is.
     whole = not is_on_policy(method) and of_training.are_classes(known, output.logits.shape[-1], later=later)
-    few = 1 < output.logits.shape[-1] <= _MOST_WATCHED
+    # Nor may anything ask for logits that a method does without.
+    whole = whole and not is_fused(method)
+    few = 1 < output.logits.shape[-1] <= _MOST_WATCHED and not is_fused(method)
     if whole:
         watched["accuracy"] = of_training.accuracy
         # Labels that an iterator has later are not known yet.

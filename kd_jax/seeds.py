@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import CheckpointError, DataError, NotFiniteError
-from kd_jax.methods import CrossEntropy, LabelSmoothing, Method, is_on_policy
+from kd_jax.methods import CrossEntropy, LabelSmoothing, Method, is_fused, is_on_policy
 from kd_jax.models import Model, count_parameters, parameters
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
@@ -167,7 +167,7 @@ def _fit(
     whole = hasattr(data.labels, "dtype") and jnp.issubdtype(data.labels.dtype, jnp.integer)
     missing = np.asarray(data.labels) < 0 if whole else np.bool_(True)
     # Labels of the student's own sequences say nothing of how good it is.
-    measures = {} if missing.all() or is_on_policy(method) else {"accuracy": accuracy}
+    measures = {} if missing.all() or is_on_policy(method) or is_fused(method) else {"accuracy": accuracy}
     if measures and missing.any():
         measures[UNLABELLED] = unlabelled
 

@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import kd_jax
 from benchmarks import (
@@ -24,6 +26,7 @@ from benchmarks import (
     end_to_end,
     kd_jax_ways,
     keras_ways,
+    language,
     limit,
     linear_divergence,
     processes,
@@ -419,6 +422,68 @@ def test_the_steps_of_networks_train_alone_and_distilled():
         train = networks.kd_jax_trainer(row, 4)
         first, *_, last = [train() for _ in range(30)]
         assert last < first
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The section of language models in small."""
+    sizes = {"VOCABULARY": 32, "WIDTH": 16, "HEADS": 2, "HIDDEN": 32, "POSITIONS": 16, "PROMPT": 4, "EXAMPLES": 32}
+    for name, value in sizes.items():
+        monkeypatch.setattr(language, name, value)
+    return language
+
+
+def test_the_operations_of_a_decoder_are_those_of_its_products(tiny: ModuleType) -> None:
+    tokens, width, hidden, positions = 16 * 16, 16, 32, 16
+    layer = 4 * width * width + 3 * width * hidden + 2 * positions * width
+    assert tiny.operations(2) == 3 * 2 * tokens * (2 * layer + width * 32)
+
+
+def test_a_decoder_trains_alone_and_distilled(tiny: ModuleType) -> None:
+    for row in (tiny.Row(1), tiny.Row(1, True)):
+        train = tiny.kd_jax_trainer(row, 4)
+        first, *_, last = [train() for _ in range(10)]
+        assert last < 0.98 * first
+
+
+@needs_torch
+def test_a_decoder_in_pytorch_is_the_same_and_trains(tiny: ModuleType) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    for row in (tiny.Row(1), tiny.Row(1, True)):
+        train = tiny.torch_trainer(row, 4, "eager")
+        first, *_, last = [train() for _ in range(10)]
+        assert last < 0.98 * first
+    theirs, tokens = tiny.torch_network(2), tiny.tokens()[:3]
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(4)
+        wanted = theirs(torch.tensor(tokens).long())
+        # A sequence in two goes through the cache, and the second in steps.
+        cache, places = theirs.cache(3, 16), torch.arange(16)
+        stepwise = [theirs.decode(torch.tensor(tokens[:, :4]).long(), places[:4], cache)]
+        for at in range(4, 16):
+            stepwise.append(theirs.decode(torch.tensor(tokens[:, at : at + 1]).long(), places[at : at + 1], cache))
+        torch.testing.assert_close(torch.stack(stepwise, 1), wanted[:, 3:], rtol=1e-4, atol=1e-4)
+        written = tiny.torch_written(theirs, torch.tensor(tokens[:, :4]).long(), 5, theirs.decode)
+    assert written.shape == (3, 9)
+    ours = kd_jax.models.load_state_dict(tiny._made(2, nnx.Rngs(0)), theirs.state_dict())
+    assert float(wanted.abs().max()) > 1
+    assert jnp.allclose(ours(jnp.asarray(tokens)), wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_section_of_language_models_has_steps_and_sampling(
+    tiny: ModuleType, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "has_torch", lambda: False)
+    monkeypatch.setattr(tiny.limit, "SQUARE", 64)
+    steps_table, sampling = tiny.language(Setting(mnist, 3, 1, True))
+    assert set(steps_table.figures["student"]) == {"kd_jax", "limit"}
+    assert sampling.rate
+    assert len(sampling.figures["student"]["kd_jax"]) == 3
+    assert min(sampling.figures["student"]["kd_jax"]) > 0
+    assert "PyTorch is not installed" in sampling.notes[-1]
 
 
 def test_the_calls_of_onednn_are_summed_by_their_kinds() -> None:

@@ -91,18 +91,37 @@ def test_the_pronunciation_example_ends_in_a_table(tmp_path: Path, capsys: pytes
     assert "| teacher" in printed
 
 
-def test_the_language_model_example_ends_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_language_model_example_ends_in_a_table_and_goes_on_after_a_kill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, out = (ROOT / "LICENSE").read_bytes()[:8192], tmp_path / "bytes"
     sizes = {"layers": (1, 1), "seeds": 2, "epochs": 1, "width": 16, "length": 32, "batch_size": 64}
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        loaded("byte_language_model").main(text, **sizes, out=str(out))
-    printed = capsys.readouterr().out
+    example = loaded("byte_language_model")
+
+    def printed() -> str:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            example.main(text, **sizes, out=str(out))
+        return capsys.readouterr().out
+
+    said = printed()
     table = (out / "results.md").read_text()
-    assert table in printed
+    assert table in said
     assert "bits per byte" in table
-    assert "'And the " in printed
-    values = json.loads((out / "results.json").read_text())["bits_per_byte"]
-    assert [len(values[name]) for name in ("alone", "KD", "JSD")] == [2, 2, 2]
+    assert "'And the " in said
+    file = json.loads((out / "results.json").read_text())
+    values = file["bits_per_byte"]
+    assert [len(values[name]) for name in ("teacher", "alone", "KD", "JSD")] == [1, 2, 2, 2]
     pair = kd.paired_comparison(values["alone"], values["KD"], metric="bits", comparisons=2)
     assert pair.ci95 is not None
     assert f"{pair.mean_difference:+.4f} ({pair.ci95[0]:+.4f} to {pair.ci95[1]:+.4f})" in table
+    # As a kill leaves it before the last training: that one alone is done again, with the teacher that was kept.
+    trained = []
+    distill = kd.distill
+    monkeypatch.setattr(kd, "distill", lambda *given, **how: trained.append(how["key"]) or distill(*given, **how))
+    file["bits_per_byte"] = values | {"JSD": values["JSD"][:1]}
+    (out / "results.json").write_text(json.dumps(file))
+    assert printed() == said
+    assert trained == [1]
+    assert json.loads((out / "results.json").read_text())["bits_per_byte"] == values
+    with pytest.raises(SystemExit, match="give another folder"):
+        example.main(text[:-1], **sizes, out=str(out))

@@ -20,6 +20,8 @@ from kd_jax.methods.divergences import (
     TotalVariation,
 )
 from kd_jax.methods.features import CC, SRD, VID, FitNet, HiddenStates
+from kd_jax.methods.fused import FusedLinear, fused_linear
+from kd_jax.methods.fused import is_fused as is_fused
 from kd_jax.methods.layers import ReviewKD, SemCKD
 from kd_jax.methods.logits import KD, CrossEntropy, KDWithoutTSquared, LabelSmoothing, SoftLoss
 from kd_jax.methods.maps import AB, CATKD, FSP, FT, ICKD, MGD, OFD, WKDF, VkD
@@ -40,10 +42,10 @@ from kd_jax.methods.transformers import AttentionMaps, MiniLM
 __all__ = [
     "AB", "AT", "CATKD", "CC", "CRD", "CTKD", "DIST", "DKD", "DML", "FSP", "FT", "ICKD", "JSD", "KD", "MGD", "MLKD",
     "NKD", "NST", "OFA", "OFD", "PKT", "PLD", "RKD", "RLD", "SP", "SRD", "TAID", "TTM", "ULD", "VID", "WKD", "WKDF",
-    "WTTM", "AdaptiveKL", "AlphaBeta", "AttentionMaps", "BinaryKD", "Cosine", "CrossEntropy", "FitNet", "HiddenStates",
-    "KDWithoutTSquared", "LabelSmoothing", "LogitMSE", "LossFunction", "Method", "MiniLM", "OnPolicy", "Parts",
-    "ReverseKL", "ReviewKD", "SampledKL", "Scaled", "Scheduled", "SelfTaught", "SemCKD", "SimKD", "SkewKL",
-    "SkewReverseKL", "SoftLoss", "Standardised", "Sum", "SymmetricKL", "TopKKL", "TotalVariation", "VirtualTeacher",
-    "VkD", "as_method", "averaged", "cohort", "members", "on_policy", "scheduled", "self_taught", "standardised",
-    "static", "with_average", "with_classifier",
+    "WTTM", "AdaptiveKL", "AlphaBeta", "AttentionMaps", "BinaryKD", "Cosine", "CrossEntropy", "FitNet",
+    "FusedLinear", "HiddenStates", "KDWithoutTSquared", "LabelSmoothing", "LogitMSE", "LossFunction", "Method",
+    "MiniLM", "OnPolicy", "Parts", "ReverseKL", "ReviewKD", "SampledKL", "Scaled", "Scheduled", "SelfTaught",
+    "SemCKD", "SimKD", "SkewKL", "SkewReverseKL", "SoftLoss", "Standardised", "Sum", "SymmetricKL", "TopKKL",
+    "TotalVariation", "VirtualTeacher", "VkD", "as_method", "averaged", "cohort", "fused_linear", "members",
+    "on_policy", "scheduled", "self_taught", "standardised", "static", "with_average", "with_classifier",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from kd_jax.methods import blocks
 from kd_jax.methods.base import Values
 from kd_jax.methods.relations import FeatureMethod
 from kd_jax.models import Model, Network, Output, as_model
+from kd_jax.models.heads import HIDDEN, no_head
 from kd_jax.models.network import Params, PyTree, State, Variables
 
 PROJECTED = "projected"
@@ -127,6 +128,9 @@ class _Reused(Network):
         features: tuple[str, ...] = (),
     ) -> tuple[Output, State]:  # fmt: skip
         """The classifier's logits, the student's features, and the projected one."""
+        if HIDDEN in features:
+            # That of the student itself makes other logits.
+            raise no_head()
         params, state = variables["params"], variables["state"]
         asked = tuple(dict.fromkeys((self.feature, *(path for path in features if path != PROJECTED))))
         output, inner = self.student.apply(

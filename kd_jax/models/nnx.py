@@ -15,7 +15,7 @@ from flax.errors import TraceContextError
 from jaxtyping import Array
 
 from kd_jax.errors import ConfigError
-from kd_jax.models import recording
+from kd_jax.models import heads, recording
 from kd_jax.models.calling import (
     REMEDY,
     Call,
@@ -135,17 +135,27 @@ class NNXNetwork(Network):
     ) -> tuple[Output, State]:
         """As of every `Network`. Raises `ConfigError` where training has random streams and no key."""
         module = self.module(variables, key, train=train)
-        recorded = recording.start(module, features)
+        of_head = heads.HIDDEN in features
+        features = tuple(path for path in features if path not in (heads.HIDDEN, heads.KERNEL))
+        with heads.watched(module, wanted=of_head) as calls:
+            recorded = recording.start(module, features)
+            result = self._asked(module, variables, inputs, train, key, features)
+        output = as_output(result, type(module).__name__)
+        output = recording.finish(module, recorded, heads.with_head(output, calls) if of_head else output)
+        if not train:
+            return output, variables["state"]
+        return output, _same_structure(_split(module)[1]["state"], variables["state"])
+
+    def _asked(
+        self, module: nnx.Module, variables: Variables, inputs: PyTree, train: bool, key: Any, features: tuple[str, ...]
+    ) -> Any:
+        """What the module returns; a feature that cannot be recorded is told as such."""
         try:
-            result = self._called(module, inputs, train, key)
+            return self._called(module, inputs, train, key)
         except (TypeError, ValueError) as error:
             if features and not isinstance(error, ConfigError):
                 self._check_features(variables, inputs, features)
             raise
-        output = recording.finish(module, recorded, as_output(result, type(module).__name__))
-        if not train:
-            return output, variables["state"]
-        return output, _same_structure(_split(module)[1]["state"], variables["state"])
 
     def split(self, variables: Variables) -> tuple[Params, State]:
         """`params` and `state` of the variables."""

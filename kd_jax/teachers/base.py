@@ -15,6 +15,7 @@ from kd_jax.files.digests import text_digest
 from kd_jax.methods.sparse import Sparse
 from kd_jax.models import Network, Output, as_output
 from kd_jax.models.compiled import Own, Owner, Token
+from kd_jax.models.heads import HIDDEN, no_head
 from kd_jax.models.host import HostNetwork
 
 PyTree = Any
@@ -147,6 +148,8 @@ class FunctionTeacher(Teacher):
         """What the function gives."""
         output = as_output(self.function(inputs))
         missing = [path for path in features if path not in output.features]
+        if HIDDEN in missing:
+            raise no_head()
         if missing:
             raise ConfigError(
                 f"the teacher is a function, which has no feature {missing[0]!r}: give a module, or return "
@@ -230,6 +233,11 @@ class SeveralTeachers(Teacher):
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """One output, the mean; or those of all."""
+        if HIDDEN in features and self.mean != "losses" and len(self.teachers) > 1:
+            raise ConfigError(
+                f"the mean of the teachers' {self.mean} is no hidden states times a head, and kd.fused_linear takes "
+                'such: give kd.several(teachers, mean="losses")'
+            )
         each = [
             output for place, teacher in enumerate(self.teachers)
             for output in teacher.outputs(inputs, features=features if place == 0 or self.mean == "losses" else ())

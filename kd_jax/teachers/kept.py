@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kd_jax.errors import ConfigError, DataError, MismatchError
+from kd_jax.errors import ConfigError, DataError, FeatureError, MismatchError
 from kd_jax.files.digests import digest
 from kd_jax.methods.sparse import CLASSES, LOG_PROBABILITIES, LOG_REST, WEIGHTS, Sparse
 from kd_jax.models import Output
+from kd_jax.models.heads import BIAS, HIDDEN, KERNEL
 from kd_jax.teachers.base import PyTree, Teacher
 from kd_jax.teachers.keep import Arrays, Keep
 
@@ -85,6 +86,7 @@ class CachedTeacher(KeptTeacher):
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """What is cached."""
         missing = [path for path in features if path not in self.output.features]
+        _check_head(missing)
         if missing:
             raise ConfigError(
                 f"the cached teacher has no feature {missing[0]!r}: cache it with kd.cached(…, features={features!r})"
@@ -198,9 +200,14 @@ class HiddenTeacher(KeptTeacher):
 
     def outputs(self, inputs: PyTree, *, features: tuple[str, ...] = ()) -> tuple[Output, ...]:
         """Logits, and the hidden states as the feature that they are."""
-        _check_features([path for path in features if path != self.path], f"the feature {self.path!r}")
+        others = [path for path in features if path not in (self.path, HIDDEN, KERNEL)]
+        _check_features(others, f"the feature {self.path!r}")
         hidden = jnp.asarray(self.hidden)
-        return (Output(logits_of(hidden, self.head, self.bias), {self.path: hidden}),)
+        said = {self.path: hidden}
+        if HIDDEN in features:
+            said |= {HIDDEN: hidden, KERNEL: jnp.asarray(self.head)}
+            said |= {} if self.bias is None else {BIAS: jnp.asarray(self.bias)}
+        return (Output(logits_of(hidden, self.head, self.bias), said),)
 
     def by_example(self) -> dict[str, Any]:
         """All but what is of all examples."""
@@ -254,7 +261,14 @@ def _check_within(numbers: Any, count: int | None, what: str) -> None:
         raise DataError(f"{what} is {wrong}, and the cached teacher has 0 to {count - 1}")
 
 
+def _check_head(features: Any) -> None:
+    """Raises `FeatureError` for what is asked of hidden states and heads, where others were kept."""
+    if HIDDEN in features:
+        raise FeatureError(HIDDEN, "was not kept")
+
+
 def _check_features(features: Any, kept: str) -> None:
+    _check_head(features)
     if features:
         raise ConfigError(
             f"{kept} of the teacher were kept, without the feature {next(iter(features))!r}: keep logits and features, "

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool
 
 from kd_jax.data.batch import Batch
 from kd_jax.models import Output
+from kd_jax.models.heads import OF_THE_MODEL
 
 PyTree = Any
 
@@ -47,7 +48,11 @@ def masked(output: Output, batch: Batch) -> Output:
     weights, logits = jnp.asarray(batch.weights), output.logits
     if weights.ndim < logits.ndim and weights.shape == logits.shape[: weights.ndim]:
         logits = jnp.where(broadened(weights == 0, logits.ndim), jnp.zeros_like(logits), logits)
-    return Output(logits, {path: masked_feature(feature, weights) for path, feature in output.features.items()})
+    features = {
+        path: feature if path in OF_THE_MODEL else masked_feature(feature, weights)
+        for path, feature in output.features.items()
+    }
+    return Output(logits, features)
 
 
 def masked_feature(feature: Array, weights: Array) -> Array:

@@ -23,7 +23,14 @@ from kd_jax.models import Model, Output
 from kd_jax.models.compiled import hashable
 from kd_jax.models.trying import CALL, PREPARE, reason, told
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
-from kd_jax.train.matches import check_mean, check_same_outputs, unfit_student, unneeded_labels, warn_of_views
+from kd_jax.train.matches import (
+    check_mean,
+    check_same_outputs,
+    unfit_student,
+    unfit_teacher,
+    unneeded_labels,
+    warn_of_views,
+)
 from kd_jax.train.measures import Measure
 from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, student_output, weighted_sum
 
@@ -148,10 +155,13 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         )
     taught: tuple[Output, ...] = ()
     if teacher is not None:
-        taught = _tried(
-            "the teacher", inputs,
-            lambda inputs, teacher: teacher.outputs(inputs, features=method.teacher_features), inputs, teacher,
-        )  # fmt: skip
+        try:
+            taught = _tried(
+                "the teacher", inputs,
+                lambda inputs, teacher: teacher.outputs(inputs, features=method.teacher_features), inputs, teacher,
+            )  # fmt: skip
+        except FeatureError as error:
+            raise unfit_teacher(method, error) from None
         for one in taught:
             _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)

@@ -8,12 +8,13 @@ import jax
 from kd_jax.data.batch import Batch
 from kd_jax.data.mixing import prepared
 from kd_jax.errors import ConfigError, FeatureError, MethodError, ShapeError
-from kd_jax.methods import DML, Method, SelfTaught, SimKD
+from kd_jax.methods import DML, FusedLinear, Method, SelfTaught, SimKD, is_fused
 from kd_jax.methods.base import LossFunction, Sum, Wrapped
 from kd_jax.methods.bounds import walk
 from kd_jax.methods.moving_average import AVERAGE
 from kd_jax.methods.simkd import PROJECTED
 from kd_jax.models import Output
+from kd_jax.models.heads import HIDDEN
 from kd_jax.teacher import SeveralTeachers, Teacher
 
 
@@ -64,10 +65,16 @@ def warn_of_views(prepare: Any, batch: Batch, teacher: Teacher | None) -> None:
         )
 
 
+_HEAD = (
+    "has a linear layer last (an nnx.Linear, or nnx.Embed.attend) and nothing behind it: give one, or a model that "
+    "returns kd.Output(logits, {'linear_head.hidden': …, 'linear_head.kernel': …})"
+)
+
 # What a student must be for a method, by the feature that others do not have.
 _STUDENTS: dict[str, tuple[type[Method], str]] = {
     AVERAGE: (SelfTaught, "carries its average: give kd.with_average(student)"),
     PROJECTED: (SimKD, "ends in its teacher's classifier: give kd.with_classifier(student, teacher, inputs, …)"),
+    HIDDEN: (FusedLinear, _HEAD),
     "members.0": (DML, "is a cohort: give kd.cohort([student, …])"),
 }
 
@@ -78,6 +85,13 @@ def unfit_student(method: Method, error: FeatureError) -> ConfigError:
     if kind is None or not any(isinstance(one, kind) for one in walk(method)):
         return error
     return MethodError(f"{kind.__name__} needs a student that {needed}")
+
+
+def unfit_teacher(method: Method, error: FeatureError) -> ConfigError:
+    """The error for a teacher without a head, where a method needs it."""
+    if error.path != HIDDEN or not is_fused(method):
+        return error
+    return MethodError(f"FusedLinear needs a teacher that {_HEAD}, or is kept with kd.cached(…, keep='hidden')")
 
 
 def unneeded_labels(method: Method, error: MethodError | ShapeError) -> MethodError | ShapeError:

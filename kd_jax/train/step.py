@@ -15,6 +15,7 @@ from kd_jax.losses.checks import as_whole
 from kd_jax.methods import Method, Parts, resampled
 from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Network, Output
+from kd_jax.models.heads import HIDDEN, OF_THE_MODEL
 from kd_jax.models.predict import highest_precision
 from kd_jax.teacher import Teacher
 from kd_jax.train.absent import broadened, masked, masked_labels, unless_absent, without_absent
@@ -223,7 +224,11 @@ def student_output(
     params, state = network.split(variables)
     given = network.merge(as_dtype(params, training.dtype), state)
     output, new = network.apply(given, as_dtype(inputs, training.dtype), train=True, key=key, features=features)
-    return as_dtype(output, jnp.float32), jax.tree.map(_in_type_of, new, state)
+    # The products of a fused loss are of the training's type, too, and are added up in float32 there.
+    of_head = {path: output.features[path] for path in (HIDDEN, *OF_THE_MODEL) if path in output.features}
+    output = as_dtype(output, jnp.float32)
+    output = output._replace(features={**output.features, **of_head})
+    return output, jax.tree.map(_in_type_of, new, state)
 
 
 def _in_type_of(after: Array, before: Array) -> Array:

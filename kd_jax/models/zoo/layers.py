@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.errors import ShapeError
 from kd_jax.models.mlp import ReLU
+from kd_jax.models.products import of_rows
 
 # Height, width and channels need not be those of other arrays.
 Images = Float[Array, "batch _height _width _channels"]
@@ -46,7 +47,9 @@ def units(n_in: int, n_out: int, window: int, *, stride: int = 1, groups: int = 
 
 def linear(n_in: int, n_out: int, *, bias: bool = True, param_dtype: Any = jnp.float32) -> nnx.Linear:
     """A linear layer of zeros."""
-    return nnx.Linear(n_in, n_out, use_bias=bias, param_dtype=param_dtype, kernel_init=_ZEROS, rngs=_NO_KEYS)
+    return nnx.Linear(
+        n_in, n_out, use_bias=bias, param_dtype=param_dtype, kernel_init=_ZEROS, rngs=_NO_KEYS, dot_general=of_rows
+    )
 
 
 def embedding(count: int, width: int, *, param_dtype: Any = jnp.float32) -> nnx.Embed:
