@@ -378,7 +378,7 @@ def compared(
         [whole.take(np.arange(count)[start : start + 64]).output.logits.argmax(-1) for start in range(0, count, 64)]
     )
     steps = epochs * max(1, count // min(batch_size, count))
-    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, RATE, max(1, steps // 20), steps + 1))
+    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(RATE / 10, RATE, max(1, steps // 20), steps + 1))
     for seed in range(seeds):
         for name, (method, how) in kinds.items():
             if len(runs[name]) > seed:

@@ -214,6 +214,8 @@ def test_a_recogniser_goes_on_after_the_trainings_that_are_there(
         assert found["teacher"]["KL"] == pytest.approx(0, abs=1e-6)
         assert found["teacher"]["agreement"] == 1
         assert all(0 < of[0]["KL"] < 10 for of in found["runs"].values())
+        # Each way trains another student.
+        assert len({of[0]["KL"] for of in found["runs"].values()}) == 5
 
         # As it is after a kill in the last training.
         file = tmp_path / "out" / "results.json"
