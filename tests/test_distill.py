@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -203,6 +204,22 @@ def test_a_batch_counts_by_its_weights() -> None:
     np.testing.assert_allclose(history["loss"], wanted["nll"], rtol=1e-5)
 
 
+class Again:
+    """Batches, anew each time."""
+
+    def __iter__(self) -> Iterator[kd.Batch]:
+        return iter([DATA, DATA])
+
+
+def test_validation_without_an_end_is_told() -> None:
+    class Endless(Again):
+        def cardinality(self) -> int:
+            return -1
+
+    with pytest.raises(ConfigError, match="validation has no end"):
+        kd.distill(net(), None, DATA, validation=Endless(), **HOW)
+
+
 def test_validation_with_teachers_that_have_no_common_answer() -> None:
     """The mean of losses, and a teacher of other classes, which has no agreement."""
     losses = kd.several([teacher(), teacher(6, 3, 4)], mean="losses")
@@ -211,6 +228,10 @@ def test_validation_with_teachers_that_have_no_common_answer() -> None:
     other = kd.distill(net(), teacher(6, 5, 9), DATA, method=method, validation=DATA, **HOW).history
     assert "validation_accuracy" in other
     assert "validation_agreement" not in other
+    for given in ([DATA, DATA], Again()):
+        other = kd.distill(net(), teacher(6, 5, 9), DATA, method=method, validation=given, **HOW).history
+        assert "validation_accuracy" in other
+        assert "validation_agreement" not in other
 
 
 @pytest.mark.parametrize("method", [kd.AlphaBeta(), kd.DIST(hard=0.0)])

@@ -14,9 +14,9 @@ from kd_jax.losses.checks import check_float_labels
 from kd_jax.models import Model
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher
-from kd_jax.train.caching import answers_on, evaluation_batch_size
+from kd_jax.train.caching import answers_on, answers_shape, evaluation_batch_size
 from kd_jax.train.processes import on_host
-from kd_jax.train.sources import is_iterator
+from kd_jax.train.sources import is_endless, is_iterator
 from kd_jax.train.step import Training, fit_labels
 
 PyTree = Any
@@ -41,6 +41,8 @@ class Validation:
         whole_pass(data)
         if is_iterator(data):
             raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
+        if is_endless(data):
+            raise ConfigError("validation has no end: give a pipeline that ends, such as data.take(100)")
         self.measures, self.classes = measures, classes
         # A cached teacher knows other examples.
         self.teacher = None if teacher is None or teacher.per_example else teacher
@@ -87,6 +89,9 @@ class Validation:
                 taught = jax.eval_shape(lambda teacher, inputs: teacher.outputs(inputs)[0], self.teacher, inputs)
             if taught.logits.shape[-1] == logits.shape[-1]:
                 names += ["agreement", "kl_to_teacher"]
+            else:
+                # Of other classes there is no agreement.
+                self.teacher = None
         return names
 
     def examiner(
@@ -103,6 +108,9 @@ class Validation:
             # In the data's order, whatever its indices are.
             self.data = self.data._replace(indices=None)
             asked = answers_on(asked, self.data, self.classes, batch_size=size, prepare=prepare)
+        elif asked is not None and not isinstance(self.data, list):
+            first = as_batch(next(iter(whole_pass(self.data))))
+            asked = asked if answers_shape(asked, first, prepare)[-1] == self.classes else None
 
         def examine(variables: PyTree) -> dict[str, float]:
             variables = jax.tree.map(on_host, variables) if shared else variables
