@@ -211,6 +211,21 @@ class Again:
         return iter([DATA, DATA])
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_measure_that_numbers_and_several_labels_have_not_is_refused_at_once(outputs: int) -> None:
+    data = kd.Batch(X, np.zeros((len(X), outputs), np.float32))
+    student = kd.mlp([X.shape[-1], outputs])
+    for name in ("nll", "agreement", "accuracy"):
+        with pytest.raises(ConfigError, match=r"best is .*(use one of loss, .*, mse$|labels are float32)") as error:
+            kd.distill(student, student.init(1), data, method=mean_square, validation=data, best=name, **HOW)
+        assert "agreement," not in str(error.value)
+        assert "nll" not in str(error.value).replace(f"'{name}'", "")
+
+
+def mean_square(student: Any, taught: Any, labels: Any) -> Any:
+    return jnp.mean((student - taught) ** 2 + (student - labels) ** 2, -1)
+
+
 def test_validation_without_an_end_is_told() -> None:
     class Endless(Again):
         def cardinality(self) -> int:

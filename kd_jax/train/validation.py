@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, is_in_memory
 from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError
-from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
+from kd_jax.evaluate import HIGHER_IS_BETTER, are_probabilities, check_measures, evaluate
 from kd_jax.losses.checks import check_float_labels
 from kd_jax.models import Model
 from kd_jax.models.trying import PREPARE, told
@@ -77,10 +77,12 @@ class Validation:
         with told("the student", inputs):
             logits = jax.eval_shape(ask, start, inputs)
         fitted = jax.eval_shape(fit_labels, batch._replace(inputs=None), logits).labels
-        names = []
+        names, of_classes = [], logits.shape[-1] > 1
         if hasattr(fitted, "dtype"):
-            whole = jnp.issubdtype(fitted.dtype, jnp.integer) and logits.shape[-1] > 1
-            names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", "nll"]
+            whole = jnp.issubdtype(fitted.dtype, jnp.integer) and of_classes
+            # Several labels, and a regression, are no distribution over classes.
+            of_classes = whole or (of_classes and are_probabilities(batch))
+            names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", *["nll"] * of_classes]
             if not whole and logits.shape[-1] > 1:
                 check_float_labels(fitted, logits.shape)
                 self.soft = f"{fitted.dtype} of the shape {fitted.shape}"
@@ -88,7 +90,7 @@ class Validation:
             with told("the teacher", inputs):
                 taught = jax.eval_shape(lambda teacher, inputs: teacher.outputs(inputs)[0], self.teacher, inputs)
             if taught.logits.shape[-1] == logits.shape[-1]:
-                names += ["agreement", "kl_to_teacher"]
+                names += ["agreement", "kl_to_teacher"] if of_classes else []
             else:
                 # Of other classes there is no agreement.
                 self.teacher = None
