@@ -13,12 +13,13 @@ import optax
 from jaxtyping import Float
 
 from kd_jax.comparison import Table
-from kd_jax.data.batch import Batch, as_batch, check_counts, check_whole, take
+from kd_jax.data.batch import Batch, as_batch, check_whole
 from kd_jax.data.order import called_as, check_order
-from kd_jax.errors import ConfigError, DataError, NotFiniteError
+from kd_jax.errors import ConfigError, NotFiniteError
 from kd_jax.evaluate import HIGHER_IS_BETTER, evaluate, measured, teacher_logits
 from kd_jax.files.digests import program_digest
 from kd_jax.methods import Method, as_method
+from kd_jax.methods.arguments import count_arguments
 from kd_jax.methods.grid import Grid
 from kd_jax.models import Model, as_model, count_parameters
 from kd_jax.seeds import KeptTrainings, Setup, Trained, train_seeds
@@ -28,6 +29,7 @@ from kd_jax.train.caching import answers_on, evaluation_batch_size
 from kd_jax.train.callbacks import is_higher_better
 from kd_jax.train.checks import check, first_batch, make_training
 from kd_jax.train.faults import check_teacher
+from kd_jax.train.held import Split, hold_out
 from kd_jax.train.progress import is_watched, make_bar
 from kd_jax.train.resume import description, digest, identity, opened, optimizer_digest
 from kd_jax.train.sharding import (
@@ -83,8 +85,8 @@ def compare(
         optimizer: optax's; `optax.adamw(1e-3)` where it is None.
     seeds: how many, from 0, or which. measure: what is compared, of those of `kd.evaluate` or of `measures`; higher:
         whether more of it is better, where kd_jax does not know.
-    development: data on which a grid's best is chosen; the last sixth of `train`, at most 10,000, where it is None.
-        What is chosen is trained anew, by all of `train`, with other random numbers.
+    development: a `Batch` on which a grid's best is chosen; a sixth of `train`, at most 10,000, drawn at random (always
+        the same), where it is None. What is chosen is trained anew, by all of `train`, with other random numbers.
     folder, resume: every training that is done is kept there; a comparison that was killed goes on to the same result.
     mesh: with an axis `seed`, each device trains a seed at a time, to the same bits on any number of devices; with an
         axis `data`, each training has all devices, as in `kd.distill`, and `sharding`.
@@ -128,12 +130,14 @@ def compare(
     for one in entries.values():
         for method in one.methods if isinstance(one, Grid) else (one,):
             classes = check(training, method, data, known, None, batch_size=batch_size).student.logits.shape[-1]
-    for part in (tested,) if development is None else (tested, development):
+    how = how._replace(outputs=classes)
+    choices = any(isinstance(one, Grid) and len(one.methods) > 1 for one in entries.values())
+    split = hold_out(data, known, development) if choices else None
+    for part in (tested,) if split is None else (tested, split.held):
         check_watched(measure, "measure", (), Validation(part, measures, known, training, None, classes))
     own = {}
     if folder is not None:
-        choices = any(isinstance(one, Grid) and len(one.methods) > 1 for one in entries.values())
-        held = {"development": None if development is None else digest(as_batch(development))} if choices else {}
+        held = {"development": "drawn" if development is None else digest(split.held)} if split is not None else {}
 
         def computed() -> dict[str, Any]:
             shapes = jax.eval_shape(model.network.init, jax.random.key(0))
@@ -148,9 +152,12 @@ def compare(
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)
         try:
             chosen = {
-                name: _chosen(one, how, known, data, development, numbers, kept, bar.done, name)
+                name: _chosen(one, how, split, numbers, kept, bar.done, name)
                 for name, one in entries.items() if isinstance(one, Grid)
             }  # fmt: skip
+            if kept is not None:
+                for name, place in chosen.items():
+                    kept.keep_choice(name, description(entries[name].methods[place]), numbers)
             final = {name: one.methods[chosen[name]] if isinstance(one, Grid) else one for name, one in entries.items()}
             results = train_seeds(final, how, known, data, numbers, _STUDENT, kept, bar.done)
             values = _measured(results, how, known, tested)
@@ -225,30 +232,19 @@ def _count(entries: Mapping[str, Any], seeds: tuple[int, ...]) -> int:
 
 
 def _chosen(
-    choice: Grid, how: Setup, teacher: Teacher | None, data: Batch, development: Any, seeds: tuple[int, ...],
-    kept: KeptTrainings | None, done: Callable[[str, int], None], name: str,
+    choice: Grid, how: Setup, split: Split | None, seeds: tuple[int, ...], kept: KeptTrainings | None,
+    done: Callable[[str, int], None], name: str,
 ) -> int:  # fmt: skip
     """The place of the method with the best mean on the development split, of those whose trainings are finite."""
-    if len(choice.methods) == 1:
+    if len(choice.methods) == 1 or split is None:
         done(name, len(seeds))
         return 0
-    seen, held = data, development
-    if held is None:
-        count = check_counts(data)
-        size = min(10_000, count // 6)
-        if size < 1:
-            raise DataError(f"there are {count} examples: choosing by a part of them needs at least 6")
-        rows = jnp.arange(count)
-        seen, held = take(data, rows[:-size]), take(data, rows[-size:])
-        if teacher is not None and teacher.per_example:
-            teacher = teacher.take(rows[:-size])
+    seen, teacher, held = split
     numbered = {f"{name}-choice{place}": method for place, method in enumerate(choice.methods)}
     results = train_seeds(numbered, how, teacher, seen, seeds, _CHOICE, kept, done, diverging=True)
     # Answers of a network that is NaN would look like those of a bad one.
-    whole = {
-        label: ones for label, ones in results.items() if all(np.isfinite(one.history["loss"]).all() for one in ones)
-    }
-    on_held = _measured(whole, how, teacher, as_batch(held))
+    whole = {label: ones for label, ones in results.items() if all(one.finite for one in ones)}
+    on_held = _measured(whole, how, teacher, held)
     means = [float(np.mean(on_held[label][how.measure])) if label in whole else np.nan for label in results]
     if all(np.isnan(means)):
         check_teacher(choice.methods[0], seen, teacher, how.prepare)
@@ -311,8 +307,13 @@ def _digest_of_steps(
 
 
 def _of_teacher(teacher: Teacher, data: Batch, how: Setup) -> dict[str, float]:
-    logits = teacher_logits(teacher, data, batch_size=_batch_size(how), prepare=how.prepare)
-    return {name: float(value) for name, value in measured(np.asarray(logits, np.float32), data).items()}
+    """Its measures; none where it has other classes, of which the labels say nothing."""
+    logits = np.asarray(teacher_logits(teacher, data, batch_size=_batch_size(how), prepare=how.prepare), np.float32)
+    if logits.shape[-1] != how.outputs:
+        return {}
+    # Not those that compare with a teacher.
+    own = {name: one for name, one in (how.measures or {}).items() if count_arguments(one) < 3}
+    return {name: float(value) for name, value in measured(logits, data, measures=own).items()}
 
 
 def size_of(teacher: Teacher | None) -> int | None:

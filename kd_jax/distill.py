@@ -200,6 +200,10 @@ def distill(
         "key": np.asarray(jax.random.key_data(key)).tolist(), "dtype": None if dtype is None else jnp.dtype(dtype).name,
         "parameters": count_parameters(params),
     }  # fmt: skip
+    if best is not None:
+        settings["more of the best is better"] = higher
+    if measures:
+        settings["measures"] = list(measures)
     own = {}
     if checkpoint is not None:
         if is_in_memory(validation):

@@ -245,9 +245,20 @@ def _by_labels(
     check_float_labels(labels, shape)
     soft = labels.reshape(-1, shape[-1])[kept].astype(np.float32)
     found = {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
-    if shape[-1] > 1 and len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3):
+    if shape[-1] > 1 and _sum_to_1(soft):
         found["nll"] = np.float32(_average(np.asarray(_hard(flat, soft)), share))
     return found
+
+
+def are_probabilities(batch: Batch) -> bool:
+    """Whether the float labels that count are distributions over classes."""
+    soft = np.asarray(batch.labels, np.float32)
+    soft = soft if batch.weights is None else soft[np.asarray(batch.weights) != 0]
+    return _sum_to_1(soft.reshape(-1, soft.shape[-1]))
+
+
+def _sum_to_1(soft: Any) -> bool:
+    return bool(len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3))
 
 
 _hard, _kl = jax.jit(cross_entropy), jax.jit(kl_divergence)

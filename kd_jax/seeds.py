@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from kd_jax.data.batch import Batch
+from kd_jax.data.batch import Batch, as_key
 from kd_jax.errors import CheckpointError, DataError, NotFiniteError
 from kd_jax.methods import CrossEntropy, LabelSmoothing, Method, is_fused, is_on_policy
 from kd_jax.models import Model, count_parameters, parameters
@@ -23,10 +23,10 @@ from kd_jax.train import programs
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.fit import fit_in_order
-from kd_jax.train.measures import UNLABELLED, accuracy, unlabelled
+from kd_jax.train.measures import UNLABELLED, accuracy, are_classes, unlabelled
 from kd_jax.train.sharding import SEED, Sharding, replicated
 from kd_jax.train.sizes import SMALL
-from kd_jax.train.step import Prepare
+from kd_jax.train.step import Prepare, is_finite
 
 PyTree = Any
 
@@ -44,6 +44,7 @@ class Setup(NamedTuple):
     higher: bool
     mesh: Mesh | None = None
     sharding: Sharding | None = None
+    outputs: int = 0
 
     @property
     def devices(self) -> int:
@@ -57,11 +58,12 @@ class Setup(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """One training. history: `[epochs]` by metric."""
+    """One training. history: `[epochs]` by metric. finite: whether its losses and what it trained are."""
 
     variables: PyTree
     history: dict[str, Float[np.ndarray, " epochs"]]
     seconds: float
+    finite: bool = True
 
 
 class KeptTrainings:
@@ -86,7 +88,7 @@ class KeptTrainings:
         history = {
             metric: np.asarray(values, types.get(metric, "float32")) for metric, values in known["history"].items()
         }
-        return Trained(restored.variables, history, known["seconds"])
+        return Trained(restored.variables, history, known["seconds"], known.get("finite", True))
 
     def write(self, name: str, trained: Trained, model: Model) -> None:
         """Keeps a training. Raises `CheckpointError`."""
@@ -96,14 +98,37 @@ class KeptTrainings:
             parameters.save(Model(model.network, trained.variables), self.folder / f"{name}.safetensors")
             history = {metric: values.tolist() for metric, values in trained.history.items()}
             types = {metric: str(values.dtype) for metric, values in trained.history.items()}
-            facts = {"history": history, "types": types, "seconds": trained.seconds}
-            beside = self.folder / f".{name}.json"
-            beside.write_text(json.dumps(facts), encoding="utf-8")
-            beside.replace(self.folder / f"{name}.json")
+            facts = {"history": history, "types": types, "seconds": trained.seconds, "finite": trained.finite}
+            self._write(name, facts)
         except OSError as error:
-            raise CheckpointError(
-                f"{self.folder} cannot be written ({error.strerror or error}): make room, and go on with resume=True"
-            ) from None
+            raise self._cannot(error) from None
+
+    def keep_choice(self, name: str, chosen: str, seeds: tuple[int, ...]) -> None:
+        """Notes what was chosen, and removes what was trained by another choice. Raises `CheckpointError`."""
+        place = _as_file(f"{name}-chosen")
+        try:
+            file = self.folder / f"{place}.json"
+            before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            if before.get("method") == chosen:
+                return
+            for seed in seeds:
+                (self.folder / f"{_as_file(f'{name}-seed{seed}')}.json").unlink(missing_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(place, {"method": chosen})
+        except ValueError:
+            raise CheckpointError(f"{file} is damaged: remove it, and go on with resume=True") from None
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def _write(self, name: str, facts: dict[str, Any]) -> None:
+        beside = self.folder / f".{name}.json"
+        beside.write_text(json.dumps(facts), encoding="utf-8")
+        beside.replace(self.folder / f"{name}.json")
+
+    def _cannot(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder} cannot be written ({error.strerror or error}): make room, and go on with resume=True"
+        )
 
 
 def _as_file(name: str) -> str:
@@ -164,8 +189,7 @@ def _fit(
 ) -> list[Trained]:
     if not seeds:
         return []
-    whole = hasattr(data.labels, "dtype") and jnp.issubdtype(data.labels.dtype, jnp.integer)
-    missing = np.asarray(data.labels) < 0 if whole else np.bool_(True)
+    missing = np.asarray(data.labels) < 0 if are_classes(data, how.outputs) else np.bool_(True)
     # Labels of the student's own sequences say nothing of how good it is.
     measures = {} if missing.all() or is_on_policy(method) or is_fused(method) else {"accuracy": accuracy}
     if measures and missing.any():
@@ -175,11 +199,11 @@ def _fit(
         state, history = fit_in_order(
             key, data, how.model, method=method, optimizer=how.optimizer, epochs=how.epochs,
             batch_size=how.batch_size, teacher=teacher, prepare=how.prepare, measures=measures, mesh=how.mesh_of_one,
-            sharding=how.sharding,
+            sharding=how.sharding, diverging=True,
         )  # fmt: skip
-        return state.variables, history
+        return state.variables, history, is_finite(state, how.model.network)
 
-    keys = [jax.random.fold_in(jax.random.key(seed), role) for seed in seeds]
+    keys = [jax.random.fold_in(as_key(seed), role) for seed in seeds]
     started = time.perf_counter()
     if how.mesh is not None and how.mesh_of_one is None:
         # Those that are too many for the seeds train the last one again.
@@ -193,8 +217,7 @@ def _fit(
         on_host = jax.tree.map(np.asarray, stacked)
         results = [jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), on_host) for i in range(len(seeds))]
     elif len(seeds) == 1:
-        variables, history = one(keys[0], data, teacher, method)
-        results = [(variables, history)]
+        results = [one(keys[0], data, teacher, method)]
     else:
         many = jax.vmap(one, in_axes=(0, None, None, None))
         stacked = programs.call(many, jnp.stack(keys), data, teacher, method)
@@ -202,15 +225,21 @@ def _fit(
     results = jax.block_until_ready(results)
     seconds = (time.perf_counter() - started) / len(seeds)
     trained = []
-    for seed, (variables, history) in zip(seeds, results, strict=True):
+    for seed, (variables, history, sound) in zip(seeds, results, strict=True):
         known = {name: np.asarray(values) for name, values in history.items()}
-        if not (diverging or np.isfinite(known["loss"]).all()):
+        bad = ~np.isfinite(known["loss"])
+        if bad.any() and not diverging:
             check_teacher(method, data, teacher, how.prepare)
             raise NotFiniteError(
-                f"the loss of {type(method).__name__} with seed {seed} is not finite in epoch "
-                f"{int(np.argmax(~np.isfinite(known['loss']))) + 1}: choose a smaller learning rate"
+                f"the loss of {type(method).__name__} with seed {seed} is not finite in epoch {int(bad.argmax()) + 1}: "
+                "choose a smaller learning rate"
             )
-        trained.append(Trained(variables, known, seconds))
+        if not (sound or diverging):
+            raise NotFiniteError(
+                f"a parameter of {type(method).__name__} with seed {seed} is not finite after the last step: choose a "
+                "smaller learning rate"
+            )
+        trained.append(Trained(variables, known, seconds, bool(sound) and not bad.any()))
     return trained
 
 

@@ -362,7 +362,7 @@ def test_a_choice_on_other_data_is_not_resumed(tmp_path: Path) -> None:
     how = {"folder": tmp_path, **HOW, "epochs": 1, "seeds": 1}
     kd.compare(STUDENT, None, TRAIN, TEST, methods=grid, **how)
     kd.compare(STUDENT, None, TRAIN, TEST, methods=grid, **how, resume=True)
-    with pytest.raises(MismatchError, match=r"settings\.development is [0-9a-f]+, and the training in .* has None"):
+    with pytest.raises(MismatchError, match=r"settings\.development is [0-9a-f]+, and the training in .* has drawn"):
         kd.compare(STUDENT, None, TRAIN, TEST, methods=grid, **how, development=TEST, resume=True)
 
 
@@ -430,3 +430,56 @@ def test_values_that_are_not_finite_are_null_in_the_files(tmp_path: Path) -> Non
     assert "NaN" not in text
     assert "Infinity" not in text
     assert json.loads(text)["methods"]["a"]["runs"][1] == {"seed": 1, "nll": None}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_seed_alone_may_diverge_too_and_is_not_chosen(seeds: int) -> None:
+    weights = kd.grid(lambda weight: weight * kd.CrossEntropy(), weight=[1e38, 1.0])
+    how = {**HOW, "seeds": seeds}
+    found = kd.compare(STUDENT, None, TRAIN, TEST, methods={"grid": weights}, development=TEST, **how)
+    assert found.chosen == {"grid": "weight 1"}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_parameters_that_are_not_finite_after_the_last_step_are_told(seeds: int) -> None:
+    last = optax.sgd(lambda count: jnp.where(count == 5, jnp.nan, 0.1))
+    how = {**HOW, "seeds": seeds, "epochs": 1, "optimizer": last}
+    with pytest.raises(NotFiniteError, match="a parameter of CrossEntropy with seed 0 is not finite after the last"):
+        kd.compare(STUDENT, None, TRAIN, TEST, methods={"alone": kd.CrossEntropy()}, **how)
+
+
+def test_what_was_trained_by_another_choice_is_trained_again(tmp_path: Path) -> None:
+    methods = {"grid": kd.grid(lambda weight: weight * kd.CrossEntropy(), weight=[0.01, 30.0])}
+    how = {**HOW, "seeds": 2, "epochs": 1, "measures": {"size": lambda logits, labels: jnp.abs(logits).mean(-1)}}
+
+    def run(higher: bool, **more: Any) -> kd.Table:
+        return kd.compare(STUDENT, None, TRAIN, TEST, methods=methods, measure="size", higher=higher, **how, **more)
+
+    large = run(True, folder=tmp_path / "kept")
+    small = run(False, folder=tmp_path / "kept", resume=True)
+    fresh = run(False)
+    assert (large.chosen["grid"], small.chosen["grid"]) == ("weight 30", "weight 0.01")
+    np.testing.assert_array_equal(small.values["grid"]["nll"], fresh.values["grid"]["nll"])
+    kept = sorted((tmp_path / "kept" / "trainings").glob("grid-seed*.json"))
+    before = [file.stat().st_mtime_ns for file in kept]
+    assert run(False, folder=tmp_path / "kept", resume=True).chosen == small.chosen
+    assert [file.stat().st_mtime_ns for file in kept] == before
+
+
+def test_a_teacher_of_other_classes_has_no_row_and_one_of_the_same_has_the_own_measures() -> None:
+    features = kd.CrossEntropy() + kd.FitNet("hidden.0", "hidden.0")
+    how = {**HOW, "seeds": 1, "epochs": 1, "measures": {"size": lambda logits, labels: jnp.abs(logits).mean(-1)}}
+    for classes in (2, 7):
+        other = kd.mlp([6, 4, classes]).init(0)
+        assert kd.compare(STUDENT, other, TRAIN, TEST, methods={"features": features}, **how).teacher == {}
+    same = kd.mlp([6, 4, 3]).init(0)
+    found = kd.compare(STUDENT, same, TRAIN, TEST, methods={"kd": kd.KD()}, **how)
+    expected = np.abs(kd.predict(same, TEST.inputs)).mean()
+    assert found.teacher["size"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_numbers_that_are_predicted_have_no_accuracy_in_a_history() -> None:
+    data = kd.Batch(TRAIN.inputs, np.zeros(96, np.int32))
+    methods = {"a": lambda student, taught, labels: (student[..., 0] - labels) ** 2}
+    found = kd.compare(kd.mlp([6, 1]), None, data, data, methods=methods, measure="mse", **{**HOW, "seeds": 1})
+    assert set(found.history["a"]) == {"loss"}

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -203,6 +204,37 @@ def test_a_batch_counts_by_its_weights() -> None:
     np.testing.assert_allclose(history["loss"], wanted["nll"], rtol=1e-5)
 
 
+class Again:
+    """Batches, anew each time."""
+
+    def __iter__(self) -> Iterator[kd.Batch]:
+        return iter([DATA, DATA])
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_measure_that_numbers_and_several_labels_have_not_is_refused_at_once(outputs: int) -> None:
+    data = kd.Batch(X, np.zeros((len(X), outputs), np.float32))
+    student = kd.mlp([X.shape[-1], outputs])
+    for name in ("nll", "agreement", "accuracy"):
+        with pytest.raises(ConfigError, match=r"best is .*(use one of loss, .*, mse$|labels are float32)") as error:
+            kd.distill(student, student.init(1), data, method=mean_square, validation=data, best=name, **HOW)
+        assert "agreement," not in str(error.value)
+        assert "nll" not in str(error.value).replace(f"'{name}'", "")
+
+
+def mean_square(student: Any, taught: Any, labels: Any) -> Any:
+    return jnp.mean((student - taught) ** 2 + (student - labels) ** 2, -1)
+
+
+def test_validation_without_an_end_is_told() -> None:
+    class Endless(Again):
+        def cardinality(self) -> int:
+            return -1
+
+    with pytest.raises(ConfigError, match="validation has no end"):
+        kd.distill(net(), None, DATA, validation=Endless(), **HOW)
+
+
 def test_validation_with_teachers_that_have_no_common_answer() -> None:
     """The mean of losses, and a teacher of other classes, which has no agreement."""
     losses = kd.several([teacher(), teacher(6, 3, 4)], mean="losses")
@@ -211,6 +243,10 @@ def test_validation_with_teachers_that_have_no_common_answer() -> None:
     other = kd.distill(net(), teacher(6, 5, 9), DATA, method=method, validation=DATA, **HOW).history
     assert "validation_accuracy" in other
     assert "validation_agreement" not in other
+    for given in ([DATA, DATA], Again()):
+        other = kd.distill(net(), teacher(6, 5, 9), DATA, method=method, validation=given, **HOW).history
+        assert "validation_accuracy" in other
+        assert "validation_agreement" not in other
 
 
 @pytest.mark.parametrize("method", [kd.AlphaBeta(), kd.DIST(hard=0.0)])

@@ -201,7 +201,11 @@ def as_key(key: Any) -> Key[Array, ""]:
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not -(2**63) <= int(key) < 2**63:
             raise DataError(f"key is {key}: a whole number must be -2**63 to 2**63 - 1")
-        return jax.random.key(int(key))
+        low, high = int(key) & 0xFFFFFFFF, int(key) >> 32
+        # JAX looks at 32 bits, so that two such numbers would be one key.
+        return (
+            jax.random.key(int(key)) if high in (0, -1) else jax.random.fold_in(jax.random.key(low), high & 0xFFFFFFFF)
+        )
     if isinstance(key, jax.Array) and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:

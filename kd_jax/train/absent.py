@@ -64,7 +64,8 @@ def masked_feature(feature: Array, weights: Array) -> Array:
     feature = jnp.where(broadened(absent, feature.ndim), first, feature)
     # The second axis of scores of attention is that of heads, of whom there may be as many as positions.
     scores = weights.ndim == 2 and feature.ndim == 4 and weights.shape[1] in feature.shape[2:]
-    if weights.ndim < 2 or feature.shape[: weights.ndim] != weights.shape or scores:
+    # Without an axis behind the positions they are channels, of which there may be as many.
+    if weights.ndim < 2 or feature.ndim <= weights.ndim or feature.shape[: weights.ndim] != weights.shape or scores:
         return feature
     elsewhere = (weights == 0) & jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)), keepdims=True)
     return jnp.where(broadened(elsewhere, feature.ndim), jnp.zeros_like(feature), feature)

@@ -72,14 +72,19 @@ def evaluation_batch_size(batch_size: int | None, network: PyTree) -> int:
     return max(batch_size or 0, 1000) if small else 2 * (batch_size or 128)
 
 
-def answers_on(teacher: Teacher, data: Batch, classes: int, *, batch_size: int, prepare: Any = None) -> Teacher | None:
-    """The teacher with its answers on `data`, for measures; None where it has other classes than the student."""
+def answers_shape(teacher: Teacher, data: Batch, prepare: Any = None) -> tuple[int, ...]:
+    """Of the logits that it would give."""
 
     def ask(teacher: Teacher, inputs: PyTree) -> Any:
         return teacher.outputs(inputs if prepare is None else prepare(jax.random.key(0), inputs, False))[0]
 
-    first = jax.eval_shape(ask, teacher, jax.tree.map(jnp.asarray, data.inputs))
-    if first.logits.shape[-1] != classes:
+    found: tuple[int, ...] = jax.eval_shape(ask, teacher, jax.tree.map(jnp.asarray, data.inputs)).logits.shape
+    return found
+
+
+def answers_on(teacher: Teacher, data: Batch, classes: int, *, batch_size: int, prepare: Any = None) -> Teacher | None:
+    """The teacher with its answers on `data`, for measures; None where it has other classes than the student."""
+    if answers_shape(teacher, data, prepare)[-1] != classes:
         return None
     if isinstance(teacher, SeveralTeachers) and teacher.mean == "losses":
         return teacher

@@ -90,9 +90,12 @@ def fit_in_order(
     key: Any, data: Batch, network: Any, *, method: Any, optimizer: Any, epochs: int,
     batch_size: int, teacher: Teacher | None = None, start: PyTree = None, prepare: Prepare | None = None,
     measures: Mapping[str, Measure] | None = None, dtype: Any = None, mesh: Any = None,
-    sharding: Sharding | None = None,
+    sharding: Sharding | None = None, diverging: bool = False,
 ) -> tuple[TrainState, dict[str, Float[Array, " epochs"]]]:  # fmt: skip
-    """`fit` with a teacher whose rows are those of the data, whatever its indices are."""
+    """`fit` with a teacher whose rows are those of the data, whatever its indices are.
+
+    diverging: whether a training that is not finite is handed back as it is.
+    """
     model, known, method = where_it_lies(as_model, network, mesh), teacher, as_method(method)
     training = make_training(model, optimizer, prepare=prepare, measures=measures, dtype=dtype)
     key = as_key(key)
@@ -132,7 +135,7 @@ def fit_in_order(
 
     same = ("fit", training, epochs, batch_size, layout)
     state, history = programs.call(whole, key, data, known, method, start, same=same)
-    if not programs.is_traced(history):
+    if not (diverging or programs.is_traced(history)):
         bad = ~np.isfinite(np.asarray(history["loss"]))
         if bad.any():
             check_teacher(method, data, known, prepare)

@@ -36,7 +36,10 @@ _NAME = "training"
 _MODEL, _BATCHES, _FIRST = "model of the teacher", "list of batches", "first batch"
 _UNKNOWN = "functions of Python that the teacher calls"
 # What earlier versions did not keep.
-_LATER = (_MODEL, _BATCHES, _FIRST, "settings.development", "settings.batches of validation")
+_LATER = (
+    _MODEL, _BATCHES, _FIRST, "settings.development", "settings.batches of validation",
+    "settings.more of the best is better",
+)  # fmt: skip
 
 
 class Progress(NamedTuple):

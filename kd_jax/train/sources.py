@@ -316,7 +316,7 @@ def make_source(
             f"the data is an iterator, which may have no end, and epochs is {epochs}: say with steps= how many batches "
             "an epoch has, or give an iterable that begins anew each time"
         )
-    if steps is None and _is_endless(data):
+    if steps is None and is_endless(data):
         raise ConfigError("the data has no end: say with steps= how many batches an epoch has")
     needed = bool(method.needs_labels)
     return Stream(data, teacher, key, method, training, steps=steps, labels_count=needed, mesh=mesh)
@@ -338,7 +338,7 @@ def is_iterator(data: Any) -> bool:
     return hasattr(data, "__next__")
 
 
-def _is_endless(data: Any) -> bool:
+def is_endless(data: Any) -> bool:
     """Whether a `tf.data` pipeline says that it has no end."""
     cardinality: Callable[[], Any] | None = getattr(data, "cardinality", None)
     if not callable(cardinality):

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, is_in_memory
 from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError
-from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
+from kd_jax.evaluate import HIGHER_IS_BETTER, are_probabilities, check_measures, evaluate
 from kd_jax.losses.checks import check_float_labels
 from kd_jax.models import Model
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher
-from kd_jax.train.caching import answers_on, evaluation_batch_size
+from kd_jax.train.caching import answers_on, answers_shape, evaluation_batch_size
 from kd_jax.train.processes import on_host
-from kd_jax.train.sources import is_iterator
+from kd_jax.train.sources import is_endless, is_iterator
 from kd_jax.train.step import Training, fit_labels
 
 PyTree = Any
@@ -41,6 +41,8 @@ class Validation:
         whole_pass(data)
         if is_iterator(data):
             raise ConfigError("validation is an iterator, which is empty after one epoch: give a kd.Batch, or a list")
+        if is_endless(data):
+            raise ConfigError("validation has no end: give a pipeline that ends, such as data.take(100)")
         self.measures, self.classes = measures, classes
         # A cached teacher knows other examples.
         self.teacher = None if teacher is None or teacher.per_example else teacher
@@ -75,10 +77,12 @@ class Validation:
         with told("the student", inputs):
             logits = jax.eval_shape(ask, start, inputs)
         fitted = jax.eval_shape(fit_labels, batch._replace(inputs=None), logits).labels
-        names = []
+        names, of_classes = [], logits.shape[-1] > 1
         if hasattr(fitted, "dtype"):
-            whole = jnp.issubdtype(fitted.dtype, jnp.integer) and logits.shape[-1] > 1
-            names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", "nll"]
+            whole = jnp.issubdtype(fitted.dtype, jnp.integer) and of_classes
+            # Several labels, and a regression, are no distribution over classes.
+            of_classes = whole or (of_classes and are_probabilities(batch))
+            names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", *["nll"] * of_classes]
             if not whole and logits.shape[-1] > 1:
                 check_float_labels(fitted, logits.shape)
                 self.soft = f"{fitted.dtype} of the shape {fitted.shape}"
@@ -86,7 +90,10 @@ class Validation:
             with told("the teacher", inputs):
                 taught = jax.eval_shape(lambda teacher, inputs: teacher.outputs(inputs)[0], self.teacher, inputs)
             if taught.logits.shape[-1] == logits.shape[-1]:
-                names += ["agreement", "kl_to_teacher"]
+                names += ["agreement", "kl_to_teacher"] if of_classes else []
+            else:
+                # Of other classes there is no agreement.
+                self.teacher = None
         return names
 
     def examiner(
@@ -103,6 +110,9 @@ class Validation:
             # In the data's order, whatever its indices are.
             self.data = self.data._replace(indices=None)
             asked = answers_on(asked, self.data, self.classes, batch_size=size, prepare=prepare)
+        elif asked is not None and not isinstance(self.data, list):
+            first = as_batch(next(iter(whole_pass(self.data))))
+            asked = asked if answers_shape(asked, first, prepare)[-1] == self.classes else None
 
         def examine(variables: PyTree) -> dict[str, float]:
             variables = jax.tree.map(on_host, variables) if shared else variables

@@ -165,6 +165,12 @@ def test_keys_of_every_kind() -> None:
             as_key(wrong)
 
 
+def test_large_whole_numbers_are_keys_of_their_own() -> None:
+    """JAX looks at 32 bits of them."""
+    numbers = (1, 1 + 2**32, 1 + 2**33, 1 - 2**40, -1, -2)
+    assert len({tuple(jax.random.key_data(as_key(number)).tolist()) for number in numbers}) == len(numbers)
+
+
 def test_a_list_is_a_batch_of_two_or_three_arrays_and_else_several_batches() -> None:
     arrays = [X, Y, np.ones(24, np.float32)]
     assert [is_in_memory(arrays[:count]) for count in range(4)] == [False, False, True, True]

@@ -415,3 +415,12 @@ def test_names_that_no_checkpoint_can_have_are_told_before_the_first_step(tmp_pa
     )
     with pytest.raises(DataError, match=r"two arrays of the training have the name variables\.a\.w: rename one"):
         kd.distill(model, None, DATA, batch_size=8, optimizer=optax.sgd(0.1), checkpoint=tmp_path)
+
+
+def test_other_measures_and_another_best_are_another_training(tmp_path: Path) -> None:
+    measures = {"first": lambda logits, labels: logits[:, 0]}
+    how = {**HOW, "epochs": 1, "validation": DATA, "checkpoint": tmp_path}
+    kd.distill(net(), None, DATA, **how, measures=measures, best="first", higher=True)
+    for other in ({"measures": {}, "best": "nll"}, {"measures": measures, "best": "first", "higher": False}):
+        with pytest.raises(MismatchError, match="and the training in"):
+            kd.distill(net(), None, DATA, **how, **other, resume=True)

@@ -362,6 +362,12 @@ def test_features_at_positions_of_weight_0_do_not_matter() -> None:
     )
 
 
+def test_as_many_channels_as_positions_stay_whole() -> None:
+    pooled = jnp.arange(1.0, 13.0).reshape(2, 6)
+    weights = jnp.array([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [1.0] * 6])
+    np.testing.assert_array_equal(masked_feature(pooled, weights), pooled)
+
+
 @pytest.mark.parametrize("queries", [4, 3])
 def test_heads_are_no_positions(queries: int) -> None:
     """Scores of as many heads as there are positions stay whole."""
