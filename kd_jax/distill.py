@@ -226,7 +226,8 @@ def distill(
                 "data": identity_of_data(of_data), **given, "batch": shapes(sample), **own,
             })  # fmt: skip
         if checkpoint is not None:
-            own |= off_mesh(mesh, lambda: identity(settings, of_data, model.variables, known, prepare, sample))
+            # In this order a difference is named by what it is of, before the program that it makes.
+            own = off_mesh(mesh, lambda: identity(settings, of_data, model.variables, known, prepare, sample)) | own
     with opened(checkpoint, own, resume=resume, warn=_warn, mesh=mesh) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) and is_first() else Silent()
