@@ -26,10 +26,11 @@ from kd_jax.train.caching import kept_teacher
 from kd_jax.train.callbacks import Callback, EarlyStopping, as_callbacks, is_higher_better
 from kd_jax.train.checkpoint_files import named_arrays
 from kd_jax.train.checks import Checked, check, check_batch, check_not_own, make_training
+from kd_jax.train.exchange import digest_here, meet, shapes, together
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.lookup import of_batch
 from kd_jax.train.loop import Plan, train
-from kd_jax.train.measures import WATCHED
+from kd_jax.train.measures import WATCHED, warn_of_outputs
 from kd_jax.train.processes import alone, is_first, is_shared, local, on_host, watched
 from kd_jax.train.progress import Bar, Silent, is_watched
 from kd_jax.train.resume import (
@@ -39,6 +40,7 @@ from kd_jax.train.resume import (
     digest,
     digest_of_batches,
     identity,
+    identity_of_data,
     opened,
     optimizer_digest,
 )
@@ -89,6 +91,7 @@ class Result(NamedTuple):
 
 @called_as("kd.distill(student, teacher, data)")
 @on_mesh
+@together
 def distill(
     student: Any,
     teacher: Any,
@@ -151,11 +154,13 @@ def distill(
     rules = sharding or Sharding()
     if mesh is not None:
         check_of_one(mesh)
+    shared = is_shared(mesh)
+    given = {"student": digest_here(model.variables), "teacher": digest_here(known)} if shared else {}
     # Of several processes each asks a teacher of its own for what is kept, and measures by itself.
     asked = known
     if mesh is not None:
         known = put_teacher(mesh, known, rules.teacher)
-        asked = alone(asked) if is_shared(mesh) else known
+        asked = alone(asked) if shared else known
         if model.variables is not None:
             placed = put_variables(mesh, model.network, model.variables, rules.student, "student")
             model = Model(model.network, placed, model.origin)
@@ -191,8 +196,8 @@ def distill(
     sample = source.data if isinstance(source, Memory) else source.peek()
     if isinstance(source, Memory):
         source.teacher = kept_teacher(known, method, source.data, prepare, epochs, source.batch_size, mesh, asked)
-    spread = prepare if mesh is None or is_shared(mesh) else Spread(mesh, prepare)
-    examine = None if held is None else held.examiner(model, batch_size, spread, shared=is_shared(mesh))
+    spread = prepare if mesh is None or shared else Spread(mesh, prepare)
+    examine = None if held is None else held.examiner(model, batch_size, spread, shared=shared)
     state = first_state(source, model, mesh, rules)
     params, _ = model.network.split(state.variables)
     settings = {
@@ -200,31 +205,38 @@ def distill(
         "key": np.asarray(jax.random.key_data(key)).tolist(), "dtype": None if dtype is None else jnp.dtype(dtype).name,
         "parameters": count_parameters(params),
     }  # fmt: skip
-    if best is not None:
-        settings["more of the best is better"] = higher
-    if measures:
-        settings["measures"] = list(measures)
-    own = {}
-    if checkpoint is not None:
+    settings |= {} if best is None else {"more of the best is better": higher}
+    settings |= {"measures": list(measures)} if measures else {}
+    own: dict[str, Any] = {}
+    if checkpoint is not None or shared:
         if is_in_memory(validation):
             settings["validation"] = digest(validation)
         settings["batches of validation"] = digest_of_batches(validation)
         of_data = source.data if isinstance(source, Memory) else data
 
-        def computed() -> dict[str, Any]:
-            return identity(settings, of_data, model.variables, known, prepare, sample) | {
+        def computed() -> dict[str, str]:
+            return {
                 "optimizer": optimizer_digest(optimizer, as_optimized(params, state.learned)),
                 "computation of a step": digest_of_step(source, state, mesh),
             }
 
         own = off_mesh(mesh, computed)
+        if shared:
+            meet({
+                "checkpoint": checkpoint and str(checkpoint), "checkpoint_steps": checkpoint_steps, "resume": resume,
+                "settings": settings, "measures": [*(measures or ())], "mesh": f"{source.layout} {mesh.device_ids}",
+                "data": identity_of_data(of_data), **given, "batch": shapes(sample), **own,
+            })  # fmt: skip
+        if checkpoint is not None:
+            # In this order a difference is named by what it is of, before the program that it makes.
+            own = off_mesh(mesh, lambda: identity(settings, of_data, model.variables, known, prepare, sample)) | own
     with opened(checkpoint, own, resume=resume, warn=_warn, mesh=mesh) as folder:
         begun = _begun(source, state, folder)
         bar = Bar() if (is_watched() if progress is None else progress) and is_first() else Silent()
         plan = Plan(
             source, epochs, examine, best, higher, several,
             lambda variables: _as_given(student, Model(model.network, copied(local(variables)))),
-            folder, checkpoint_steps, bar, is_shared(mesh),
+            folder, checkpoint_steps, bar, shared,
         )  # fmt: skip
         try:
             with watched(mesh):
@@ -233,7 +245,7 @@ def distill(
             asked = known if isinstance(source, Memory) else of_batch(known, sample)
             check_teacher(method, sample, asked, prepare)
             raise
-    _warn_of_outputs(after.history)
+    warn_of_outputs(after.history, _warn)
     _warn_of_change(student, model, mesh)
     after = after._replace(state=local(after.state), best=local(after.best))
     found = after.state.variables if after.best is None else after.best
@@ -308,24 +320,6 @@ def _as_given(student: Any, trained: Model) -> Any:
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
-
-
-def _warn_of_outputs(history: dict[str, list[float]]) -> None:
-    """Says what is likely to be a mistake, and what nothing else would tell."""
-    for who in ("student", "teacher"):
-        # A mean of ones may be 1 but for rounding.
-        if min(history.get(f"{WATCHED}{who}_normalised", [0.0])) > 1 - 1e-5:
-            _warn(
-                f"the {who}'s outputs look like probabilities (every row sums to 1 and none is negative), and the "
-                "losses take logits: give the logits, or the logarithms of the probabilities"
-            )
-    right = history.get(f"{WATCHED}teacher_accuracy", [1.0])[0]
-    sure = history.get(f"{WATCHED}teacher_confidence", [0.0])[0]
-    if sure - right > 0.3:
-        _warn(
-            f"the teacher is right on {right:.1%} of the training examples, and its own confidence is {sure:.1%}: does "
-            "it get its inputs as it was trained on them (normalisation, order of the axes)?"
-        )
 
 
 def _warn_of_change(student: Any, model: Model, mesh: Any) -> None:

@@ -33,6 +33,7 @@ from benchmarks import (
     report,
     seeds,
     steps,
+    streaming,
     throughput,
 )
 from benchmarks.measure import Contestant, Setting, Table, quartiles, ratios, take_turns, with_best
@@ -496,3 +497,9 @@ def test_the_calls_of_onednn_are_summed_by_their_kinds() -> None:
     )
     found = convolution_time.times(told)
     assert found == pytest.approx({"convolution, forward training": 2, "reorder": 0.1, "all else": 3.4, "a step": 5.5})
+
+
+def test_streaming_tells_memory_s_seconds_over_those_of_the_disk() -> None:
+    """Of the same round; the seconds are of three epochs."""
+    line = streaming.row("dense", "stream", [3.0, 6.0, 9.0], [6.0, 6.0, 10.0], 3)
+    assert line == "| dense | stream | 2.000 | 0.90 | 0.50 to 1.00 |"

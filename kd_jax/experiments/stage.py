@@ -18,7 +18,7 @@ from kd_jax.experiments.images import Images, Metrics, Settings, Setup
 from kd_jax.experiments.shell.progress import StageName
 from kd_jax.models import count_parameters
 from kd_jax.train import sizes
-from kd_jax.train.sources import chunk_lengths
+from kd_jax.train.sizes import chunk_lengths
 from kd_jax.train.step import TrainState
 
 # About this many times an epoch a stage tells how far it is; more would cost time, fewer would leave the user waiting.

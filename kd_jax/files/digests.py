@@ -55,3 +55,8 @@ def calls_back(text: str) -> bool:
 def text_digest(*texts: str) -> str:
     """SHA-256 of texts, one behind the other."""
     return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
+def is_digest(value: Any) -> bool:
+    """Whether a value looks like a SHA-256, of which a person learns nothing more than that it differs."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -22,13 +22,14 @@ from kd_jax import errors
 from kd_jax.errors import CheckpointError, DamageError, MismatchError
 from kd_jax.train import checkpoint_files
 from kd_jax.train.checkpoint_files import Arrays, Checkpoint, first_line
-from kd_jax.train.processes import by_first, is_first
 
 KEPT = 2
 """Checkpoints of each stage: the newest and the one before."""
 
 _FORMAT = 1
-_RUN, _LOCK, _CHECKPOINTS, _PARTIAL = "run.json", ".lock", "checkpoints", ".partial"
+_RUN, _LOCK, _CHECKPOINTS = "run.json", ".lock", "checkpoints"
+PARTIAL = ".partial"
+"""The name of a checkpoint that is being written begins so."""
 
 
 class CheckpointPolicy(NamedTuple):
@@ -103,7 +104,7 @@ class Store:
         try:
             self.discard()
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise unwritable(self.folder, error) from None
         self._describe({"format": _FORMAT, "finished": False, "run": dict(identity)})
 
     def finish(self) -> None:
@@ -163,14 +164,20 @@ class Store:
             except DamageError as damage:
                 self._warn(f"checkpoint {path} is damaged ({damage}): it is passed over for the one before")
         if steps:
-            raise CheckpointError(
-                f"no checkpoint of the {stage} in {self.folder / _CHECKPOINTS / stage} is good", errors.START_AGAIN
-            )
+            raise self._none_is_good(stage)
         return None
+
+    def _none_is_good(self, stage: str) -> CheckpointError:
+        place = self.folder / _CHECKPOINTS / stage
+        return CheckpointError(f"no checkpoint of the {stage} in {place} is good", errors.START_AGAIN)
 
     def read(self, stage: str, step: int) -> Checkpoint:
         """The checkpoint after `step` steps. Raises `DamageError` where it is not good."""
-        found = checkpoint_files.read(self._path(stage, step))
+        checkpoint_files.check(self._path(stage, step))
+        return self._loaded(stage, step)
+
+    def _loaded(self, stage: str, step: int) -> Checkpoint:
+        found = checkpoint_files.load(self._path(stage, step))
         own = {"run": self._run_digest(), "phase": stage, "step": step}
         if {name: found.facts.get(name) for name in own} != own:
             raise DamageError("it is of another run, phase or step")
@@ -185,30 +192,6 @@ class Store:
         copies = {name: np.array(value) for name, value in arrays.items()}
         known = {**facts, "run": self._run_digest(), "phase": stage, "step": step}
         self._writing = self._writer.submit(self._write, stage, step, copies, known)
-
-    def save_by_all(self, stage: str, step: int, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """`save` of several processes, which all call it: each writes the pieces that its devices have."""
-        self.wait()
-        path = self._path(stage, step)
-        known = {**facts, "run": self._run_digest(), "phase": stage, "step": step}
-
-        def begin() -> str:
-            with self._told(path, stage):
-                self._clear(path, sum(array.nbytes for array in arrays.values()))
-            return ""
-
-        by_first(begin, True)
-        with self._told(path, stage):
-            finish = checkpoint_files.begin_by_all(path.with_name(_PARTIAL), arrays, known)
-        self._writing = self._writer.submit(self._end, stage, step, finish)
-
-    def _end(self, stage: str, step: int, finish: Callable[[], None]) -> None:
-        path = self._path(stage, step)
-        with self._told(path, stage):
-            finish()
-            if is_first():
-                checkpoint_files.seal(path.with_name(_PARTIAL))
-                self._keep(stage, step)
 
     @property
     def writing(self) -> bool:
@@ -234,7 +217,7 @@ class Store:
         path = self._path(stage, step)
         with self._told(path, stage):
             self._clear(path, sum(array.nbytes for array in arrays.values()))
-            checkpoint_files.write(path.with_name(_PARTIAL), arrays, facts)
+            checkpoint_files.write(path.with_name(PARTIAL), arrays, facts)
             self._keep(stage, step)
 
     def _clear(self, path: Path, size: int) -> None:
@@ -243,7 +226,7 @@ class Store:
             raise FileNotFoundError(errno.ENOENT, "")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished(path.parent.name)
-        checkpoint_files.require_room(path.with_name(_PARTIAL), size)
+        checkpoint_files.require_room(path.with_name(PARTIAL), size)
 
     def _keep(self, stage: str, step: int) -> None:
         """Gives a whole checkpoint its name, and lets go of old ones."""
@@ -251,7 +234,7 @@ class Store:
         if path.exists():
             # Only a damaged one is written again.
             shutil.rmtree(path)
-        path.with_name(_PARTIAL).rename(path)
+        path.with_name(PARTIAL).rename(path)
         steps = self._steps(stage)
         # Later ones are damaged, or this one would not have been written.
         kept = [other for other in steps if other <= step][-KEPT:]
@@ -266,10 +249,10 @@ class Store:
         except Exception as error:
             with contextlib.suppress(OSError):
                 self._remove_unfinished(stage)
-            raise _unwritable(path, error, self.started and self.kept) from None
+            raise unwritable(path, error, self.started and self.kept) from None
 
     def _remove_unfinished(self, stage: str) -> None:
-        for path in (self.folder / _CHECKPOINTS / stage).glob(f"{_PARTIAL}*"):
+        for path in (self.folder / _CHECKPOINTS / stage).glob(f"{PARTIAL}*"):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -277,12 +260,12 @@ class Store:
 
     def _describe(self, content: dict[str, Any]) -> None:
         text = json.dumps(content | {"sha256": _digest_of(content)}, indent=2, ensure_ascii=False)
-        partial = self.folder / f".{_RUN}{_PARTIAL}"
+        partial = self.folder / f".{_RUN}{PARTIAL}"
         try:
             partial.write_text(text + "\n", encoding="utf-8")
             partial.replace(self.folder / _RUN)
         except OSError as error:
-            raise _unwritable(self.folder, error, self.started and self.kept) from None
+            raise unwritable(self.folder, error, self.started and self.kept) from None
         self._digest = _digest_of(content["run"])
 
     def _description(self) -> dict[str, Any]:
@@ -326,7 +309,7 @@ def lock(folder: Path) -> Iterator[None]:
     except Timeout:
         raise CheckpointError(f"another process is running in {folder}", errors.WAIT) from None
     except (OSError, NotImplementedError) as error:
-        raise _unwritable(folder, error) from None
+        raise unwritable(folder, error) from None
     try:
         yield
     finally:
@@ -343,7 +326,7 @@ def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _unwritable(path: Path, error: Exception, kept: bool = False) -> CheckpointError:
-    """kept: whether there is a checkpoint to go on from."""
+def unwritable(path: Path, error: Exception, kept: bool = False) -> CheckpointError:
+    """What to raise for a folder that takes no more. kept: whether there is a checkpoint to go on from."""
     remedy = errors.MAKE_ROOM_AND_GO_ON if kept else errors.MAKE_ROOM
     return CheckpointError(f"{path} cannot be written ({first_line(error)})", remedy)

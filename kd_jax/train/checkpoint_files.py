@@ -108,8 +108,8 @@ def seal(folder: Path) -> None:
     (folder / _DIGESTS).write_text(_digests(folder), encoding="utf-8")
 
 
-def read(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, whose digests are checked before Orbax sees it. Raises `DamageError`."""
+def check(path: Path) -> None:
+    """Whether all files of a checkpoint are those that were written. Raises `DamageError`."""
     try:
         listed = (path / _DIGESTS).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -122,6 +122,10 @@ def read(path: Path) -> Checkpoint:
         changed = [line.split("  ", 1)[-1] for line in listed.splitlines() if line not in found.splitlines()]
         name = ascii(changed[0][:100])[1:-1] if changed else ""
         raise DamageError(f"{name} has another digest, or is gone" if changed else f"{_DIGESTS} is not complete")
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, after `check`. Raises `DamageError`."""
     import orbax.checkpoint.experimental.v1 as ocp
 
     try:
@@ -156,8 +160,10 @@ def require_room(path: Path, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         room = path.with_name(f"{path.name}-room")
         with room.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size + _ROOM)
-        room.unlink()
+            try:
+                os.posix_fallocate(file.fileno(), 0, size + _ROOM)
+            finally:
+                room.unlink()
 
 
 def _digests(folder: Path) -> str:

@@ -69,6 +69,9 @@ def train(progress: Progress, plan: Plan) -> Progress:
                 saved = time.monotonic()
     finally:
         plan.bar.close()
+    if plan.folder is not None:
+        # Here: of several processes one may go while the last checkpoint is written.
+        plan.folder.store.wait()
     return progress
 
 

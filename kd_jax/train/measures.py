@@ -105,3 +105,21 @@ def _right(output: Output, batch: Batch) -> Float[Array, "..."]:
 def _like_probabilities(output: Output) -> Bool[Array, "..."]:
     logits = output.logits.astype(jnp.float32)
     return jnp.all(logits >= 0, axis=-1) & (jnp.abs(jnp.sum(logits, axis=-1) - 1) < _ROUNDING)
+
+
+def warn_of_outputs(history: dict[str, list[float]], warn: Callable[[str], None]) -> None:
+    """Says what is likely to be a mistake, and what nothing else would tell."""
+    for who in ("student", "teacher"):
+        # A mean of ones may be 1 but for rounding.
+        if min(history.get(f"{WATCHED}{who}_normalised", [0.0])) > 1 - 1e-5:
+            warn(
+                f"the {who}'s outputs look like probabilities (every row sums to 1 and none is negative), and the "
+                "losses take logits: give the logits, or the logarithms of the probabilities"
+            )
+    right = history.get(f"{WATCHED}teacher_accuracy", [1.0])[0]
+    sure = history.get(f"{WATCHED}teacher_confidence", [0.0])[0]
+    if sure - right > 0.3:
+        warn(
+            f"the teacher is right on {right:.1%} of the training examples, and its own confidence is {sure:.1%}: does "
+            "it get its inputs as it was trained on them (normalisation, order of the axes)?"
+        )

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kd_jax import errors
-from kd_jax.errors import CheckpointError, ConfigError, MismatchError
+from kd_jax.errors import CheckpointError, ConfigError, DataError, MismatchError, NotFiniteError, RunError
 
 PyTree = Any
 
@@ -138,18 +138,29 @@ def by_first(work: Callable[[], str], shared: bool) -> str:
     if is_first():
         try:
             said = work()
-        except (CheckpointError, ConfigError, MismatchError) as raised:
-            error, said = raised, f"!{type(raised).__name__}!{raised}"
         except BaseException as raised:
             # The others wait.
-            error, said = raised, f"!RunError!process 0 ended with {type(raised).__name__}: see what it says"
+            error, said = raised, in_words(raised)
     said = told(said, shared)
     if error is not None:
         raise error
+    raise_again(said)
+    return said
+
+
+def in_words(error: BaseException) -> str:
+    """An error of this process, as `raise_again` reads it in another one."""
+    kind = next((kind for kind in _TOLD if isinstance(error, kind)), None)
+    if kind is None:
+        return f"!RunError!process {jax.process_index()} ended with {type(error).__name__}: see what it says"
+    return f"!{kind.__name__}!{error}"
+
+
+def raise_again(said: str, whose: str = "") -> None:
+    """Raises the error of another process, where it is one that it says. whose: before a sentence that names none."""
     if said.startswith("!"):
         _, kind, sentence = said.split("!", 2)
-        raise getattr(errors, kind)(sentence)
-    return said
+        raise getattr(errors, kind)(sentence if sentence.startswith("process ") else f"{whose}{sentence}")
 
 
 @contextlib.contextmanager
@@ -201,8 +212,10 @@ def _leave(why: str = "") -> None:
     os._exit(1)
 
 
+# Of its own kind the first that fits; each is made of a sentence.
+_TOLD = (CheckpointError, ConfigError, DataError, MismatchError, NotFiniteError, RunError)
 _watches = 0
 # What collectives and the service of `jax.distributed` say of a process that has gone.
-_GONE = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
+_GONE = ("Gloo", "NCCL", "onnection", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Barrier failed")
 # Seconds: less than the 100 after which JAX gives up, and more than a busy machine keeps a thread waiting.
 _SILENT, _PAUSE = 60.0, 2.0

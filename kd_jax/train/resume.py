@@ -20,12 +20,14 @@ from kd_jax.data.batch import Batch, as_batch, is_in_memory
 from kd_jax.data.stream import Batches
 from kd_jax.errors import CheckpointError, ConfigError, MismatchError
 from kd_jax.files import digests
-from kd_jax.files.digests import calls_back, program_text, text_digest
+from kd_jax.files.digests import calls_back, is_digest, program_text, text_digest
 from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
-from kd_jax.train.checkpoint import Checkpoint, Store, lock
+from kd_jax.train.checkpoint import Store, lock
 from kd_jax.train.checkpoint_files import named_arrays, restore_tree
+from kd_jax.train.checkpoint_shared import SharedStore
 from kd_jax.train.checks import first_batch
+from kd_jax.train.exchange import flat
 from kd_jax.train.processes import by_first, is_shared, on_host
 from kd_jax.train.sources import Position
 from kd_jax.train.step import TrainState
@@ -65,9 +67,8 @@ class Progress(NamedTuple):
 class Folder:
     """The folder of one training."""
 
-    def __init__(self, store: Store, shared: bool = False) -> None:
-        """shared: by several processes, each of which writes what it has."""
-        self.store, self.shared = store, shared
+    def __init__(self, store: Store) -> None:
+        self.store = store
         # The step of the last checkpoint that was written or read here; 0 for none.
         self.last = 0
 
@@ -83,13 +84,12 @@ class Folder:
             "best_epoch": progress.best_epoch, "position": _as_json(progress.position), "stopped": progress.stopped,
             "measures": list(progress.history),
         }  # fmt: skip
-        save = self.store.save_by_all if self.shared else self.store.save
         self.last = int(progress.state.step)
-        save(_NAME, self.last, arrays, facts)
+        self.store.save(_NAME, self.last, arrays, facts)
 
     def newest(self, like: TrainState) -> Progress | None:
         """The newest good checkpoint; None where none was written. Raises `CheckpointError`, `MismatchError`."""
-        found = self._newest()
+        found = self.store.newest(_NAME)
         if found is None:
             return None
 
@@ -114,20 +114,6 @@ class Folder:
             stopped=bool(facts["stopped"]),
         )
 
-    def _newest(self) -> Checkpoint | None:
-        """That which the first process finds; all read it."""
-        known: list[Checkpoint] = []
-
-        def find() -> str:
-            found = self.store.newest(_NAME)
-            known.extend([] if found is None else [found])
-            return "" if found is None else str(found.step)
-
-        step = by_first(find, self.shared)
-        if step and not known:
-            known.append(self.store.read(_NAME, int(step)))
-        return known[0] if known else None
-
 
 @contextlib.contextmanager
 def opened(
@@ -148,7 +134,8 @@ def opened(
         path = Path(folder).expanduser()
     except TypeError:
         raise ConfigError(f"the folder of checkpoints is {folder!r}: give a path") from None
-    store, shared = Store(path, warn=warn), is_shared(mesh)
+    shared = is_shared(mesh)
+    store = (SharedStore if shared else Store)(path, warn=warn)
     if jax.process_count() > 1 and not shared:
         raise ConfigError(
             f"{argument}= is given to a training of one of {jax.process_count()} processes, and Orbax waits for all of "
@@ -178,7 +165,7 @@ def opened(
             return ""
 
         by_first(begin, shared)
-        yield Folder(store, shared)
+        yield Folder(store)
         store.wait()
 
 
@@ -202,16 +189,20 @@ def identity(
         program = program_text(answers, rows, first.inputs)
         taught = text_digest(str(taught), text_digest(program))
         model = _UNKNOWN if model is None and calls_back(program) else model
-    known: Any = f"{type(data).__module__}.{type(data).__qualname__}"
-    if isinstance(data, Batch | Batches):
-        known = digest(data) if isinstance(data, Batch) else data.identity()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
-        "settings": settings, "data": known, _BATCHES: digest_of_batches(data),
+        "settings": settings, "data": identity_of_data(data), _BATCHES: digest_of_batches(data),
         _FIRST: None if first_given is None or isinstance(data, list | Batch | Batches) else digest(first_given),
         "start": None if start is None else digest(start), "teacher": taught, _MODEL: model, "versions": versions,
         "backend": jax.default_backend(), "convolutions": onednn.described(),
     }  # fmt: skip
+
+
+def identity_of_data(data: Any) -> Any:
+    """What makes data the same, as JSON holds it: see `identity`."""
+    if isinstance(data, Batches):
+        return data.identity()
+    return digest(data) if isinstance(data, Batch) else f"{type(data).__module__}.{type(data).__qualname__}"
 
 
 def description(value: Any) -> str:
@@ -251,7 +242,7 @@ def optimizer_digest(optimizer: optax.GradientTransformation, trained: PyTree) -
 
 
 def _require_same(store: Store, asked: dict[str, Any], warn: Any) -> None:
-    saved, wanted = _flat(store.identity()), _flat(json.loads(json.dumps(asked)))
+    saved, wanted = flat(store.identity()), flat(json.loads(json.dumps(asked)))
     for name in dict.fromkeys((*wanted, *saved)):
         if saved.get(name) == wanted.get(name) or (name == _FIRST and saved.get(name) is None):
             if wanted.get(name) == _UNKNOWN:
@@ -269,24 +260,13 @@ def _require_same(store: Store, asked: dict[str, Any], warn: Any) -> None:
                 "whether it is the same cannot be told"
             )
             continue
-        if _is_digest(saved.get(name)) and _is_digest(wanted.get(name)):
+        if is_digest(saved.get(name)) and is_digest(wanted.get(name)):
             place = f"the training in {store.folder} has another {name}"
             raise MismatchError(f"{place}: go on with what it was started with, or choose another folder")
         raise MismatchError(
             f"{name} is {wanted.get(name)}, and the training in {store.folder} has {saved.get(name)}: go on with "
             "what it was started with, or choose another folder"
         )
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def digest_of_batches(data: Any) -> str | None:

@@ -141,7 +141,13 @@ def as_mesh(mesh: Any) -> Mesh:
             f"the mesh has {_axes(mesh)}, and batches lie along an axis data: name it so, "
             f'jax.make_mesh({tuple(mesh.devices.shape)}, ("data", …))'
         )
-    if not any(device.process_index == jax.process_index() for device in mesh.devices.flat):
+    own = {device.process_index for device in mesh.devices.flat}
+    if 1 < len(own) < jax.process_count():
+        raise ConfigError(
+            f"the mesh has devices of {len(own)} of {jax.process_count()} processes: give a mesh of jax.devices(), or "
+            "of jax.local_devices() for a training of each process alone"
+        )
+    if jax.process_index() not in own:
         raise ConfigError(
             f"the mesh has no device of process {jax.process_index()}: give a mesh of jax.devices(), or of "
             "jax.local_devices() for a training of this process alone"

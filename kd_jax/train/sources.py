@@ -1,8 +1,9 @@
 """Where the steps of an epoch come from: data in memory, as compiled loops, or an iterator of batches."""
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,12 @@ from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.checks import are_probabilities, check_batch
+from kd_jax.train.exchange import LEAVING, exchange, in_step
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.lookup import of_batch, of_rows
 from kd_jax.train.processes import is_shared, of_all, part_of
 from kd_jax.train.sharding import DATA, Layout, check_batch_size, put_batch, replicated
+from kd_jax.train.sizes import chunk_lengths
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
 PyTree = Any
@@ -112,7 +115,9 @@ class Stream:
         self, data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
         *, steps: int | None, labels_count: bool, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
-        self.apart = is_shared(mesh) and not isinstance(data, Batches)
+        self.shared = is_shared(mesh)
+        self.apart = self.shared and not isinstance(data, Batches)
+        self.told = exchange("batches") if self.shared else None
         if isinstance(data, Batches) and teacher is not None and teacher.per_example:
             data = data.numbered(teacher.examples)
         if mesh is not None and isinstance(data, Batches):
@@ -159,8 +164,8 @@ class Stream:
     def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
         """The steps of an epoch from `start` on."""
         done = start
-        for batch, taught, position in self._prefetched(start):
-            if _shapes(batch) not in self.checked and not is_shared(self.mesh):
+        for batch, taught, position in self._prefetched(start, number):
+            if _shapes(batch) not in self.checked and not self.shared:
                 check_batch(self.training, self.method, batch, taught, state.variables)
                 self.checked.add(_shapes(batch))
             program = programs.compiled(
@@ -224,7 +229,14 @@ class Stream:
         get = None if self.apart else getattr(self.iterator, "get_state", None)
         return get() if callable(get) else None
 
-    def _prefetched(self, start: int) -> Iterator[tuple[Batch, Teacher | None, Any]]:
+    def _checked(self, start: int) -> Generator[tuple[Batch, Position]]:
+        """`_batches` whose values can be trained on. On the host still: on a device looking would wait for it."""
+        classes, soft = self.classes if self.labels_count else None, are_probabilities(self.method)
+        for batch, position in self._batches(start):
+            check_values(batch, classes, soft=soft, absent=True)
+            yield batch, position
+
+    def _prefetched(self, start: int, number: int) -> Iterator[tuple[Batch, Teacher | None, Any]]:
         """`_batches` and what the teacher knows of them, drawn in a thread, already on the device."""
         ready: queue.Queue[Any] = queue.Queue(_AHEAD)
         # A thread does not inherit it.
@@ -240,16 +252,17 @@ class Stream:
                     continue
             return False
 
-        soft, mesh = are_probabilities(self.method), self.mesh
+        mesh, batches = self.mesh, self._checked(start)
+        if self.told is not None:
+            batches = in_step(batches, self.told, number, stop)
 
         def draw() -> None:
             try:
-                with jax.enable_x64(wide):
-                    # Batches before the first with a weight: where none follows, all is a mistake.
-                    idle: list[Any] | None = [] if start == 0 else None
-                    for batch, position in self._batches(start):
-                        # On the host still: looking at values on a device would wait for it.
-                        check_values(batch, self.classes if self.labels_count else None, soft=soft, absent=True)
+                with jax.enable_x64(wide), contextlib.closing(batches):
+                    # Batches before the first with a weight: where none follows, all is a mistake. Of several
+                    # processes others may have the weights.
+                    idle: list[Any] | None = [] if start == 0 and not self.shared else None
+                    for batch, position in batches:
                         given = [(batch, position)]
                         if idle is not None:
                             idle.append((batch, position))
@@ -274,20 +287,8 @@ class Stream:
                 yield item
         finally:
             stop.set()
-            thread.join()
-
-
-def chunk_lengths(steps: int, reports: int) -> list[int]:
-    """`steps` steps in about `reports` chunks: half to twice as many, equal ones where some number of them divides.
-
-    Each distinct length is a program to compile, so there are at most two.
-    """
-    fewest, most = min(reports, steps), min(2 * reports, steps)
-    for chunks in (*range(fewest, most + 1), *range(fewest - 1, (fewest + 1) // 2, -1)):
-        if steps % chunks == 0:
-            return [steps // chunks] * chunks
-    length = -(-steps // reports)
-    return [length] * (steps // length) + [steps % length] * (steps % length > 0)
+            # It may wait for another process, which does not come.
+            thread.join(2 * LEAVING if self.shared else None)
 
 
 def make_source(

@@ -137,6 +137,15 @@ def test_a_student_goes_from_one_mesh_to_another(found: dict[str, Any]) -> None:
     assert of(found, "moves") == 0
 
 
+def test_a_comparison_and_a_training_share_a_mesh(found: dict[str, Any]) -> None:
+    """In one program, in turn, to the same bits; with a student of the mesh as the teacher, too."""
+    apart = of(found, "one_program")
+    assert apart["compare after"] == apart["compare below"] == apart["distill after"] == 0
+    assert apart["distill"] < ROUNDING
+    # The means of an epoch are in float32.
+    assert apart["taught"] < 1e-6
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     list(enumerate([
@@ -197,6 +206,21 @@ def test_what_is_no_mesh_is_one_sentence(more: dict[str, Any], words: str) -> No
     given = more | ({"mesh": one_device(*mesh)} if isinstance(mesh, tuple) else {})
     with pytest.raises(ConfigError, match=words):
         kd.distill(net(), teacher(), DATA, **HOW, **given)
+
+
+def test_a_mesh_of_some_of_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would be waited for."""
+
+    class Device:
+        process_index = 1
+
+    class Places(Mesh):
+        devices: Any = np.array([jax.devices()[0], Device()], object)
+        axis_names: Any = ("data",)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ConfigError, match=r"the mesh has devices of 2 of 3 processes: give a mesh of jax"):
+        as_mesh(object.__new__(Places))
 
 
 def test_fit_with_a_mesh_is_not_traced() -> None:

@@ -12,7 +12,7 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teach
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
-from kd_jax.train.sources import chunk_lengths
+from kd_jax.train.sizes import chunk_lengths
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 MEMORY = {"optimizer": optax.sgd(0.1, momentum=0.9), "method": kd.KD(0.3), "key": 7}
