@@ -4,6 +4,7 @@ import difflib
 import html
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -203,12 +204,13 @@ class Table:
     def _interval(self, found: Comparison) -> str:
         """Mean ± half-width, with as many digits as tell whether 0 is in the interval."""
         factor, form = self._form(self.measure)
-        if form == ".4g":
+        fewest = {".2f": 2, ".0f": 1}.get(form) or _decimals(found)
+        digits = digits_that_tell(found, fewest, factor)
+        if form == ".4g" and digits == fewest:
             mean, margin = format(found.mean_difference, "+.4g"), found.margin and format(found.margin, ".4g")
         else:
-            digits = digits_that_tell(found, 2 if form == ".2f" else 1, factor)
-            mean = f"{found.mean_difference * factor:+.{digits}f}"
-            margin = None if found.margin is None else f"{found.margin * factor:.{digits}f}"
+            mean = f"{found.mean_difference * factor:+.{max(0, digits)}f}"
+            margin = None if found.margin is None else f"{found.margin * factor:.{max(0, digits)}f}"
         unit = " points" if factor == 100 else ""
         return f"{mean}{unit}" if margin is None else f"{mean} ± {margin}{unit}"
 
@@ -263,6 +265,12 @@ class Table:
         band = f", mean ± standard deviation of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         figure.suptitle(f"training batches{band}", fontsize=10)
         return figure
+
+
+def _decimals(found: Comparison) -> int:
+    """Those of four digits, of the larger of mean and half-width; of 12,345 that is -1."""
+    largest = max(abs(found.mean_difference), found.margin or 0)
+    return 3 - math.floor(math.log10(largest)) if 0 < largest < math.inf else 0
 
 
 def plot_sizes(tables: Iterable[Table]) -> Any:

@@ -1,6 +1,7 @@
 """Several trainings in a row, each of which teaches the next: born-again generations, and teacher assistants."""
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from kd_jax.distill import Result, distill
 from kd_jax.errors import ConfigError
 from kd_jax.methods import CrossEntropy
 from kd_jax.models import as_model
+from kd_jax.models.doors import as_list
 
 
 def generations(
@@ -35,21 +37,25 @@ def assistants(
     """Teacher assistants: Mirzadeh et al. (2020), https://arxiv.org/abs/1902.03393. The teacher teaches the first.
 
     students: models from the largest assistant to the student, each taught by the one before it. how: all else that
-    `kd.distill` takes, for each of them. The last result is the student's.
+    `kd.distill` takes, for each of them. The last result is the student's. Raises `ConfigError`, and what `kd.distill`
+    raises.
     """
-    if not students:
+    several = as_list(students, "the students")
+    if not several:
         raise ConfigError("there are no students: give the assistants, and the student last")
-    return _chain(list(students), teacher, data, key, checkpoint, how)
+    return _chain(several, teacher, data, key, checkpoint, how)
 
 
 def _chain(
     students: list[Any], teacher: Any, data: Any, key: Any, checkpoint: Any, how: dict[str, Any]
 ) -> list[Result]:
+    if checkpoint is not None and not isinstance(checkpoint, str | PathLike):
+        raise ConfigError(f"checkpoint is {checkpoint!r}: give the name of a folder")
     results: list[Result] = []
     for place, student in enumerate(students):
         taught_by = results[-1].model if results else teacher
         own = dict(how) if taught_by is not None else {**how, "method": CrossEntropy()}
         if checkpoint is not None:
-            own["checkpoint"] = Path(checkpoint) / str(place + 1)
+            own["checkpoint"] = Path(checkpoint).expanduser() / str(place + 1)
         results.append(distill(student, taught_by, data, key=jax.random.fold_in(as_key(key), place), **own))
     return results

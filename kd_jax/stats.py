@@ -51,9 +51,12 @@ def paired_comparison(baseline: ArrayLike, treatment: ArrayLike, *, metric: str,
     comparisons: how many are made and looked at. By Bonferroni's inequality all of their intervals, each at the level
         1 - 0.05 / comparisons, hold at once with a probability of at least 95 %, however the comparisons depend on each
         other; a p-value is multiplied by their number (Dunn 1961, https://doi.org/10.2307/2282330).
+        Raises `ValueError` below 1.
 
     The interval is about other seeds of the same two trainings (and, here, the same teacher).
     """
+    if isinstance(comparisons, bool) or not isinstance(comparisons, int | np.integer) or comparisons < 1:
+        raise ValueError(f"comparisons is {comparisons!r}: it must be a whole number of at least 1")
     before, after = np.asarray(baseline, np.float64), np.asarray(treatment, np.float64)
     if before.shape != after.shape or before.ndim != 1 or before.size == 0:
         raise ValueError(f"{before.size} and {after.size} values cannot be paired: give one of each for every seed")

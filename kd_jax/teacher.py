@@ -18,7 +18,7 @@ from kd_jax.errors import ConfigError, DataError
 from kd_jax.files import floats, inputs_of, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model
 from kd_jax.models.compiled import Own
-from kd_jax.models.doors import is_result
+from kd_jax.models.doors import as_list, is_result
 from kd_jax.models.predict import outputs_in_batches
 from kd_jax.teachers import folder as folders
 from kd_jax.teachers import writing
@@ -39,7 +39,7 @@ def several(teachers: Sequence[Any], *, mean: str = "probabilities") -> SeveralT
     """
     if mean not in MEANS:
         raise ConfigError(f"mean is {mean!r}: use {', '.join(MEANS[:-1])} or {MEANS[-1]}")
-    known = [as_teacher(teacher) for teacher in teachers]
+    known = [as_teacher(teacher) for teacher in as_list(teachers, "the teachers")]
     if not known or any(teacher is None for teacher in known):
         raise ConfigError("there is no teacher in the list: give at least one, and None for no teacher at all")
     narrow = next((teacher.sparse for teacher in known if teacher is not None and teacher.sparse), None)

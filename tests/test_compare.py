@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,23 @@ def test_a_conclusion_follows_the_interval(differences: list[float], higher: boo
     history = {name: {"loss": np.ones((3, 2))} for name in values}
     found = kd.Table("score", higher, (0, 1, 2), values, history, {}, 10, {"a": 1.0, "b": 1.0}, {}, 1)
     assert says in found.conclusion("b")
+
+
+@pytest.mark.parametrize(
+    ("differences", "says"),
+    [
+        # The interval begins at 4e-05: with four digits it would seem to begin at 0.
+        ([0.07375, 0.1234135, 0.173077], r"by \+0\.12341 ± 0\.12337 against a .*: a loss"),
+        ([0.0737, 0.1234135, 0.173127], r"by \+0\.1234 ± 0\.1235 against a .*: no evidence"),
+        ([7374.9, 12341.3, 17307.7], r"by \+12341 ± 12337 against a .*: a loss"),
+        ([10.0, 11.0, 12.0], r"by \+11 ± 2\.484 against a .*: a loss"),
+    ],
+)
+def test_digits_of_any_measure_tell_where_0_lies(differences: list[float], says: str) -> None:
+    values = {"a": {"nll": np.zeros(3)}, "b": {"nll": np.array(differences)}}
+    history = {name: {"loss": np.ones((3, 2))} for name in values}
+    found = kd.Table("nll", False, (0, 1, 2), values, history, {}, 10, {"a": 1.0, "b": 1.0}, {}, 1)
+    assert re.search(says, found.conclusion("b")), found.conclusion("b")
 
 
 def test_a_loss_function_is_given_the_teacher(teacher: kd.Model) -> None:

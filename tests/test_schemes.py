@@ -155,6 +155,51 @@ def test_assistants_are_taught_from_the_largest_to_the_student() -> None:
         kd.assistants([], teacher(), DATA, **HOW)
 
 
+def classified(**changed: Any) -> Any:
+    how: dict[str, Any] = {
+        "feature": "hidden.0", "teacher_feature": "hidden.0", "kernel": np.zeros((7, 4), np.float32)
+    }  # fmt: skip
+    return kd.with_classifier(net(), teacher(), changed.pop("inputs", INPUTS), **how | changed)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: inspect.unwrap(kd.assistants)(net(), teacher(), DATA, **HOW), "the students are a Model: give a list"),
+        (lambda: kd.cohort(net()), "the members of a cohort are a Model: give a list of models"),
+        (lambda: kd.cohort(3), "the members of a cohort are a int: give a list of models"),
+        (lambda: inspect.unwrap(kd.several)(teacher()), "the teachers are a Model: give a list of models"),
+        (lambda: kd.generations(net(), DATA, count=2, checkpoint=3, **HOW), "checkpoint is 3: give the name of a fold"),
+        (lambda: inspect.unwrap(kd.with_average)(net(), decay="x"), "decay is 'x': it must be at least 0 and below 1"),
+        (lambda: inspect.unwrap(kd.with_average)(net(), decay=None), "decay is None: it must be at least 0"),
+        (lambda: inspect.unwrap(kd.averaged)(3), "a int is no model"),
+        (lambda: inspect.unwrap(kd.members)(3), "a int is no model"),
+        (lambda: classified(factor=0), "factor is 0: it must be a whole number of at least 1"),
+        (lambda: classified(kernel="x"), "the kernel of the classifier is of type <U1: it must hold floating-point"),
+        (lambda: classified(kernel=[[1.0], [2.0, 3.0]]), "the kernel of the classifier cannot be read as an array"),
+        (lambda: classified(bias="x"), "the bias of the classifier is of type <U1: it must hold floating-point"),
+        (lambda: classified(inputs=INPUTS[:, :2]), "the student cannot be called with inputs of float32.24, 2."),
+        (
+            lambda: kd.distill(kd.cohort([net(6, 5, 3), net(6, 5, 2)]), None, DATA, method=kd.DML(), **HOW),
+            r"members of the cohort give logits of \[8, 3\] and of \[8, 2\]: give models with the same classes",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_a_scheme_is_one_sentence(call: Any, says: str) -> None:
+    with pytest.raises((ConfigError, kd.DataError), match=says) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_a_classifier_may_be_of_pytorch_and_inputs_a_batch_or_lists() -> None:
+    torch = pytest.importorskip("torch")
+    kernel = torch.nn.Parameter(torch.ones(7, 4, dtype=torch.bfloat16))
+    wanted = classified(kernel=np.ones((7, 4)))
+    for found in (classified(kernel=kernel), classified(kernel=np.ones((7, 4), int), inputs=DATA)):
+        assert found.network == wanted.network
+    assert classified(inputs=INPUTS.tolist()).network.space == ()
+
+
 def test_the_average_of_narrow_parameters_is_kept_wide_and_answers_in_their_type() -> None:
     """From 0 to 1 in 300 steps at a decay of 0.99; in bfloat16 it would stop on the way."""
     student = kd.from_function(lambda params, x: x * params, jnp.zeros((1, 1), jnp.bfloat16))

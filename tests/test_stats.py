@@ -76,6 +76,12 @@ def test_what_cannot_be_paired_is_refused(before: list, after: list) -> None:
         paired_comparison(np.array(before).reshape(-1) if np.ndim(before) < 2 else np.array(before), after, metric="x")
 
 
+@pytest.mark.parametrize("comparisons", [0, -1])
+def test_a_number_of_comparisons_is_whole(comparisons) -> None:
+    with pytest.raises(ValueError, match=f"comparisons is {comparisons}: it must be a whole number of at least 1"):
+        paired_comparison([1.0, 2.0], [2.0, 2.0], metric="x", comparisons=comparisons)
+
+
 def test_nothing_cannot_be_summarised() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         summarise([])

@@ -1,7 +1,7 @@
 """`Batch`: examples as models are called with them, in memory and on the device."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,12 +35,14 @@ class Batch(NamedTuple):
     indices: PyTree = None
 
 
-def as_batch(data: Any) -> Batch:
+def as_batch(data: Any, *, convert: Callable[[Any], Any] | None = None) -> Batch:
     """`data` as a `Batch` of arrays: a `Batch`, `(inputs, labels)`, `(inputs, labels, weights)`, or a dict of these.
 
     Lists, PyTorch tensors, h5py data sets and whatever else NumPy reads are converted, once. Integers of 64 bits
-    become those of 32. Raises `DataError` where there are no inputs, or the parts differ in their number of examples.
+    become those of 32. convert: what makes an array of each of them, in place of that. Raises `DataError` where there
+    are no inputs, or the parts differ in their number of examples.
     """
+    convert = convert or as_array
     if isinstance(data, Batch):
         parts = data
     elif isinstance(data, Mapping):
@@ -52,9 +54,9 @@ def as_batch(data: Any) -> Batch:
             f"the data is a {type(data).__name__}: give kd.Batch(inputs, labels), a pair (inputs, labels) or a dict "
             "with inputs and labels"
         )
-    inputs = jax.tree.map(_as_array, parts.inputs, is_leaf=_is_array_like)
-    labels = jax.tree.map(_as_array, parts.labels, is_leaf=_is_array_like)
-    weights, indices = (None if part is None else _as_array(part) for part in (parts.weights, parts.indices))
+    inputs = jax.tree.map(convert, parts.inputs, is_leaf=_is_array_like)
+    labels = jax.tree.map(convert, parts.labels, is_leaf=_is_array_like)
+    weights, indices = (None if part is None else convert(part) for part in (parts.weights, parts.indices))
     batch = Batch(inputs, labels, weights, indices)
     check_counts(batch)
     return batch
@@ -79,7 +81,7 @@ def check_counts(batch: Batch) -> int:
     leaves = jax.tree.leaves(batch.inputs)
     if not leaves:
         raise DataError("the batch has no inputs: give at least one array of them")
-    if any(jnp.ndim(leaf) == 0 for leaf in leaves):
+    if any(np.ndim(leaf) == 0 for leaf in leaves):
         raise DataError("an input of the batch is a single number: its first axis must count examples")
     count = int(leaves[0].shape[0])
     for leaf in leaves[1:]:
@@ -87,8 +89,8 @@ def check_counts(batch: Batch) -> int:
             raise _unequal(batch.inputs, f"have {count} and {leaf.shape[0]} examples: all must have the same number")
     for name, part in (("labels", batch.labels), ("weights", batch.weights), ("indices", batch.indices)):
         for leaf in jax.tree.leaves(part):
-            if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
-                found = "no axis" if jnp.ndim(leaf) == 0 else f"{leaf.shape[0]}"
+            if np.ndim(leaf) == 0 or leaf.shape[0] != count:
+                found = "no axis" if np.ndim(leaf) == 0 else f"{leaf.shape[0]}"
                 if isinstance(batch.inputs, list) and found == str(len(batch.inputs)):
                     raise _unequal(batch.inputs, "")
                 raise DataError(
@@ -245,8 +247,8 @@ def _is_array_like(value: Any) -> bool:
     return value is not None and not isinstance(value, dict)
 
 
-def _as_array(value: Any) -> Any:
-    """An array that JAX takes; on the host until it is needed."""
+def as_array(value: Any) -> Any:
+    """An array that JAX takes; on the host until it is needed. Raises `DataError`."""
     if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
         return value
     if hasattr(value, "detach"):

@@ -12,6 +12,8 @@ def load(source: str, *, stream: bool = False) -> Dataset:
     `tfds:NAME` are never all in memory then; those of the others are once, when they are put there.
     Raises `DataError` where there is no such source or its data cannot be used.
     """
+    if not isinstance(source, str):
+        raise DataError(f"the data set is {source!r}: give its name as a string, such as 'npz:FILE'")
     if stream and not source.startswith("tfds:"):
         return mapped(load(source))
     kind, colon, place = source.partition(":")

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, check_whole, epoch_order, is_in_memory
+from kd_jax.data.lazy import as_lazy
 from kd_jax.data.load import load
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files.digests import digest
@@ -114,8 +115,9 @@ def stream(data: Any, *, batch_size: int, key: Any = 0, threads: int = 2, ahead:
     that of memory, to rounding, on any number of hosts, each of which reads its own part of every batch.
 
     data: a source as `kd.load` takes it, whose training images stay on the disk; arrays as a `Batch` has them, such as
-        those of `np.load(file, mmap_mode="r")`; or anything with `len` and `[row]` that gives one example, a dict with
-        `image` and `label` or a pair, as `grain.sources.ArrayRecordDataSource` and TFDS's `as_data_source` do.
+        those of `np.load(file, mmap_mode="r")`, and data sets of h5py, of which each batch's rows are read; or
+        anything with `len` and `[row]` that gives one example, a dict with `image` and `label` or a pair, as
+        `grain.sources.ArrayRecordDataSource` and TFDS's `as_data_source` do.
     batch_size: of all hosts together. key: as `kd.distill` has it. threads: that read. ahead: batches that are read
         before they are asked for.
     Raises `DataError` and `ConfigError`.
@@ -127,7 +129,7 @@ def stream(data: Any, *, batch_size: int, key: Any = 0, threads: int = 2, ahead:
         dataset = load(data, stream=True)
         data = Batch(dataset.train_images, dataset.train_labels)
     if is_in_memory(data):
-        source: Any = _Arrays(as_batch(data))
+        source: Any = _Arrays(as_batch(data, convert=as_lazy))
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         source = _Examples(data)
     else:

@@ -39,11 +39,11 @@ _READ = {
     ),
     "onnx": (
         ("onnxruntime",),
-        '(logits,) = onnxruntime.InferenceSession("{name}.onnx").run(["logits"], {{"{input}": inputs}})',
+        '(logits,) = onnxruntime.InferenceSession("{name}.onnx").run(["logits"], {inputs})',
     ),
     "int8": (
         ("onnxruntime",),
-        '(logits,) = onnxruntime.InferenceSession("{name}-int8.onnx").run(["logits"], {{"{input}": inputs}})',
+        '(logits,) = onnxruntime.InferenceSession("{name}-int8.onnx").run(["logits"], {inputs})',
     ),
 }
 
@@ -142,7 +142,7 @@ def card(
     license: str | None, made: str | None, prepare: Any, distilled: bool | None,
 ) -> str:  # fmt: skip
     """The model card, as Hugging Face reads it: a header of YAML, and Markdown with the numbers of the report."""
-    from kd_jax.export.program import input_names
+    from kd_jax.export.program import named_inputs
 
     lines = ["---", *([f"license: {license}"] if license else []), "library_name: kd_jax"]
     lines += [
@@ -167,13 +167,13 @@ def card(
         lines += [f"- `{name}.json` says, too, that {made} makes the model."]
     if prepare is not None:
         lines += ["", f"Inputs are prepared by `{name_of(prepare)}`. " + _PREPARED]
-    own = {"name": name, "input": input_names(inputs)[0], "model": "" if made is not None else ", model"}
+    own = {"name": name, "inputs": named_inputs(inputs), "model": "" if made is not None else ", model"}
     imports = sorted({f"import {package}" for one in formats for package in _READ[one][0]})
     lines += ["", "```python", *imports, "", *(_READ[one][1].format(**own) for one in formats), "```", ""]
     if "safetensors" in formats and made is None:
         lines += ["`model` is the module or `kd.Model` whose parameters these are, with any values.", ""]
     if found is not None:
-        lines += ["## Beside the teacher", "", found.markdown(), "", "![accuracy against latency](report.png)", ""]
+        lines += ["## Beside the teacher", "", found.markdown(), "", "![quality against latency](report.png)", ""]
         lines += [f"- {key}: {value}" for key, value in found.environment.items()] + [""]
     if settings:
         lines += ["## How it was trained", "", *(f"- {key}: {value}" for key, value in settings.items()), ""]

@@ -113,6 +113,13 @@ def input_names(inputs: PyTree) -> tuple[str, ...]:
     return tuple(f"inputs_{name}" if name[:1].isdigit() else name or "inputs" for name in names)
 
 
+def named_inputs(inputs: PyTree) -> str:
+    """The dict from the names of a file's inputs to parts of `inputs`, as a program has it."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(inputs, is_leaf=lambda leaf: isinstance(leaf, list))]
+    each = zip(input_names(inputs), paths, strict=True)
+    return "{" + ", ".join(f'"{name}": inputs{jax.tree_util.keystr(path)}' for name, path in each) + "}"
+
+
 def difference(found: Float[np.ndarray, "*shape"], wanted: Float[np.ndarray, "*shape"]) -> float:
     """The largest difference of logits, in parts of the largest that is wanted, or of 1 where that is below 1.
 

@@ -107,21 +107,26 @@ class Report:
         return written
 
     def plot(self) -> Any:
-        """A figure of Matplotlib: accuracy, or agreement without labels, against the latency of one example.
+        """A figure of Matplotlib: how good each model is against its latency for one example.
 
-        Bars are quartiles of the latency, and the 95 % interval of the accuracy.
+        That is the accuracy, else the agreement with the teacher, the negative log-likelihood or the squared error:
+        the first that is known; where none is, each model has a line. Bars are quartiles of the latency, and the 95 %
+        interval of the accuracy.
         """
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, StrMethodFormatter
 
         figure = Figure(figsize=(7.0, 4.4), layout="constrained")
         panel = figure.subplots()
-        measure = "accuracy" if all("accuracy" in row.measures for row in self.rows.values()) else "agreement"
-        for (name, row), colour in zip(self.rows.items(), _COLOURS * len(self.rows), strict=False):
+        measure = self._measure()
+        factor, label = _AXES.get(measure, (1, ""))
+        for place, ((name, row), colour) in enumerate(zip(self.rows.items(), _COLOURS * len(self.rows), strict=False)):
+            # A teacher agrees with itself.
+            known = {"agreement": 1.0, **row.measures} if place == 0 else row.measures
             for (runtime, batch), found in row.seconds.items():
                 if batch != BATCHES[0]:
                     continue
-                value = 100 * row.measures.get(measure, 1.0)
+                value = factor * known[measure] if measure else place
                 low, high = (value, value) if row.interval is None else (100 * part for part in row.interval)
                 micro = [1e6 * part for part in found]
                 panel.errorbar(
@@ -134,11 +139,20 @@ class Report:
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         panel.minorticks_off()
         panel.set_xlabel("microseconds for one example, median and quartiles")
-        panel.set_ylabel("accuracy (%)" if measure == "accuracy" else "agrees with the teacher (%)")
+        panel.set_ylabel(label)
+        if not measure:
+            panel.set_yticks(range(len(self.rows)), list(self.rows))
         panel.grid(alpha=0.25)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=8)
         return figure
+
+    def _measure(self) -> str:
+        """What the figure shows; nothing where no measure is known of every model."""
+        several = [row.measures for row in self.rows.values()]
+        # A teacher has no agreement, and alone there is none.
+        asked = {name: several[1:] if name == "agreement" else several for name in _AXES}
+        return next((name for name, of in asked.items() if of and all(name in one for one in of)), "")
 
     def _text(self, form: str) -> str:
         every = list({key: None for row in self.rows.values() for key in row.seconds})
@@ -150,8 +164,8 @@ class Report:
         align = ("left", *["right"] * len(self.rows))
         body = tabulate(table, header, tablefmt=form, colalign=align, disable_numparse=True)
         note = (
-            f"Latencies are medians (quartiles) of {self.rounds} rounds in turn; onnxruntime has one thread. Accuracy "
-            f"and agreement are of {self.examples:,} examples"
+            f"Latencies are medians (quartiles) of {self.rounds} rounds in turn; onnxruntime has one thread. Measures "
+            f"are of {self.examples:,} examples"
         )
         if any(row.interval for row in self.rows.values()):
             note += "; the interval (95 %, Wilson's) is about other examples."
@@ -168,6 +182,7 @@ class Report:
         return [
             "", "parameters", "ONNX file (kB)", "operations (million)", "accuracy (%)", "95 % interval",
             "agrees with the teacher (%)", "KL to the teacher (nats)", "calibration error (%)",
+            "negative log-likelihood (nats)", "mean squared error",
             *(f"{runtime}, {batch} in a call (µs)" for runtime, batch in every),
         ]  # fmt: skip
 
@@ -176,14 +191,17 @@ class Report:
         def per_cent(measure: str) -> str:
             return f"{100 * row.measures[measure]:.2f}" if measure in row.measures else ""
 
-        kl = row.measures.get("kl_to_teacher")
+        def number(measure: str, form: str = ".4g") -> str:
+            return format(row.measures[measure], form) if measure in row.measures else ""
+
         interval = "" if row.interval is None else f"{100 * row.interval[0]:.2f} to {100 * row.interval[1]:.2f}"
         times = (row.seconds.get(key) for key in every)
         return [
             name, "" if row.parameters is None else f"{row.parameters:,}",
             "" if row.size is None else f"{row.size / 1000:,.1f}",
             "" if row.operations is None else f"{row.operations / 1e6:,.3g}",
-            per_cent("accuracy"), interval, per_cent("agreement"), "" if kl is None else f"{kl:.4f}", per_cent("ece"),
+            per_cent("accuracy"), interval, per_cent("agreement"), number("kl_to_teacher", ".4f"), per_cent("ece"),
+            number("nll"), number("mse"),
             *("" if one is None else _microseconds(one) for one in times),
         ]  # fmt: skip
 
@@ -195,6 +213,11 @@ def _microseconds(found: Quartiles) -> str:
 
 
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
+# What a figure can show, the best first: by which factor, and how its axis is called.
+_AXES = {
+    "accuracy": (100, "accuracy (%)"), "agreement": (100, "agrees with the teacher (%)"),
+    "nll": (1, "negative log-likelihood (nats)"), "mse": (1, "mean squared error"),
+}  # fmt: skip
 _MARKS = {"onnxruntime": "o", "XLA": "s"}
 
 

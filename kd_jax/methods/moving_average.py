@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from kd_jax.data.batch import Batch
@@ -63,19 +64,20 @@ def with_average(student: Any, *, decay: float = 0.999) -> Model:
     kept in float32, and answers in their type. With `dtype=jnp.bfloat16` it is the average of the rounded parameters.
     Raises `ConfigError` for a decay outside [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ConfigError(f"decay is {decay}: it must be at least 0 and below 1")
+    if isinstance(decay, bool) or not isinstance(decay, int | float | np.number) or not 0 <= decay < 1:
+        raise ConfigError(f"decay is {decay!r}: it must be at least 0 and below 1")
     model = as_model(student)
     variables = model.variables
     if variables is None:
         variables = jax.eval_shape(model.network.init, jax.random.key(0))
     types = tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(model.network.split(variables)[0]))
-    network = _Averaged(model.network, decay, types)
+    network = _Averaged(model.network, float(decay), types)
     return Model(network, None if model.variables is None else network.around(model.variables))
 
 
 def averaged(model: Model) -> Model:
     """The average that a model of `with_average` carries, as a model of its own. Raises `ConfigError` for another."""
+    model = as_model(model)
     if not isinstance(model.network, _Averaged) or model.variables is None:
         raise ConfigError(f"{model!r} carries no average: give the model of a training of kd.with_average")
     state = model.variables["state"]

@@ -14,6 +14,7 @@ from kd_jax.methods.base import Method, Parts, Terms, Values, static, weighted
 from kd_jax.methods.bounds import Temperature, Weight
 from kd_jax.methods.logits import is_left_out, is_zero, require_labels
 from kd_jax.models import Model, Network, Output, as_model
+from kd_jax.models.doors import as_list
 from kd_jax.models.network import Params, PyTree, State, Variables
 
 
@@ -70,7 +71,7 @@ def cohort(models: Any) -> Model:
     `kd.members(result.model)` has them one by one. models: a list, of any architectures with the same classes; those
     without variables start from the training's key, each from others. Raises `ConfigError`.
     """
-    known = [as_model(model) for model in models]
+    known = [as_model(model) for model in as_list(models, "the members of a cohort")]
     if len(known) < 2:
         raise ConfigError(f"a cohort of {len(known)} has nobody to learn from: give at least 2 models")
     network = _Cohort(tuple(model.network for model in known))
@@ -82,6 +83,7 @@ def cohort(models: Any) -> Model:
 
 def members(model: Model) -> list[Model]:
     """The models of a `cohort`, with their variables. Raises `ConfigError` for another model."""
+    model = as_model(model)
     if not isinstance(model.network, _Cohort):
         raise ConfigError(f"{model!r} is no cohort: give the model of one, result.model")
     values: Any = model.variables or {}
@@ -116,6 +118,12 @@ class _Cohort(Network):
             output, after[str(n)] = network.apply(variables[str(n)], inputs, train=train, key=own, features=paths)
             found |= {start + path: value for path, value in output.features.items()} | {start[:-1]: output.logits}
             logs.append(jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1))
+        shapes = list(dict.fromkeys(one.shape for one in logs))
+        if len(shapes) > 1:
+            raise ConfigError(
+                f"members of the cohort give logits of {list(shapes[0])} and of {list(shapes[1])}: give models with "
+                "the same classes"
+            )
         mean: Array = jax.nn.logsumexp(jnp.stack(logs), axis=0) - jnp.log(jnp.float32(len(logs)))
         return Output(mean, found), after
 

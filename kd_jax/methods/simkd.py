@@ -6,16 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from kd_jax import losses
-from kd_jax.data.batch import Batch
+from kd_jax.data.batch import Batch, check_whole
 from kd_jax.errors import ConfigError
+from kd_jax.files import as_numpy, floats
 from kd_jax.methods import blocks
 from kd_jax.methods.base import Values
 from kd_jax.methods.relations import FeatureMethod
 from kd_jax.models import Model, Network, Output, as_model
+from kd_jax.models.doors import as_shapes
 from kd_jax.models.heads import HIDDEN, no_head
 from kd_jax.models.network import Params, PyTree, State, Variables
+from kd_jax.models.trying import told
 
 PROJECTED = "projected"
 """The path of the projected feature of such a student."""
@@ -54,15 +58,16 @@ def with_classifier(
     normalisation and ReLU) has the teacher's channels divided by it inside.
 
     Its `Output` has the projected feature at "projected": `kd.SimKD(teacher_feature=…)` compares it. Raises
-    `ConfigError`.
+    `ConfigError` and `DataError`.
     """
     model, taught = as_model(student), as_model(teacher)
+    inputs, factor = as_shapes(inputs), check_whole(factor, "factor")
     ours, theirs = (
         _feature(one, inputs, path, who) for one, path, who in
         ((model, feature, "the student"), (taught, teacher_feature, "the teacher"))
     )  # fmt: skip
-    known = np.asarray(kernel, np.float32)
-    offset = np.zeros(known.shape[-1:], np.float32) if bias is None else np.asarray(bias, np.float32)
+    known = _numbers(kernel, "kernel")
+    offset = np.zeros(known.shape[-1:], np.float32) if bias is None else _numbers(bias, "bias")
     if known.ndim != 2 or known.shape[0] != theirs.shape[-1] or offset.shape != known.shape[1:]:
         raise ConfigError(
             f"the classifier has a kernel of the shape {known.shape} and a bias of {offset.shape}, and the teacher's "
@@ -168,9 +173,18 @@ def _feature(model: Model, inputs: PyTree, path: str, who: str) -> Any:
     """The shape of a feature. Raises `ConfigError`."""
     network = model.network
     variables = jax.eval_shape(network.init, jax.random.key(0)) if model.variables is None else model.variables
-    output, _ = jax.eval_shape(
-        lambda values, given: network.apply(values, given, key=jax.random.key(0), features=(path,)), variables, inputs
-    )
+    with told(who, inputs):
+        output, _ = jax.eval_shape(
+            lambda values, given: network.apply(values, given, key=jax.random.key(0), features=(path,)),
+            variables, inputs,
+        )  # fmt: skip
     if path not in output.features:
         raise ConfigError(f"{who} has no feature {path!r}: kd.feature_names lists those that it has")
     return output.features[path]
+
+
+def _numbers(values: Any, what: str) -> Float[np.ndarray, "..."]:
+    """An array of the classifier in float32. Raises `DataError`."""
+    array = as_numpy(values, f"the {what} of the classifier")
+    whole = array.dtype.kind in "iu"
+    return floats(array.astype(np.float32) if whole else array, f"the {what} of the classifier").astype(np.float32)

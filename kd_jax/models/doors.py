@@ -1,6 +1,6 @@
 """Whatever a user calls a model, as a `Model`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,14 @@ def as_model(model: Any) -> Model:
     )
 
 
+def as_list(models: Any, what: str) -> list[Any]:
+    """Several models as a list. Raises `ConfigError` for one alone, or what holds none; `what` they are, in words."""
+    alone = isinstance(models, str | Mapping | Model | Network | nnx.Module | linen.Module) or is_result(models)
+    if alone or not isinstance(models, Iterable):
+        raise ConfigError(f"{what} are a {type(models).__name__}: give a list of models")
+    return list(models)
+
+
 def is_result(model: Any) -> bool:
     """Whether it is what `distill` gave back, which holds a model."""
     return isinstance(getattr(model, "model", None), Model) and isinstance(model, tuple)
@@ -80,12 +88,17 @@ def feature_names(model: Any, inputs: PyTree) -> dict[str, jax.ShapeDtypeStruct]
     output; one that is not called has none. Raises `ConfigError`.
     """
     model = as_model(model)
-    inputs = jax.tree.map(_array, inputs_of(inputs), is_leaf=lambda value: isinstance(value, list))
+    inputs = as_shapes(inputs)
     variables = model.variables
     if variables is None:
         variables = jax.eval_shape(model.network.init, jax.random.key(0))
     with told("the model", inputs):
         return model.network.feature_shapes(variables, inputs)
+
+
+def as_shapes(inputs: Any) -> PyTree:
+    """The inputs of a model, of which only the shapes count: lists are arrays, and a `Batch` has them. `DataError`."""
+    return jax.tree.map(_array, inputs_of(inputs), is_leaf=lambda value: isinstance(value, list))
 
 
 def _array(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -65,39 +66,80 @@ class EarlyStopping:
 
 
 def tensorboard(folder: Any) -> Callback:
-    """Writes every metric as a scalar for TensorBoard into `folder`. Needs `tensorboardX` or `tensorboard`."""
+    """Writes every metric as a scalar for TensorBoard into `folder`. Needs `tensorboardX`.
+
+    Of several trainings, such as those of `kd.generations`, the second writes into `folder/2`, and so on.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ConfigError("kd.callbacks.tensorboard needs tensorboardX: pip install 'kd-jax[tensorboard]'") from None
-    writers: list[Any] = []
 
-    def write(epoch: Epoch) -> None:
-        if not writers:
-            writers.append(SummaryWriter(str(folder)))
+    def start(count: int) -> Any:
+        return SummaryWriter(str(folder) if count == 1 else str(Path(folder) / str(count)))
+
+    def write(writer: Any, epoch: Epoch) -> None:
         for name, value in epoch.metrics.items():
-            writers[0].add_scalar(name, value, epoch.number)
-        writers[0].flush()
-        if epoch.number == epoch.epochs:
-            writers.pop().close()
+            writer.add_scalar(name, value, epoch.number)
+        writer.flush()
 
-    return write
+    return Log(start, write, lambda writer: writer.close(), at_end=True)
 
 
 def wandb(**options: Any) -> Callback:
-    """Logs every metric to Weights & Biases, `wandb.init(**options)`. Needs `wandb`."""
+    """Logs every metric to Weights & Biases, `wandb.init(**options)`. Needs `wandb`.
+
+    Of several trainings, such as those of `kd.generations`, each has a run of its own: the one before is finished, and
+    an `id` or `name` among the options ends in -2, and so on. The last stays open for what you log.
+    """
     try:
         import wandb as client
     except ImportError:
         raise ConfigError("kd.callbacks.wandb needs wandb: pip install wandb") from None
-    runs: list[Any] = []
 
-    def write(epoch: Epoch) -> None:
-        if not runs:
-            runs.append(client.init(**options))
-        runs[0].log(epoch.metrics, step=epoch.number)
+    def start(count: int) -> Any:
+        own = {name: f"{options[name]}-{count}" for name in ("id", "name") if count > 1 and options.get(name)}
+        return client.init(**options | own)
 
-    return write
+    def write(run: Any, epoch: Epoch) -> None:
+        run.log(epoch.metrics, step=epoch.number)
+
+    return Log(start, write, lambda run: run.finish(), at_end=False)
+
+
+class Log:
+    """A callback that writes each training into a log of its own.
+
+    start: opens the log of the training with a number, from 1. write: an epoch into it. finish: closes it. at_end:
+        whether that is done after each training, or only before the next begins.
+    """
+
+    def __init__(
+        self, start: Callable[[int], Any], write: Callable[[Any, Epoch], None], finish: Callable[[Any], Any], *,
+        at_end: bool,
+    ) -> None:  # fmt: skip
+        self._start, self._write, self._finish, self._at_end = start, write, finish, at_end
+        self._open: list[Any] = []
+        self._count, self._last = 1, 0
+
+    def __call__(self, epoch: Epoch) -> None:
+        """Writes it; one that is not after the last is of another training."""
+        if epoch.number <= self._last:
+            self._close()
+            self._count += 1
+        self._last = epoch.number
+        if not self._open:
+            self._open.append(self._start(self._count))
+        self._write(self._open[0], epoch)
+
+    def end(self) -> None:
+        """Called when a training ends, also before its last epoch."""
+        if self._at_end:
+            self._close()
+
+    def _close(self) -> None:
+        while self._open:
+            self._finish(self._open.pop())
 
 
 def is_higher_better(measure: str, higher: bool | None = None) -> bool:

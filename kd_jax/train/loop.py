@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from kd_jax.errors import NotFiniteError, RunError
-from kd_jax.train.callbacks import Callback, Epoch, says_stop, value_of
+from kd_jax.train.callbacks import Callback, Epoch, Log, says_stop, value_of
 from kd_jax.train.measures import WATCHED, WEIGHT, of_labelled
 from kd_jax.train.processes import agreed
 from kd_jax.train.progress import Silent
@@ -69,6 +69,9 @@ def train(progress: Progress, plan: Plan) -> Progress:
                 saved = time.monotonic()
     finally:
         plan.bar.close()
+        for callback in plan.callbacks:
+            if isinstance(callback, Log):
+                callback.end()
     if plan.folder is not None:
         # Here: of several processes one may go while the last checkpoint is written.
         plan.folder.store.wait()

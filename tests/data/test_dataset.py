@@ -1,6 +1,7 @@
 import contextlib
 import gzip
 import hashlib
+import inspect
 import re
 from importlib import resources
 from pathlib import Path
@@ -119,6 +120,11 @@ def test_keras_shapes_and_exact_floats_are_bytes(tmp_path: Path, small_dataset: 
 def test_unknown_sources_are_named(source: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         load(source)
+
+
+def test_a_source_that_is_no_name_is_told() -> None:
+    with pytest.raises(DataError, match=r"the data set is .*: give its name as a string, such as 'npz:FILE'"):
+        inspect.unwrap(load)(Path("npz:x"))
 
 
 IDX_DAMAGE = {

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -162,6 +163,53 @@ def test_it_has_no_end_to_measure_at() -> None:
         kd.evaluate(teacher(), endless)
     with pytest.raises(ConfigError, match=r"kd.stream has no end"):
         kd.distill(net(), teacher(), DATA, batch_size=8, optimizer=SGD, validation=endless)
+
+
+class InFile:
+    """As a data set of h5py: rows in rising order, each once, and never all of them unasked."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.shape, self.dtype, self._values, self.most = values.shape, values.dtype, values, 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        if (np.diff(rows) <= 0).any():
+            raise TypeError("Indexing elements must be in increasing order")
+        self.most = max(self.most, len(rows))
+        return self._values[rows]
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise AssertionError("the whole data set is read")
+
+
+def test_what_lies_in_a_file_is_read_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd_jax.data.stream._LOOKED_AT", 3)
+    x, y = InFile(X), InFile(Y.astype(np.int64))
+    found = kd.stream(({"image": x}, y), batch_size=5, key=7)
+    wanted = list(kd.batches(kd.Batch({"image": X}, Y), key=7, batch_size=5, epochs=3))
+    assert_same(
+        jax.tree.map(np.int32, [one.labels for one in batches(iter(found), 12)]), [one.labels for one in wanted]
+    )
+    assert_same([found[step].inputs for step in range(12)], [one.inputs for one in wanted])
+    found.identity()
+    assert x.most == y.most == 5
+    np.testing.assert_array_equal(found.source.rows(np.array([3, 1, 3])).inputs["image"], X[[3, 1, 3]])
+    with pytest.raises(DataError, match="values of type <U1: give numbers"):
+        kd.stream((InFile(np.array(["a", "b"])), Y[:2]), batch_size=1)
+    with pytest.raises(DataError, match="there are 24 examples and labels of 3"):
+        kd.stream((x, InFile(Y[:3])), batch_size=1)
+
+
+def test_a_data_set_of_h5py_stays_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["x"] = X
+        with monkeypatch.context() as patched:
+            patched.setattr(h5py.Dataset, "__array__", InFile.__array__)
+            found = kd.stream((file["x"], Y), batch_size=5, key=7)
+            assert_same(batches(iter(found), 8), list(kd.batches(DATA, key=7, batch_size=5, epochs=2)))
 
 
 class Noisy:

@@ -10,8 +10,8 @@ from small import DATA, X, Y
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError
-from kd_jax.export import latency
-from kd_jax.export.program import traced
+from kd_jax.export import folder, latency
+from kd_jax.export.program import input_names, traced
 from kd_jax.export.reporting import Report, Row
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -89,6 +89,51 @@ def test_without_labels_there_is_agreement_and_no_accuracy():
     assert found.rows["student"].interval is None
     assert "accuracy" not in str(found).partition("\n\n")[0]
     assert found.plot().axes[0].get_ylabel() == "agrees with the teacher (%)"
+
+
+def drawn(measure: str, *rows: dict[str, float]) -> list[float]:
+    """Heights of the points in a figure of that measure, which is in the table, too."""
+    made = {
+        name: Row(1, None, None, measures, None, {("XLA", 1): latency.Quartiles(1e-6, 2e-6, 3e-6)})
+        for name, measures in zip(("teacher", "student"), rows, strict=False)
+    }
+    found = Report(made, 8, 1, {})
+    panel = found.plot().axes[0]
+    assert panel.get_ylabel() == measure
+    assert measure in str(found)
+    return [float(bar.lines[0].get_ydata()[0]) for bar in panel.containers]
+
+
+def test_what_has_no_classes_is_drawn_by_its_losses():
+    assert drawn("mean squared error", {"mse": 0.5}, {"mse": 0.75}) == [0.5, 0.75]
+    assert drawn("negative log-likelihood (nats)", {"nll": 0.5, "mse": 1}, {"nll": 2.0, "mse": 3}) == [0.5, 2.0]
+    both = [{"nll": 0.5}, {"nll": 2.0, "agreement": 0.25}]
+    assert drawn("agrees with the teacher (%)", *both) == [100.0, 25.0]
+    assert drawn("negative log-likelihood (nats)", both[0]) == [0.5]
+
+
+def test_models_without_a_measure_have_a_line_each():
+    row = Row(1, None, None, {}, None, {("XLA", 1): latency.Quartiles(1e-6, 2e-6, 3e-6)})
+    panel = Report({"teacher": row, "student": row}, 8, 1, {}).plot().axes[0]
+    assert [float(bar.lines[0].get_ydata()[0]) for bar in panel.containers] == [0, 1]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["teacher", "student"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "wanted"),
+    [
+        (X, '{"inputs": inputs}'),
+        ((X, X), '{"inputs_0": inputs[0], "inputs_1": inputs[1]}'),
+        ({"b": X, "a": (X, X)}, """{"a_0": inputs['a'][0], "a_1": inputs['a'][1], "b": inputs['b']}"""),
+    ],
+)
+def test_a_card_names_every_input(inputs, wanted):
+    text = folder.card(
+        None, formats=("onnx", "int8"), name="s", inputs=inputs, settings=None, license=None, made=None, prepare=None,
+        distilled=None,
+    )  # fmt: skip
+    assert text.count(f'.run(["logits"], {wanted})') == 2
+    assert list(eval(wanted, {"inputs": inputs})) == list(input_names(inputs))
 
 
 def test_a_teacher_may_be_a_file_or_a_cache(tmp_path):
