@@ -18,7 +18,7 @@ from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
-from kd_jax.train.checks import are_probabilities, check_batch
+from kd_jax.train.checks import check_batch, float_labels
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.lookup import of_batch, of_rows
 from kd_jax.train.processes import is_shared, of_all, part_of
@@ -240,7 +240,7 @@ class Stream:
                     continue
             return False
 
-        soft, mesh = are_probabilities(self.method), self.mesh
+        floats, mesh = float_labels(self.method), self.mesh
 
         def draw() -> None:
             try:
@@ -249,7 +249,7 @@ class Stream:
                     idle: list[Any] | None = [] if start == 0 else None
                     for batch, position in self._batches(start):
                         # On the host still: looking at values on a device would wait for it.
-                        check_values(batch, self.classes if self.labels_count else None, soft=soft, absent=True)
+                        check_values(batch, self.classes if self.labels_count else None, **floats, absent=True)
                         given = [(batch, position)]
                         if idle is not None:
                             idle.append((batch, position))

@@ -110,6 +110,18 @@ def test_methods_say_that_they_take_classes(method: kd.Method) -> None:
     assert not kd.BinaryKD().of_classes
 
 
+def test_a_list_of_texts_is_a_tuple_of_them() -> None:
+    method = kd.ReviewKD(["a", "b"], ["c", "d"])  # type: ignore[arg-type]
+    assert method == kd.ReviewKD(("a", "b"), ("c", "d"))
+    check_numbers(method)
+
+
+@pytest.mark.parametrize("factor", ["3", None, [1, 2]])
+def test_a_method_is_multiplied_by_numbers_alone(factor: Any) -> None:
+    with pytest.raises(MethodError, match="^AT is multiplied by .*: give a number, its weight$"):
+        factor * kd.AT("w")
+
+
 def test_a_number_given_as_text_is_told() -> None:
     method = untyped(kd.KD(), temperature="4")
     with pytest.raises(MethodError, match=r"the temperature of KD is the text '4': it must be a number, above 0, and"):

@@ -75,6 +75,9 @@ class Plain(linen.Module):
         return linen.Dense(3)(x)
 
 
+PLAIN = Plain().init(KEY, X)
+
+
 @pytest.mark.parametrize("kind", [Keyword, Training, Positional, Deterministic, Averages, Field, Stream])
 def test_modes_and_random_streams_are_given_as_the_signature_has_them(kind):
     model = from_linen(kind(), X).init(KEY)
@@ -278,6 +281,8 @@ def test_a_module_without_parameters():
         (lambda: from_linen(Keyword()), r"give from_linen\(module, inputs\)"),
         (lambda: from_linen(Keyword(), variables={}), "no collections"),
         (lambda: from_linen(Keyword(), variables={"params": X}), "no collections"),
+        (lambda: from_linen(Plain(), variables=PLAIN["params"]), "of Plain have Dense_0 and no params: give"),
+        (lambda: from_linen(Plain(), X[:, :-1], variables=PLAIN), r"the parameter Dense_0\.kernel of Plain is \("),
         (lambda: from_linen(Plain(), (X, X)), "Plain cannot be called with these inputs"),
     ],
 )
