@@ -67,6 +67,9 @@ def train(progress: Progress, plan: Plan) -> Progress:
             due = last or time.monotonic() - saved >= _PAUSE
             if plan.folder is not None and agreed(due, plan.shared):
                 plan.folder.save(progress)
+                if saved == -math.inf:
+                    # Else a training that is killed after some short epochs would have nothing to go on from.
+                    plan.folder.store.wait()
                 saved = time.monotonic()
     finally:
         plan.bar.close()

@@ -118,7 +118,7 @@ def test_a_list_of_texts_is_a_tuple_of_them() -> None:
 
 @pytest.mark.parametrize("factor", ["3", None, [1, 2]])
 def test_a_method_is_multiplied_by_numbers_alone(factor: Any) -> None:
-    with pytest.raises(MethodError, match="^AT is multiplied by .*: give a number, its weight$"):
+    with pytest.raises(MethodError, match=r"^AT is multiplied by .*: give a number, its weight$"):
         factor * kd.AT("w")
 
 

@@ -7,6 +7,7 @@ import pytest
 from flax import linen
 from flax.core import freeze
 
+from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError
 from kd_jax.models import count_parameters, feature_names, from_linen
 
@@ -262,6 +263,10 @@ def test_call_says_how_a_module_is_called():
     trained = model.network.apply(model.variables, X, train=True, key=KEY)[0].logits
     assert 0 < np.mean(np.asarray(trained) == 0) < 1
     assert "inner" in feature_names(model, X)
+
+
+def test_a_batch_is_an_example_of_its_inputs():
+    assert from_linen(Plain(), Batch(X, KEY)).network == from_linen(Plain(), X).network
 
 
 def test_a_module_without_parameters():
