@@ -64,7 +64,7 @@ def test_a_number_out_of_its_bounds_is_that_of_its_schedule() -> None:
 
 
 def test_the_first_loss_is_no_matter_of_the_learning_rate() -> None:
-    data = DATA._replace(inputs=np.full_like(DATA.inputs, 1e38))
+    data = DATA._replace(inputs=np.full_like(DATA.inputs, np.inf))
     with pytest.raises(NotFiniteError, match="at step 1 of epoch 1: look for parameters, inputs, labels or numbers of"):
         kd.distill(net(), None, data, **HOW)
     with pytest.raises(NotFiniteError, match="the temperature of KD is 0 by its schedule after 4 steps"):
