@@ -111,11 +111,14 @@ def _unequal(inputs: PyTree, problem: str) -> DataError:
     )
 
 
-def check_values(batch: Batch, classes: int | None, *, soft: bool = False, absent: bool = False) -> None:
+def check_values(
+    batch: Batch, classes: int | None, *, soft: bool = False, several: bool = False, absent: bool = False
+) -> None:
     """Raises `DataError` for labels outside the classes and for weights that cannot weigh.
 
     Nothing that is traced is looked at. classes: None where the labels are none of classes. soft: whether float labels
-    must be probabilities. absent: whether all weights may be 0. A label of weight 0 may be anything.
+    must be probabilities of them. several: whether they must be 0 to 1, each by itself. absent: whether all weights may
+    be 0. A label of weight 0 may be anything.
     """
     labels, weights = batch.labels, batch.weights
     if weights is not None and not isinstance(weights, jax.core.Tracer):
@@ -127,10 +130,20 @@ def check_values(batch: Batch, classes: int | None, *, soft: bool = False, absen
         if known.size and known.sum() == 0 and not absent:
             raise DataError("the weights sum to 0: at least one example must have a weight above 0")
     unknown = labels is None or not hasattr(labels, "dtype") or isinstance(labels, jax.core.Tracer)
-    if unknown or classes is None or classes == 1:
-        # One output is a number, which labels no class.
+    if unknown or classes is None:
         return
     whole = np.asarray(labels)
+    if several and whole.dtype.kind not in "biu":
+        shares = whole.astype(np.float32)
+        outside = _counted(~((shares >= 0) & (shares <= 1)), weights)
+        if outside.any():
+            raise DataError(
+                f"a label is {shares[outside][0]:g}: labels of sigmoids are floats, 0 to 1 for each, or have the "
+                "weight 0"
+            )
+    if classes == 1:
+        # One output is a number, which labels no class.
+        return
     if whole.dtype.kind not in "iu":
         if soft and whole.ndim > 1 and whole.shape[-1] == classes and whole.size:
             _check_probabilities(whole.astype(np.float32), weights)

@@ -63,6 +63,8 @@ def as_labels(labels: Labels, logits: Array) -> Array:
 def as_whole(labels: Any, shape: tuple[int, ...]) -> str:
     """What makes labels whole numbers for logits of a shape, in words."""
     cast = "" if labels.dtype.kind in "iu" else ".astype(int)"
+    if labels.shape == shape and not cast:
+        return "give labels.argmax(-1) where each row has one 1, and labels.astype(float) where it may have several"
     if labels.shape == shape:
         return "give labels.argmax(-1)"
     if labels.shape == (*shape[:-1], 1):

@@ -5,7 +5,10 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kd_jax.errors import ArgumentError
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.errors import ArgumentError, MethodError
 
 
 def check_given(cls: type, given: Sequence[Any], named: Iterable[str]) -> None:
@@ -22,6 +25,31 @@ def check_given(cls: type, given: Sequence[Any], named: Iterable[str]) -> None:
         near = difflib.get_close_matches(unknown[0], names, 1, 0)
         others = ", ".join(near + [name for name in names if name not in near]) or "none by name"
         raise ArgumentError(f"{cls.__name__} has no {unknown[0]}: it takes {others}")
+
+
+def as_factor(factor: Any, name: str) -> Any:
+    """What a method is multiplied by; numbers of NumPy as JAX's. Raises `MethodError` for what is no number."""
+    if factor is None or isinstance(factor, str | bytes | list | tuple | dict):
+        raise MethodError(f"{name} is multiplied by {factor!r}: give a number, its weight")
+    return jnp.asarray(factor) if isinstance(factor, np.generic | np.ndarray) else factor
+
+
+def tuple_of_texts(value: Any) -> Any:
+    """A list of texts as a tuple, which can be compared; anything else as it is."""
+    return tuple(value) if isinstance(value, list) and value and all(isinstance(one, str) for one in value) else value
+
+
+def takes_one(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with one argument by position; True where it does not tell."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def count_arguments(function: Callable[..., Any]) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ArgumentError, MethodError
-from kd_jax.methods.arguments import check_given, count_arguments
+from kd_jax.methods.arguments import as_factor, check_given, count_arguments, tuple_of_texts
 from kd_jax.models import Output
 
 PyTree = Any
@@ -48,6 +49,7 @@ class Method:
     needs_teacher, needs_labels: what a training is asked for before anything is compiled.
     compares_logits: whether student and teacher must have logits of the same shape.
     of_classes: whether it takes a softmax over the classes: two at least, and float labels are their probabilities.
+    of_sigmoids: whether it takes a sigmoid of each output: float labels are 0 to 1, each by itself.
     couples_batch: whether an example's value depends on the others of its batch: the whole one, whatever the devices.
     needs_rows: whether a batch must tell which rows of the training set its examples are.
     student_features, teacher_features: paths of the features that `loss` reads from the `Output`s.
@@ -57,6 +59,7 @@ class Method:
     needs_labels: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = True
     of_classes: ClassVar[bool] = False
+    of_sigmoids: ClassVar[bool] = False
     couples_batch: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
     # A number of NumPy times a method asks the method.
@@ -96,14 +99,19 @@ class Method:
         return self if isinstance(other, int) and other == 0 else as_method(other) + self
 
     def __mul__(self, factor: Any) -> "Scaled":
-        """Every term times a number."""
-        return Scaled(self, jnp.asarray(factor) if isinstance(factor, np.generic | np.ndarray) else factor)
+        """Every term times a number. Raises `MethodError` for what is none."""
+        return Scaled(self, as_factor(factor, type(self).__name__))
 
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
         """Of a class that is no dataclass, too, by what its instance holds."""
         return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def __post_init__(self) -> None:
+        """Of a dataclass: a list of texts is kept as a tuple, which can be compared."""
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, tuple_of_texts(value))
 
     def __new__(cls, /, *given: Any, **named: Any) -> Any:
         """Raises `ArgumentError` for what the class does not take."""
@@ -339,8 +347,4 @@ def terms_of(
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
-    return free
+    return next(free for free in chain([name], (f"{name}_{number}" for number in count(2))) if free not in taken)

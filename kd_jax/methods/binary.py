@@ -1,7 +1,7 @@
 """Distillation of sigmoid outputs: two classes by one logit, or several labels at once."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -20,12 +20,13 @@ class BinaryKD(Method):
     """KD of sigmoids, each output a label of its own: Hinton, Vinyals and Dean (2015), https://arxiv.org/abs/1503.02531.
 
     alpha: the weight of the hard loss, the cross entropy of the sigmoids; 1 − alpha that of T² KL. Both are sums over
-    the outputs, where others take the mean. Labels are floats of the logits' shape, 0 or 1 or between; for one output
-    `[batch]` will do.
+    the outputs, where others take the mean. Labels are floats of the logits' shape, 0 or 1 or between, or truth values;
+    for one output `[batch]` will do.
     """
 
     alpha: Share = 0.1
     temperature: Temperature = 4.0
+    of_sigmoids: ClassVar[bool] = True
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -41,9 +42,10 @@ class BinaryKD(Method):
 
     def _hard(self, student: Output, batch: Batch) -> Any:
         labels = require_labels(self, batch)
-        if not jnp.issubdtype(labels.dtype, jnp.floating):
+        # Truth values can be nothing else, where whole numbers may be meant to name classes.
+        if not jnp.issubdtype(labels.dtype, jnp.floating) and labels.dtype != jnp.bool_:
             raise MethodError(
                 f"the labels of BinaryKD are {labels.dtype}, which count classes elsewhere: give floats, 0 or 1 for "
-                "each output"
+                "each output, as labels.astype(float)"
             )
         return losses.binary_cross_entropy(student.logits, labels)

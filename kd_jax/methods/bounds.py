@@ -61,7 +61,7 @@ def check_numbers(method: Method) -> None:
     for one in walk(method):
         for field in _fields(one):
             value, name = getattr(one, field.name), f"the {field.name} of {type(one).__name__}"
-            bounds = get_args(field.type)[1] if get_origin(field.type) is Annotated else None
+            bounds = _bounds(field)
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(bounds, Bounds) and isinstance(part, str):
                     raise MethodError(f"{name} is the text {part!r}: it must be a number, {bounds}")
@@ -73,6 +73,16 @@ def check_numbers(method: Method) -> None:
             for leaf in () if isinstance(value, str) else jax.tree.leaves(value):
                 if isinstance(leaf, str) and not isinstance(value, tuple):
                     raise MethodError(f"{name} is {value!r}, which cannot be compared: give its texts in a tuple")
+
+
+def bounds_of(method: Method, name: str) -> Bounds:
+    """The bounds of a number of a method; finite where its type tells none."""
+    found = next((_bounds(field) for field in _fields(method) if field.name == name), None)
+    return found if isinstance(found, Bounds) else Bounds()
+
+
+def _bounds(field: dataclasses.Field[Any]) -> Any:
+    return get_args(field.type)[1] if get_origin(field.type) is Annotated else None
 
 
 def is_whole(field: dataclasses.Field[Any]) -> bool:

@@ -111,8 +111,8 @@ def make(name: str, method: type[Method], options: Sequence[str]) -> Method:
     ]
     if missing and missing[0] in _PATHS:
         raise ConfigError(
-            f"{name} compares features: name them, --method-option student=PATH teacher=PATH, by paths that "
-            "kd.feature_names lists"
+            f"{name} compares features: name them, --method-option student=PATH teacher=PATH (of several "
+            "student=PATH,PATH teacher=PATH,PATH), by paths that kd.feature_names lists"
         )
     if missing:
         raise ConfigError(f"{name} needs {missing[0]}: give --method-option {missing[0]}=…, or train with kd.distill")

@@ -18,7 +18,7 @@ from kd_jax.methods.logits import require_teacher
 from kd_jax.methods.relations import check_positions, example_weights
 from kd_jax.models import Output
 
-Paths = str | tuple[str, ...]
+Paths = str | tuple[str, ...] | list[str]
 """One path, or several."""
 
 

@@ -12,6 +12,8 @@ from flax import errors, linen
 from flax.core import unfreeze
 
 from kd_jax.errors import ConfigError
+from kd_jax.files import inputs_of
+from kd_jax.files.names import path_name
 from kd_jax.models.calling import (
     Call,
     arguments,
@@ -41,8 +43,8 @@ def from_linen(
 
     `params` are trained, all other collections are carried, but `intermediates` and what else is sown.
 
-    inputs: arrays, or `jax.ShapeDtypeStruct`s, as the module is called with: `module(x)`, of a tuple `module(*inputs)`,
-        of a dict `module(**inputs)`. Their shapes alone matter.
+    inputs: arrays, `jax.ShapeDtypeStruct`s, or a `Batch` of them, as the module is called with: `module(x)`, of a tuple
+        `module(*inputs)`, of a dict `module(**inputs)`. Their shapes alone matter.
     call: `call(module, inputs, train)` where the module is called in another way. Without it `train`, `training`,
         `deterministic` and `use_running_average` are given where the signature, or a field of the module, has them.
     mutable: collections that training may change; None for all but `params`.
@@ -62,7 +64,7 @@ def from_linen(
             "a Linen module has no parameters before it has seen inputs: give from_linen(module, inputs), an array or "
             "jax.ShapeDtypeStruct as it is called with, or variables="
         )
-    example = None if inputs is None else jax.tree.map(_shape, inputs, is_leaf=lambda leaf: leaf is None)
+    example = None if inputs is None else jax.tree.map(_shape, inputs_of(inputs), is_leaf=lambda leaf: leaf is None)
     network = LinenNetwork(
         module,
         None if example is None else _frozen(example),
@@ -79,6 +81,13 @@ def from_linen(
             f"the variables of {type(module).__name__} have no collections: give what module.init returns, "
             "{'params': …, 'batch_stats': …}"
         )
+    if "params" not in variables:
+        raise ConfigError(
+            f"the variables of {type(module).__name__} have {', '.join(variables)} and no params: give what "
+            "module.init returns, or variables={'params': …}"
+        )
+    if example is not None:
+        _check_params(network, variables)
     return Model(network, variables)
 
 
@@ -229,6 +238,24 @@ def _initial(network: LinenNetwork, key: Any) -> Variables:
     keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
     module, method, args, kwargs = network._call(inputs, train=False)
     return _plain(module.init(keys, *args, method=method, **kwargs))
+
+
+def _check_params(network: LinenNetwork, variables: Variables) -> None:
+    """Raises `ConfigError` where parameters are not those that the module makes of the example inputs."""
+    made = jax.eval_shape(network.init, jax.random.key(0))
+    wanted, given = (
+        {
+            path_name(path): tuple(leaf.shape)
+            for path, leaf in jax.tree.leaves_with_path(linen.meta.unbox(each["params"]))
+        }
+        for each in ({"params": {}, **made}, variables)
+    )
+    for name in dict.fromkeys((*wanted, *given)):
+        if wanted.get(name) != given.get(name):
+            raise ConfigError(
+                f"the parameter {name} of {type(network.linen_module).__name__} is {given.get(name, 'absent')} in the "
+                f"variables, and {wanted.get(name, 'absent')} for these inputs: give variables and inputs of one module"
+            )
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

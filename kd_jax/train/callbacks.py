@@ -11,6 +11,7 @@ import numpy as np
 from kd_jax.data.batch import check_whole
 from kd_jax.errors import ConfigError
 from kd_jax.evaluate import HIGHER_IS_BETTER
+from kd_jax.methods.arguments import takes_one
 from kd_jax.train.measures import WATCHED
 
 
@@ -148,7 +149,11 @@ def is_higher_better(measure: str, higher: bool | None = None) -> bool:
         return higher
     known = HIGHER_IS_BETTER.get(measure.removeprefix("validation_"))
     if known is None:
-        raise ConfigError(f"it is not known whether more of {measure} is better: say higher=True or higher=False")
+        names = ", ".join(f"validation_{name}" for name in HIGHER_IS_BETTER if name != "loss")
+        raise ConfigError(
+            f"it is not known whether more of {measure} is better: use {names}, or loss, and of another measure say "
+            "higher=True or higher=False"
+        )
     return known
 
 
@@ -171,6 +176,11 @@ def as_callbacks(callbacks: Any) -> list[Callback]:
             raise ConfigError(f"the callback is the function {one.__name__}: call it, {one.__name__}(…)")
         if not callable(one):
             raise ConfigError(f"a callback is {one!r}: give functions of a kd.callbacks.Epoch")
+        if not takes_one(one):
+            name = getattr(one, "__name__", type(one).__name__)
+            raise ConfigError(
+                f"the callback {name} cannot be called with one argument: give a function of a kd.callbacks.Epoch alone"
+            )
     return several
 
 

@@ -26,6 +26,7 @@ from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
 from kd_jax.train.matches import (
     check_mean,
     check_same_outputs,
+    check_several_labels,
     unfit_student,
     unfit_teacher,
     unneeded_labels,
@@ -93,7 +94,7 @@ def check(
         check_rows(data)
     check_memory(method, data)
     found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
-    check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, soft=are_probabilities(method))
+    check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, **float_labels(method))
     return found
 
 
@@ -165,6 +166,7 @@ def check_batch(training: Training, method: Method, batch: Batch, teacher: Teach
         for one in taught:
             _check_output("the teacher", one, batch)
             check_same_outputs(method, student, one)
+    check_several_labels(method, seen, student)
     fitted = jax.eval_shape(fit_labels, seen, student.logits)
     try:
         terms = _check_loss(training, method, fitted, student, taught, start)
@@ -287,9 +289,10 @@ def check_not_own(model: Model, teacher: Teacher | None) -> None:
             raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
 
 
-def are_probabilities(method: Method) -> bool:
-    """Whether a method takes float labels as probabilities of the classes."""
-    return any(one.needs_labels and one.of_classes for one in walk(method))
+def float_labels(method: Method) -> dict[str, bool]:
+    """What float labels must be for a method, as `check_values` asks: probabilities of the classes, several labels."""
+    needing = [one for one in walk(method) if one.needs_labels]
+    return {"soft": any(one.of_classes for one in needing), "several": any(one.of_sigmoids for one in needing)}
 
 
 def _warn_of_outputs(method: Method) -> None:

@@ -1,6 +1,7 @@
-"""Whether a teacher is why a training is not finite: looked at when it is too late, so that it costs nothing."""
+"""Whether a teacher or a schedule is why a training is not finite: looked at when it is too late, at no cost before."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from kd_jax.data.batch import Batch, check_counts, take
 from kd_jax.data.mixing import prepared
 from kd_jax.errors import NotFiniteError
 from kd_jax.methods import Method, Parts
+from kd_jax.methods.bounds import bounds_of, walk
+from kd_jax.methods.schedules import Scheduled
 from kd_jax.models import Output
 from kd_jax.teacher import Teacher
 from kd_jax.train.step import all_terms, fit_labels
@@ -48,6 +51,22 @@ def check_teacher(method: Method, data: Batch, teacher: Teacher | None, prepare:
                 f"the teacher rules classes out (its logits are -inf), where {type(method).__name__} is not finite: "
                 'give logits of all classes (kd.from_top_k(…, rest="uniform")), or take another method such as kd.KD()'
             )
+
+
+def check_schedules(method: Method, steps: Sequence[int]) -> None:
+    """Raises `NotFiniteError` where a schedule gives a number out of its bounds after so many `steps`."""
+    done = jnp.asarray(steps, jnp.float32)
+    for one in (one for one in walk(method) if isinstance(one, Scheduled)):
+        for name, schedule in zip(one.names, one.schedules, strict=True):
+            bounds = bounds_of(one.method, name)
+            values = np.asarray(jax.vmap(lambda done, of=schedule: jnp.asarray(of(done), jnp.float32))(done))
+            wrong = [place for place, value in enumerate(values) if not bounds.hold(float(value))]
+            if wrong:
+                first = wrong[0]
+                raise NotFiniteError(
+                    f"the {name} of {type(one.method).__name__} is {values[first]:g} by its schedule after "
+                    f"{steps[first]:,} steps, and the loss is not finite there: it must be {bounds}"
+                )
 
 
 def _check_inputs(inputs: PyTree, rows: Int[Array, " examples"]) -> None:

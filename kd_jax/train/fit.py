@@ -19,7 +19,7 @@ from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.teachers.indices import in_order
 from kd_jax.train import programs, transpose
 from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
-from kd_jax.train.faults import check_teacher
+from kd_jax.train.faults import check_schedules, check_teacher
 from kd_jax.train.measures import WEIGHT, Measure, of_labelled
 from kd_jax.train.sharding import (
     Layout,
@@ -139,6 +139,7 @@ def fit_in_order(
         bad = ~np.isfinite(np.asarray(history["loss"]))
         if bad.any():
             check_teacher(method, data, known, prepare)
+            check_schedules(method, range((int(bad.argmax()) + 1) * (check_counts(data) // batch_size)))
             raise NotFiniteError(
                 f"the loss is not finite in epoch {int(bad.argmax()) + 1}: choose a smaller learning rate, or look for "
                 "inputs that are not finite"

@@ -11,6 +11,7 @@ import numpy as np
 
 from kd_jax.errors import NotFiniteError, RunError
 from kd_jax.train.callbacks import Callback, Epoch, Log, says_stop, value_of
+from kd_jax.train.faults import check_schedules
 from kd_jax.train.measures import WATCHED, WEIGHT, of_labelled
 from kd_jax.train.processes import agreed
 from kd_jax.train.progress import Silent
@@ -66,6 +67,9 @@ def train(progress: Progress, plan: Plan) -> Progress:
             due = last or time.monotonic() - saved >= _PAUSE
             if plan.folder is not None and agreed(due, plan.shared):
                 plan.folder.save(progress)
+                if saved == -math.inf:
+                    # Else a training that is killed after some short epochs would have nothing to go on from.
+                    plan.folder.store.wait()
                 saved = time.monotonic()
     finally:
         plan.bar.close()
@@ -85,6 +89,7 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
     waiting: list[Any] = []
     done = progress.start
     state, position = progress.state, progress.position
+    before = int(state.step) - done
 
     def now() -> Progress:
         return progress._replace(state=state, start=done, partial=_joined(seen, done), position=position)
@@ -94,6 +99,9 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
         while waiting:
             first, some = waiting[0]
             metrics = {name: np.asarray(values) for name, values in some.metrics.items()}
+            bad = np.flatnonzero(~np.isfinite(metrics["loss"]))
+            if len(bad):
+                check_schedules(plan.source.method, [before + first + int(bad[0])])
             _require_finite(metrics, bool(some.finite), progress.epoch, first)
             examples = np.full(some.steps, some.examples, np.int32)
             # A batch without weights may follow one with them.
@@ -196,6 +204,9 @@ def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: in
     bad = ~np.isfinite(metrics["loss"])
     where = f"of epoch {epoch + 1}"
     remedy = "choose a smaller learning rate, or look for inputs or labels that are not what the model expects"
+    if bad.any() and epoch == first + int(bad.argmax()) == 0:
+        # No step has changed a parameter yet.
+        remedy = "look for parameters, inputs, labels or numbers of the method that are not finite, or too large"
     if bad.any():
         raise NotFiniteError(f"the loss is not finite at step {first + int(bad.argmax()) + 1:,} {where}: {remedy}")
     if not finite:

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kd_jax.data.batch import Batch
 from kd_jax.data.mixing import prepared
@@ -49,6 +50,17 @@ def check_mean(method: Method, teacher: Teacher | None, outputs: int) -> None:
         raise MethodError(
             f"the mean of the teachers is that of their probabilities, by a softmax over classes, and {raw} does not "
             'say that it takes one (of_classes): give kd.several(teachers, mean="logits") or mean="losses"'
+        )
+
+
+def check_several_labels(method: Method, batch: Batch, student: Output) -> None:
+    """Raises `MethodError` for whole numbers, one for each output, where a method takes sigmoids of them."""
+    labels, sigmoids = batch.labels, [type(one).__name__ for one in walk(method) if one.of_sigmoids]
+    whole = hasattr(labels, "dtype") and jnp.issubdtype(labels.dtype, jnp.integer)
+    if sigmoids and whole and labels.shape == student.logits.shape:
+        raise MethodError(
+            f"the labels are {labels.dtype}, one for each output, and whole numbers name classes elsewhere: give "
+            f"{sigmoids[0]} floats, as labels.astype(float)"
         )
 
 

@@ -19,7 +19,7 @@ from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
-from kd_jax.train.checks import are_probabilities, check_batch
+from kd_jax.train.checks import check_batch, float_labels
 from kd_jax.train.exchange import LEAVING, exchange, in_step
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.lookup import of_batch, of_rows
@@ -231,9 +231,9 @@ class Stream:
 
     def _checked(self, start: int) -> Generator[tuple[Batch, Position]]:
         """`_batches` whose values can be trained on. On the host still: on a device looking would wait for it."""
-        classes, soft = self.classes if self.labels_count else None, are_probabilities(self.method)
+        classes, floats = self.classes if self.labels_count else None, float_labels(self.method)
         for batch, position in self._batches(start):
-            check_values(batch, classes, soft=soft, absent=True)
+            check_values(batch, classes, **floats, absent=True)
             yield batch, position
 
     def _prefetched(self, start: int, number: int) -> Iterator[tuple[Batch, Teacher | None, Any]]:

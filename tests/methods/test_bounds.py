@@ -58,7 +58,6 @@ def untyped(method: Any, **values: Any) -> Any:
         (untyped(kd.TopKKL(), k=2.0), r"the k of TopKKL is 2\.0: it must be a whole number"),
         (untyped(kd.SemCKD("a"), width="32"), "the width of SemCKD is the text '32': it must be a number"),
         (untyped(kd.CRD("a"), examples=True), "the examples of CRD is True: it must be a whole number"),
-        (Listed(["a", "b"]), r"the names of Listed is \['a', 'b'\], .*: give its texts in a tuple"),
         (Listed({"a": "b"}), "the names of Listed is {'a': 'b'}"),
     ],
 )
@@ -108,6 +107,18 @@ def test_methods_say_that_they_take_classes(method: kd.Method) -> None:
     assert method.of_classes
     assert not kd.LogitMSE(alpha=0).of_classes
     assert not kd.BinaryKD().of_classes
+
+
+def test_a_list_of_texts_is_a_tuple_of_them() -> None:
+    method = kd.ReviewKD(["a", "b"], ["c", "d"])
+    assert method == kd.ReviewKD(("a", "b"), ("c", "d"))
+    check_numbers(method)
+
+
+@pytest.mark.parametrize("factor", ["3", None, [1, 2]])
+def test_a_method_is_multiplied_by_numbers_alone(factor: Any) -> None:
+    with pytest.raises(MethodError, match=r"^AT is multiplied by .*: give a number, its weight$"):
+        factor * kd.AT("w")
 
 
 def test_a_number_given_as_text_is_told() -> None:

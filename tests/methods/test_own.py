@@ -13,7 +13,7 @@ from flax import nnx
 
 import kd_jax as kd
 from kd_jax import losses
-from kd_jax.errors import MethodError
+from kd_jax.errors import DataError, MethodError
 from kd_jax.methods.base import as_parts, terms_of
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -86,7 +86,7 @@ def test_one_output_is_trained_from_floats() -> None:
     teacher = lambda inputs: 4 * inputs[:, :1]  # noqa: E731
     result = kd.distill(kd.mlp([3, 1]), teacher, data, method=kd.BinaryKD(), epochs=2, batch_size=8, optimizer=SGD)
     assert np.isfinite(result.history["loss"]).all()
-    with pytest.raises(MethodError, match="labels of BinaryKD are"):
+    with pytest.raises(MethodError, match=r"labels of BinaryKD are .*, as labels\.astype\(float\)"):
         kd.distill(
             kd.mlp([3, 1]),
             teacher,
@@ -95,6 +95,52 @@ def test_one_output_is_trained_from_floats() -> None:
             batch_size=8,
             optimizer=SGD,
         )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([[0.0, 2.0]] * 8, "a label is 2: labels of sigmoids are floats, 0 to 1 for each, or have the weight 0"),
+        ([[0.0, -1.0]] * 8, "a label is -1: labels of sigmoids"),
+        ([[0.0, np.nan]] * 8, "a label is nan: labels of sigmoids"),
+        (
+            [[0, 1]] * 8,
+            r"the labels are int32, one for each output, .*: give BinaryKD floats, as labels\.astype\(float\)$",
+        ),
+    ],
+)
+def test_several_labels_are_0_to_1_each(labels: Any, says: str, stream: bool) -> None:
+    """Where they do not count they may be anything."""
+    x = RNG.normal(size=(8, 2)).astype(np.float32)
+    values = np.asarray(labels)
+    data = kd.Batch(x, values.astype(np.int32 if values.dtype.kind == "i" else np.float32))
+    how: dict[str, Any] = {"method": kd.BinaryKD(), "batch_size": None if stream else 8, "optimizer": SGD}
+    with pytest.raises((MethodError, DataError), match=says):
+        kd.distill(kd.mlp([2, 2]), lambda inputs: 4 * inputs, [data] if stream else data, **how)
+    if data.labels.dtype.kind == "f":
+        data = data._replace(
+            labels=np.concatenate([data.labels[:4], np.ones((4, 2), np.float32)]),
+            weights=np.repeat([0.0, 1.0], 4).astype(np.float32),
+        )
+        result = kd.distill(kd.mlp([2, 2]), lambda inputs: 4 * inputs, [data] if stream else data, **how)
+        assert np.isfinite(result.history["loss"]).all()
+
+
+def test_truth_values_are_labels_of_0_and_1() -> None:
+    x = RNG.normal(size=(8, 2)).astype(np.float32)
+    first, second = (
+        kd.distill(
+            kd.mlp([2, 2]),
+            lambda inputs: 4 * inputs,
+            kd.Batch(x, labels),
+            method=kd.BinaryKD(0.5),
+            batch_size=8,
+            optimizer=SGD,
+        )
+        for labels in (x > 0, (x > 0).astype(np.float32))
+    )
+    np.testing.assert_array_equal(first.history["loss"], second.history["loss"])
 
 
 def test_a_virtual_teacher_needs_no_other() -> None:

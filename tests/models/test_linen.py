@@ -7,6 +7,7 @@ import pytest
 from flax import linen
 from flax.core import freeze
 
+from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError
 from kd_jax.models import count_parameters, feature_names, from_linen
 
@@ -73,6 +74,9 @@ class Plain(linen.Module):
     @linen.compact
     def __call__(self, x):
         return linen.Dense(3)(x)
+
+
+PLAIN = Plain().init(KEY, X)
 
 
 @pytest.mark.parametrize("kind", [Keyword, Training, Positional, Deterministic, Averages, Field, Stream])
@@ -261,6 +265,10 @@ def test_call_says_how_a_module_is_called():
     assert "inner" in feature_names(model, X)
 
 
+def test_a_batch_is_an_example_of_its_inputs():
+    assert from_linen(Plain(), Batch(X, KEY)).network == from_linen(Plain(), X).network
+
+
 def test_a_module_without_parameters():
     class Mean(linen.Module):
         def __call__(self, x):
@@ -278,6 +286,8 @@ def test_a_module_without_parameters():
         (lambda: from_linen(Keyword()), r"give from_linen\(module, inputs\)"),
         (lambda: from_linen(Keyword(), variables={}), "no collections"),
         (lambda: from_linen(Keyword(), variables={"params": X}), "no collections"),
+        (lambda: from_linen(Plain(), variables=PLAIN["params"]), "of Plain have Dense_0 and no params: give"),
+        (lambda: from_linen(Plain(), X[:, :-1], variables=PLAIN), r"the parameter Dense_0\.kernel of Plain is \("),
         (lambda: from_linen(Plain(), (X, X)), "Plain cannot be called with these inputs"),
     ],
 )

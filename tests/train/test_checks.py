@@ -437,6 +437,16 @@ BAD: dict[str, tuple[Any, str, Callable[[], Any]]] = {
         r"the callback is the function early_stopping: call it",
         lambda: distill(callbacks=kd.callbacks.early_stopping),
     ),
+    "a callback of nothing": (
+        ConfigError,
+        "the callback <lambda> cannot be called with one argument: give a function of a kd.callbacks.Epoch alone",
+        lambda: distill(callbacks=lambda: None),
+    ),
+    "early stopping by a measure that is none": (
+        ConfigError,
+        "whether more of val_loss is better: use validation_accuracy, .*, or loss, and of another measure say higher=",
+        lambda: EARLY_STOPPING("val_loss"),
+    ),
     "a callback that is none": (ConfigError, "a callback is 'x': give functions", lambda: distill(callbacks=["x"])),
     "validation of other inputs": (
         ConfigError,

@@ -11,7 +11,7 @@ from small import DATA, HOW, X, Y, net, teacher
 import kd_jax as kd
 from kd_jax.errors import NotFiniteError
 from kd_jax.teacher import as_teacher
-from kd_jax.train.faults import check_teacher
+from kd_jax.train.faults import check_schedules, check_teacher
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 NAN = kd.Model(teacher().network, jax.tree.map(lambda leaf: leaf * np.nan, teacher().variables))
@@ -51,6 +51,24 @@ def test_fit_says_it() -> None:
         kd.fit(0, DATA, net(), teacher=NAN, method=kd.KD(), **HOW)
     with pytest.raises(NotFiniteError, match="smaller learning rate"):
         kd.fit(0, DATA, net(), teacher=teacher(), method=kd.KD(), **(HOW | {"optimizer": optax.sgd(1e30)}))
+
+
+ENDS_AT_0 = kd.scheduled(kd.KD(), temperature=optax.linear_schedule(8.0, 0.0, 4))
+
+
+def test_a_number_out_of_its_bounds_is_that_of_its_schedule() -> None:
+    check_schedules(ENDS_AT_0, range(4))
+    with pytest.raises(NotFiniteError, match=r"^the temperature of KD is 0 by its schedule after 4 steps, .*: it"):
+        check_schedules(kd.CrossEntropy() + 2 * ENDS_AT_0, range(9))
+    check_schedules(kd.scheduled(2 * kd.KD(), factor=lambda done: -done), range(9))
+
+
+def test_the_first_loss_is_no_matter_of_the_learning_rate() -> None:
+    data = DATA._replace(inputs=np.full_like(DATA.inputs, np.inf))
+    with pytest.raises(NotFiniteError, match="at step 1 of epoch 1: look for parameters, inputs, labels or numbers of"):
+        kd.distill(net(), None, data, **HOW)
+    with pytest.raises(NotFiniteError, match="the temperature of KD is 0 by its schedule after 4 steps"):
+        kd.distill(net(), teacher(), DATA, method=ENDS_AT_0, **(HOW | {"epochs": 2}))
 
 
 def test_an_input_that_is_nan_is_the_reason_and_not_the_teacher() -> None:

@@ -1,6 +1,7 @@
 """A training that was stopped goes on to the same bytes."""
 
 import inspect
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import kd_jax as kd
 from kd_jax.errors import CheckpointError, ConfigError, DataError, MismatchError
 from kd_jax.methods.base import LossFunction
 from kd_jax.train import loop as of_loop
+from kd_jax.train.checkpoint import Store
 from kd_jax.train.resume import Folder, description, opened
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -424,3 +426,19 @@ def test_other_measures_and_another_best_are_another_training(tmp_path: Path) ->
     for other in ({"measures": {}, "best": "nll"}, {"measures": measures, "best": "first", "higher": False}):
         with pytest.raises(MismatchError, match="and the training in"):
             kd.distill(net(), None, DATA, **how, **other, resume=True)
+
+
+def test_the_first_checkpoint_is_there_before_the_second_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly it is written: a training that is killed goes on from it."""
+    write, seen = Store._write, list[int]()
+
+    def slow(*given: Any) -> None:
+        time.sleep(0.5)
+        write(*given)
+
+    def look(epoch: kd.callbacks.Epoch) -> None:
+        seen.append(len(list((tmp_path / "checkpoints").rglob("sha256.txt"))))
+
+    monkeypatch.setattr(Store, "_write", slow)
+    kd.distill(net(), None, DATA, checkpoint=tmp_path, callbacks=look, **(HOW | {"epochs": 3}))
+    assert seen == [0, 1, 1]

@@ -50,7 +50,9 @@ def listing() -> str:
     """What `--method list` prints."""
     return catalogue.listing(known(), dict.fromkeys(METHODS, "--alpha --temperature")) + (
         "\n\nDefaults are those of --method-option. A method of features is added to the cross entropy: give it its "
-        "paths, --method-option student=PATH teacher=PATH, and its weight, weight=1."
+        "paths, --method-option student=PATH teacher=PATH, and its weight, weight=1. student= stands for feature, "
+        "hint, first or features, and teacher= for teacher_feature, guided, teacher_first or guides, which have the "
+        "student's path where they are left out. Several features are joined by commas, student=PATH,PATH."
     )
 
 

@@ -61,6 +61,8 @@ def test_the_list_is_printed_and_nothing_is_trained(command: Any, capsys: pytest
     command.main(["--method", "list"])
     lines = capsys.readouterr().out.splitlines()
     table = lines[: lines.index("")]
+    assert "student= stands for feature, hint, first or features" in lines[-1]
+    assert "Several features are joined by commas, student=PATH,PATH." in lines[-1]
     assert len(table) == len(methods.known()) + 1
     assert {"kd", "kd-without-t2", "kd-as-written", "dkd", "crd"} <= {line.split()[0] for line in table}
     assert all("alpha=" not in line for line in table if line.startswith("kd"))
