@@ -12,12 +12,11 @@ from kd_jax.models.network import Network
 PyTree = Any
 
 
-def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree, weights: Any = None) -> None:
+def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree) -> None:
     """Raises `DataError` for a token that the network has no embedding of, which would make NaN, or be another's.
 
     A module tells its vocabularies by the names of its inputs, `vocabularies = {"tokens": 256}`; of others nothing is
-    known. Padding, where segments are 0, may be anything, and so may tokens behind the last weight of a row,
-    `[batch, positions]`. Nothing that is traced or lies on other hosts is looked at.
+    known. Padding, where segments are 0, may be anything. Nothing that is traced or lies on other hosts is looked at.
     """
     sizes = getattr(network.bound(variables), "vocabularies", None)
     if not isinstance(sizes, Mapping):
@@ -30,14 +29,11 @@ def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree, weight
         outside = (tokens < 0) | (tokens >= size)
         if name == "tokens" and segments is not None and segments.shape == tokens.shape:
             outside &= segments != 0
-        counts = _known(weights)
-        if name == "tokens" and counts is not None and counts.shape == tokens.shape:
-            outside &= np.flip(np.maximum.accumulate(np.flip(counts != 0, axis=-1), axis=-1), axis=-1)
         if outside.any():
             at = tuple(np.argwhere(outside)[0])
             raise DataError(
                 f"row {at[0]} of the {name} has {tokens[at]}, and the model's are 0 to {size - 1}: give tokens of its "
-                "own tokenizer, and padding as kd.token_batch(tokens, segments=…) has it"
+                "own tokenizer, and padding that is one of these, or that has segments of 0"
             )
 
 

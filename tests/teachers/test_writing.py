@@ -36,15 +36,16 @@ def test_a_feature_without_positions_has_none_to_look_up(on_disk: bool, tmp_path
     where = {"path": tmp_path} if on_disk else {}
     known = kd.cached(teacher, TOKENS, features=("ids", "mean"), **where)
     with pytest.raises(DataError, match=r"mean are \[5\] for each example, without positions") as error:
-        known.at(np.array([1, 2]), np.array([0, 2]))
+        known.at(np.array([[1, 2]]), np.array([[0, 2]]))
     assert "\n" not in str(error.value)
 
 
 def test_positions_are_of_answers_that_have_them() -> None:
     known = kd.cached(teacher, TOKENS, features=("ids",))
-    np.testing.assert_array_equal(known.at(np.array([1, 2]), np.array([0, 2])).output.features["ids"], [1004, 1009])
+    found = known.at(np.array([[1, 2]]), np.array([[0, 2]]))
+    np.testing.assert_array_equal(found.output.features["ids"], [[1004, 1009]])
     with pytest.raises(DataError, match="without positions"):
-        kd.cached(lambda x: jnp.zeros((len(x), 4)), TOKENS).at(np.array([1]), np.array([0]))
+        kd.cached(lambda x: jnp.zeros((len(x), 4)), TOKENS).at(np.array([[1]]), np.array([[0]]))
 
 
 def test_an_answer_that_is_nan_in_both_does_not_differ(tmp_path: Path) -> None:
