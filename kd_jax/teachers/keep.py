@@ -92,9 +92,9 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
     """
     dtype = jnp.dtype(keep.dtype or np.float32)
 
-    def typed(values: Any) -> Any:
-        # Whole numbers and booleans stay as they are: a narrow type would round them.
-        if not jnp.issubdtype(values.dtype, jnp.floating):
+    def typed(values: Any, name: str = "") -> Any:
+        # Features of whole numbers and booleans stay as they are: a narrow type would round them.
+        if name.startswith("features.") and not jnp.issubdtype(values.dtype, jnp.floating):
             return values
         return values.astype(dtype) if keep.dtype or values.dtype.itemsize < 4 else values
 
@@ -107,7 +107,7 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
         beyond = [jnp.isinf(typed(x)) & jnp.isfinite(x) & ~_are_masks(x) for x in _floats(wide.values())]
         at = output.logits.shape[:-1]
         faults = {"wrong": are_wrong(wide.values(), at), "beyond": _faults_at(beyond, at)}
-        return {name: typed(x) for name, x in wide.items()} | faults
+        return {name: typed(x, name) for name, x in wide.items()} | faults
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
     wrong = jnp.any(jnp.isnan(log_p), axis=-1)
     if keep.kind == "top-k":

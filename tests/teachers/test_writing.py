@@ -28,7 +28,8 @@ def test_whole_numbers_are_not_rounded_and_complex_ones_are_refused() -> None:
     np.testing.assert_array_equal(known.output.features["ids"], TOKENS + 1001)
     assert known.output.logits.dtype == jnp.bfloat16
     with pytest.raises(DataError, match=r"features\.turned are complex64, of which nothing is kept"):
-        kd.cached(teacher, TOKENS, features=("turned",))
+        kd.cached(teacher, TOKENS, features=("turned",), dtype=jnp.float32)
+    assert kd.cached(teacher, TOKENS, features=("turned",)).output.features["turned"].dtype == jnp.complex64
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
