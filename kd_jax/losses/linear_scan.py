@@ -168,16 +168,17 @@ def _chunk(
     bias = sums.bias + jnp.pad(jnp.sum(slopes, axis=0), beyond[1]) if asked.bias else None
     # Products in the type of hidden states and head, as those of the logits.
     narrow = jnp.dtype(wider(*plan.types[:2]))
-    unit = None
+    unit: Array | None = None
     if narrow == jnp.float16:
         # A token's weight may be 1/8192, and slopes beside it below what float16 holds.
         unit = _power_of_two(slopes)
         slopes = slopes / unit
-    slopes, by_hidden = slopes.astype(narrow), None
+    slopes = slopes.astype(narrow)
+    by_hidden: Array | None = None
     if asked.hidden:
         # Without the columns that are padding, which may hold anything.
-        by_hidden = _times(_product(slopes, student.head[:, : plan.columns], ((1,), (1,))), unit)
-        by_hidden = by_hidden if narrow == jnp.float16 else by_hidden.astype(plan.types[0])
+        made = _times(_product(slopes, student.head[:, : plan.columns], ((1,), (1,))), unit)
+        by_hidden = made if narrow == jnp.float16 else made.astype(plan.types[0])
     head = _added(sums.head, student.hidden, jnp.pad(slopes, beyond), plan.block, unit) if asked.head else None
     return _By(None, head, bias), (values, by_hidden)
 

@@ -23,30 +23,34 @@ def teacher(tokens: Any) -> kd.Output:
     return kd.Output(hidden @ jnp.asarray(HEAD), features)
 
 
+def cached(teacher: Any, inputs: Any, **how: Any) -> Any:
+    return kd.cached(teacher, inputs, **how)
+
+
 def test_whole_numbers_are_not_rounded_and_complex_ones_are_refused() -> None:
-    known = kd.cached(teacher, TOKENS, features=("ids",), dtype=jnp.bfloat16)
+    known = cached(teacher, TOKENS, features=("ids",), dtype=jnp.bfloat16)
     np.testing.assert_array_equal(known.output.features["ids"], TOKENS + 1001)
     assert known.output.logits.dtype == jnp.bfloat16
     with pytest.raises(DataError, match=r"features\.turned are complex64, of which nothing is kept"):
-        kd.cached(teacher, TOKENS, features=("turned",), dtype=jnp.float32)
-    assert kd.cached(teacher, TOKENS, features=("turned",)).output.features["turned"].dtype == jnp.complex64
+        cached(teacher, TOKENS, features=("turned",), dtype=jnp.float32)
+    assert cached(teacher, TOKENS, features=("turned",)).output.features["turned"].dtype == jnp.complex64
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_feature_without_positions_has_none_to_look_up(on_disk: bool, tmp_path: Path) -> None:
-    where = {"path": tmp_path} if on_disk else {}
-    known = kd.cached(teacher, TOKENS, features=("ids", "mean"), **where)
+    where: dict[str, Any] = {"path": tmp_path} if on_disk else {}
+    known = cached(teacher, TOKENS, features=("ids", "mean"), **where)
     with pytest.raises(DataError, match=r"mean are \[5\] for each example, without positions") as error:
         known.at(np.array([[1, 2]]), np.array([[0, 2]]))
     assert "\n" not in str(error.value)
 
 
 def test_positions_are_of_answers_that_have_them() -> None:
-    known = kd.cached(teacher, TOKENS, features=("ids",))
+    known = cached(teacher, TOKENS, features=("ids",))
     found = known.at(np.array([[1, 2]]), np.array([[0, 2]]))
     np.testing.assert_array_equal(found.output.features["ids"], [[1004, 1009]])
     with pytest.raises(DataError, match="without positions"):
-        kd.cached(lambda x: jnp.zeros((len(x), 4)), TOKENS).at(np.array([[1]]), np.array([[0]]))
+        cached(lambda x: jnp.zeros((len(x), 4)), TOKENS).at(np.array([[1]]), np.array([[0]]))
 
 
 def test_an_answer_that_is_nan_in_both_does_not_differ(tmp_path: Path) -> None:
@@ -58,8 +62,8 @@ def test_an_answer_that_is_nan_in_both_does_not_differ(tmp_path: Path) -> None:
         return jax.pure_callback(called, jax.ShapeDtypeStruct((*tokens.shape, 5), np.float32), tokens)
 
     batch = kd.Batch(TOKENS, weights=(TOKENS != 0).astype(np.float32))
-    kd.cached(calling, batch, path=tmp_path)
-    assert kd.cached(calling, batch, path=tmp_path).examples == 4
+    cached(calling, batch, path=tmp_path)
+    assert cached(calling, batch, path=tmp_path).examples == 4
 
 
 def test_a_head_is_compared_where_its_logits_are_finite() -> None:
@@ -73,15 +77,15 @@ def test_a_head_is_compared_where_its_logits_are_finite() -> None:
     how: dict[str, Any] = {"keep": "hidden", "hidden": "hidden"}
     counted = (TOKENS != 0).astype(np.float32)
     for weights in (counted, counted.min(axis=1)):
-        known = kd.cached(masked, kd.Batch(TOKENS, weights=weights), head=(HEAD, bias), **how)
+        known = cached(masked, kd.Batch(TOKENS, weights=weights), head=(HEAD, bias), **how)
         assert known.examples == 4
     for wrong in (np.zeros(6, np.float32), bias + 1):
         with pytest.raises(ConfigError, match="the head makes logits of 'hidden' that differ"):
-            kd.cached(masked, kd.Batch(TOKENS, weights=counted), head=(HEAD, wrong), **how)
+            cached(masked, kd.Batch(TOKENS, weights=counted), head=(HEAD, wrong), **how)
 
 
 def test_a_shard_may_be_smaller_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "_SHARD", 2 * 3 * 6 * 4)
-    known = kd.cached(teacher, TOKENS, path=tmp_path, batch_size=4)
+    known = cached(teacher, TOKENS, path=tmp_path, batch_size=4)
     assert known.folder.rows == 2
     np.testing.assert_allclose(known.in_memory().output.logits, EMBEDDING[TOKENS] @ HEAD, rtol=1e-5, atol=1e-6)
