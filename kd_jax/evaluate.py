@@ -23,6 +23,7 @@ from kd_jax.models import Model, as_model
 from kd_jax.models.compiled import call
 from kd_jax.models.predict import highest_precision, outputs_in_batches
 from kd_jax.models.trying import PREPARE, as_numbers, told, told_of_measure
+from kd_jax.models.vocabulary import check_vocabulary
 from kd_jax.teacher import Teacher, as_whole_teacher
 from kd_jax.teachers.indices import in_order
 
@@ -65,6 +66,8 @@ def predict(model: Any, inputs: PyTree, *, batch_size: int = 1000, prepare: Any 
     known = _with_variables(model)
     check_whole(batch_size, "batch_size")
     inputs = as_batch((inputs_of(inputs), None)).inputs
+    if prepare is None:
+        check_vocabulary(known.network, known.variables, inputs)
     return outputs_in_batches(known.network, known.variables, inputs, batch_size=batch_size, prepare=prepare).logits
 
 
@@ -95,6 +98,8 @@ def evaluate(
     check_measures(measures)
     logits, labels, weights, taught = [], [], [], []
     for part in map(as_batch, whole_pass(data)):
+        if prepare is None:
+            check_vocabulary(known.network, known.variables, part.inputs)
         output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)
         logits.append(np.asarray(output.logits, np.float32))
         labels.append(None if part.labels is None else jax.tree.map(np.asarray, part.labels))

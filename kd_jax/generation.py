@@ -16,6 +16,7 @@ from kd_jax.files import as_numpy
 from kd_jax.models import Network, as_model
 from kd_jax.models.predict import highest_precision
 from kd_jax.models.trying import told
+from kd_jax.models.vocabulary import check_vocabulary
 
 PyTree = Any
 
@@ -69,7 +70,7 @@ def generate(
     likeliest k alone, of equal ones the first. end: the token that ends a sequence. key: a whole number or a key of
     `jax.random`.
 
-    Raises `ConfigError` or `DataError`. There is no gradient.
+    Raises `ConfigError` or `DataError`, also where the model's logits are NaN or infinite. There is no gradient.
     """
     known = as_model(model)
     if known.variables is None:
@@ -82,11 +83,21 @@ def generate(
     bare = not isinstance(prompts, Mapping)
     with told("the model", inputs):
         vocabulary = _logits.eval_shape(known.variables, inputs, network=known.network, bare=bare).shape[-1]
+        if how.top_k is not None and how.top_k > vocabulary:
+            raise ConfigError(f"top_k is {how.top_k}, and the model has {vocabulary} tokens: give at most as many")
         _check_tokens(given["tokens"], own, vocabulary)
-        return _generated(
+        others = {name: leaf for name, leaf in inputs.items() if name != "tokens"}
+        check_vocabulary(known.network, known.variables, others)
+        written, broken = _generated(
             known.variables, inputs, own, as_key(key), jnp.float32(warmth), network=known.network, how=how, steps=steps,
             bare=bare,
         )  # fmt: skip
+    if not isinstance(broken, jax.core.Tracer) and np.asarray(broken).any():
+        raise DataError(
+            f"the model's logits behind prompt {int(np.argmax(broken))} are NaN or infinite, and no token can be drawn "
+            "from them: look at its parameters, and whether its inputs are as it was trained on them"
+        )
+    return written
 
 
 def seq_kd(
@@ -143,6 +154,16 @@ def sample(
     inputs: the tokens, or a dict of inputs that has them. most: tokens that are written behind a prompt; None fills the
     rows up. wanted: which rows are written on; all where it is None.
     """
+    return _sampled(
+        network, variables, inputs, lengths, key, temperature, how=how, room=room, most=most, wanted=wanted
+    )[0]
+
+
+def _sampled(
+    network: Network, variables: PyTree, inputs: PyTree, lengths: Int[Array, " batch"], key: Key[Array, ""],
+    temperature: Any, *, how: Sampling, room: int, most: int | None, wanted: Bool[Array, " batch"] | None = None,
+) -> tuple[Generated, Bool[Array, " batch"]]:  # fmt: skip
+    """Also which rows had logits that no token can be drawn from."""
     given = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
     prompts = given["tokens"].astype(jnp.int32)
     batch, width = prompts.shape
@@ -172,7 +193,9 @@ def sample(
         raise ConfigError(f"end is {how.end}, and the model writes 0 to {logits.shape[-1] - 1}: give one of its tokens")
 
     def write(state: Any) -> Any:
-        step, tokens, at, active, logits, cache = state
+        step, tokens, at, active, broken, logits, cache = state
+        # The largest is NaN or infinite where one is, and where all are -inf.
+        broken = broken | (active & ~jnp.isfinite(jnp.max(logits, axis=-1)))
         new = _drawn(logits, jax.random.fold_in(key, step), temperature, how).astype(tokens.dtype)
         # A row that has ended keeps what it has: its place is behind the row, and nothing is written there.
         tokens = tokens.at[rows, jnp.where(active, at, room)].set(new, mode="drop")
@@ -184,21 +207,21 @@ def sample(
             logits, cache = module.decode(new, jnp.minimum(at, room) - 1, cache)
         else:
             logits = called(tokens, at)
-        return step + 1, tokens, at, active, logits, cache
+        return step + 1, tokens, at, active, broken, logits, cache
 
-    state = (jnp.int32(0), begun, lengths, active, logits, cache)
-    _, tokens, at, *_ = jax.lax.while_loop(lambda state: jnp.any(state[3]), write, state)
-    return Generated(tokens, at, lengths)
+    state = (jnp.int32(0), begun, lengths, active, jnp.zeros_like(active), logits, cache)
+    _, tokens, at, _, broken, *_ = jax.lax.while_loop(lambda state: jnp.any(state[3]), write, state)
+    return Generated(tokens, at, lengths), broken
 
 
 @partial(jax.jit, static_argnames=("network", "how", "steps", "bare"))
 def _generated(
     variables: PyTree, inputs: dict[str, Array], lengths: Array, key: Any, temperature: Array,
     *, network: Network, how: Sampling, steps: int, bare: bool,
-) -> Generated:  # fmt: skip
+) -> tuple[Generated, Bool[Array, " batch"]]:  # fmt: skip
     with highest_precision():
         room = inputs["tokens"].shape[1] + steps
-        return sample(
+        return _sampled(
             network, variables, inputs["tokens"] if bare else inputs, lengths, key, temperature, how=how, room=room,
             most=steps,
         )  # fmt: skip
@@ -263,7 +286,7 @@ def _prompts(prompts: Any, lengths: Any) -> tuple[dict[str, Any], Int[Array, " b
         raise DataError(
             f"the prompts are the text {prompts[:40]!r}: give whole numbers, as a tokenizer makes them of it"
         )
-    if isinstance(prompts, Sequence):
+    if isinstance(prompts, Sequence) and not isinstance(prompts, Batch):
         rows = [as_numpy(row, "a prompt") for row in prompts]
         if not rows or any(row.ndim != 1 or row.dtype.kind not in "iu" or not len(row) for row in rows):
             raise DataError("a prompt is no sequence of at least one whole number: give a list of such, one a row")
@@ -274,6 +297,8 @@ def _prompts(prompts: Any, lengths: Any) -> tuple[dict[str, Any], Int[Array, " b
         if padded.dtype.kind not in "iu":
             raise DataError("the prompts have numbers of several types that no whole number holds: give them as int32")
         return {"tokens": padded}, jnp.asarray([len(row) for row in rows], jnp.int32)
+    if isinstance(prompts, Batch):
+        raise DataError("the prompts are a whole kd.Batch: give batch.inputs")
     inputs = dict(prompts) if isinstance(prompts, Mapping) else {"tokens": prompts}
     inputs = {name: as_numpy(leaf, f"{name} of the prompts") for name, leaf in inputs.items()}
     tokens = inputs.get("tokens")

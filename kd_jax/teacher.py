@@ -15,7 +15,7 @@ from jaxtyping import Float
 from kd_jax.data.batch import as_batch, check_whole
 from kd_jax.data.order import check_order
 from kd_jax.errors import ConfigError, DataError
-from kd_jax.files import floats, inputs_of, npy, tensors
+from kd_jax.files import as_numpy, floats, inputs_of, npy, tensors
 from kd_jax.models import Model, Network, Output, as_model
 from kd_jax.models.compiled import Own
 from kd_jax.models.doors import as_list, is_result
@@ -206,7 +206,7 @@ def from_file(path: str | Path, *, classes: int | None = None) -> CachedTeacher 
     return CachedTeacher(Output(jnp.asarray(floats(logits, f"the array logits of {path}"))))
 
 
-def from_top_k(classes_of: Any, probabilities: Any, *, classes: int, rest: str = "uniform") -> TopKTeacher:
+def from_top_k(classes_of: Any, probabilities: Any, *, classes: Any, rest: str = "uniform") -> TopKTeacher:
     """A teacher known by its k largest probabilities for each training example, both `[examples, ..., k]`.
 
     classes_of: which classes they are of. classes: how many there are. rest: where the mass that is left goes,
@@ -215,7 +215,11 @@ def from_top_k(classes_of: Any, probabilities: Any, *, classes: int, rest: str =
     """
     if rest not in RESTS:
         raise ConfigError(f"rest is {rest!r}: use {', '.join(RESTS[:-1])} or {RESTS[-1]}")
-    which, known = np.asarray(classes_of), np.asarray(probabilities, np.float32)
+    classes = check_whole(classes, "classes")
+    which, known = as_numpy(classes_of, "classes_of"), as_numpy(probabilities, "probabilities")
+    if known.dtype.kind not in "fiuV":
+        raise DataError(f"the probabilities are {known.dtype}: give floats [examples, ..., k]")
+    known = known.astype(np.float32)
     if which.shape != known.shape or which.dtype.kind not in "iu" or which.ndim < 2:
         raise DataError(
             f"the classes have the shape {which.shape} and the probabilities {known.shape}: both must be "

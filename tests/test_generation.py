@@ -165,6 +165,28 @@ def test_the_likeliest_k_are_k_where_some_are_equal():
         assert set(np.asarray(found.tokens[:, 1:]).ravel().tolist()) == set(range(k))
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_no_token_is_written_from_logits_that_are_not_finite(temperature):
+    table = np.zeros((5, 5), np.float32)
+    table[0], table[1, 2], table[2, 3] = -np.inf, np.nan, np.inf
+    model = kd.from_function(lambda params, tokens: params[tokens], jnp.asarray(table))
+    how = {"steps": 1, "temperature": temperature}
+    for wrong in (0, 1, 2):
+        with pytest.raises(DataError, match="logits behind prompt 1 are NaN or infinite") as error:
+            kd.generate(model, [[3], [wrong]], **how)
+        assert "\n" not in str(error.value)
+        with pytest.raises(DataError, match="logits behind prompt 1"):
+            kd.seq_kd(model, [[3], [wrong]], **how)
+    assert np.asarray(kd.generate(model, [[3], [4]], **how).tokens).shape == (2, 2)
+
+
+@pytest.mark.parametrize("wrong", [9, -1])
+def test_a_source_outside_its_vocabulary_is_refused(translator, wrong):
+    inputs = {"source": np.int32([[3, 4], [2, wrong]]), "tokens": np.ones((2, 1), np.int32)}
+    with pytest.raises(DataError, match=f"row 1 of the source has {wrong}, and the model's are 0 to 8"):
+        kd.generate(translator, inputs, steps=1)
+
+
 @pytest.mark.parametrize(
     ("prompts", "more", "said"),
     [
@@ -176,6 +198,7 @@ def test_the_likeliest_k_are_k_where_some_are_equal():
         (np.ones((2, 3), np.int32), {"lengths": [0, 3]}, "from 1 to 3"),
         (np.ones((2, 3), np.int32), {"lengths": [[1], [2, 3]]}, "lengths cannot be read as an array"),
         ("ab", {}, "the prompts are the text 'ab'"),
+        (kd.Batch(np.ones((2, 3), np.int32)), {}, r"give batch\.inputs"),
         (["ab"], {}, "no sequence of at least one whole number"),
         ([[[1], [2, 3]]], {}, "a prompt cannot be read as an array"),
         ({"tokens": [[1], [2, 3]]}, {}, "tokens of the prompts cannot be read as an array"),
@@ -209,5 +232,7 @@ def test_numbers_out_of_their_bounds_are_refused(decoder):
         kd.generate(decoder, PROMPTS, steps=1, end=11)
     with pytest.raises(ConfigError, match="top_k is 0"):
         kd.generate(decoder, PROMPTS, steps=1, top_k=0)
+    with pytest.raises(ConfigError, match="top_k is 100, and the model has 11 tokens"):
+        kd.generate(decoder, PROMPTS, steps=1, top_k=100)
     with pytest.raises(ConfigError, match="no variables yet"):
         kd.generate(lambda rngs: transformer(rngs=rngs), PROMPTS, steps=1)

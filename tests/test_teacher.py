@@ -205,11 +205,17 @@ def test_top_k_probabilities_are_spread(rest):
         (np.array([[0, 1]]), np.array([[0.9, -0.9]]), "negative"),
         (np.array([[0, 1]]), np.array([[0.9, np.nan]]), "negative or do not sum"),
         (np.array([[1, 1]]), np.array([[0.5, 0.4]]), "twice"),
+        ([["a", "b"]], [["x", "y"]], "the probabilities are <U1: give floats"),
     ],
 )
 def test_other_top_k_are_refused(which, p, says):
     with pytest.raises(DataError, match=says):
         kd.from_top_k(which, p, classes=4)
+
+
+def test_the_number_of_classes_is_whole():
+    with pytest.raises(ConfigError, match=r"classes is 4\.0"):
+        kd.from_top_k(np.array([[0, 1]]), np.array([[0.5, 0.4]]), classes=4.0)
 
 
 def test_a_teacher_from_a_file(path):

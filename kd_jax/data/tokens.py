@@ -11,26 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from kd_jax.data.batch import Batch
+from kd_jax.data.batch import Batch, check_whole
 from kd_jax.errors import DataError
 
 Tokens = Shaped[Array | np.ndarray, "..."]
 
 
 def pack(
-    sequences: Sequence[Any], length: int
+    sequences: Sequence[Any], length: Any
 ) -> tuple[Int[np.ndarray, "rows {length}"], Int[np.ndarray, "rows {length}"]]:
     """Sequences side by side in rows of `length`: the tokens, and their segments 1, 2, … in each row.
 
     Each sequence goes whole into the first row that has room, in the order given; the rest of a row is 0. One that is
     longer than a row is refused: cut it first, where its meaning allows.
     """
+    length = check_whole(length, "length")
     known = [np.asarray(sequence) for sequence in sequences]
     for number, tokens in enumerate(known):
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 1 <= len(tokens) <= length:
             raise DataError(
                 f"sequence {number} is {tokens.dtype} {list(tokens.shape)}: give from 1 to {length} whole numbers"
             )
+        _check_narrow(tokens, f"sequence {number}")
     rows = _rows([len(tokens) for tokens in known], length)
     packed, segments = (np.zeros((len(rows), length), np.int32) for _ in range(2))
     for i, row in enumerate(rows):
@@ -40,10 +42,11 @@ def pack(
     return packed, segments
 
 
-def pack_indices(sequences: Sequence[Any], length: int) -> Int[np.ndarray, "rows {length} 2"]:
+def pack_indices(sequences: Sequence[Any], length: Any) -> Int[np.ndarray, "rows {length} 2"]:
     """Where the tokens of `pack(sequences, length)` come from: the sequence's number, and the place in it; −1 in
     padding. As the `indices` of a `Batch` they find the answers of a teacher that was cached on the sequences.
     """
+    length = check_whole(length, "length")
     lengths = [len(sequence) for sequence in sequences]
     if any(not 1 <= count <= length for count in lengths):
         wrong = next(count for count in lengths if not 1 <= count <= length)
@@ -60,14 +63,22 @@ def pack_indices(sequences: Sequence[Any], length: int) -> Int[np.ndarray, "rows
 def _rows(lengths: Sequence[int], length: int) -> list[list[int]]:
     """The numbers of the sequences in each row."""
     rows: list[list[int]] = []
-    room: list[int] = []
+    # A tree whose leaves are the room of as many rows as there can be, and whose nodes are the most of their two: the
+    # first row that has room is found in log n steps.
+    size = 1 << max(0, len(lengths) - 1).bit_length()
+    room = [length] * (2 * size)
     for number, count in enumerate(lengths):
-        row = next((i for i, left in enumerate(room) if left >= count), len(rows))
-        if row == len(rows):
+        node = 1
+        while node < size:
+            node *= 2
+            node += room[node] < count
+        if node - size == len(rows):
             rows.append([])
-            room.append(length)
-        rows[row].append(number)
-        room[row] -= count
+        rows[node - size].append(number)
+        room[node] -= count
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
     return rows
 
 
@@ -114,12 +125,18 @@ def segment_mask(segments: Tokens, *, causal: bool = True) -> Bool[Array, "..."]
     return jnp.tril(same) if causal else same
 
 
-def token_batch(tokens: Tokens, *, segments: Tokens | None = None, prompt: Tokens | None = None) -> Batch:
+def token_batch(tokens: Any, *, segments: Tokens | None = None, prompt: Tokens | None = None) -> Batch:
     """A `Batch` for next-token prediction, all `[..., positions]`.
 
-    inputs: a dict of tokens, segments and positions. labels: `next_token_labels`. weights: `next_token_weights`.
-    segments: without them a row is one sequence, with no padding. prompt: as of `next_token_weights`.
+    inputs: a dict of tokens, segments and positions. labels: the next tokens. weights: 1 where the next token is of the
+    same sequence and to be learned, else 0.
+    segments: whole numbers that tell the sequences of a row apart, 0 for padding; without them a row is one sequence.
+    prompt: booleans, whether a token is given and not learned.
+
+    Raises `DataError`.
     """
+    if isinstance(tokens, list | tuple) and len({np.shape(row)[:1] for row in tokens}) > 1:
+        raise DataError("the tokens are sequences of different lengths: make rows of them with kd.pack(tokens, length)")
     tokens = _whole(tokens, "tokens")
     known = jnp.ones_like(tokens) if segments is None else _whole(segments, "segments")
     if known.shape != tokens.shape:
@@ -130,8 +147,20 @@ def token_batch(tokens: Tokens, *, segments: Tokens | None = None, prompt: Token
     return Batch(inputs, next_token_labels(tokens), next_token_weights(known, prompt=prompt))
 
 
-def _whole(values: Tokens, name: str) -> Array:
+def _whole(values: Any, name: str) -> Array:
+    if not isinstance(values, jax.Array):
+        values = np.asarray(values)
+        _check_narrow(values, name)
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.integer) or values.ndim == 0 or values.shape[-1] == 0:
         raise DataError(f"{name} are {values.dtype} {list(values.shape)}: give whole numbers, [..., positions]")
     return values if values.dtype.itemsize >= 4 else values.astype(jnp.int32)
+
+
+def _check_narrow(values: np.ndarray, name: str) -> None:
+    """Raises `DataError` for whole numbers that int32 does not hold, which a cast would make others of."""
+    if values.dtype.kind in "iu" and values.dtype.itemsize >= 4 and values.size:
+        bounds = np.iinfo(np.int32)
+        wrong = int(values.max()) if values.max() > bounds.max else int(values.min())
+        if not bounds.min <= wrong <= bounds.max:
+            raise DataError(f"{name} have the number {wrong}: give whole numbers that int32 holds, below 2³¹")

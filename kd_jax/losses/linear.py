@@ -15,8 +15,6 @@ from kd_jax.losses.linear_terms import DIVERGENCES
 
 Tensor = Shaped[Array | np.ndarray, "..."]
 
-Cap = int | float | None
-
 _STATIC = ("convention", "detached", "k", "rest")
 _LEAST_ROWS = 128
 # Of 512 to 8,192 columns, 512 and 1,024 were the fastest.
@@ -36,10 +34,10 @@ def linear_divergence(
     weights: Tensor | None = None,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
-    soft_cap: Cap | tuple[Cap, Cap] = None,
-    vocabulary: int | None = None,
+    soft_cap: Any = None,
+    vocabulary: Any = None,
     axis_name: str | None = None,
-    chunk: int | None = None,
+    chunk: Any = None,
     **numbers: Any,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "..."]]:
     r"""$\alpha \, \mathrm{CE} + (1 - \alpha) T^2 D$ of two language models, from their hidden states and heads.
@@ -59,6 +57,8 @@ def linear_divergence(
         axis that shards the columns of heads and biases. chunk: by default, so many that logits take about as much
         memory as the head's gradient.
     """
+    _check_bounds(temperature=temperature, alpha=alpha, skew=numbers.get("skew", 0.5))
+    _check_whole(chunk=chunk, vocabulary=vocabulary, k=numbers.get("k"), samples=numbers.get("samples"))
     student = _network(student_hidden, student_head, student_bias, "student")
     teacher = jax.lax.stop_gradient(_network(teacher_hidden, teacher_head, teacher_bias, "teacher"))
     places = student.hidden.shape[:-1]
@@ -76,6 +76,8 @@ def linear_divergence(
     counts = jnp.ones(places, kind) if weights is None else jnp.asarray(weights).astype(kind)
     if counts.shape != places:
         raise ShapeError(f"weights {list(counts.shape)} do not fit tokens {list(places)}: give one for each token")
+    if isinstance(weights, np.ndarray) and (weights < 0).any():
+        raise ConfigError(f"a weight is {weights.min()}: it must be at least 0")
     static, traced, draws = _numbers(divergence, numbers, counts)
     columns, real = _columns(student, teacher, vocabulary, axis_name)
     plan = Plan(
@@ -184,10 +186,11 @@ def _columns(student: Network, teacher: Network, vocabulary: int | None, axis: s
     return (real, real) if axis is None else (widths[0], real)
 
 
-def _caps(soft_cap: Cap | tuple[Cap, Cap]) -> tuple[float | None, float | None]:
-    pair = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
-    if any(cap is not None and not cap > 0 for cap in pair):
-        raise ConfigError(f"soft_cap is {soft_cap}: it must be above 0, or None")
+def _caps(soft_cap: Any) -> tuple[float | None, float | None]:
+    pair = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
+    known = int | float | np.number
+    if len(pair) != 2 or any(cap is not None and not (isinstance(cap, known) and cap > 0) for cap in pair):
+        raise ConfigError(f"soft_cap is {soft_cap!r}: it must be above 0, or None, or a pair of such")
     student, teacher = (None if cap is None else float(cap) for cap in pair)
     return student, teacher
 
@@ -197,8 +200,6 @@ def _rows(chunk: int | None, tokens: int, width: int) -> int:
     together as large as the head's gradient.
     """
     if chunk is not None:
-        if chunk < 1:
-            raise ConfigError(f"chunk is {chunk}: it must be at least 1 token")
         return min(chunk, max(tokens, 1))
     chunks = max(1, -(-tokens // max(_LEAST_ROWS, width // 2)))
     return max(1, -(-tokens // chunks))
@@ -209,6 +210,25 @@ def _scalar(value: Any, kind: Any) -> Array:
     if value.ndim:
         raise ShapeError(f"a loss's number has the shape {list(value.shape)} and must be one number: use jax.vmap")
     return value
+
+
+def _check_bounds(*, temperature: Any, **shares: Any) -> None:
+    """Raises `ConfigError` for a number of Python or NumPy out of its bounds; what is traced is not known."""
+    known = int | float | np.number
+    if isinstance(temperature, known) and not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}: it must be above 0")
+    for name, share in shares.items():
+        if isinstance(share, known) and not 0 <= share <= 1:
+            raise ConfigError(f"{name} is {share}: it must be from 0 to 1")
+
+
+def _check_whole(**counts: Any) -> None:
+    """Raises `ConfigError` for a count that is no whole number of at least 1; None is as it is."""
+    for name, count in counts.items():
+        whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+        if count is not None and not (whole and count >= 1):
+            what = " token" if name == "chunk" else ""
+            raise ConfigError(f"{name} is {count!r}: it must be a whole number of at least 1{what}")
 
 
 def _is(value: Any, known: int) -> bool:

@@ -164,13 +164,33 @@ def _chunk(
     slopes = jnp.where(counted[:, None], tokens.weights[:, None] * slopes, 0)
     if capped is not None:
         slopes = slopes * (1 - capped * capped)
-    slopes = jnp.pad(slopes, ((0, 0), (0, student.head.shape[1] - slopes.shape[1])))
-    bias = sums.bias + jnp.sum(slopes, axis=0) if asked.bias else None
+    beyond = ((0, 0), (0, student.head.shape[1] - slopes.shape[1]))
+    bias = sums.bias + jnp.pad(jnp.sum(slopes, axis=0), beyond[1]) if asked.bias else None
     # Products in the type of hidden states and head, as those of the logits.
-    slopes = slopes.astype(wider(*plan.types[:2]))
-    by_hidden = _product(slopes, student.head, ((1,), (1,))).astype(plan.types[0]) if asked.hidden else None
-    head = _added(sums.head, student.hidden, slopes, plan.block) if asked.head else None
+    narrow = jnp.dtype(wider(*plan.types[:2]))
+    unit: Array | None = None
+    if narrow == jnp.float16:
+        # A token's weight may be 1/8192, and slopes beside it below what float16 holds.
+        unit = _power_of_two(slopes)
+        slopes = slopes / unit
+    slopes = slopes.astype(narrow)
+    by_hidden: Array | None = None
+    if asked.hidden:
+        # Without the columns that are padding, which may hold anything.
+        made = _times(_product(slopes, student.head[:, : plan.columns], ((1,), (1,))), unit)
+        by_hidden = made if narrow == jnp.float16 else made.astype(plan.types[0])
+    head = _added(sums.head, student.hidden, jnp.pad(slopes, beyond), plan.block, unit) if asked.head else None
     return _By(None, head, bias), (values, by_hidden)
+
+
+def _power_of_two(slopes: Array) -> Array:
+    """That which makes the largest of the slopes about 2¹⁵ when they are divided by it: float16 ends at 65,504."""
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(slopes)))
+    return jnp.ldexp(jnp.ones((), slopes.dtype), jnp.clip(exponent - 15, -100, 100))
+
+
+def _times(x: Array, unit: Array | None) -> Array:
+    return x if unit is None else x * unit
 
 
 def _logits(plan: Plan, network: Network, cap: float | None, columns: Columns) -> tuple[Array, Array | None]:
@@ -181,6 +201,9 @@ def _logits(plan: Plan, network: Network, cap: float | None, columns: Columns) -
     if cap is not None:
         capped = jnp.tanh(z / cap)
         z = cap * capped
+        if network.bias is not None:
+            # A cap would bring a column back that its bias rules out.
+            z = jnp.where(network.bias[None, : plan.columns] <= FLOOR, FLOOR, z)
     if plan.axis is not None:
         z = jnp.where(columns.numbers(z) < plan.real, z, FLOOR)
     return jnp.maximum(z, FLOOR), capped
@@ -210,19 +233,25 @@ def _hard(plan: Plan, logits: Array, tokens: Tokens, columns: Columns) -> tuple[
     is_label = columns.numbers(logits).astype(labels.dtype) == labels
     (normaliser,) = columns.log_normalisers(logits)
     (of_label,) = columns.total(jnp.where(is_label, logits, 0))
-    value = jnp.where((labels >= 0) & (labels < plan.real), normaliser - of_label, jnp.nan)[:, 0]
-    return jnp.where(value > 1e20, jnp.inf, value), jnp.exp(logits - normaliser) - is_label.astype(logits.dtype)
+    known = (labels >= 0) & (labels < plan.real)
+    value = jnp.where(known, normaliser - of_label, jnp.nan)[:, 0]
+    # As `cross_entropy`, which has no gradient of a label outside the vocabulary.
+    slopes = jnp.where(known, jnp.exp(logits - normaliser) - is_label.astype(logits.dtype), 0)
+    return jnp.where(value > 1e20, jnp.inf, value), slopes
 
 
-def _added(head: Array, hidden: Array, slopes: Array, block: int) -> Array:
-    """head + hiddenᵀ slopes; in blocks of columns, so that on a CPU the product is added while it is in the cache."""
+def _added(head: Array, hidden: Array, slopes: Array, block: int, unit: Array | None) -> Array:
+    """head + hiddenᵀ slopes, in `unit` where there is one.
+
+    In blocks of columns, so that on a CPU the product is added while it is in the cache.
+    """
     whole = head.shape[1] // block if block else 0
     if whole < 2:
-        return head + _product(hidden, slopes, ((0,), (0,)))
+        return head + _times(_product(hidden, slopes, ((0,), (0,))), unit)
 
     def add(head: Array, start: Any, width: int) -> Array:
         part, of_part = (jax.lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in (slopes, head))
-        risen = of_part + _product(hidden, part, ((0,), (0,)))
+        risen = of_part + _times(_product(hidden, part, ((0,), (0,))), unit)
         return jax.lax.dynamic_update_slice_in_dim(head, risen, start, axis=1)
 
     head = jax.lax.fori_loop(0, whole, lambda i, head: add(head, i * block, block), head)

@@ -18,6 +18,7 @@ from kd_jax.models.doors import as_model
 from kd_jax.models.network import Model
 from kd_jax.models.nnx import NNXNetwork, from_nnx, to_module
 from kd_jax.models.parameters import named_leaves
+from kd_jax.models.zoo.layers import check_float
 from kd_jax.models.zoo.transformer import RopeScaling, Transformer, transformer
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
@@ -29,16 +30,20 @@ _WEIGHT = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _LEFT_OUT = ".rotary_emb.inv_freq"
 
 
-def from_hugging_face(folder: str | Path, *, param_dtype: Any = jnp.float32, remat: bool = False) -> Transformer:
+def from_hugging_face(folder: Any, *, param_dtype: Any = jnp.float32, remat: bool = False) -> Transformer:
     """The language model of a folder with `config.json` and `*.safetensors`, also of several shards.
 
     Models of the type llama, qwen2 and qwen3: nothing is downloaded and no code of the folder runs. Logits are those of
     `transformers` to rounding. param_dtype: of the parameters, `jnp.bfloat16` say; they are read as float32.
     remat: as of `kd.models.transformer`.
 
-    Raises `DataError` for a folder that lacks something, another type of model, what is not computed here (sliding
-    windows, other activations, other scalings of RoPE than Llama 3.1's), and an array of another shape.
+    Raises `ConfigError` for a type that is none of floats, and `DataError` for a folder that lacks something, another
+    type of model, what is not computed here (sliding windows, other activations, other scalings of RoPE than Llama
+    3.1's), and an array of another shape.
     """
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"the folder is {folder!r}: give the path of one that holds config.json")
+    check_float(param_dtype, "param_dtype")
     folder = Path(folder).expanduser()
     config = _json(folder / "config.json")
     with refusing(
@@ -78,9 +83,11 @@ def to_hugging_face(model: Any, folder: str | Path, *, max_positions: int = 4096
     model: the module, a `Model` of it, or what `kd.distill` gave back. A tokenizer is not written: copy the teacher's.
     Its type is qwen3 with q/k norms, qwen2 with biases of queries, keys and values alone, and else llama.
     max_positions: what the configuration says of the longest sequence. dtype: of the file, `jnp.bfloat16` say; None
-    for that of the parameters. Raises `ConfigError` for another model, and `DataError` where nothing can be written, or
-    where the folder holds a checkpoint of several files.
+    for that of the parameters. Raises `ConfigError` for another model or type, and `DataError` where nothing can
+    be written, or where the folder holds a checkpoint of several files.
     """
+    if dtype is not None:
+        check_float(dtype, "dtype")
     known = as_model(model)
     if known.variables is None:
         raise ConfigError("this model has no variables yet: make them with model.init(key), or train it")

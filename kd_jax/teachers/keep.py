@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, Shaped
 
 from kd_jax.data.batch import check_whole
-from kd_jax.errors import ConfigError
+from kd_jax.errors import ConfigError, DataError
 from kd_jax.losses.sparse import drawn_at
 from kd_jax.losses.targets import log_sum_exp
 from kd_jax.models import Output
@@ -68,7 +68,10 @@ def make_keep(
         raise ConfigError(f"draws, power and systematic are of samples, and keep is {kind!r}: give keep='samples'")
     if features and kind != "logits":
         raise ConfigError(f"features are kept beside logits alone, and keep is {kind!r}: leave them out")
-    name = jnp.dtype(np.float32 if dtype is None else dtype).name
+    try:
+        name = jnp.dtype(np.float32 if dtype is None else dtype).name
+    except TypeError:
+        name = repr(dtype)
     if name not in DTYPES:
         raise ConfigError(f"dtype is {name}: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     if not (isinstance(power, int | float | np.number) and 0 < power < math.inf):
@@ -89,16 +92,22 @@ def reduced(keep: Keep, output: Output, rows: Int[Array, " batch"], key: Key[Arr
     """
     dtype = jnp.dtype(keep.dtype or np.float32)
 
-    def typed(values: Any) -> Any:
+    def typed(values: Any, name: str = "") -> Any:
+        # Features of whole numbers and booleans stay as they are: a narrow type would round them.
+        if name.startswith("features.") and not jnp.issubdtype(values.dtype, jnp.floating):
+            return values
         return values.astype(dtype) if keep.dtype or values.dtype.itemsize < 4 else values
 
     if keep.kind in ("hidden", "logits"):
         wide = {"hidden": output.features[keep.hidden]} if keep.kind == "hidden" else {"logits": output.logits}
         wide |= {f"features.{path}": output.features[path] for path in keep.features}
+        for name, x in wide.items():
+            if keep.dtype and jnp.issubdtype(x.dtype, jnp.complexfloating):
+                raise DataError(f"{name} are {x.dtype}, of which nothing is kept: give real numbers")
         beyond = [jnp.isinf(typed(x)) & jnp.isfinite(x) & ~_are_masks(x) for x in _floats(wide.values())]
         at = output.logits.shape[:-1]
         faults = {"wrong": are_wrong(wide.values(), at), "beyond": _faults_at(beyond, at)}
-        return {name: typed(x) for name, x in wide.items()} | faults
+        return {name: typed(x, name) for name, x in wide.items()} | faults
     log_p = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)
     wrong = jnp.any(jnp.isnan(log_p), axis=-1)
     if keep.kind == "top-k":
@@ -191,6 +200,8 @@ def looked_up(
 ) -> Arrays:
     """Of some examples, or of one position of each; draws with `most` places each, of which the last may be empty."""
     index: Any = rows if positions is None else (rows, positions)
+    if positions is not None and keep.kind == "logits":
+        check_places({name: array.shape for name, array in arrays.items()}, arrays["logits"].shape[1:-1])
     if keep.kind != "samples":
         found = {name: array[index] for name, array in arrays.items() if name != "begins"}
         if keep.kind == "top-k":
@@ -213,6 +224,16 @@ def looked_up(
     if keep.power != 1:
         found["ratios"] = np.where(there, arrays["ratios"][at], np.float16(0))
     return found
+
+
+def check_places(shapes: Mapping[str, tuple[int, ...]], places: tuple[int, ...]) -> None:
+    """Raises `DataError` where answers by name have no axes of these places, and cannot be looked up by position."""
+    for name, shape in shapes.items():
+        if not places or shape[1 : 1 + len(places)] != places:
+            raise DataError(
+                f"the kept {name} are {list(shape[1:])} for each example, without positions as the logits have them "
+                f"{list(places)}: look up whole examples, or do not keep them"
+            )
 
 
 def begins_of(distinct: Shaped[np.ndarray, "rows places"]) -> Int[np.ndarray, " rows"]:

@@ -16,7 +16,7 @@ from kd_jax.methods.sparse import CLASSES, LOG_PROBABILITIES, LOG_REST, WEIGHTS,
 from kd_jax.models import Output
 from kd_jax.models.heads import BIAS, HIDDEN, KERNEL
 from kd_jax.teachers.base import PyTree, Teacher
-from kd_jax.teachers.keep import Arrays, Keep
+from kd_jax.teachers.keep import Arrays, Keep, check_places
 
 Places = Int[Array | np.ndarray, "rows positions"]
 
@@ -53,6 +53,9 @@ class KeptTeacher(Teacher):
         """The answers at single positions of examples, as packed sequences need them."""
         _check_within(examples, self.examples, "an example")
         _check_within(positions, (self.places or (None,))[0], "a position")
+        leaves = jax.tree.leaves_with_path(self.by_example())
+        shapes = {str(getattr(path[-1], "key", getattr(path[-1], "name", ""))): leaf.shape for path, leaf in leaves}
+        check_places(shapes, self.places or ())
         found = jax.tree.map(lambda leaf: leaf[examples, positions], self.by_example())
         return dataclasses.replace(self, **found)  # type: ignore[type-var]
 

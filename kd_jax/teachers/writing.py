@@ -76,6 +76,8 @@ class Work:
         """The folder with all answers; those that are there are not asked for again."""
         described, calls = self._described(shard_size)
         found = folders.begin(path, described)
+        # No batch is asked for more than a shard keeps: examples of a language model may be larger than a shard.
+        self.batch_size = min(self.batch_size, found.rows)
         if found.description["computation"] != described["computation"]:
             self._check_answers(found, "was begun with other versions or on another backend")
         elif calls and found.description.get("host") is None and len(found.missing()) < found.count:
@@ -110,7 +112,9 @@ class Work:
         said = joined(list(self._answers(own[:_FIRST])))
         for name in names:
             kept, made = (np.asarray(one[name][:_FIRST], np.float32) for one in (found.arrays(number), said))
-            gap = np.abs(kept - made, where=kept != made, out=np.zeros_like(kept)).max(initial=0)
+            # An answer of weight 0 may be NaN, in both.
+            differ = (kept != made) & ~(np.isnan(kept) & np.isnan(made))
+            gap = np.abs(kept[differ] - made[differ]).max(initial=0)
             if not gap <= _GAP * max(1.0, float(np.abs(made).max(initial=0, where=np.isfinite(made)))):
                 raise MismatchError(
                     f"the cache in {found.path} has answers that differ from the teacher's by {gap:.2g}: give the "
@@ -156,12 +160,13 @@ class Work:
         if self.keep.kind == "samples":
             # About a quarter of the draws are of another class than those before.
             bytes_each *= max(1, self.keep.draws // 4)
-        batches = max(1, _SHARD // (bytes_each * self.batch_size))
+        rows = max(1, _SHARD // bytes_each)
+        rows -= rows % self.batch_size if rows > self.batch_size else 0
         program = program_text(partial(_output, keep=self.keep, prepare=self.prepare), self.teacher, self.one)
         facts = {
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "examples": self.examples, "places": list(self.places), "classes": self.classes,
-            "rows": shard_size or min(self.examples, batches * self.batch_size),
+            "rows": shard_size or min(self.examples, rows),
             "inputs": digest(self.inputs, as_jax=True), "form": form_of(self.inputs),
             "teacher": digest((self.teacher, self.head)), "has_variables": bool(jax.tree.leaves(self.teacher)),
             "host": self.teacher.host, "computation": text_digest(program),
@@ -171,7 +176,9 @@ class Work:
         return folders.described(self.keep, arrays, facts), calls_back(program)
 
     def _check_head(self, said: Output) -> None:
-        """Raises `ConfigError` for a head that does not make the logits of the hidden states, on the first example."""
+        """Raises `ConfigError` for a head that does not make the logits of the hidden states, on the first example
+        that has a weight.
+        """
         head, bias = self.head
         width, path = said.features[self.keep.hidden].shape[-1], self.keep.hidden
         if head.shape != (width, self.classes) or (bias is not None and bias.shape != (self.classes,)):
@@ -179,12 +186,19 @@ class Work:
                 f"the head has the shape {head.shape}{'' if bias is None else f' and its bias {bias.shape}'}: for "
                 f"{path!r} it must have {(width, self.classes)}{'' if bias is None else f' and {(self.classes,)}'}"
             )
-        first = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), self.inputs)
+        weights = None if self.weights is None else np.asarray(self.weights) != 0
+        at = 0 if weights is None else int(weights.reshape(len(weights), -1).any(axis=1).argmax())
+        first = jax.tree.map(lambda leaf: jnp.asarray(leaf[at : at + 1]), self.inputs)
         found = jax.jit(partial(_output, keep=self.keep, prepare=self.prepare))(self.teacher, first)
         with highest_precision():
             made = np.asarray(logits_of(found.features[path], head, bias), np.float32)
         wanted = np.asarray(found.logits, np.float32)
-        gap, size = np.abs(made - wanted).max(), max(1.0, float(np.abs(wanted).max()))
+        if weights is not None and weights.shape == (self.examples, *self.places):
+            made, wanted = made[:, weights[at]], wanted[:, weights[at]]
+        # A bias may be -inf; an answer that is NaN is told when it is kept.
+        finite, ruled_out = np.isfinite(wanted), np.isneginf(wanted)
+        gap = np.abs(made[finite] - wanted[finite]).max(initial=0) if (made[ruled_out] == -np.inf).all() else np.inf
+        size = np.abs(wanted[finite]).max(initial=1)
         if not gap <= 1e-2 * size:
             raise ConfigError(
                 f"the head makes logits of {path!r} that differ from the teacher's by {gap:.2g}: give the feature that "

@@ -7,7 +7,7 @@ import pytest
 
 import kd_jax as kd
 from kd_jax.data import tokens as of_tokens
-from kd_jax.errors import DataError
+from kd_jax.errors import ConfigError, DataError
 
 SEQUENCES = [[5, 6, 7], [8, 9, 10, 11], [12, 13], [14], [15, 16, 17, 18, 19]]
 
@@ -84,5 +84,43 @@ def test_what_does_not_fit_is_refused() -> None:
         of_tokens.next_token_labels(jnp.ones((2, 3)))
     with pytest.raises(DataError, match="do not fit tokens"):
         of_tokens.token_batch(jnp.ones((2, 3), jnp.int32), segments=jnp.ones((2, 4), jnp.int32))
+    for make in (kd.token_batch, lambda rows: kd.pack(rows, 4)):
+        with pytest.raises(DataError, match=f"have the number {2**40 + 5}: give whole numbers that int32 holds"):
+            make([[2**40 + 5, 1]])
+    with pytest.raises(DataError, match=r"different lengths: make rows of them with kd\.pack"):
+        kd.token_batch([np.arange(4), np.arange(6)])
+    for made in (of_tokens.pack, of_tokens.pack_indices):
+        with pytest.raises(ConfigError, match=r"length is 3\.0"):
+            made([[1]], 3.0)
     with pytest.raises(DataError, match="a boolean for each position"):
         of_tokens.next_token_weights(jnp.ones((2, 3), jnp.int32), prompt=jnp.ones((2, 3), jnp.int32))
+
+
+class Counted(int):
+    """A length that counts its comparisons."""
+
+    compared = 0
+
+    def __gt__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self) > other
+
+    def __le__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self) <= other
+
+
+def test_rows_are_those_of_first_fit_in_n_log_n_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    for count, length in ((0, 3), (1, 3), (2, 3), (37, 5), (64, 9), (300, 50)):
+        lengths = rng.integers(1, length + 1, count).tolist()
+        rows: list[list[int]] = []
+        for number, one in enumerate(lengths):
+            row = next((row for row in rows if sum(lengths[i] for i in row) + one <= length), None)
+            if row is None:
+                rows.append(row := [])
+            row.append(number)
+        assert of_tokens._rows(lengths, length) == rows
+    monkeypatch.setattr(Counted, "compared", 0)
+    of_tokens._rows([Counted(one) for one in rng.integers(1, 9, 1024)], 10)
+    assert 0 < Counted.compared <= 10 * 1024

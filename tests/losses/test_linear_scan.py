@@ -99,3 +99,43 @@ def test_a_class_that_is_ruled_out_stays_so_at_any_temperature() -> None:
     h, w, ht, wt = given
     plain = losses.alpha_beta(h @ w + bias[None], ht @ wt + bias[None], alpha=0.0, beta=0.0, temperature=3.0)
     np.testing.assert_allclose(found[0], plain.sum(), rtol=1e-5)
+
+
+def test_small_weights_do_not_vanish_in_float16() -> None:
+    given = arrays(jnp.float16, 9, 200)
+    loss = partial(losses.linear_divergence, chunk=4)
+    wide = derived(loss)(*(x.astype(jnp.float32) for x in given))[1]
+
+    def weighted(h: jax.Array, w: jax.Array, *more: jax.Array) -> tuple[jax.Array]:
+        return (8192.0**2 * loss(h, w, *more, weights=jnp.full(9, 8192.0**-2))[0],)
+
+    for found, wanted in zip(derived(weighted)(*given)[1], wide, strict=True):
+        assert found.dtype == jnp.float16
+        assert jnp.abs(found.astype(jnp.float32) - wanted).max() < 4e-3 * jnp.abs(wanted).max()
+
+
+def test_padded_columns_may_hold_anything() -> None:
+    h, w, ht, wt = arrays()
+    bad, both = w.at[:, 30:].set(jnp.nan), {"vocabulary": 30}
+    total, (by_hidden, by_head) = derived(partial(losses.linear_divergence, **both))(h, bad, ht, wt)
+    wanted, (hidden, head) = derived(losses.linear_divergence)(h, w[:, :30], ht, wt[:, :30])
+    assert_close((total, by_hidden, by_head[:, :30]), (wanted, hidden, head))
+    assert not jnp.any(by_head[:, 30:])
+
+
+def test_a_bias_rules_a_column_out_below_a_cap_too() -> None:
+    h, w, ht, wt = arrays()
+    bias, keep = jnp.zeros(40).at[7].set(-jnp.inf), jnp.arange(40) != 7
+    both = {"student_bias": bias, "teacher_bias": bias, "soft_cap": 3.0}
+    found = derived(partial(losses.linear_divergence, **both))(h, w, ht, wt)
+    wanted = derived(partial(losses.linear_divergence, soft_cap=3.0))(h, w[:, keep], ht, wt[:, keep])
+    assert_close((found[0], found[1][0], found[1][1][:, keep]), (wanted[0], *wanted[1]))
+    assert not jnp.any(found[1][1][:, 7])
+
+
+def test_a_label_outside_the_vocabulary_has_no_gradient() -> None:
+    h, w, ht, wt = arrays()
+    labels = jnp.full(10, -100)
+    total, gradients = derived(partial(losses.linear_divergence, labels=labels, alpha=1.0))(h, w, ht, wt)
+    assert jnp.isnan(total)
+    assert not any(jnp.any(one) for one in gradients)

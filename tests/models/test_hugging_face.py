@@ -193,3 +193,14 @@ def test_files_are_whole_or_as_they_were(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left on device"):
         written(tmp_path, tied=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_types_that_are_no_floats_and_folders_that_are_none_are_refused(tmp_path):
+    model = transformer(8, layers=1, width=8, heads=2, hidden=8, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match=r"dtype is .*int32.*: give a type of floats"):
+        to_hugging_face(model, tmp_path, dtype=jnp.int32)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="the folder is None: give the path"):
+        from_hugging_face(None)
+    with pytest.raises(ConfigError, match="param_dtype is 'foo'"):
+        from_hugging_face(tmp_path, param_dtype="foo")

@@ -109,6 +109,8 @@ def test_long_wavelengths_are_stretched_and_short_ones_stay():
         ({"width": 18}, "multiple of heads"),
         ({"width": 12}, "even head_width"),
         ({"layers": 0}, "at least 1"),
+        ({"param_dtype": "foo"}, "param_dtype is 'foo': give a type of floats"),
+        ({"param_dtype": jnp.int32}, "param_dtype is .*int32.*: give a type of floats"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(numbers, said):
@@ -120,3 +122,12 @@ def test_numbers_that_do_not_fit_are_refused(numbers, said):
 def test_segments_of_another_shape_are_refused(model):
     with pytest.raises(ShapeError, match="segments and positions alike"):
         model({"tokens": TOKENS, "segments": TOKENS[:, :3], "positions": TOKENS})
+
+
+def test_padding_may_be_a_token_that_has_no_embedding(model):
+    tokens = np.int32([[1, 2, 3, 0, 0]])
+    segments = np.int32([[1, 1, 1, 0, 0]])
+    wanted = model({"tokens": tokens, "segments": segments})
+    found = model({"tokens": np.where(segments == 0, 256, tokens), "segments": segments})
+    np.testing.assert_array_equal(found, wanted)
+    assert np.isfinite(np.asarray(wanted)).all()

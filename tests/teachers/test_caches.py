@@ -543,6 +543,7 @@ def test_shards_are_safetensors(cache: Path) -> None:
         ({"keep": "hidden", "hidden": "hidden"}, "keep is 'hidden' without a head"),
         ({"keep": "hidden", "hidden": "hidden", "head": HEAD[:, :3]}, r"head has the shape \(6, 3\): .* \(6, 40\)"),
         ({"keep": "hidden", "hidden": "hidden", "head": 2 * HEAD}, "differ from the teacher's by"),
+        ({"dtype": "foo"}, "dtype is 'foo': use float32"),
         ({"dtype": np.int32}, "dtype is int32: use float32, bfloat16 or float16"),
         ({"shard_size": 0, "path": "nowhere"}, "shard_size is 0"),
     ],

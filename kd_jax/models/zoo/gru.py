@@ -82,6 +82,13 @@ class GRUSeq2Seq(nnx.Module):
         states, _ = self.decoder(self.decoder_embedding(tokens), self._encoded(source))
         return self.head(states)
 
+    @property
+    def vocabularies(self) -> dict[str, int]:
+        """How many tokens its inputs have, by name."""
+        return {
+            "source": self.encoder_embedding.num_embeddings, "tokens": self.decoder_embedding.num_embeddings,
+        }  # fmt: skip
+
     def prefill(self, inputs: dict[str, Any], lengths: Int[Array, " batch"], capacity: int) -> tuple[Logits, State]:
         """Logits behind the first `lengths` tokens of each row, and the state there, which needs no `capacity`."""
         tokens = inputs["tokens"]

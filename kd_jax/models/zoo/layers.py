@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kd_jax.errors import ShapeError
+from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.models.mlp import ReLU
 from kd_jax.models.products import of_rows
 
@@ -50,6 +50,16 @@ def linear(n_in: int, n_out: int, *, bias: bool = True, param_dtype: Any = jnp.f
     return nnx.Linear(
         n_in, n_out, use_bias=bias, param_dtype=param_dtype, kernel_init=_ZEROS, rngs=_NO_KEYS, dot_general=of_rows
     )
+
+
+def check_float(dtype: Any, name: str) -> None:
+    """Raises `ConfigError` for what is no type of floats."""
+    try:
+        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise ConfigError(f"{name} is {dtype!r}: give a type of floats, such as jnp.float32 or jnp.bfloat16")
 
 
 def embedding(count: int, width: int, *, param_dtype: Any = jnp.float32) -> nnx.Embed:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import ConfigError, ShapeError
-from kd_jax.models.zoo.layers import Start, embedding, initialise, linear
+from kd_jax.models.zoo.layers import Start, check_float, embedding, initialise, linear
 
 Hidden = Float[Array, "batch positions width"]
 Heads = Float[Array, "batch heads positions head_width"]
@@ -180,8 +180,9 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "batch _positions vocabulary"]:
         """Logits of the token after each position, from it and those before it in its own segment.
 
-        segments: tell the packed sequences of a row apart. positions: of each token within its sequence, for RoPE;
-        0, 1, … without them. All three are the inputs of `kd.token_batch`. Raises `ShapeError`.
+        segments: tell the packed sequences of a row apart; 0 is padding, whatever its tokens. positions: of each token
+        within its sequence, for RoPE; 0, 1, … without them. All three are the inputs of `kd.token_batch`. Raises
+        `ShapeError`.
         """
         if tokens.ndim != 2 or any(one is not None and one.shape != tokens.shape for one in (segments, positions)):
             raise ShapeError(
@@ -193,11 +194,17 @@ class Transformer(nnx.Module):
         if segments is not None:
             mask = mask & (segments[:, :, None] == segments[:, None, :])
         rotation = self._rotation(places[None] if positions is None else positions)
-        x = self.embed_tokens(tokens)
+        # Padding may be a token that has no embedding, which would make the whole row NaN: 0 times NaN is NaN.
+        x = self.embed_tokens(tokens if segments is None else jnp.where(segments == 0, 0, tokens))
         call = nnx.remat(_called) if self.remat else _called
         for layer in self.layers:
             x = call(layer, x, rotation, mask[:, None, None])
         return self._head(self.norm(x))
+
+    @property
+    def vocabularies(self) -> dict[str, int]:
+        """How many tokens its inputs have, by name."""
+        return {"tokens": self.embed_tokens.num_embeddings}
 
     def prefill(
         self, inputs: dict[str, Any], lengths: Int[Array, " batch"], capacity: int
@@ -260,6 +267,7 @@ def transformer(
     Raises `ConfigError` for numbers that do not fit each other.
     """
     kv_heads = heads if kv_heads is None else kv_heads
+    check_float(param_dtype, "param_dtype")
     if min(vocabulary, layers, width, heads, kv_heads) < 1 or heads % kv_heads:
         raise ConfigError(
             f"a transformer of {vocabulary} tokens, {layers} layers, width {width}, {heads} heads and {kv_heads} heads "

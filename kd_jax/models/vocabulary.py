@@ -1,0 +1,43 @@
+"""Whether tokens are in the vocabulary of a network that says how large it is, as the zoo's decoders do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from kd_jax.errors import DataError
+from kd_jax.models.network import Network
+
+PyTree = Any
+
+
+def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree) -> None:
+    """Raises `DataError` for a token that the network has no embedding of, which would make NaN, or be another's.
+
+    A module tells its vocabularies by the names of its inputs, `vocabularies = {"tokens": 256}`; of others nothing is
+    known. Padding, where segments are 0, may be anything. Nothing that is traced or lies on other hosts is looked at.
+    """
+    sizes = getattr(network.bound(variables), "vocabularies", None)
+    if not isinstance(sizes, Mapping):
+        return
+    given = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
+    for name, size in sizes.items():
+        tokens, segments = (_known(given.get(one)) for one in (name, "segments"))
+        if tokens is None or tokens.dtype.kind not in "iu":
+            continue
+        outside = (tokens < 0) | (tokens >= size)
+        if name == "tokens" and segments is not None and segments.shape == tokens.shape:
+            outside &= segments != 0
+        if outside.any():
+            at = tuple(np.argwhere(outside)[0])
+            raise DataError(
+                f"row {at[0]} of the {name} has {tokens[at]}, and the model's are 0 to {size - 1}: give tokens of its "
+                "own tokenizer, and padding that is one of these, or that has segments of 0"
+            )
+
+
+def _known(values: Any) -> np.ndarray | None:
+    if values is None or isinstance(values, jax.core.Tracer) or not getattr(values, "is_fully_addressable", True):
+        return None
+    return np.asarray(values)

@@ -1,0 +1,37 @@
+"""Tokens that a network has no embedding of are told on the host, and padding may be anything."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import kd_jax as kd
+from kd_jax.errors import DataError
+from kd_jax.models.zoo.transformer import transformer
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return transformer(9, layers=1, width=8, heads=2, hidden=8, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("wrong", [9, -1])
+def test_a_token_outside_the_vocabulary_is_one_sentence(decoder, wrong):
+    tokens = np.int32([[1, 2, 3, 4], [1, 2, wrong, 4]])
+    for batch in (kd.token_batch(tokens), kd.Batch(tokens, np.roll(tokens % 9, -1, axis=1))):
+        with pytest.raises(DataError, match=f"row 1 of the tokens has {wrong}, and the model's are 0 to 8") as error:
+            kd.evaluate(decoder, batch)
+        assert "\n" not in str(error.value)
+
+
+def test_padding_may_be_outside_the_vocabulary(decoder):
+    tokens, segments = np.int32([[1, 2, 3, 4], [1, 2, 0, 0]]), np.int32([[1, 1, 1, 1], [1, 1, 0, 0]])
+    wanted = kd.evaluate(decoder, kd.token_batch(tokens, segments=segments))
+    padded = np.where(segments == 0, 9, tokens)
+    batch = kd.token_batch(padded, segments=segments)
+    batch = batch._replace(labels=jnp.where(batch.weights == 0, 0, batch.labels))
+    assert kd.evaluate(decoder, batch) == wanted
+    assert np.isfinite(wanted["nll"])
+    # Without segments nothing tells that it is padding.
+    with pytest.raises(DataError, match="row 1 of the tokens has 9"):
+        kd.evaluate(decoder, batch._replace(inputs=jnp.asarray(padded)))
