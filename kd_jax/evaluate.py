@@ -16,7 +16,7 @@ from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.files import inputs_of
 from kd_jax.losses import cross_entropy, kl_divergence
-from kd_jax.losses.checks import as_whole, check_float_labels
+from kd_jax.losses.checks import as_whole, check_float_labels, sum_to_1
 from kd_jax.losses.compensated import difference, exp
 from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
@@ -250,20 +250,9 @@ def _by_labels(
     check_float_labels(labels, shape)
     soft = labels.reshape(-1, shape[-1])[kept].astype(np.float32)
     found = {"mse": np.float32(_average(np.mean((flat - soft) ** 2, axis=-1), share))}
-    if shape[-1] > 1 and _sum_to_1(soft):
+    if shape[-1] > 1 and sum_to_1(soft):
         found["nll"] = np.float32(_average(np.asarray(_hard(flat, soft)), share))
     return found
-
-
-def are_probabilities(batch: Batch) -> bool:
-    """Whether the float labels that count are distributions over classes."""
-    soft = np.asarray(batch.labels, np.float32)
-    soft = soft if batch.weights is None else soft[np.asarray(batch.weights) != 0]
-    return _sum_to_1(soft.reshape(-1, soft.shape[-1]))
-
-
-def _sum_to_1(soft: Any) -> bool:
-    return bool(len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3))
 
 
 _hard, _kl = jax.jit(cross_entropy), jax.jit(kl_divergence)

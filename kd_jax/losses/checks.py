@@ -113,3 +113,8 @@ def number(value: Any, logits: Array) -> Array:
 def is_label(labels: Array, logits: Array) -> Array:
     """Whether a class is the label of its row, `[..., classes]`; nowhere for a label outside [0, classes)."""
     return labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+
+
+def sum_to_1(soft: Any) -> bool:
+    """Whether the rows `[rows, classes]` of an array on the host, if there is any, are distributions."""
+    return bool(len(soft) and (soft >= 0).all() and np.allclose(soft.sum(-1), 1, atol=1e-3))

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, is_in_memory
 from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError
-from kd_jax.evaluate import HIGHER_IS_BETTER, are_probabilities, check_measures, evaluate
-from kd_jax.losses.checks import check_float_labels
+from kd_jax.evaluate import HIGHER_IS_BETTER, check_measures, evaluate
+from kd_jax.losses.checks import check_float_labels, sum_to_1
 from kd_jax.models import Model
 from kd_jax.models.trying import PREPARE, told
 from kd_jax.teacher import Teacher
@@ -81,7 +82,7 @@ class Validation:
         if hasattr(fitted, "dtype"):
             whole = jnp.issubdtype(fitted.dtype, jnp.integer) and of_classes
             # Several labels, and a regression, are no distribution over classes.
-            of_classes = whole or (of_classes and are_probabilities(batch))
+            of_classes = whole or (of_classes and _are_probabilities(batch))
             names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", *["nll"] * of_classes]
             if not whole and logits.shape[-1] > 1:
                 check_float_labels(fitted, logits.shape)
@@ -137,3 +138,10 @@ def check_watched(measure: Any, what: str, known: Iterable[str], validation: Val
             f"labels.argmax(-1), or use one of {', '.join(names)}"
         )
     raise ConfigError(f"{what} is {measure!r}, and there is no such measure: use one of {', '.join(names)}")
+
+
+def _are_probabilities(batch: Batch) -> bool:
+    """Whether the float labels that count are distributions over classes."""
+    soft = np.asarray(batch.labels, np.float32)
+    soft = soft if batch.weights is None else soft[np.asarray(batch.weights) != 0]
+    return sum_to_1(soft.reshape(-1, soft.shape[-1]))
