@@ -151,13 +151,12 @@ def compare(
         kept = None if opened_folder is None else KeptTrainings(opened_folder.store.folder / "trainings")
         bar = _Bar(_count(entries, numbers), is_watched() if progress is None else progress)
         try:
-            chosen = {
-                name: _chosen(one, how, split, numbers, kept, bar.done, name)
-                for name, one in entries.items() if isinstance(one, Grid)
-            }  # fmt: skip
-            if kept is not None:
-                for name, place in chosen.items():
-                    kept.keep_choice(name, description(entries[name].methods[place]), numbers)
+            chosen = {}
+            for name, one in entries.items():
+                if isinstance(one, Grid):
+                    chosen[name] = _chosen(one, how, split, numbers, kept, bar.done, name)
+                    if kept is not None:
+                        kept.keep_choice(name, description(one.methods[chosen[name]]), numbers)
             final = {name: one.methods[chosen[name]] if isinstance(one, Grid) else one for name, one in entries.items()}
             results = train_seeds(final, how, known, data, numbers, _STUDENT, kept, bar.done)
             values = _measured(results, how, known, tested)
