@@ -72,7 +72,7 @@ def _form(own: Operands) -> Array:
     """[batch, *extents, groups · outputs], by the form that is fast."""
     own = _cropped(own)
     inputs = own.rhs.shape[-2]
-    if math.prod(map(min, own.window, own.extents)) > 1:
+    if own.groups > 1 or math.prod(map(min, own.window, own.extents)) > 1:
         by_onednn = onednn_form.convolution(own, otherwise=_library)
         if by_onednn is not None:
             return by_onednn
