@@ -14,7 +14,7 @@ import optax
 from tqdm import tqdm
 
 import kd_jax as kd
-from benchmarks import keras_ways, limit
+from benchmarks import keras_networks, keras_ways, limit
 from benchmarks.apart import Apart
 from benchmarks.measure import Contestant, Figures, Setting, Table, as_figures, take_turns, with_best
 from benchmarks.steps import NO_TORCH, TUNED, has_torch
@@ -41,6 +41,8 @@ ROWS = {
     "WRN-16-2": Row("wrn_16_2"),
     "MobileNetV2": Row("mobilenet_v2"),
     "MobileNetV2, distilled": Row("mobilenet_v2", "resnet20"),
+    "ShuffleNetV1": Row("shufflenet_v1"),
+    "ShuffleNetV2": Row("shufflenet_v2"),
 }
 QUICK = ("ResNet-8", "ResNet-8, distilled")
 TORCH = ("eager", "torch.compile")
@@ -139,7 +141,7 @@ def _contestants(name: str, row: Row, quick: bool, apart: Apart) -> dict[tuple[s
         found[name, _PROBES[1]] = apart.contestant(limit.torch_product)
         for way in ("notebook", *TORCH[: 1 if quick else 2]):
             found[name, way] = apart.contestant(_torch, row, steps, way)
-    if keras_ways.why_not() is None and row.network.startswith("resnet"):
+    if keras_ways.why_not() is None and row.network in keras_networks.MADE:
         found[name, "Keras 3"] = Contestant(keras_trainer(row, steps), steps)
     return found
 
@@ -229,6 +231,8 @@ def _torch_network(name: str) -> Any:
         "resnet20": partial(there.ResNet, (3, 3, 3), widths, 16, CLASSES),
         "wrn_16_2": partial(there.WideResNet, 16, 2, CLASSES),
         "mobilenet_v2": partial(there.MobileNetV2, CLASSES),
+        "shufflenet_v1": partial(there.ShuffleNet, 1, CLASSES),
+        "shufflenet_v2": partial(there.ShuffleNet, 2, CLASSES),
     }
     return made[name]()
 
@@ -237,10 +241,10 @@ def keras_trainer(row: Row, steps: int) -> Callable[[], float]:
     """Steps of `fit` in Keras 3 on JAX, with images in memory; `Distiller` runs the teacher in every step."""
     keras = importlib.import_module("keras")
     x, y = images()
-    model = keras_resnet(keras, row.network)
+    model = keras_networks.MADE[row.network](keras, CLASSES)
     if row.teacher:
         model = keras.distillation.Distiller(
-            teacher=keras_resnet(keras, row.teacher),
+            teacher=keras_networks.MADE[row.teacher](keras, CLASSES),
             student=model,
             distillation_losses=keras.distillation.LogitsDistillation(
                 temperature=_TEMPERATURE, loss=keras.losses.KLDivergence()
@@ -259,22 +263,3 @@ def keras_trainer(row: Row, steps: int) -> Callable[[], float]:
         return float(history.history["loss"][-1])
 
     return train
-
-
-def keras_resnet(keras: Any, name: str) -> Any:
-    """ResNet-8 or ResNet-20 in the form for CIFAR."""
-    layers, blocks = keras.layers, {"resnet8": 1, "resnet20": 3}[name]
-
-    def convolved(x: Any, width: int, window: int, stride: int) -> Any:
-        x = layers.Conv2D(width, window, strides=stride, padding="same", use_bias=False)(x)
-        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
-
-    inputs = keras.Input((32, 32, 3))
-    x = layers.ReLU()(convolved(inputs, 16, 3, 1))
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(blocks):
-            stride = 2 if stage and not block else 1
-            y = convolved(layers.ReLU()(convolved(x, width, 3, stride)), width, 3, 1)
-            shortcut = convolved(x, width, 1, stride) if stride > 1 else x
-            x = layers.ReLU()(layers.Add()([y, shortcut]))
-    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))

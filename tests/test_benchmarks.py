@@ -25,6 +25,7 @@ from benchmarks import (
     convolution_time,
     end_to_end,
     kd_jax_ways,
+    keras_networks,
     keras_ways,
     language,
     limit,
@@ -255,6 +256,16 @@ def test_keras_learns(row: str, mnist: Dataset) -> None:
     losses = [train_some() for _ in range(3)]
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < 0.9 * losses[0]
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore")
+def test_keras_has_the_same_networks() -> None:
+    keras = importlib.import_module("keras")
+    for name, make in keras_networks.MADE.items():
+        ours = kd_jax.models.as_model(getattr(kd_jax.models, name)(num_classes=10, in_channels=3, rngs=nnx.Rngs(0)))
+        trained = sum(math.prod(weight.shape) for weight in make(keras, 10).trainable_weights)
+        assert trained == kd_jax.models.count_parameters(ours), name
 
 
 def test_everybody_counts_the_same_test_images(mnist: Dataset) -> None:
