@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from kd_jax.data.batch import Batch, check_values
 from kd_jax.errors import DataError
+from kd_jax.losses.softmax import first_of_largest
 from kd_jax.models import Output
 
 Measure = Callable[[Output, Batch, tuple[Output, ...]], Float[Array, "..."]]
@@ -93,7 +94,8 @@ def student_normalised(student: Output, batch: Batch, taught: tuple[Output, ...]
 
 
 def _right(output: Output, batch: Batch) -> Float[Array, "..."]:
-    answers = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
+    # NaN is no answer: it is beyond the classes.
+    answers = first_of_largest(output.logits)
     # Not promote_types, which refuses float64 beside float32 where nothing may be promoted.
     kind = jnp.float64 if output.logits.dtype == jnp.float64 else jnp.float32
     if jnp.issubdtype(jnp.asarray(batch.labels).dtype, jnp.floating):

@@ -1,5 +1,7 @@
 """The zoo's transformer: causality, packed rows, features, and what it refuses."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,3 +133,14 @@ def test_padding_may_be_a_token_that_has_no_embedding(model):
     found = model({"tokens": np.where(segments == 0, 256, tokens), "segments": segments})
     np.testing.assert_array_equal(found, wanted)
     assert np.isfinite(np.asarray(wanted)).all()
+
+
+def test_rotations_are_computed_once_for_all_layers_heads_and_gradients(model):
+    tokens = jnp.asarray(TOKENS)
+    apply, variables = model.network.apply, model.variables
+
+    def loss(params):
+        return apply(variables | {"params": params}, tokens, train=False)[0].logits.sum()
+
+    program = jax.jit(jax.grad(loss)).lower(variables["params"]).compile().as_text()
+    assert len(re.findall(r" cosine\(", program)) == 1

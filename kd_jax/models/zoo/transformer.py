@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import ConfigError, ShapeError
+from kd_jax.models.zoo.attention import at_least_float32, masked_attention
 from kd_jax.models.zoo.layers import Start, check_float, embedding, initialise, linear
 
 Hidden = Float[Array, "batch positions width"]
@@ -56,7 +57,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*places width"]) -> Float[Array, "*places width"]:
         """In the type of the input."""
-        wide = x.astype(_wide(x))
+        wide = x.astype(at_least_float32(x))
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
         scale = self.scale[...].astype(x.dtype)
         return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
@@ -96,10 +97,7 @@ class Attention(nnx.Module):
         queries = _rotated(queries, rotation) * jnp.asarray(self.head_width**-0.5, x.dtype)
         batch, _, positions, _ = queries.shape
         queries = queries.reshape(batch, self.kv_heads, -1, positions, self.head_width)
-        scores = jnp.einsum("bkgqd,bksd->bkgqs", queries, known.keys)
-        wide = scores.astype(_wide(x))
-        shares = jax.nn.softmax(jnp.where(mask, wide, jnp.finfo(wide.dtype).min), axis=-1).astype(x.dtype)
-        seen = jnp.einsum("bkgqs,bksd->bkgqd", shares, known.values)
+        seen = masked_attention(queries, known.keys, known.values, mask)
         return self.o_proj(seen.reshape(batch, self.heads, positions, -1).swapaxes(1, 2).reshape(batch, positions, -1))
 
     def _split(self, x: Hidden, heads: int) -> Heads:
@@ -239,7 +237,9 @@ class Transformer(nnx.Module):
     def _rotation(self, positions: Int[Array, "batch positions"]) -> Rotation:
         frequencies = rope_frequencies(self.head_width, self.rope_base, self.rope_scaling)
         angles = positions[:, None, :, None].astype(jnp.float32) * frequencies[None, None, None]
-        return Rotation(jnp.cos(angles), jnp.sin(angles))
+        # XLA on a CPU computes cosines anew wherever they are used, for each head and layer, but no product.
+        same = jnp.eye(len(frequencies))
+        return Rotation(*(jnp.matmul(turn(angles), same, precision="highest") for turn in (jnp.cos, jnp.sin)))
 
     def _head(self, x: Hidden) -> Float[Array, "batch positions vocabulary"]:
         return self.embed_tokens.attend(x) if self.lm_head is None else self.lm_head(x)
@@ -298,15 +298,10 @@ def rope_frequencies(head_width: int, base: float, scaling: RopeScaling | None) 
 
 def _rotated(x: Heads, rotation: Rotation) -> Heads:
     """The two halves of each head turned against each other, by the angles of its position."""
-    wide = x.astype(_wide(x))
+    wide = x.astype(at_least_float32(x))
     first, second = jnp.split(wide, 2, axis=-1)
     cos, sin = (part.astype(wide.dtype) for part in rotation)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def _wide(x: Array) -> Any:
-    """Float32, or the type of `x` where that is wider."""
-    return x.dtype if x.dtype.itemsize > 4 else jnp.float32
 
 
 def _called(layer: DecoderLayer, x: Hidden, rotation: Rotation, mask: Mask) -> Hidden:
