@@ -24,6 +24,8 @@ PyTree = Any
 _PAUSE = 10.0
 # Steps of an iterator whose metrics may be on their way: looking at each would wait for each.
 _BEHIND = 32
+# Steps of them that run or wait to: on a CPU each that was called has its temporary memory.
+_CALLED = 4
 
 
 class Plan(NamedTuple):
@@ -114,6 +116,8 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
     try:
         for some in plan.source.epoch(state, progress.epoch, progress.start):
             waiting.append((done, some))
+            if len(waiting) > _CALLED:
+                jax.block_until_ready(waiting[-1 - _CALLED][1].metrics["loss"])
             done, state, position = done + some.steps, some.state, some.position
             due = plan.folder is not None and plan.every is not None and done % plan.every == 0
             if len(waiting) >= behind or due:

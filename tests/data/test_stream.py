@@ -276,7 +276,8 @@ def train(count, teacher=kd.mlp([WIDE, 8, 4]).init(1)):
     data = np.load(path, mmap_mode="r")[:count], labels[:count]
     data = kd.stream(data, batch_size=128) if sys.argv[2] == "stream" else (np.array(data[0]), data[1])
     how = dict(batch_size=128) if sys.argv[2] != "stream" else {}
-    return kd.distill(kd.mlp([WIDE, 8, 4]), teacher, data, optimizer=optax.sgd(0.1), epochs=1, prepare=scale, **how)
+    # So wide that the temporary memory of all steps of an epoch would not fit.
+    return kd.distill(kd.mlp([WIDE, 256, 4]), teacher, data, optimizer=optax.sgd(0.1), epochs=1, prepare=scale, **how)
 
 train(4096)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
