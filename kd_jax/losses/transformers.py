@@ -42,7 +42,9 @@ def cosine(student: Features, teacher: Features) -> PositionValues:
     return jnp.where(missing, 1, jnp.sum(jnp.square(s - t), axis=-1) / 2)
 
 
-def attention_maps(student: Features, teacher: Features, *, mask: Features | None = None) -> PositionValues:
+def attention_maps(
+    student: Features, teacher: Features, *, mask: Features | None = None, segments: Features | None = None
+) -> PositionValues:
     r"""The mean over heads and keys of $(A_s - A_t)^2$ for each query, `[batch, queries]`.
 
     TinyBERT: Jiao et al. (2020), https://arxiv.org/abs/1909.10351: of scores before the softmax, where
@@ -51,12 +53,14 @@ def attention_maps(student: Features, teacher: Features, *, mask: Features | Non
 
     student, teacher: of one shape `[batch, heads, queries, keys]`, else ShapeError. mask: `[batch, keys]`, True or 1
     for a key that counts; others may hold anything, -inf too. What both rule out by -inf, as causal scores do, is left
-    out. A row without keys has the value 0.
+    out. segments: `[batch, keys]`, of as many queries: the packed sequence that each position belongs to; a query has
+    the keys of its own alone. A row without keys has the value 0.
     """
     student, teacher = as_same(student, teacher, "choose layers of as many heads, or average both over their heads")
     if student.ndim != 4:
         raise ShapeError(f"attention maps {list(student.shape)} need [batch, heads, queries, keys]: reshape both")
     valid = _valid(mask, student.shape[0], student.shape[3], student)[:, None, None]
+    valid &= _together(segments, student.shape[0], student.shape[3], student)[:, None]
     valid &= ~(jnp.isneginf(student) & jnp.isneginf(teacher))
     gap = jnp.where(valid, student, 0) - jnp.where(valid, teacher, 0)
     squares = jnp.sum(jnp.square(gap), axis=(1, 3))
@@ -71,6 +75,7 @@ def minilm_relations(
     student_keys: Features | None = None,
     teacher_keys: Features | None = None,
     mask: Features | None = None,
+    segments: Features | None = None,
 ) -> PositionValues:
     r"""MiniLM: the heads' mean of $\mathrm{KL}(R_t \| R_s)$ at a position. $R = \mathrm{softmax}(A B^T / \sqrt{d})$.
 
@@ -81,8 +86,9 @@ def minilm_relations(
     student, teacher: `[batch, positions, width]`, or `[batch, positions, heads, width of a head]` as Flax has queries;
     widths may differ; `heads` must divide both, else ShapeError.
     student_keys, teacher_keys: B, of the shapes of A. mask: `[batch, positions]`, True or 1 for a position that
-    counts; the others are left out of every softmax, have the value 0 and may hold anything. In nats,
-    `[batch, positions]`.
+    counts; the others are left out of every softmax, have the value 0 and may hold anything. segments:
+    `[batch, positions]`, the packed sequence that each position belongs to; its relations are with that alone. In
+    nats, `[batch, positions]`.
     """
     if (student_keys is None) != (teacher_keys is None):
         raise ShapeError("keys of one network alone were given: give both student_keys and teacher_keys, or neither")
@@ -97,17 +103,18 @@ def minilm_relations(
             f"{both(student, teacher)} differ in positions: give both [batch, positions, width] of one text"
         )
     valid = _valid(mask, student.shape[0], student.shape[1], student)
+    related = valid[:, None] & _together(segments, student.shape[0], student.shape[1], student)
     logs = [
-        _log_relation(a, a if b is None else jnp.asarray(b).astype(a.dtype), heads, valid)
+        _log_relation(a, a if b is None else jnp.asarray(b).astype(a.dtype), heads, valid, related)
         for a, b in ((student, student_keys), (teacher, teacher_keys))
     ]
     terms = jnp.exp(logs[1]) * (logs[1] - logs[0])
-    divergence = jnp.mean(jnp.sum(jnp.where(valid[:, None, None], terms, 0), axis=-1), axis=1)
+    divergence = jnp.mean(jnp.sum(jnp.where(related[:, None], terms, 0), axis=-1), axis=1)
     return jnp.where(valid, divergence, 0)
 
 
-def _log_relation(queries: Array, keys: Array, heads: int, valid: Array) -> Array:
-    """Logarithms of the softmax over valid keys, `[batch, heads, positions, positions]`; 0 for the others."""
+def _log_relation(queries: Array, keys: Array, heads: int, valid: Array, related: Array) -> Array:
+    """Logarithms of the softmax over related keys, `[batch, heads, positions, positions]`; 0 for the others."""
     if keys.shape != queries.shape:
         raise ShapeError(
             f"keys {list(keys.shape)} and queries {list(queries.shape)} differ in shape: give those of one layer"
@@ -118,7 +125,7 @@ def _log_relation(queries: Array, keys: Array, heads: int, valid: Array) -> Arra
         )
     split = [_split(jnp.where(valid[..., None], states, 0), heads) for states in (queries, keys)]
     scores = dot(*split) / queries.dtype.type((queries.shape[-1] // heads) ** 0.5)
-    here = valid[:, None, None]
+    here = related[:, None]
     # A row without valid keys would be a softmax of nothing.
     lowest = jnp.finfo(scores.dtype).min
     logs = jax.nn.log_softmax(jnp.where(here, scores, lowest), axis=-1)
@@ -145,4 +152,16 @@ def _valid(mask: Features | None, batch: int, positions: int, features: Array) -
         raise ShapeError(
             f"a mask {list(mask.shape)} does not fit features {list(features.shape)}: give [{batch}, {positions}]"
         )
-    return mask != 0
+    return mask.astype(bool)
+
+
+def _together(segments: Features | None, batch: int, positions: int, features: Array) -> Array:
+    """Whether two positions belong to one sequence, `[batch, positions, positions]`, or True for all."""
+    if segments is None:
+        return jnp.ones((1, 1, 1), bool)
+    segments = jnp.asarray(segments)
+    if segments.shape != (batch, positions):
+        raise ShapeError(
+            f"segments {list(segments.shape)} do not fit features {list(features.shape)}: give [{batch}, {positions}]"
+        )
+    return segments[:, :, None] == segments[:, None, :]

@@ -1,5 +1,6 @@
 """Methods of transformers' inner states: attention maps, and MiniLM's relations."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -21,7 +22,7 @@ class AttentionMaps(FeatureMethod):
 
     feature, teacher_feature: scores before the softmax, `[batch, heads, queries, keys]`, with as many heads. Where the
     batch has a weight for each position, keys of weight 0 are left out, and may hold -inf; public code puts 0 in place
-    of very negative scores instead.
+    of very negative scores instead. In rows of packed sequences a query has the keys of its own sequence.
     """
 
     feature: str
@@ -29,7 +30,7 @@ class AttentionMaps(FeatureMethod):
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.attention_maps`, at each query."""
-        return losses.attention_maps(student, teacher, mask=position_mask(batch))
+        return losses.attention_maps(student, teacher, mask=position_mask(batch), segments=segments(batch))
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class MiniLM(Method):
     feature, teacher_feature: a layer's queries, keys or values, `[batch, positions, width]`, all heads side by side;
     widths may differ. Add three of these for queries, keys and values. heads: relation heads, a divisor of both widths.
     keys, teacher_keys: paths of B where it is not A: with queries as A and the model's heads that is MiniLM's attention
-    transfer (2020), https://arxiv.org/abs/2002.10957. Positions of weight 0 are left out of every softmax.
+    transfer (2020), https://arxiv.org/abs/2002.10957. Positions of weight 0 are left out of every softmax,
+    and in rows of packed sequences those of other sequences.
     """
 
     feature: str
@@ -65,9 +67,8 @@ class MiniLM(Method):
         taught = require_teacher(self, teacher).features
         ours, theirs = [student.features[p] for p in self.student_features], [taught[p] for p in self.teacher_features]
         both = {} if self.keys is None else {"student_keys": ours[1], "teacher_keys": theirs[1]}
-        return {
-            "minilm": losses.minilm_relations(ours[0], theirs[0], heads=self.heads, mask=position_mask(batch), **both)
-        }
+        which: dict[str, Any] = {"mask": position_mask(batch), "segments": segments(batch)}
+        return {"minilm": losses.minilm_relations(ours[0], theirs[0], heads=self.heads, **which, **both)}
 
 
 def position_mask(batch: Batch) -> Array | None:
@@ -75,3 +76,10 @@ def position_mask(batch: Batch) -> Array | None:
     if batch.weights is None or jnp.ndim(batch.weights) != 2:
         return None
     return jnp.asarray(batch.weights) != 0
+
+
+def segments(batch: Batch) -> Array | None:
+    """The packed sequence that each position belongs to, `[batch, positions]`, as in `kd.token_batch`, or None."""
+    inputs = batch.inputs
+    found = inputs.get("segments") if isinstance(inputs, Mapping) else None
+    return None if found is None or jnp.ndim(found) != 2 else jnp.asarray(found)

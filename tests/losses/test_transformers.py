@@ -136,3 +136,24 @@ def test_shapes_are_checked() -> None:
         transformers.attention_maps(states, states)
     with pytest.raises(ValueError, match="choose layers of as many heads, or average both over their heads"):
         transformers.attention_maps(jnp.ones((1, 2, 3, 3)), jnp.ones((1, 4, 3, 3)))
+
+
+@pytest.mark.parametrize("loss", ["minilm", "attention maps"])
+def test_packed_sequences_are_compared_as_each_alone(loss: str) -> None:
+    rng = np.random.default_rng(3)
+    segments = np.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 0]])
+    mask = segments != 0
+    if loss == "minilm":
+        student, teacher = rng.normal(size=(2, 2, 5, 4)).astype(np.float32)
+        compare = partial(transformers.minilm_relations, heads=2)
+    else:
+        student, teacher = rng.normal(size=(2, 2, 3, 5, 5)).astype(np.float32)
+        compare = transformers.attention_maps
+    found = np.asarray(compare(student, teacher, mask=mask, segments=segments))
+    for row, first, last in [(0, 0, 2), (0, 2, 5), (1, 0, 4)]:
+        here = slice(first, last)
+        pair = [one[row : row + 1, here] if loss == "minilm" else one[row : row + 1, :, here, here]
+                for one in (student, teacher)]  # fmt: skip
+        np.testing.assert_allclose(found[row, here], compare(*pair)[0], rtol=1e-5, atol=1e-7)
+    with pytest.raises(ShapeError, match=r"segments \[2, 4\] do not fit"):
+        compare(student, teacher, segments=segments[:, :4])

@@ -269,3 +269,20 @@ def test_crd_moves_its_own_rows_and_takes_negatives_of_other_classes() -> None:
     np.testing.assert_array_equal(carried["order"].members, 3)
     with pytest.raises(MethodError, match="CRD needs the rows of the examples"):
         values(method, learned, carried, STUDENT, TEACHER, kd.Batch(jnp.zeros((SIZE, 1))))
+
+
+def test_relations_stay_within_packed_sequences() -> None:
+    segments = jnp.asarray([[1, 1, 2], [1, 2, 2], [1, 1, 1], [1, 2, 3]])
+    batch = BATCH._replace(inputs={"tokens": jnp.zeros((SIZE, 3), jnp.int32), "segments": segments})
+    for method, plain in (
+        (
+            kd.MiniLM("tokens", heads=2),
+            lambda: losses.minilm_relations(S["tokens"], T["tokens"], heads=2, segments=segments),
+        ),
+        (kd.AttentionMaps("scores"), lambda: losses.attention_maps(S["scores"], T["scores"], segments=segments)),
+    ):
+        found = values(method, (), (), STUDENT, TEACHER, batch)
+        np.testing.assert_allclose(next(iter(found.values())), plain(), rtol=1e-6)
+        assert not np.allclose(
+            next(iter(found.values())), next(iter(values(method, (), (), STUDENT, TEACHER).values()))
+        )
