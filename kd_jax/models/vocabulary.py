@@ -12,15 +12,27 @@ from kd_jax.models.network import Network
 PyTree = Any
 
 
-def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree) -> None:
-    """Raises `DataError` for a token that the network has no embedding of, which would make NaN, or be another's.
+def vocabulary_sizes(network: Network, variables: PyTree) -> Mapping[str, int]:
+    """By the name of the input, as a module tells them: `vocabularies = {"tokens": 256}`; of others nothing is known.
 
-    A module tells its vocabularies by the names of its inputs, `vocabularies = {"tokens": 256}`; of others nothing is
-    known. Padding, where segments are 0, may be anything. Nothing that is traced or lies on other hosts is looked at.
+    variables: None where a training makes them.
     """
+    if variables is None:
+        variables = jax.eval_shape(network.init, jax.random.key(0))
     sizes = getattr(network.bound(variables), "vocabularies", None)
-    if not isinstance(sizes, Mapping):
-        return
+    return sizes if isinstance(sizes, Mapping) else {}
+
+
+def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree) -> None:
+    """`check_tokens` of a model."""
+    check_tokens(vocabulary_sizes(network, variables), inputs)
+
+
+def check_tokens(sizes: Mapping[str, int], inputs: PyTree) -> None:
+    """Raises `DataError` for a token that a network has no embedding of, which would make NaN, or be another's.
+
+    Padding, where segments are 0, may be anything. Nothing that is traced or lies on other hosts is looked at.
+    """
     given = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
     for name, size in sizes.items():
         tokens, segments = (_known(given.get(one)) for one in (name, "segments"))

@@ -22,11 +22,13 @@ from kd_jax.methods.sparse import check_sparse
 from kd_jax.models import Model, Output
 from kd_jax.models.compiled import hashable
 from kd_jax.models.trying import CALL, PREPARE, reason, told
+from kd_jax.models.vocabulary import check_tokens
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
 from kd_jax.train.matches import (
     check_mean,
     check_same_outputs,
     check_several_labels,
+    known_vocabularies,
     unfit_student,
     unfit_teacher,
     unneeded_labels,
@@ -37,8 +39,7 @@ from kd_jax.train.step import Training, all_terms, as_optimized, fit_labels, stu
 
 PyTree = Any
 
-# What a history has beside the terms.
-_RESERVED = ("accuracy", "examples", "seconds")
+_RESERVED = ("accuracy", "examples", "seconds")  # what a history has beside the terms
 
 
 class Checked(NamedTuple):
@@ -94,6 +95,8 @@ def check(
         check_rows(data)
     check_memory(method, data)
     found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
+    for sizes in known_vocabularies(training, start, teacher):
+        check_tokens(sizes, data.inputs)
     check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, **float_labels(method))
     return found
 

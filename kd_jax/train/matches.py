@@ -1,6 +1,7 @@
 """Whether a method, its student and its teachers belong together."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,11 @@ from kd_jax.methods.moving_average import AVERAGE
 from kd_jax.methods.simkd import PROJECTED
 from kd_jax.models import Output
 from kd_jax.models.heads import HIDDEN
-from kd_jax.teacher import SeveralTeachers, Teacher
+from kd_jax.models.vocabulary import vocabulary_sizes
+from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher
+from kd_jax.train.step import Training
+
+PyTree = Any
 
 
 def check_same_outputs(method: Method, student: Output, teacher: Output) -> None:
@@ -109,3 +114,15 @@ def unfit_teacher(method: Method, error: FeatureError) -> ConfigError:
 def unneeded_labels(method: Method, error: MethodError | ShapeError) -> MethodError | ShapeError:
     """The same error, of labels that do not fit a method which needs none."""
     return type(error)(f"{error}, or leave the labels out, as {type(method).__name__} needs none")
+
+
+def known_vocabularies(training: Training, start: PyTree, teacher: Teacher | None) -> tuple[Mapping[str, int], ...]:
+    """Of the student and of every teacher that answers in the step, of those that tell them.
+
+    None are known where `prepare` may make other tokens. start: the student's variables, or None.
+    """
+    if training.prepare is not None:
+        return ()
+    teachers = teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,)
+    live = [(one.network, one.variables) for one in teachers if isinstance(one, LiveTeacher)]
+    return tuple(sizes for one in [(training.network, start), *live] if (sizes := vocabulary_sizes(*one)))

@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, check
 from kd_jax.data.stream import Batches
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
+from kd_jax.models.vocabulary import check_tokens
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.checks import check_batch, float_labels
@@ -30,8 +31,7 @@ from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
 PyTree = Any
 
-# About this many times an epoch a loop comes back to tell how far it is.
-_REPORTS_PER_EPOCH = 10
+_REPORTS_PER_EPOCH = 10  # about this many times an epoch a loop comes back to tell how far it is
 _AHEAD = 2
 
 
@@ -125,14 +125,13 @@ class Stream:
         self.data, self.teacher, self.key, self.method, self.training = data, teacher, key, method, training
         self.steps = steps
         self.classes: int | None = None
+        self.vocabularies: tuple[Mapping[str, int], ...] = ()
         self.labels_count, self.mesh = labels_count, mesh
         self.layout: Layout | None = None
         self.iterator: Any = None
-        # How many batches the iterator has given since it began.
-        self.drawn = 0
+        self.drawn = 0  # batches that the iterator has given since it began
         self.first: Batch | None = None
-        # Shapes that are known to go through a step.
-        self.checked: set[Any] = set()
+        self.checked: set[Any] = set()  # shapes that are known to go through a step
 
     def peek(self) -> Batch:
         """The first batch, which is trained on, too. Raises `DataError` where there is none."""
@@ -154,8 +153,7 @@ class Stream:
             self.first = None
             self.iterator.set_state(position.state)
         else:
-            # The first was drawn to look at it.
-            for _ in range(position.drawn - (self.first is not None)):
+            for _ in range(position.drawn - (self.first is not None)):  # the first was drawn to look at it
                 if next(self.iterator, None) is None:
                     break
             self.first = None
@@ -233,6 +231,8 @@ class Stream:
         """`_batches` whose values can be trained on. On the host still: on a device looking would wait for it."""
         classes, floats = self.classes if self.labels_count else None, float_labels(self.method)
         for batch, position in self._batches(start):
+            for sizes in self.vocabularies:
+                check_tokens(sizes, batch.inputs)
             check_values(batch, classes, **floats, absent=True)
             yield batch, position
 

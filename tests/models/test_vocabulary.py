@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -35,3 +36,34 @@ def test_padding_may_be_outside_the_vocabulary(decoder):
     # Without segments nothing tells that it is padding.
     with pytest.raises(DataError, match="row 1 of the tokens has 9"):
         kd.evaluate(decoder, batch._replace(inputs=jnp.asarray(padded)))
+
+
+@pytest.mark.parametrize("wrong", [9, -1])
+@pytest.mark.parametrize("whose", ["student", "new student", "teacher"])
+def test_a_training_is_not_begun_on_tokens_outside_the_vocabulary(decoder, whose, wrong):
+    tokens = np.int32([[1, 2, 3, 4], [1, 2, wrong, 4]])
+    larger = kd.from_nnx(lambda rngs: transformer(10, layers=1, width=8, heads=2, hidden=8, rngs=rngs))
+    student = {"student": decoder, "new student": kd.from_nnx(_small), "teacher": larger}[whose]
+    teacher = decoder if whose == "teacher" else None
+    how = {"method": kd.ULD() if teacher else kd.CrossEntropy(), "optimizer": optax.sgd(0.1), "epochs": 1}
+    batch = kd.token_batch(tokens)
+    for data, more in ((batch, {"batch_size": 2}), ([batch, batch], {})):
+        with pytest.raises(
+            DataError, match=f"row 1 of the tokens has {wrong}, and the model's are 0 to [89]:"
+        ) as error:
+            kd.distill(student, teacher, data, **how, **more)
+        assert "\n" not in str(error.value)
+
+
+def test_what_prepares_the_inputs_may_make_other_tokens(decoder):
+    tokens = np.int32([[11, 12, 13, 14], [11, 12, 13, 14]])
+    batch = kd.Batch(tokens, np.int32([[1, 2, 3, 4], [1, 2, 3, 4]]))
+    result = kd.distill(
+        decoder, None, batch, method=kd.CrossEntropy(), optimizer=optax.sgd(0.1), epochs=1, batch_size=2,
+        prepare=lambda key, inputs, train: inputs - 10,
+    )  # fmt: skip
+    assert np.isfinite(result.history["loss"][0])
+
+
+def _small(rngs):
+    return transformer(9, layers=1, width=8, heads=2, hidden=8, rngs=rngs)
