@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from kd_jax.export.program import evaluated
 
@@ -47,18 +48,21 @@ def pad(values: Any, padding: Any, *, padding_config: Any) -> Any:
     return values
 
 
-def steps(
-    *values: Any, jaxpr: Any, length: int, num_consts: int, num_carry: int, reverse: bool, **more: Any
-) -> list[Any]:
+def steps(*values: Any, jaxpr: Any, length: int, reverse: bool, **more: Any) -> list[Any]:
     """A `jax.lax.scan` as its steps, one after another: LiteRT's converter writes no file with a loop."""
-    first = num_consts + num_carry
-    fixed, carry, each = values[:num_consts], values[num_consts:first], values[first:]
+    if "ft_in" in more:  # from JAX 0.12 on
+        fixed, carry, each = map(list, more["ft_in"].update(values).unpack())
+    else:
+        first, rest = more["num_consts"], more["num_consts"] + more["num_carry"]
+        fixed, carry, each = list(values[:first]), list(values[first:rest]), list(values[rest:])
+    inner = jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())
+    carried = len(carry)
     outputs = []
     for step in reversed(range(length)) if reverse else range(length):
         one = [jax.lax.index_in_dim(of, step, keepdims=False) for of in each]
-        found = evaluated(jaxpr, [*fixed, *carry, *one], CONVERTIBLE_LITERT)
-        carry = found[:num_carry]
-        outputs.append(found[num_carry:])
+        found = evaluated(inner, [*fixed, *carry, *one], CONVERTIBLE_LITERT)
+        carry = found[:carried]
+        outputs.append(found[carried:])
     ordered = outputs[::-1] if reverse else outputs
     return [*carry, *(jnp.stack(of) for of in zip(*ordered, strict=True))]
 
