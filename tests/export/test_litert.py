@@ -83,7 +83,7 @@ def test_a_file_for_one_number_of_examples(tmp_path):
 @needs_litert
 def test_an_input_that_no_logit_needs_and_infinities_are_in_the_file(tmp_path):
     masked = lambda params, x: jnp.concatenate([x["a"] @ params, jnp.full((x["a"].shape[0], 1), -jnp.inf)], 1)  # noqa: E731
-    path = to_litert(kd.from_function(masked, jnp.ones((5, 2))), tmp_path / "a.tflite", {"a": X, "b": X})
+    path = to_litert(kd.from_function(masked, jnp.ones((5, 2))), tmp_path / "a.tflite", {"a": X, "b": X}, batch=6)
     found = run(path, {"a": X, "b": X})
     np.testing.assert_allclose(found[:, :2], X @ np.ones((5, 2), np.float32), atol=1e-5)
     assert (found[:, 2] == -np.inf).all()
