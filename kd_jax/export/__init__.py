@@ -1,4 +1,4 @@
-"""A student for use elsewhere: StableHLO, safetensors, ONNX, int8 weights; and the report of teacher against student.
+"""A student for use elsewhere: StableHLO, safetensors, ONNX, int8, LiteRT; and the report of teacher against student.
 
 Each name is imported when it is first asked for, as those of `kd_jax`.
 """
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kd_jax.export.described import to_safetensors as to_safetensors
     from kd_jax.export.folder import FORMATS as FORMATS
     from kd_jax.export.folder import to_folder as to_folder
+    from kd_jax.export.litert import to_litert as to_litert
     from kd_jax.export.onnx import to_int8 as to_int8
     from kd_jax.export.onnx import to_onnx as to_onnx
     from kd_jax.export.reporting import Report as Report
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _NAMES = {
     ".described": "from_safetensors to_safetensors",
     ".folder": "FORMATS to_folder",
+    ".litert": "to_litert",
     ".onnx": "to_int8 to_onnx",
     ".reporting": "Report Row report",
     ".stablehlo": "from_stablehlo to_stablehlo",

@@ -1,4 +1,4 @@
-"""Exports the student of a run for use elsewhere: ONNX, StableHLO or safetensors, with a report and a model card."""
+"""Exports the student of a run: as ONNX, StableHLO, safetensors or LiteRT, with a report and a model card."""
 
 from kd_jax.experiments.shell import signals
 
@@ -15,10 +15,11 @@ from kd_jax.experiments.shell import command
 from kd_jax.experiments.shell import options as cli
 
 _PROG = "python -m kd_jax.export"
-_FORMATS = ("onnx", "int8", "stablehlo", "safetensors")
+_FORMATS = ("onnx", "int8", "stablehlo", "safetensors", "litert")
+_USUAL = _FORMATS[:-1]
 _MODELS = ("distilled", "student", "teacher")
 _EXAMPLES = """\
-  python -m kd_jax.export runs/mine                        every format, beside the run, in runs/mine/export
+  python -m kd_jax.export runs/mine                        the formats but litert, beside the run, in runs/mine/export
   python -m kd_jax.export runs/mine --format onnx          an ONNX file alone, checked against the model
   python -m kd_jax.export runs/mine --format onnx int8 --model student --seed 43 --out deployed
   python -m kd_jax.export student.safetensors --format onnx   a file of kd.export.to_safetensors, without a report
@@ -40,8 +41,8 @@ def _parser() -> cli.Parser:
     )  # fmt: skip
     what = parser.add_argument_group("what is exported")
     what.add_argument(
-        "--format", nargs="+", metavar="FORMAT", default=list(_FORMATS),
-        help=f"some of {', '.join(_FORMATS)} (default: all); int8 is ONNX with weights of 8 bits",
+        "--format", nargs="+", metavar="FORMAT", default=list(_USUAL),
+        help=f"some of {', '.join(_FORMATS)} (default: all but litert); int8 is ONNX with weights of 8 bits",
     )  # fmt: skip
     what.add_argument("--model", metavar="NAME", help=f"of a run: {', '.join(_MODELS)} (default: {_MODELS[0]})")
     what.add_argument("--seed", type=cli.whole, metavar="N", help="of a run: which seed's student (default: the first)")
@@ -69,7 +70,7 @@ def _body(options: argparse.Namespace, interrupt: signals.Interrupt) -> None:
     run = Path(options.run).expanduser()
     if not run.exists():
         raise DataError(f"{run} does not exist: name the folder of a run, or a safetensors file")
-    formats = [one for one in ("safetensors", "stablehlo", "onnx", "int8") if one in options.format]
+    formats = [one for one in ("safetensors", "stablehlo", "onnx", "int8", "litert") if one in options.format]
     command.prepare_jax()
     _of_run(run, options, formats) if run.is_dir() else _of_file(run, options, formats)
 

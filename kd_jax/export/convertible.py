@@ -1,4 +1,4 @@
-"""Operations of `jax.lax` by others, which jax2onnx converts, and onnxruntime has.
+"""Operations of `jax.lax` by others, which a converter has, and what runs its files.
 
 Values have any number of examples here, of which jaxtyping knows nothing.
 """
@@ -7,6 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from kd_jax.export.program import evaluated
 
 
 def max_pool(values: Any, **params: Any) -> Any:
@@ -44,5 +48,45 @@ def pad(values: Any, padding: Any, *, padding_config: Any) -> Any:
     return values
 
 
+def steps(*values: Any, jaxpr: Any, length: int, reverse: bool, **more: Any) -> list[Any]:
+    """A `jax.lax.scan` as its steps, one after another: LiteRT's converter writes no file with a loop."""
+    if "ft_in" in more:  # from JAX 0.12 on
+        fixed, carry, each = map(list, more["ft_in"].update(values).unpack())
+    else:
+        first, rest = more["num_consts"], more["num_consts"] + more["num_carry"]
+        fixed, carry, each = list(values[:first]), list(values[first:rest]), list(values[rest:])
+    inner = jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())
+    carried = len(carry)
+    outputs = []
+    for step in reversed(range(length)) if reverse else range(length):
+        one = [jax.lax.index_in_dim(of, step, keepdims=False) for of in each]
+        found = evaluated(inner, [*fixed, *carry, *one], CONVERTIBLE_LITERT)
+        carry = found[:carried]
+        outputs.append(found[carried:])
+    ordered = outputs[::-1] if reverse else outputs
+    return [*carry, *(jnp.stack(of) for of in zip(*ordered, strict=True))]
+
+
+def place(values: Any, indices: Any, *, dimension_numbers: Any, slice_sizes: Any, **more: Any) -> Any:
+    """A `gather` at one place that is known, such as `x[:, -1]`, as a slice: LiteRT has none of any number of examples.
+
+    Others stay as they are.
+    """
+    known = not isinstance(indices, jax.core.Tracer) and np.ndim(indices) == 1
+    starts = [0] * values.ndim
+    for axis, start in zip(dimension_numbers.start_index_map, np.asarray(indices) if known else (), strict=False):
+        starts[axis] = int(start)
+    each = list(zip(starts, slice_sizes, values.shape, strict=True))
+    if not known or any(start and not (isinstance(size, int) and 0 < start <= size - n) for start, n, size in each):
+        return jax.lax.gather_p.bind(
+            values, indices, dimension_numbers=dimension_numbers, slice_sizes=slice_sizes, **more
+        )
+    found = jax.lax.slice(values, starts, [start + n for start, n, _ in each])
+    return jax.lax.squeeze(found, dimension_numbers.collapsed_slice_dims)
+
+
 CONVERTIBLE = {"reduce_window_max": max_pool, "reduce_window_min": min_pool, "pad": pad}
-"""What is called in place of an operation, by its name in a jaxpr."""
+"""What is called in place of an operation, by its name in a jaxpr, for ONNX."""
+
+CONVERTIBLE_LITERT = {"scan": steps, "gather": place}
+"""The same for LiteRT."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from kd_jax.data.batch import as_batch
 from kd_jax.errors import ConfigError, DataError
+from kd_jax.export import litert
 from kd_jax.export.described import check_beside, name_of, to_safetensors
 from kd_jax.export.onnx import check_packages, to_int8, to_onnx
 from kd_jax.export.reporting import Report, report
@@ -17,18 +18,22 @@ from kd_jax.version import __version__
 
 PyTree = Any
 
-FORMATS = ("safetensors", "stablehlo", "onnx", "int8")
+FORMATS = ("safetensors", "stablehlo", "onnx", "int8", "litert")
 """What a student can be exported as; `int8` is an ONNX file with weights of 8 bits."""
+
+USUAL = FORMATS[:-1]
+"""What it is exported as where no format is named: `litert` needs packages of its own."""
 
 _FILES = {
     "safetensors": ("{name}.safetensors", "the parameters; `{name}.json` says what they are"),
     "stablehlo": ("{name}.stablehlo", "the program for JAX, on a CPU, GPU or TPU"),
     "onnx": ("{name}.onnx", "the program for onnxruntime and others; its output is `logits`"),
     "int8": ("{name}-int8.onnx", "the same with weights of 8 bits"),
+    "litert": ("{name}.tflite", "the program for LiteRT; its output is `logits`"),
 }
 _CARD, _EXPORTED = "README.md", "exported by kd_jax"
 _REPORT = ("report.json", "report.md", "report.png")
-_PREPARED = "The ONNX and StableHLO files do that themselves; of the safetensors file it is no part."
+_PREPARED = "The ONNX, LiteRT and StableHLO files do that themselves; of the safetensors file it is no part."
 # What a program imports, and how it reads each of them.
 _READ = {
     "safetensors": (("kd_jax",), 'student = kd_jax.export.from_safetensors("{name}.safetensors"{model})'),
@@ -45,11 +50,16 @@ _READ = {
         ("onnxruntime",),
         '(logits,) = onnxruntime.InferenceSession("{name}-int8.onnx").run(["logits"], {inputs})',
     ),
+    "litert": (
+        ("ai_edge_litert.interpreter",),
+        'runner = ai_edge_litert.interpreter.Interpreter("{name}.tflite").get_signature_runner()\n'
+        'logits = runner(**{inputs})["logits"]',
+    ),
 }
 
 
 def to_folder(
-    model: Any, folder: str | Path, data: Any, *, formats: Sequence[str] = FORMATS, name: str = "student",
+    model: Any, folder: str | Path, data: Any, *, formats: Sequence[str] = USUAL, name: str = "student",
     teacher: Any = None, prepare: Any = None, made: str | None = None, arguments: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None, distilled: bool | None = None, license: str | None = None,
     rounds: int = 30, overwrite: bool = False,
@@ -57,7 +67,8 @@ def to_folder(
     """Writes a model into a folder in several formats, with a model card, `README.md`, that says what is there.
 
     data: a `Batch` in memory of held-out examples: of the inputs' shapes, and of the report.
-    formats: of `FORMATS`. name: of the files. prepare: as of the training; the programs do it, too.
+    formats: of `FORMATS`, all but `litert` where none is named. name: of the files.
+    prepare: as of the training; the programs do it, too.
     teacher: with which the model is compared: `report.json`, `report.md` and `report.png` are written, and the card has
         the table; without one there is no report, and None is given back. As of `report`, whatever teaches.
     made, arguments: as of `to_safetensors`. settings: how it was trained, by name, for the card. distilled: whether a
@@ -85,6 +96,8 @@ def to_folder(
     of_onnx = "onnx" in formats or "int8" in formats
     if of_onnx:
         check_packages()
+    if "litert" in formats:
+        litert.check_packages()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,6 +114,8 @@ def to_folder(
             to_onnx(model, paths["onnx"], inputs, prepare=prepare)
         if "int8" in formats:
             to_int8(paths["onnx"], paths["int8"])
+        if "litert" in formats:
+            litert.to_litert(model, paths["litert"], inputs, prepare=prepare)
         if teacher is not None:
             models, int8 = {"teacher": teacher, name: model}, "int8" in formats
             found = report(models, data, prepare=prepare, onnx=of_onnx, int8=int8, rounds=rounds)

@@ -1,6 +1,7 @@
 """A model as an ONNX file, by jax2onnx, compared with the model itself in onnxruntime; and with int8 weights."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import tempfile
@@ -13,22 +14,18 @@ import numpy as np
 from jaxtyping import Float
 
 from kd_jax.errors import ConfigError, DataError
+from kd_jax.export.compared import OUTPUT, TOLERANCE, check_logits, check_names, wanted
 from kd_jax.export.convertible import CONVERTIBLE
-from kd_jax.export.program import Program, difference, example_inputs, input_names, traced, with_variables
-from kd_jax.files import inputs_of, listed, reason
+from kd_jax.export.program import Program, traced
+from kd_jax.files import inputs_of, reason
 from kd_jax.files.written import write_whole
 from kd_jax.models.onnx import open_session
-from kd_jax.models.predict import outputs_in_batches
 from kd_jax.version import __version__
 
 PyTree = Any
 
-TOLERANCE = 1e-5
-"""How far logits may be from the model's: so much of its largest logit, or so much where that is below 1."""
-
-OUTPUT = "logits"
-_MOST_COMPARED = 64
 _INSTALL = "pip install 'kd-jax[export]'"
+_INSTEAD = "export it as StableHLO"
 
 
 def to_onnx(
@@ -50,18 +47,11 @@ def to_onnx(
     onnxruntime lacks what the model computes, or the logits differ, and `DataError` where the file cannot be written.
     """
     path, inputs = _named(path), inputs_of(inputs)
-    names = input_names(inputs)
-    if OUTPUT in names or len(set(names)) < len(names):
-        raise ConfigError(
-            f"the inputs have the names {listed(names)}, and in an ONNX file each has its own, and the output is "
-            f"called {OUTPUT}: give a dict with other names"
-        )
+    check_names(inputs, "an ONNX file")
     program = traced(model, inputs, prepare=prepare, batch=batch)
     content = _converted(program)
-    given = jax.tree.map(lambda leaf: leaf[: batch or _MOST_COMPARED], example_inputs(inputs, batch or 8))
-    known = with_variables(model)
-    wanted = outputs_in_batches(known.network, known.variables, given, prepare=prepare, batch_size=_MOST_COMPARED)
-    _compare(content, program, given, np.asarray(wanted.logits, np.float32), tolerance)
+    own = wanted(model, inputs, prepare=prepare, batch=batch)
+    check_logits(functools.partial(_logits, content), program, own, tolerance, "the ONNX file", _INSTEAD)
     return write_whole(path, content)
 
 
@@ -153,31 +143,12 @@ def _converted(program: Program) -> bytes:
     return content
 
 
-def _compare(
-    content: bytes, program: Program, inputs: PyTree, wanted: Float[np.ndarray, "examples ..."], tolerance: float
-) -> None:
-    """Raises `ConfigError` where onnxruntime's logits are not `wanted`, for all examples at once and for one."""
-    arrays = jax.tree.leaves(inputs)
-    any_number = not isinstance(jax.tree.leaves(program.inputs)[0].shape[0], int)
-    for count in {len(wanted), 1} if any_number else {len(wanted)}:
-        try:
-            found = open_session(content).logits([leaf[:count] for leaf in arrays])
-        except ConfigError as error:
-            raise ConfigError(
-                f"onnxruntime cannot run what jax2onnx made of the model ({error}): export it as StableHLO"
-            ) from None
-        if found.shape != wanted[:count].shape:
-            raise ConfigError(
-                f"the ONNX file gives logits of {found.shape} where the model's are {wanted[:count].shape}: export it "
-                "as StableHLO"
-            )
-        far = difference(found, wanted[:count])
-        if not far <= tolerance:
-            more = f", or allow more with tolerance={far:.1g}" if np.isfinite(far) else ""
-            raise ConfigError(
-                f"the logits of the ONNX file differ from the model's by {far:.2g}, and may by {tolerance:.2g}, in "
-                f"parts of the largest (or of 1): export it as StableHLO{more}"
-            )
+def _logits(content: bytes, arrays: list[Any]) -> Float[np.ndarray, "..."]:
+    """onnxruntime's, of a file's content. Raises `ConfigError`."""
+    try:
+        return open_session(content).logits(arrays)
+    except ConfigError as error:
+        raise ConfigError(f"onnxruntime cannot run what jax2onnx made of the model ({error}): {_INSTEAD}") from None
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class Program(NamedTuple):
 
     def __call__(self, *arrays: Any) -> Any:
         """The logits, of the arrays of the inputs in their order; traced, or of the fixed number of examples."""
-        return _evaluated(self.closed, arrays, self.instead)[0]
+        return evaluated(self.closed, arrays, self.instead)[0]
 
 
 def traced(model: Any, inputs: PyTree, *, prepare: Any = None, batch: int | None = None) -> Program:
@@ -96,7 +96,7 @@ def traced(model: Any, inputs: PyTree, *, prepare: Any = None, batch: int | None
                 "any number of them: export it for one, batch=32"
             ) from None
     leaves = jax.tree.leaves(shapes)
-    closed = jax.make_jaxpr(lambda *arrays: _evaluated(whole, arrays))(*leaves)
+    closed = jax.make_jaxpr(lambda *arrays: evaluated(whole, arrays))(*leaves)
     shape = closed.out_avals[0].shape
     if not shape or shape[0] != leaves[0].shape[0]:
         raise ConfigError(
@@ -172,7 +172,7 @@ def _any_batch(leaf: Any, size: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((size, *array.shape[1:]), jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def _evaluated(closed: Any, arguments: Sequence[Any], instead: Mapping[str, Any] = MappingProxyType({})) -> list[Any]:
+def evaluated(closed: Any, arguments: Sequence[Any], instead: Mapping[str, Any] = MappingProxyType({})) -> list[Any]:
     """What the program gives: calls are inlined, what nobody needs is left out, constants are computed now."""
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -186,7 +186,7 @@ def _evaluated(closed: Any, arguments: Sequence[Any], instead: Mapping[str, Any]
         name, params = equation.primitive.name, equation.params
         inner = next((params[key] for key in _INNER if key in params), None) if name in _CALLS else None
         if inner is not None:
-            results = _evaluated(inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ()), inputs, instead)
+            results = evaluated(inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ()), inputs, instead)
         elif name == "sub" and isinstance(inputs[0], jax.core.Tracer) and not isinstance(inputs[1], jax.core.Tracer):
             # The same number; runtimes make one of a convolution and the products and sums after it.
             with jax.ensure_compile_time_eval():

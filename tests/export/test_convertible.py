@@ -1,12 +1,15 @@
 """Operations by others compute what those of `jax.lax` do."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kd_jax as kd
-from kd_jax.export.convertible import CONVERTIBLE
+from kd_jax.export.convertible import CONVERTIBLE, CONVERTIBLE_LITERT
+from kd_jax.export.program import traced
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 1, 6, 5)).astype(np.float32)
@@ -47,3 +50,47 @@ def test_padded_inputs_are_exported_for_any_number_of_examples(tmp_path):
 
     # to_onnx compares the logits.
     assert kd.export.to_onnx(kd.from_function(apply, jnp.ones((1, 2))), tmp_path / "a.onnx", X[:, 0, 0]).is_file()
+
+
+def scanned(reverse):
+    def inner(state, one):
+        return jax.lax.scan(lambda a, b: (a * b, a), state, jnp.stack([one, one]))
+
+    def apply(params, x):
+        start = params[None] + jnp.zeros_like(x[..., 0])
+        last, every = jax.lax.scan(inner, start, jnp.moveaxis(x, 2, 0), reverse=reverse)
+        return jnp.stack([last, every[0, 1], every[-1, 0]], 1)
+
+    return apply
+
+
+AT = [
+    lambda params, x: x[:, 0], lambda params, x: x[:, -1], lambda params, x: x[:, 1:3], lambda params, x: x[:, -2, 1:4],
+    lambda params, x: x[..., -1],
+]  # fmt: skip
+ELSEWHERE = [
+    lambda params, x: x[:, jnp.array([0, 2])], lambda params, x: x[:, ::-1],
+    lambda params, x: jnp.take(params, x[:, 0].astype(jnp.int32), axis=0),
+]  # fmt: skip
+SERIES = np.moveaxis(X[:, 0], 1, 2)
+HALVES = jnp.arange(5) / 2
+
+
+def exported(apply):
+    """The program for LiteRT, of any number of examples."""
+    program = traced(kd.from_function(apply, HALVES), SERIES)._replace(instead=CONVERTIBLE_LITERT)
+    return jax.export.export(jax.jit(lambda x: program(x)))(program.inputs)
+
+
+@pytest.mark.parametrize("apply", [scanned(False), scanned(True), *AT])
+def test_loops_and_places_without_an_operation_of_their_own(apply):
+    found = exported(apply)
+    assert not re.search(r"stablehlo\.(while|\w*gather)", found.mlir_module())
+    np.testing.assert_allclose(found.call(SERIES), apply(HALVES, SERIES), rtol=1e-6)
+
+
+@pytest.mark.parametrize("apply", ELSEWHERE)
+def test_other_places_stay_as_they_are(apply):
+    found = exported(apply)
+    assert re.search(r"stablehlo\.(reverse|\w*gather)", found.mlir_module())
+    np.testing.assert_array_equal(found.call(SERIES), apply(HALVES, SERIES))

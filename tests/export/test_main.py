@@ -1,6 +1,7 @@
 """`python -m kd_jax.export`: a run's student, and a file's."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,26 @@ def test_what_does_not_fit_is_one_sentence(run: Path, capsys: pytest.CaptureFixt
     assert "is damaged" in failed(capsys, tmp_path)
     (tmp_path / "results.json").write_text("[]")
     assert "is not of python -m kd_jax.run" in failed(capsys, tmp_path)
+
+
+def test_litert_is_made_where_it_is_asked_for_and_its_packages_are_there(
+    run: Path, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "litert_converter.mlir.ir", None)
+        error = failed(capsys, run, "--format", "litert", "--out", tmp_path / "none")
+    assert "litert-converter is needed for LiteRT" in error
+    assert error.endswith("pip install 'kd-jax[litert]'\n")
+    assert not (tmp_path / "none").exists()
+    pytest.importorskip("litert_converter")
+    runtime = pytest.importorskip("ai_edge_litert.interpreter")
+    command.main([str(run), "--format", "litert", "--no-report", "--out", str(tmp_path)])
+    assert capsys.readouterr().out == f"{tmp_path}/ has README.md, distilled.tflite.\n"
+    runner = runtime.Interpreter(str(tmp_path / "distilled.tflite")).get_signature_runner()
+    logits = runner(inputs=small_dataset.test_images)["logits"]
+    right = int((logits.argmax(-1) == small_dataset.test_labels).sum())
+    assert right == json.loads((run / "results.json").read_text())["models"]["distilled"]["runs"][0]["correct"]
 
 
 def test_other_images_than_the_runs_are_refused(

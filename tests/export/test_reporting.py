@@ -262,7 +262,7 @@ def test_nothing_is_left_behind_where_a_package_is_missing(monkeypatch, tmp_path
 
 
 def test_what_does_not_fit_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="'tflite' is no format: use safetensors, stablehlo, onnx or int8"):
+    with pytest.raises(ConfigError, match="'tflite' is no format: use safetensors, stablehlo, onnx, int8 or litert"):
         kd.export.to_folder(STUDENT, tmp_path, DATA, formats=["tflite"])
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be made"):
