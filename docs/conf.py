@@ -81,6 +81,7 @@ Large vocabularies <docs/large-vocabulary>
 
 docs/experiments
 docs/examples
+docs/real-models
 docs/results
 docs/trust
 docs/speed

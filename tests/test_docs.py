@@ -129,6 +129,8 @@ def test_every_option_that_a_page_names_exists() -> None:
 
     parsers = [command._parser() for command in (run, sweep, reproduce, export, throughput)]
     known = {text for parser in parsers for action in parser._actions for text in action.option_strings}
+    for example in (ROOT / "examples").glob("*.py"):
+        known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', example.read_text()))
     text = "\n".join(path.read_text() for path in PAGES)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert len(named) > 15
