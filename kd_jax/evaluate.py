@@ -99,7 +99,7 @@ def evaluate(
     logits, labels, weights, taught = [], [], [], []
     for part in map(as_batch, whole_pass(data)):
         if prepare is None:
-            check_vocabulary(known.network, known.variables, part.inputs)
+            check_vocabulary(known.network, known.variables, part.inputs, part.weights)
         output = outputs_in_batches(known.network, known.variables, part.inputs, batch_size=batch_size, prepare=prepare)
         logits.append(np.asarray(output.logits, np.float32))
         labels.append(None if part.labels is None else jax.tree.map(np.asarray, part.labels))

@@ -39,11 +39,11 @@ def check_names(inputs: PyTree, kind: str) -> None:
 
 
 def wanted(model: Any, inputs: PyTree, *, prepare: Any, batch: int | None) -> Wanted:
-    """The first 64 of the given examples, or `batch` of them, with the model's logits; of one example, it twice."""
+    """The first 64 of the given examples, or `batch` of them, with the model's logits; where there are fewer, again."""
     given = jax.tree.map(lambda leaf: leaf[: batch or _MOST_COMPARED], example_inputs(inputs, batch or 8))
-    if batch is None:
-        # A file that takes one example alone does not take any number.
-        given = jax.tree.map(lambda leaf: np.repeat(leaf, 2, axis=0) if len(leaf) == 1 else leaf, given)
+    # A file that takes one example alone does not take any number, and one of `batch` takes no fewer.
+    least = batch or 2
+    given = jax.tree.map(lambda leaf: np.resize(leaf, (least, *leaf.shape[1:])) if len(leaf) < least else leaf, given)
     known = with_variables(model)
     found = outputs_in_batches(known.network, known.variables, given, prepare=prepare, batch_size=_MOST_COMPARED)
     return Wanted(jax.tree.leaves(given), np.asarray(found.logits, np.float32))

@@ -57,6 +57,8 @@ def steps(*values: Any, jaxpr: Any, length: int, reverse: bool, **more: Any) -> 
         fixed, carry, each = list(values[:first]), list(values[first:rest]), list(values[rest:])
     inner = jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())
     carried = len(carry)
+    if not length:
+        return [*carry, *(jnp.zeros((0, *of.shape), of.dtype) for of in inner.out_avals[carried:])]
     outputs = []
     for step in reversed(range(length)) if reverse else range(length):
         one = [jax.lax.index_in_dim(of, step, keepdims=False) for of in each]

@@ -60,6 +60,11 @@ def attention_maps(
     if student.ndim != 4:
         raise ShapeError(f"attention maps {list(student.shape)} need [batch, heads, queries, keys]: reshape both")
     valid = _valid(mask, student.shape[0], student.shape[3], student)[:, None, None]
+    if segments is not None and student.shape[2] != student.shape[3]:
+        raise ShapeError(
+            f"attention maps {list(student.shape)} have other queries than keys, and segments are of one sequence: "
+            "leave segments out"
+        )
     valid &= _together(segments, student.shape[0], student.shape[3], student)[:, None]
     valid &= ~(jnp.isneginf(student) & jnp.isneginf(teacher))
     gap = jnp.where(valid, student, 0) - jnp.where(valid, teacher, 0)

@@ -22,7 +22,8 @@ class AttentionMaps(FeatureMethod):
 
     feature, teacher_feature: scores before the softmax, `[batch, heads, queries, keys]`, with as many heads. Where the
     batch has a weight for each position, keys of weight 0 are left out, and may hold -inf; public code puts 0 in place
-    of very negative scores instead. In rows of packed sequences a query has the keys of its own sequence.
+    of very negative scores instead. In rows of packed sequences (`segments` of the inputs, of
+    as many positions) a query has the keys of its own sequence.
     """
 
     feature: str
@@ -30,7 +31,8 @@ class AttentionMaps(FeatureMethod):
 
     def compare(self, student: Any, teacher: Any, batch: Batch) -> Values:
         """`kd.losses.attention_maps`, at each query."""
-        return losses.attention_maps(student, teacher, mask=position_mask(batch), segments=segments(batch))
+        own = segments(batch, student.shape[2:])
+        return losses.attention_maps(student, teacher, mask=position_mask(batch), segments=own)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class MiniLM(Method):
         taught = require_teacher(self, teacher).features
         ours, theirs = [student.features[p] for p in self.student_features], [taught[p] for p in self.teacher_features]
         both = {} if self.keys is None else {"student_keys": ours[1], "teacher_keys": theirs[1]}
-        which: dict[str, Any] = {"mask": position_mask(batch), "segments": segments(batch)}
+        which: dict[str, Any] = {"mask": position_mask(batch), "segments": segments(batch, ours[0].shape[1:2])}
         return {"minilm": losses.minilm_relations(ours[0], theirs[0], heads=self.heads, **which, **both)}
 
 
@@ -78,8 +80,12 @@ def position_mask(batch: Batch) -> Array | None:
     return jnp.asarray(batch.weights) != 0
 
 
-def segments(batch: Batch) -> Array | None:
-    """The packed sequence that each position belongs to, `[batch, positions]`, as in `kd.token_batch`, or None."""
+def segments(batch: Batch, positions: tuple[int, ...]) -> Array | None:
+    """The packed sequence that each position belongs to, `[batch, positions]`, as in `kd.token_batch`, or None.
+
+    None where a feature has other positions, as that of an image beside a text has.
+    """
     inputs = batch.inputs
     found = inputs.get("segments") if isinstance(inputs, Mapping) else None
-    return None if found is None or jnp.ndim(found) != 2 else jnp.asarray(found)
+    fits = found is not None and jnp.ndim(found) == 2 and all(found.shape[1] == count for count in positions)
+    return jnp.asarray(found) if fits else None

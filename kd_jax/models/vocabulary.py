@@ -20,27 +20,38 @@ def vocabulary_sizes(network: Network, variables: PyTree) -> Mapping[str, int]:
     if variables is None:
         variables = jax.eval_shape(network.init, jax.random.key(0))
     sizes = getattr(network.bound(variables), "vocabularies", None)
-    return sizes if isinstance(sizes, Mapping) else {}
+    told = sizes if isinstance(sizes, Mapping) else {}
+    return {name: size for name, size in told.items() if isinstance(size, int) and not isinstance(size, bool)}
 
 
-def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree) -> None:
+def check_vocabulary(network: Network, variables: PyTree, inputs: PyTree, weights: Any = None) -> None:
     """`check_tokens` of a model."""
-    check_tokens(vocabulary_sizes(network, variables), inputs)
+    check_tokens(vocabulary_sizes(network, variables), inputs, weights)
 
 
-def check_tokens(sizes: Mapping[str, int], inputs: PyTree) -> None:
+def check_tokens(sizes: Mapping[str, int], inputs: PyTree, weights: Any = None) -> None:
     """Raises `DataError` for a token that a network has no embedding of, which would make NaN, or be another's.
 
-    Padding, where segments are 0, may be anything. Nothing that is traced or lies on other hosts is looked at.
+    Padding, where segments are 0, may be anything, and so may an example without a weight. Nothing that is traced or
+    lies on other hosts is looked at, and no tuple, whose parts have no names.
     """
+    if isinstance(inputs, tuple | list):
+        return
     given = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
     for name, size in sizes.items():
-        tokens, segments = (_known(given.get(one)) for one in (name, "segments"))
-        if tokens is None or tokens.dtype.kind not in "iu":
+        tokens = _known(given.get(name))
+        if tokens is None or tokens.dtype.kind not in "iu" or not tokens.size:
+            continue
+        if tokens.min() >= 0 and tokens.max() < size:
             continue
         outside = (tokens < 0) | (tokens >= size)
+        segments, counted = _known(given.get("segments")), _known(weights)
         if name == "tokens" and segments is not None and segments.shape == tokens.shape:
             outside &= segments != 0
+        if counted is not None and counted.shape[:1] == tokens.shape[:1]:
+            # A position of weight 0 may be a prompt, which the others see.
+            rows = (counted != 0).reshape(len(counted), -1).any(-1)
+            outside &= rows.reshape(-1, *[1] * (tokens.ndim - 1))
         if outside.any():
             at = tuple(np.argwhere(outside)[0])
             raise DataError(

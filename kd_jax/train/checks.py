@@ -96,7 +96,7 @@ def check(
     check_memory(method, data)
     found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
     for sizes in known_vocabularies(training, start, teacher):
-        check_tokens(sizes, data.inputs)
+        check_tokens(sizes, data.inputs, data.weights)
     check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, **float_labels(method))
     return found
 

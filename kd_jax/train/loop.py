@@ -116,9 +116,10 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
     try:
         for some in plan.source.epoch(state, progress.epoch, progress.start):
             waiting.append((done, some))
+            done, state, position = done + some.steps, some.state, some.position
+            # Behind it: nearly all time passes here, and an interrupt keeps the steps that were called.
             if len(waiting) > _CALLED:
                 jax.block_until_ready(waiting[-1 - _CALLED][1].metrics["loss"])
-            done, state, position = done + some.steps, some.state, some.position
             due = plan.folder is not None and plan.every is not None and done % plan.every == 0
             if len(waiting) >= behind or due:
                 look()

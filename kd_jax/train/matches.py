@@ -123,6 +123,11 @@ def known_vocabularies(training: Training, start: PyTree, teacher: Teacher | Non
     """
     if training.prepare is not None:
         return ()
-    teachers = teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,)
-    live = [(one.network, one.variables) for one in teachers if isinstance(one, LiveTeacher)]
+    live = [(one.network, one.variables) for one in _single(teacher) if isinstance(one, LiveTeacher)]
     return tuple(sizes for one in [(training.network, start), *live] if (sizes := vocabulary_sizes(*one)))
+
+
+def _single(teacher: Teacher | None) -> list[Teacher | None]:
+    if isinstance(teacher, SeveralTeachers):
+        return [one for several in teacher.teachers for one in _single(several)]
+    return [teacher]

@@ -232,7 +232,7 @@ class Stream:
         classes, floats = self.classes if self.labels_count else None, float_labels(self.method)
         for batch, position in self._batches(start):
             for sizes in self.vocabularies:
-                check_tokens(sizes, batch.inputs)
+                check_tokens(sizes, batch.inputs, batch.weights)
             check_values(batch, classes, **floats, absent=True)
             yield batch, position
 

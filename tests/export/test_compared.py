@@ -53,6 +53,12 @@ def test_one_example_is_compared_beside_itself():
     assert wanted(MODEL, X[:1], prepare=None, batch=1).logits.shape == (1, 2)
 
 
+def test_a_fixed_number_of_examples_is_compared_whole():
+    (inputs,), logits = wanted(MODEL, X[:3], prepare=None, batch=8)
+    np.testing.assert_array_equal(inputs, X[[0, 1, 2, 0, 1, 2, 0, 1]])
+    assert logits.shape == (8, 2)
+
+
 def test_names():
     check_names((X, X), "a file")
     with pytest.raises(ConfigError, match="the inputs have the names logits, and in a file each has its own"):

@@ -64,6 +64,11 @@ def scanned(reverse):
     return apply
 
 
+def without_steps(params, x):
+    last, none = jax.lax.scan(lambda a, b: (a + b, a), x[..., 0], x[..., :0].transpose(2, 0, 1))
+    return jnp.concatenate([last, none.sum(0)], 1)
+
+
 AT = [
     lambda params, x: x[:, 0], lambda params, x: x[:, -1], lambda params, x: x[:, 1:3], lambda params, x: x[:, -2, 1:4],
     lambda params, x: x[..., -1],
@@ -82,7 +87,7 @@ def exported(apply):
     return jax.export.export(jax.jit(lambda x: program(x)))(program.inputs)
 
 
-@pytest.mark.parametrize("apply", [scanned(False), scanned(True), *AT])
+@pytest.mark.parametrize("apply", [scanned(False), scanned(True), without_steps, *AT])
 def test_loops_and_places_without_an_operation_of_their_own(apply):
     found = exported(apply)
     assert not re.search(r"stablehlo\.(while|\w*gather)", found.mlir_module())

@@ -157,3 +157,9 @@ def test_packed_sequences_are_compared_as_each_alone(loss: str) -> None:
         np.testing.assert_allclose(found[row, here], compare(*pair)[0], rtol=1e-5, atol=1e-7)
     with pytest.raises(ShapeError, match=r"segments \[2, 4\] do not fit"):
         compare(student, teacher, segments=segments[:, :4])
+
+
+def test_segments_of_one_sequence_do_not_fit_queries_and_keys_of_two() -> None:
+    scores = np.zeros((2, 3, 4, 6), np.float32)
+    with pytest.raises(ShapeError, match="have other queries than keys"):
+        transformers.attention_maps(scores, scores, segments=np.ones((2, 6), np.int32))

@@ -286,3 +286,15 @@ def test_relations_stay_within_packed_sequences() -> None:
         assert not np.allclose(
             next(iter(found.values())), next(iter(values(method, (), (), STUDENT, TEACHER).values()))
         )
+
+
+def test_segments_of_a_text_leave_other_features_alone() -> None:
+    inputs = {"tokens": jnp.zeros((SIZE, 5), jnp.int32), "segments": jnp.ones((SIZE, 5), jnp.int32)}
+    batch = BATCH._replace(inputs=inputs)
+    for method in (kd.MiniLM("tokens", heads=2), kd.AttentionMaps("scores")):
+        for one, other in zip(
+            values(method, (), (), STUDENT, TEACHER, batch).values(),
+            values(method, (), (), STUDENT, TEACHER).values(),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)

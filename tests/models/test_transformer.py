@@ -144,3 +144,8 @@ def test_rotations_are_computed_once_for_all_layers_heads_and_gradients(model):
 
     program = jax.jit(jax.grad(loss)).lower(variables["params"]).compile().as_text()
     assert len(re.findall(r" cosine\(", program)) == 1
+
+
+def test_logits_are_float32_where_float64_is_on(model):
+    with jax.enable_x64(True):
+        assert model(TOKENS).dtype == jnp.float32

@@ -8,6 +8,7 @@ from flax import nnx
 
 import kd_jax as kd
 from kd_jax.errors import DataError
+from kd_jax.models.vocabulary import check_tokens, vocabulary_sizes
 from kd_jax.models.zoo.transformer import transformer
 
 
@@ -63,6 +64,45 @@ def test_what_prepares_the_inputs_may_make_other_tokens(decoder):
         prepare=lambda key, inputs, train: inputs - 10,
     )  # fmt: skip
     assert np.isfinite(result.history["loss"][0])
+
+
+def test_what_counts_nothing_may_be_any_token(decoder):
+    tokens = np.int32([[1, 2, 3, 4], [-1, -1, -1, -1]])
+    labels = np.int32([[2, 3, 4, 5], [0, 0, 0, 0]])
+    how = {"method": kd.CrossEntropy(), "optimizer": optax.sgd(0.1), "epochs": 1}
+    each = np.float32([1, 0])
+    for weights in (each, np.repeat(each[:, None], 4, axis=1)):
+        data = kd.Batch(tokens, labels, weights)
+        result = kd.distill(decoder, None, data, batch_size=2, **how)
+        assert np.isfinite(result.history["loss"][0])
+        assert np.isfinite(kd.evaluate(decoder, data)["nll"])
+    with pytest.raises(DataError, match="row 1 of the tokens has -1"):
+        kd.distill(decoder, None, kd.Batch(tokens, labels, each[::-1].copy()), batch_size=2, **how)
+
+
+def test_parts_without_names_are_not_looked_at(decoder):
+    check_tokens({"tokens": 9}, (np.int32([[1, 2]]), np.int32([[1, 1]]), np.int32([[10, 11]])))
+
+
+def test_only_whole_numbers_are_sizes():
+    class Own(nnx.Module):
+        def __init__(self):
+            self.vocabularies = {"tokens": None, "words": "many", "names": 3}
+
+        def __call__(self, tokens):
+            return tokens
+
+    known = kd.models.as_model(Own())
+    assert vocabulary_sizes(known.network, known.variables) == {"names": 3}
+
+
+def test_teachers_within_several_are_looked_at():
+    larger = kd.from_nnx(lambda rngs: transformer(10, layers=1, width=8, heads=2, hidden=8, rngs=rngs))
+    small = kd.from_nnx(_small).init(1)
+    teacher = kd.several([kd.several([small, small])])
+    batch = kd.Batch(np.int32([[1, 9]] * 2), np.int32([[1, 2]] * 2))
+    with pytest.raises(DataError, match="row 0 of the tokens has 9, and the model's are 0 to 8"):
+        kd.distill(larger, teacher, batch, method=kd.ULD(), optimizer=optax.sgd(0.1), epochs=1, batch_size=2)
 
 
 def _small(rngs):

@@ -345,6 +345,29 @@ def test_an_interrupt_while_metrics_are_awaited_loses_none(tmp_path: Path, monke
         assert_equal(kd.distill(net(), None, DATA, checkpoint=folder, resume=True, **named), whole)
 
 
+def test_an_interrupt_while_a_step_of_an_iterator_is_awaited_keeps_those_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = list(kd.batches(DATA, key=0, batch_size=2, epochs=1))
+    named = {"epochs": 1, "optimizer": optax.sgd(0.1)}
+    whole = kd.distill(net(), None, batches, **named)
+    wait = jax.block_until_ready
+    left = [3]
+
+    def waits(value: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return wait(value)
+
+    monkeypatch.setattr(of_loop.jax, "block_until_ready", waits)
+    with pytest.raises(KeyboardInterrupt):
+        kd.distill(net(), None, batches, checkpoint=tmp_path, **named)
+    monkeypatch.undo()
+    assert list((tmp_path / "checkpoints").iterdir())
+    assert_equal(kd.distill(net(), None, batches, checkpoint=tmp_path, resume=True, **named), whole)
+
+
 @pytest.mark.usefixtures("standard_promotion")
 def test_numbers_of_numpy_and_an_optimiser_with_a_key_are_kept(tmp_path: Path) -> None:
     """The optimiser's own key is not given away either: it serves a second training."""

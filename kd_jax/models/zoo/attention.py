@@ -49,7 +49,7 @@ def _backward(kept: _Kept, given: Queries) -> tuple[Queries, Keys, Keys, None]:
     q, keys, values, shares, seen = kept
     by_seen = given.reshape(q.shape)
     wide = at_least_float32(given)
-    # Where the mask is False, the shares are 0, and so are these.
+    # Where the mask is False, the shares are 0, as each query sees a key, and so are these.
     inner = (seen.astype(wide) * by_seen.astype(wide)).sum(-1, keepdims=True)
     by_scores = (shares.astype(wide) * (_product(by_seen, values, 3, 3).astype(wide) - inner)).astype(given.dtype)
     by_queries = _product(by_scores, keys, 3, 2).reshape(given.shape)

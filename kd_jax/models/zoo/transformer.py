@@ -238,7 +238,7 @@ class Transformer(nnx.Module):
         frequencies = rope_frequencies(self.head_width, self.rope_base, self.rope_scaling)
         angles = positions[:, None, :, None].astype(jnp.float32) * frequencies[None, None, None]
         # XLA on a CPU computes cosines anew wherever they are used, for each head and layer, but no product.
-        same = jnp.eye(len(frequencies))
+        same = jnp.eye(len(frequencies), dtype=frequencies.dtype)
         return Rotation(*(jnp.matmul(turn(angles), same, precision="highest") for turn in (jnp.cos, jnp.sin)))
 
     def _head(self, x: Hidden) -> Float[Array, "batch positions vocabulary"]:
@@ -262,7 +262,8 @@ def transformer(
     32, where it is None. tied: whether the head is the embedding. qkv_bias, output_bias: of attention (Qwen2 has the
     first). qk_norm: an RMSNorm of each head's queries and keys (Qwen3). rope_base: of RoPE's frequencies, with the
     halves of a head turned as in Hugging Face's code. remat: layers are computed again in the backward pass, which
-    then holds the hidden states between layers alone. Weights start normal with a deviation of 0.02.
+    then holds the hidden states between layers alone. Weights start normal with a deviation of 0.02. Attention has a
+    gradient of its own: `jax.jvp` of the network is refused by JAX.
 
     Raises `ConfigError` for numbers that do not fit each other.
     """
