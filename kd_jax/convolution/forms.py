@@ -23,7 +23,7 @@ from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
 from kd_jax.convolution import onednn_form
-from kd_jax.convolution.operands import Operands, dilated, places
+from kd_jax.convolution.operands import Operands, dilated, places, points, without
 
 _EIGEN = (jnp.float32, jnp.bfloat16, jnp.float16)
 # More products than this are slower to compile than they save.
@@ -71,6 +71,10 @@ def convolve(
 def _form(own: Operands) -> Array:
     """[batch, *extents, groups · outputs], by the form that is fast."""
     own = _cropped(own)
+    alone = points(own)
+    if alone:
+        out = _form(without(own, alone))
+        return lax.reshape(out, (len(own.lhs), *own.extents, out.shape[-1]))
     inputs = own.rhs.shape[-2]
     if own.groups > 1 or math.prod(map(min, own.window, own.extents)) > 1:
         by_onednn = onednn_form.convolution(own, otherwise=_library)

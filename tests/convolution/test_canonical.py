@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from kd_jax.convolution import canonical
+from kd_jax.convolution import canonical, onednn_form
 
 NUMBERS = {
     1: [("NHC", "HIO", "NHC"), ("NCH", "OIH", "NCH"), ("CHN", "IHO", "HNC")],
@@ -98,6 +98,58 @@ def test_convolutions_and_their_gradients_are_those_of_jax(configuration: Any) -
             or parameters["feature_group_count"] > 1
             or parameters["batch_group_count"] > 1
         )
+
+
+POINTS = {
+    "one axis of two": ((4, 9, 1, 3), (5, 1, 3, 2), {"window_strides": (2, 3), "padding": ((2, 1), (0, 0))}),
+    "two of three": ((2, 1, 7, 1, 3), (1, 3, 1, 3, 2), {"padding": "SAME", "rhs_dilation": (1, 2, 2)}),
+    "all": ((2, 1, 1, 3), (1, 1, 3, 2), {"padding": "VALID"}),
+    "not one that is padded": ((2, 7, 1, 3), (3, 1, 3, 2), {"padding": ((1, 1), (1, 0))}),
+    "not one with a window": ((2, 7, 1, 3), (3, 2, 3, 2), {"padding": ((1, 1), (1, 0)), "lhs_dilation": (2, 2)}),
+    "of groups": ((2, 7, 1, 6), (3, 1, 1, 6), {"padding": "SAME", "feature_group_count": 6}),
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_axes_of_one_position_are_left_out(name: str) -> None:
+    lhs, rhs, parameters = POINTS[name]
+    parameters = {"window_strides": (1,) * (len(lhs) - 2), **parameters}
+    numbers = NUMBERS[len(lhs) - 2][0]
+
+    def both(lhs: jax.Array, rhs: jax.Array, weights: jax.Array) -> Any:
+        out, back = jax.vjp(
+            lambda *args: lax.conv_general_dilated(*args, dimension_numbers=numbers, **parameters), lhs, rhs
+        )
+        return out, back(weights)
+
+    arrays = normal(0, lhs), normal(1, rhs)
+    shape = jax.eval_shape(
+        lambda *args: lax.conv_general_dilated(*args, dimension_numbers=numbers, **parameters), *arrays
+    ).shape
+    arrays = *arrays, normal(2, shape)
+    assert_close(jax.jit(canonical(both))(*arrays), both(*arrays))
+
+
+@pytest.mark.parametrize("shape", [(64, 128, 1, 8), (64, 1, 128, 8)])
+def test_onednn_sees_one_axis_where_there_is_one(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = onednn_form.convolution
+
+    def convolution(own: Any, **more: Any) -> Any:
+        seen.append(own.dims)
+        return original(own, **more)
+
+    monkeypatch.setattr(onednn_form, "convolution", convolution)
+    window = tuple(5 if size > 1 else 1 for size in shape[1:3])
+    kernel = jax.ShapeDtypeStruct((*window, 8, 8), jnp.float32)
+    inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def loss(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        numbers = NUMBERS[2][0]
+        return jnp.sum(lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=numbers) ** 2)
+
+    jax.make_jaxpr(canonical(jax.grad(loss, argnums=(0, 1))))(inputs, kernel)
+    assert seen == [1, 1, 1]
 
 
 GROUPS = {
