@@ -44,3 +44,15 @@ MODELS = {
     "tokens": (kd.from_nnx(Tagger(nnx.Rngs(0))), (TOKENS, PRESENT)),
     "dict": (kd.from_nnx(Tagger(nnx.Rngs(0))), {"tokens": TOKENS, "present": PRESENT}),
 }
+
+
+def assert_logits_of_any_number(run, path, model, inputs):
+    """run: the logits of a file, without kd_jax, of inputs by name."""
+    leaves = jax.tree.leaves(inputs)
+    names = {1: ["inputs"], 2: ["inputs_0", "inputs_1"]}[len(leaves)]
+    names = sorted(inputs) if isinstance(inputs, dict) else names
+    for count in (len(leaves[0]), 1, 2):
+        found = run(path, {one: leaf[:count] for one, leaf in zip(names, leaves, strict=True)})
+        wanted = np.asarray(model(jax.tree.map(lambda leaf, n=count: leaf[:n], inputs)))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
+    assert np.abs(wanted).max() > 0.01
