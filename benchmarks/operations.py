@@ -107,6 +107,10 @@ OPERATIONS = {
         lambda rngs: nnx.ConvTranspose(16, 16, (3, 3), strides=2, rngs=rngs), (64, 16, 16, 16)
     ),
     "conv 1-D, 5": Operation(_conv(32, 64, (5,)), (64, 256, 32)),
+    "conv 512 × 1, stride 4": Operation(
+        _conv(1, 128, (512, 1), strides=(4, 1), padding=((254, 254), (0, 0))), (64, 1024, 1, 1)
+    ),
+    "conv 64 × 1": Operation(_conv(128, 16, (64, 1), padding=((31, 32), (0, 0))), (64, 128, 1, 128)),
     "conv 3-D, 3 × 3 × 3": Operation(_conv(8, 8, (3, 3, 3)), (8, 16, 16, 16, 8)),
     "average pool 3 × 3, padded": Operation(_function(lambda x: nnx.avg_pool(x, (3, 3), (2, 2), "SAME")), IMAGE),
     "max pool 2 × 2": Operation(_function(lambda x: nnx.max_pool(x, (2, 2), (2, 2))), IMAGE),

@@ -85,6 +85,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "conv 1 × 1": lambda: nn.Conv2d(16, 64, 1),
     "conv_transpose 3 × 3, stride 2": lambda: nn.ConvTranspose2d(16, 16, 3, 2, 1, 1),
     "conv 1-D, 5": lambda: nn.Conv1d(32, 64, 5, padding=2),
+    "conv 512 × 1, stride 4": lambda: nn.Conv2d(1, 128, (512, 1), (4, 1), (254, 0)),
+    "conv 64 × 1": lambda: nn.Sequential(nn.ZeroPad2d((0, 0, 31, 32)), nn.Conv2d(128, 16, (64, 1))),
     "conv 3-D, 3 × 3 × 3": lambda: nn.Conv3d(8, 8, 3, padding=1),
     "average pool 3 × 3, padded": lambda: nn.AvgPool2d(3, 2, 1),
     "max pool 2 × 2": lambda: nn.MaxPool2d(2),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -12,6 +13,8 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teach
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
+from kd_jax.train import loop as of_loop
+from kd_jax.train import sources as of_sources
 from kd_jax.train.sizes import chunk_lengths
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -55,6 +58,29 @@ def test_an_iterable_begins_anew_in_every_epoch_without_steps() -> None:
     assert (data.begun, data.given) == (3, 9)
     flat = kd.distill(net(), teacher(), iter(batches(1) * 3), epochs=3, steps=3, **MEMORY)
     assert_same(result.model.variables, flat.model.variables)
+
+
+def test_few_steps_of_an_iterator_wait_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its temporary memory on a CPU: before a fifth is called, the first has ended."""
+    called: list[Any] = []
+    waited: list[tuple[int, int]] = []
+    original, wait = of_sources.Stream.epoch, jax.block_until_ready
+
+    def epoch(self: Any, *given: Any) -> Iterator[Any]:
+        for done in original(self, *given):
+            called.append(done.metrics["loss"])
+            yield done
+
+    def waits(value: Any) -> Any:
+        place = [place for place, loss in enumerate(called) if loss is value]
+        if place:
+            waited.append((len(called), place[0]))
+        return wait(value)
+
+    monkeypatch.setattr(of_sources.Stream, "epoch", epoch)
+    monkeypatch.setattr(of_loop.jax, "block_until_ready", waits)
+    kd.distill(net(), None, list(kd.batches(DATA, key=0, batch_size=2, epochs=1)), epochs=1, optimizer=SGD)
+    assert waited == [(count, count - 5) for count in range(5, 13)]
 
 
 def test_steps_go_on_where_the_epoch_before_ended() -> None:
