@@ -15,10 +15,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -196,19 +198,52 @@ def of_command(command: str | None, paths: list[Path]) -> np.ndarray:
     return np.array(found)
 
 
+def chosen(roots: Any, count: int, out: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Paths and tokens of files; where `out` has those of an earlier call, these."""
+    kept = None if out is None else out / "files.npz"
+    if kept is not None and kept.is_file():
+        with np.load(kept) as before:
+            return before["paths"], before["tokens"].astype(np.int32)
+    paths, inputs = read(files(roots, 3 * count, np.random.default_rng(0)))
+    names = np.array([str(path) for path in paths])
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        new = kept.with_name("files.new.npz")
+        np.savez_compressed(new, paths=names, tokens=inputs.astype(np.uint16))
+        new.replace(kept)
+    return names, inputs
+
+
+def plot(models: dict[str, dict[str, Any]], file: Path) -> None:
+    """How often a student agrees with the teacher where that is sure, by what a file costs, each seed a point."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for place, (label, of) in enumerate(models.items()):
+        shares = [100 * one["where sure, other folders"] for one in of["runs"]]
+        axes.plot([1e6 * of["seconds"]["median"]] * len(shares), shares, "o", color=f"C{place}", label=label, alpha=0.7)
+    axes.set_xscale("log")
+    axes.set(xlabel="µs a file, onnxruntime, one thread", ylabel="agreement where the\nteacher is sure, %")
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
 def main(
     count: int = 5000, *, where: str | None = None, roots: Any = ROOTS, epochs: int = 8, seeds: int = 1,
     students: Any = None, out: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains on `count` files of this computer, and prints a table of others."""
-    rng = np.random.default_rng(0)
+    begun = time.perf_counter()
+    rng = np.random.default_rng(1)
     beside = tempfile.TemporaryDirectory()
+    folder = Path(beside.name if out is None else out)
     home = package(where, Path(beside.name))
     labels = np.array(json.loads((home / MODEL / "config.min.json").read_text())["target_labels_space"])
     teacher = rebuilt(home / MODEL / "model.onnx")
     original = kd.from_onnx(home / MODEL / "model.onnx", probabilities=True)
 
-    paths, inputs = read(files(roots, 3 * count, rng))
+    paths, inputs = chosen(roots, count, None if out is None else folder)
     sample = inputs[:256]
     mine = np.asarray(jax.nn.softmax(kd.predict(teacher, sample, batch_size=64)))
     differences = np.abs(mine - np.exp(kd.predict(original, sample, batch_size=64))).max(-1)
@@ -221,7 +256,7 @@ def main(
     answers, sure = logits.argmax(-1), np.asarray(jax.nn.softmax(logits)).max(-1) > SURE
 
     # A folder is for training or for the test; and some types no student sees.
-    of_test = held_out([str(path.parent) for path in paths], rng)
+    of_test = held_out([str(Path(path).parent) for path in paths], rng)
     often = [kind for kind in np.unique(answers) if (answers == kind).sum() >= 10]
     unseen = set(rng.permutation(often)[: len(often) // 15])
     hidden = np.isin(answers, list(unseen))
@@ -234,19 +269,31 @@ def main(
         f"{len(train)} files to learn from, of {len(np.unique(answers[train]))} types; {len(test)} in other folders; "
         f"{len(other)} of types that no student sees ({', '.join(labels[sorted(unseen)]) or 'none'})"
     )
+    students = STUDENTS if students is None else students
+    settings = {
+        "files": {"train": len(train), "test": len(test), "unseen types": len(other)}, "epochs": epochs,
+        "types": len(np.unique(answers[train])), "unseen": labels[sorted(unseen)].tolist(),
+        "students": {name: list(size) for name, size in students.items()},
+    }  # fmt: skip
+    found: dict[str, Any] = {"settings": settings, "seconds": 0.0, "command": None, "runs": {}}
+    file = None if out is None else folder / "results.json"
+    if file is not None and file.is_file():
+        found = json.loads(file.read_text())
+        if found["settings"] != settings:
+            sys.exit(f"{file} is of {found['settings']}, and not of {settings}: give another folder")
     command = shutil.which("magika") or next(map(str, home.parent.glob("magika-*.data/scripts/magika")), None)
     if command and not os.access(command, os.X_OK):
         os.chmod(command, 0o755)
-    commanded = of_command(command, [paths[row] for row in test])
+    if found["command"] is None and command:
+        found["command"] = of_command(command, [Path(paths[row]) for row in test]).tolist()
 
     methods = {
         "KD": kd.KD(alpha=0.0, temperature=2.0),
         "hard answers alone": kd.CrossEntropy(),
         "KD and FitNet": kd.KD(alpha=0.0, temperature=2.0) + kd.FitNet("norm", "norm"),
     }
-    students = STUDENTS if students is None else students
     smallest = list(students)[-1]
-    runs = [(size, name) for size in students for name in methods if name == "KD" or size == smallest]
+    trainings = [(size, name) for size in students for name in methods if name == "KD" or size == smallest]
     # Its outputs for all of them, once.
     taught = kd.cached(teacher, inputs[train], features=("norm",), batch_size=64)
     data = kd.Batch(inputs[train], answers[train].astype(np.int32))
@@ -255,76 +302,86 @@ def main(
 
     def measures(given: np.ndarray) -> dict[str, float]:
         """Against the teacher."""
-        found: dict[str, float] = {}
+        found_of: dict[str, float] = {}
         for name, rows in held.items():
             if not len(rows):
                 continue
             own = given[rows].argmax(-1) == answers[rows]
-            found[f"agreement, {name}"] = own.mean()
-            found[f"where sure, {name}"] = own[sure[rows]].mean() if sure[rows].any() else np.nan
+            found_of[f"agreement, {name}"] = own.mean()
+            found_of[f"where sure, {name}"] = own[sure[rows]].mean() if sure[rows].any() else np.nan
         batch = jnp.asarray(given[test]), jnp.asarray(answers[test].astype(np.int32))
-        found["KL"] = float(kd.losses.kl_divergence(batch[0], jnp.asarray(logits[test])).mean())
-        found["calibration"] = float(calibration_error(*batch))
-        own = labels[given[test].argmax(-1)]
-        found["agrees with the command"] = (own == commanded).mean() if command else np.nan
+        found_of["KL"] = float(kd.losses.kl_divergence(batch[0], jnp.asarray(logits[test])).mean())
+        found_of["calibration"] = float(calibration_error(*batch))
+        if found["command"] is not None:
+            found_of["agrees with the command"] = (labels[given[test].argmax(-1)] == found["command"]).mean()
         kinds = [kind for kind in np.unique(answers[test]) if sure[test][answers[test] == kind].any()]
         by_kind = [(given[test].argmax(-1) == kind)[sure[test] & (answers[test] == kind)].mean() for kind in kinds]
-        found["mean over types, where sure"] = float(np.mean(by_kind)) if kinds else np.nan
-        return {name: float(value) for name, value in found.items()}
+        found_of["mean over types, where sure"] = float(np.mean(by_kind)) if kinds else np.nan
+        return {name: float(value) for name, value in found_of.items()}
 
-    rows: dict[str, list[dict[str, float]]] = {"teacher": [measures(logits)]}
-    calls = {"teacher": in_onnxruntime(home / MODEL / "model.onnx", inputs[:1])}
-    sizes = {"teacher": (784519, (home / MODEL / "model.onnx").stat().st_size)}
-    for size, name in runs:
+    runs = found["runs"]
+    runs["teacher"] = [measures(logits)]
+    onnx_files = {"teacher": home / MODEL / "model.onnx"}
+    parameters = {"teacher": kd.models.count_parameters(kd.models.as_model(teacher))}
+    for size, name in trainings:
         label = f"{size}, {name}"
-        for seed in range(seeds):
+        onnx_files[label] = folder / f"{'-'.join(re.findall('[a-z]+', label.lower()))}.onnx"
+        network = kd.models.as_model(ByteCNN(*students[size], rngs=nnx.Rngs(0)))
+        parameters[label] = kd.models.count_parameters(network)
+    for seed in range(seeds):
+        for size, name in trainings:
+            label = f"{size}, {name}"
+            if len(runs.setdefault(label, [])) > seed and (seed or onnx_files[label].is_file()):
+                continue
             student = ByteCNN(*students[size], rngs=nnx.Rngs(seed))
             rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, steps // 20), steps + 1)
             trained = kd.distill(
                 student, None if name == "hard answers alone" else taught, data, method=methods[name],
                 optimizer=optax.adamw(rate), epochs=epochs, batch_size=min(64, len(train)), key=seed,
             ).student  # fmt: skip
-            given = np.asarray(kd.predict(trained, inputs, batch_size=64))
-            rows.setdefault(label, []).append(measures(given))
-            if label not in calls:
-                file = kd.export.to_onnx(trained, Path(beside.name) / f"{len(calls)}.onnx", inputs[:64], tolerance=1e-4)
-                calls[label] = in_onnxruntime(file, inputs[:1])
-                parameters = kd.models.count_parameters(kd.models.as_model(trained))
-                sizes[label] = (parameters, file.stat().st_size)
-                if out and name == "KD":
-                    Path(out).mkdir(parents=True, exist_ok=True)
-                    shutil.copy(file, Path(out) / f"{size.replace(' ', '-')}.onnx")
-            print(
-                f"{label}, seed {seed}: {100 * rows[label][-1]['agreement, other folders']:.2f} % agreement", flush=True
-            )
+            runs[label][seed : seed + 1] = [measures(np.asarray(kd.predict(trained, inputs, batch_size=64)))]
+            if not onnx_files[label].is_file():
+                kd.export.to_onnx(trained, onnx_files[label], inputs[:64], tolerance=1e-4)
+            agreement = runs[label][seed]["agreement, other folders"]
+            print(f"{label}, seed {seed}: {agreement:.2%} agreement", flush=True)
+            if file is not None:
+                found["seconds"] += time.perf_counter() - begun
+                begun = time.perf_counter()
+                file.with_suffix(".new").write_text(json.dumps(found, indent=2) + "\n")
+                file.with_suffix(".new").replace(file)
+    calls = {label: in_onnxruntime(onnx_file, inputs[:1]) for label, onnx_file in onnx_files.items()}
     seconds = interleaved(calls, rounds=30)
+    models = {
+        label: {
+            "parameters": parameters[label], "bytes": onnx_files[label].stat().st_size,
+            "seconds": seconds[label]._asdict(), "runs": runs[label][:seeds],
+        } for label in onnx_files
+    }  # fmt: skip
+    measured = list(runs["teacher"][0])
     table = [
-        [label, f"{sizes[label][0]:,}", f"{sizes[label][1] / 1000:,.0f}", f"{1e6 * seconds[label].median:,.0f}",
-         *(f"{np.mean([one.get(name, np.nan) for one in every]) * (1 if name == 'KL' else 100):.2f}"
-           for name in rows["teacher"][0])]
-        for label, every in rows.items()
+        [label, f"{of['parameters']:,}", f"{of['bytes'] / 1000:,.0f}", f"{1e6 * of['seconds']['median']:,.0f}",
+         *(shown([one.get(name, np.nan) for one in of["runs"]], 1 if name == "KL" else 100) for name in measured)]
+        for label, of in models.items()
     ]  # fmt: skip
-    names = [f"{name} {'(nats)' if name == 'KL' else '(%)'}" for name in rows["teacher"][0]]
+    names = [f"{name} {'(nats)' if name == 'KL' else '(%)'}" for name in measured]
     columns = ["", "parameters", "kB", "µs a file", *names]
     # A column for each model.
-    print(
-        tabulate([list(line) for line in zip(columns, *table, strict=True)], headers="firstrow", disable_numparse=True)
-    )
-    found = {
-        "files": {"train": len(train), "test": len(test), "unseen types": len(other)}, "seeds": seeds, "epochs": epochs,
-        "types": len(np.unique(answers[train])), "unseen": labels[sorted(unseen)].tolist(), "error": error,
-        "models": {
-            label: {
-                "parameters": sizes[label][0], "bytes": sizes[label][1], "seconds": seconds[label]._asdict(),
-                "runs": every,
-            } for label, every in rows.items()
-        },
-    }  # fmt: skip
-    if out:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        (Path(out) / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    lines = [list(line) for line in zip(columns, *table, strict=True)]
+    print(tabulate(lines, headers="firstrow", disable_numparse=True))
+    whole = settings | {"seeds": seeds, "error": error, "models": models}
+    if file is not None:
+        text = tabulate(lines, headers="firstrow", tablefmt="github", disable_numparse=True)
+        (folder / "results.md").write_text(text + "\n")
+        (folder / "models.json").write_text(json.dumps(whole, indent=2) + "\n")
+        plot(models, folder / "magika.png")
     beside.cleanup()
-    return found
+    return whole
+
+
+def shown(values: list[float], by: float) -> str:
+    """Mean and standard deviation."""
+    of = by * np.array(values)
+    return f"{of.mean():.2f}" + (f" ± {of.std(ddof=1):.2f}" if len(of) > 1 else "")
 
 
 if __name__ == "__main__":
@@ -334,7 +391,11 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=8, metavar="N", help="of each student (default: 8)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of each student (default: 1)")
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), metavar="DIR", help="where the files are")
-    parser.add_argument("--out", metavar="DIR", help="folder for results.json and the students' ONNX files")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for table, plot, results.json and ONNX files; what is there already is not trained again",
+    )
     parser.add_argument("--quick", action="store_true", help="few files and small students: to see that it runs")
     given = parser.parse_args()
     more = {"epochs": 1, "students": {"a small one": (4, 16)}} if given.quick else {"epochs": given.epochs}

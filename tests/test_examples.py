@@ -301,3 +301,29 @@ def test_the_page_of_examples_names_each() -> None:
     assert EXAMPLES
     every = [*ALL, *(ROOT / "examples").glob("*.ipynb")]
     assert [path.name for path in every if f"(../examples/{path.name})" not in text] == []
+
+
+def test_magikas_students_go_on_from_the_files_and_trainings_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("magika")
+    example = loaded(ROOT / "examples" / "magika_smaller.py")
+    more = FASTER["magika_smaller"] | {"out": str(tmp_path / "out")}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        first = example.main(64, **more)
+        capsys.readouterr()
+        # Other files are there now, and those of before count.
+        monkeypatch.setattr(example, "files", None)
+        again = example.main(64, **more, seeds=2)
+        with pytest.raises(SystemExit, match=r"is of .*'epochs': 1.*, and not of .*'epochs': 2.*: give another folder"):
+            example.main(64, **(more | {"epochs": 2}))
+    printed = capsys.readouterr().out
+    assert "seed 0" not in printed
+    assert printed.count("seed 1") == 3
+    for label, of in first["models"].items():
+        assert again["models"][label]["runs"][0] == of["runs"][0]
+        assert len(again["models"][label]["runs"]) == (1 if label == "teacher" else 2)
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
+        "a-small-one-hard-answers-alone.onnx", "a-small-one-kd-and-fitnet.onnx", "a-small-one-kd.onnx", "files.npz",
+        "magika.png", "models.json", "results.json", "results.md",
+    ]  # fmt: skip

@@ -26,6 +26,8 @@ _PAUSE = 10.0
 _BEHIND = 32
 # Steps of them that run or wait to: on a CPU each that was called has its temporary memory.
 _CALLED = 4
+# Steps of one array each are put together by so many.
+_TOGETHER = 256
 
 
 class Plan(NamedTuple):
@@ -98,9 +100,11 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
 
     def look() -> None:
         """Brings to the host what is on its way, and raises for what is not finite."""
+        nonlocal seen
         while waiting:
             first, some = waiting[0]
-            metrics = {name: np.asarray(values) for name, values in some.metrics.items()}
+            # Copies: a view of an array of the CPU keeps that in memory, some kilobytes for each step.
+            metrics = {name: np.array(values) for name, values in some.metrics.items()}
             bad = np.flatnonzero(~np.isfinite(metrics["loss"]))
             if len(bad):
                 check_schedules(plan.source.method, [before + first + int(bad[0])])
@@ -110,6 +114,8 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
             seen[first] = {WEIGHT: examples.astype(np.float32)} | metrics | {"examples": examples}
             # Not before, as an interrupt while it is waited for would lose it.
             waiting.pop(0)
+            if some.steps == 1 and (first + 1) % _TOGETHER == 0:
+                seen = _together(seen, first + 1 - _TOGETHER)
             plan.bar.advance(progress.epoch, some.steps, metrics)
 
     behind = 1 if isinstance(plan.source, Memory) else _BEHIND
@@ -221,7 +227,14 @@ def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: in
         )
 
 
-def _joined(parts: dict[int, dict[str, Any]], steps: int) -> dict[str, np.ndarray]:
-    """The metrics of the first `steps` steps of an epoch."""
+def _together(parts: dict[int, dict[str, Any]], start: int) -> dict[int, dict[str, Any]]:
+    """The metrics of the steps from `start` on as one part of `parts`, by their first step."""
+    before = {first: part for first, part in parts.items() if first < start}
+    later = {first: part for first, part in parts.items() if first >= start}
+    return before | {min(later): _joined(later, None)}
+
+
+def _joined(parts: dict[int, dict[str, Any]], steps: int | None) -> dict[str, np.ndarray]:
+    """The metrics of the first `steps` steps of an epoch; None for all."""
     names = next(iter(parts.values()), {})
     return {name: np.concatenate([part[name] for part in parts.values()])[:steps] for name in names}
