@@ -103,12 +103,11 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
         nonlocal seen
         while waiting:
             first, some = waiting[0]
-            # Copies: a view of an array of the CPU keeps that in memory, some kilobytes for each step.
-            metrics = {name: np.array(values) for name, values in some.metrics.items()}
+            metrics = some.on_host()
             bad = np.flatnonzero(~np.isfinite(metrics["loss"]))
             if len(bad):
                 check_schedules(plan.source.method, [before + first + int(bad[0])])
-            _require_finite(metrics, bool(some.finite), progress.epoch, first)
+            _require_finite(metrics, some.finite is None or bool(some.finite), progress.epoch, first)
             examples = np.full(some.steps, some.examples, np.int32)
             # A batch without weights may follow one with them.
             seen[first] = {WEIGHT: examples.astype(np.float32)} | metrics | {"examples": examples}
@@ -125,7 +124,7 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
             done, state, position = done + some.steps, some.state, some.position
             # Behind it: nearly all time passes here, and an interrupt keeps the steps that were called.
             if len(waiting) > _CALLED:
-                jax.block_until_ready(waiting[-1 - _CALLED][1].metrics["loss"])
+                waiting[-1 - _CALLED][1].wait()
             due = plan.folder is not None and plan.every is not None and done % plan.every == 0
             if len(waiting) >= behind or due:
                 look()

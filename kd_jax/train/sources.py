@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from kd_jax.models.vocabulary import check_tokens
 from kd_jax.teacher import Teacher
 from kd_jax.train import programs
 from kd_jax.train.checks import check_batch, float_labels
+from kd_jax.train.done import Done, Packed, Position, packed
 from kd_jax.train.exchange import LEAVING, exchange, in_step
 from kd_jax.train.fit import scan_steps
 from kd_jax.train.lookup import of_batch, of_rows
@@ -33,27 +34,6 @@ PyTree = Any
 
 _REPORTS_PER_EPOCH = 10  # about this many times an epoch a loop comes back to tell how far it is
 _AHEAD = 2
-
-
-class Done(NamedTuple):
-    """Some steps. metrics: arrays `[steps]`. finite: whether the state is. examples: of each step.
-
-    position: of the iterator behind these steps.
-    """
-
-    state: TrainState
-    steps: int
-    metrics: Metrics
-    finite: Any
-    examples: int
-    position: "Position | None" = None
-
-
-class Position(NamedTuple):
-    """Where an iterator is. state: what its `set_state` takes, where it has one. drawn: batches since it began."""
-
-    state: Any
-    drawn: int
 
 
 class Memory:
@@ -161,19 +141,23 @@ class Stream:
 
     def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
         """The steps of an epoch from `start` on."""
-        done = start
+        done, known = start, None
         for batch, taught, position in self._prefetched(start, number):
-            if _shapes(batch) not in self.checked and not self.shared:
-                check_batch(self.training, self.method, batch, taught, state.variables)
-                self.checked.add(_shapes(batch))
-            program = programs.compiled(
-                self._step, state, self.key, batch, taught, self.method,
-                same=("step", self.training, self.layout), donate=True,
-                shardings=None if self.layout is None else self.layout.results(state),
-            )  # fmt: skip
-            state, metrics, finite = program(state, self.key, batch, taught, self.method)
+            shapes = _shapes(batch), _shapes(taught)
+            # Looked for again where they are others than in the step before.
+            if shapes != known:
+                if shapes[0] not in self.checked and not self.shared:
+                    check_batch(self.training, self.method, batch, taught, state.variables)
+                    self.checked.add(shapes[0])
+                program = programs.compiled(
+                    self._step, state, self.key, batch, taught, self.method,
+                    same=("step", self.training, self.layout), donate=True,
+                    shardings=None if self.layout is None else self.layout.results(state),
+                )  # fmt: skip
+                known = shapes
+            state, metrics, _ = program(state, self.key, batch, taught, self.method)
             done += 1
-            yield Done(state, 1, metrics, finite, check_counts(batch), position)
+            yield Done(state, 1, metrics, None, check_counts(batch), position)
         if done == 0:
             raise DataError(
                 f"the iterator of training batches is empty in epoch {number + 1}: give an iterable that begins anew "
@@ -192,12 +176,12 @@ class Stream:
 
     def _step(
         self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method
-    ) -> tuple[TrainState, Metrics, Array]:
+    ) -> tuple[TrainState, Packed, tuple[()]]:
         def one(state: TrainState, batch: Batch, teacher: Teacher | None) -> tuple[TrainState, Metrics]:
             return step(state, batch, teacher, key, method, training=self.training)
 
         state, metrics = canonical(one)(state, batch, teacher)
-        return state, jax.tree.map(lambda value: value[None], metrics), jnp.isfinite(metrics["loss"])
+        return state, packed(metrics), ()
 
     def _batches(self, start: int) -> Iterator[tuple[Batch, Position]]:
         """The batches of an epoch with the iterator's position behind each."""
@@ -329,8 +313,8 @@ def _with_examples(batch: Batch) -> Batch:
     return batch
 
 
-def _shapes(batch: Batch) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
+def _shapes(tree: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves)
 
 

@@ -17,6 +17,7 @@ from small import DATA, HOW, X, Y, assert_close, assert_same, net, table, teache
 import kd_jax as kd
 from kd_jax.errors import CheckpointError, ConfigError, DataError, MismatchError
 from kd_jax.methods.base import LossFunction
+from kd_jax.train import done as of_done
 from kd_jax.train import loop as of_loop
 from kd_jax.train.checkpoint import Store
 from kd_jax.train.resume import Folder, description, opened
@@ -331,14 +332,14 @@ def test_an_interrupt_while_metrics_are_awaited_loses_none(tmp_path: Path, monke
     for place in range(1, 12, 2):
         left = [place]
 
-        def asarray(*given: Any, left: list[int] = left) -> Any:
+        def array(*given: Any, left: list[int] = left) -> Any:
             left[0] -= 1
             if left[0] == 0:
                 raise KeyboardInterrupt
-            return np.asarray(*given)
+            return np.array(*given)
 
         folder = tmp_path / str(place)
-        monkeypatch.setattr(of_loop, "np", SimpleNamespace(**vars(np) | {"asarray": asarray}))
+        monkeypatch.setattr(of_done, "np", SimpleNamespace(**vars(np) | {"array": array}))
         with pytest.raises(KeyboardInterrupt):
             kd.distill(net(), None, DATA, checkpoint=folder, **named)
         monkeypatch.undo()

@@ -68,11 +68,11 @@ def test_few_steps_of_an_iterator_wait_to_run(monkeypatch: pytest.MonkeyPatch) -
 
     def epoch(self: Any, *given: Any) -> Iterator[Any]:
         for done in original(self, *given):
-            called.append(done.metrics["loss"])
+            called.append(done.metrics)
             yield done
 
     def waits(value: Any) -> Any:
-        place = [place for place, loss in enumerate(called) if loss is value]
+        place = [place for place, metrics in enumerate(called) if metrics is value]
         if place:
             waited.append((len(called), place[0]))
         return wait(value)
@@ -81,6 +81,25 @@ def test_few_steps_of_an_iterator_wait_to_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(of_loop.jax, "block_until_ready", waits)
     kd.distill(net(), None, list(kd.batches(DATA, key=0, batch_size=2, epochs=1)), epochs=1, optimizer=SGD)
     assert waited == [(count, count - 5) for count in range(5, 13)]
+
+
+def test_an_epoch_of_many_steps_keeps_few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their means are those of all steps."""
+    data = list(kd.batches(DATA, key=0, batch_size=2, epochs=1))
+    whole = kd.distill(net(), None, data, epochs=2, optimizer=SGD)
+    parts: list[list[int]] = []
+    joined = of_loop._joined
+
+    def counted(given: Any, steps: Any) -> Any:
+        parts.append([len(part["examples"]) for part in given.values()])
+        return joined(given, steps)
+
+    monkeypatch.setattr(of_loop, "_TOGETHER", 5)
+    monkeypatch.setattr(of_loop, "_joined", counted)
+    again = kd.distill(net(), None, data, epochs=2, optimizer=SGD)
+    assert parts == [[1] * 5, [1] * 5, [5, 5, 1, 1]] * 2
+    for name in ("loss", "accuracy"):
+        np.testing.assert_array_equal(again.history[name], whole.history[name])
 
 
 def test_steps_go_on_where_the_epoch_before_ended() -> None:
