@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,8 +105,8 @@ def compiled(batch_size: int, *, mesh: Any, sharding: Sharding) -> Any:
     source = Stream([batch], teacher, key, method, training, steps=1, labels_count=True, mesh=mesh)
     state = first_state(source, model, mesh, sharding)
     assert source.layout is not None
-    step = jax.jit(source._step, donate_argnums=0, out_shardings=source.layout.results(state))
-    return step.lower(state, key, put_batch(mesh, batch), teacher, method).compile()
+    step = jax.jit(partial(source._steps, most=1), donate_argnums=0, out_shardings=source.layout.results(state))
+    return step.lower(state, key, put_batch(mesh, batch), teacher, method, np.int32(1)).compile()
 
 
 def measured(way: Way, count: int, examples: int, scaling: str) -> Found:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
 
 from kd_jax.train.step import Metrics, TrainState
 
@@ -23,12 +22,14 @@ class Position(NamedTuple):
 @partial(jax.tree_util.register_dataclass, data_fields=("values",), meta_fields=("names",))
 @dataclass(frozen=True)
 class Packed:
-    """Metrics of one step in one array of each dtype: each array that leaves a program costs some microseconds.
+    """Metrics of a step in one array of each dtype, `[names]`, or of several, `[steps, names]`.
 
-    names: of the entries of each array.
+    Each array that leaves a program costs some microseconds.
+
+    values: such arrays, or their shapes while a function is traced. names: of the entries of each array.
     """
 
-    values: tuple[Shaped[Array, "_"], ...]
+    values: tuple[Any, ...]
     names: tuple[tuple[str, ...], ...]
 
 
@@ -40,7 +41,7 @@ def packed(metrics: Metrics) -> Packed:
 
 
 class Done(NamedTuple):
-    """Some steps. metrics: arrays `[steps]`, or those of one step. examples: of each step.
+    """Some steps. metrics: arrays `[steps]`, or `[steps or more, names]`. examples: of each step.
 
     finite: whether the state is; None where nobody looked. position: of the iterator behind these steps.
     """
@@ -62,4 +63,4 @@ class Done(NamedTuple):
             return {name: np.array(values) for name, values in self.metrics.items()}
         arrays = [np.array(values) for values in self.metrics.values]
         groups = zip(self.metrics.names, arrays, strict=True)
-        return {name: array[at : at + 1] for names, array in groups for at, name in enumerate(names)}
+        return {name: array[: self.steps, at] for names, array in groups for at, name in enumerate(names)}

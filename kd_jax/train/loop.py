@@ -26,7 +26,7 @@ _PAUSE = 10.0
 _BEHIND = 32
 # Steps of them that run or wait to: on a CPU each that was called has its temporary memory.
 _CALLED = 4
-# Steps of one array each are put together by so many.
+# Numbers of so many steps are put together.
 _TOGETHER = 256
 
 
@@ -113,8 +113,8 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
             seen[first] = {WEIGHT: examples.astype(np.float32)} | metrics | {"examples": examples}
             # Not before, as an interrupt while it is waited for would lose it.
             waiting.pop(0)
-            if some.steps == 1 and (first + 1) % _TOGETHER == 0:
-                seen = _together(seen, first + 1 - _TOGETHER)
+            if first // _TOGETHER != (first + some.steps) // _TOGETHER:
+                seen = _together(seen, first // _TOGETHER * _TOGETHER)
             plan.bar.advance(progress.epoch, some.steps, metrics)
 
     behind = 1 if isinstance(plan.source, Memory) else _BEHIND
@@ -126,7 +126,7 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
             if len(waiting) > _CALLED:
                 waiting[-1 - _CALLED][1].wait()
             due = plan.folder is not None and plan.every is not None and done % plan.every == 0
-            if len(waiting) >= behind or due:
+            if done - waiting[0][0] >= behind or due:
                 look()
             if due and plan.folder is not None:
                 plan.folder.save(now())

@@ -4,6 +4,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,14 +20,15 @@ from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
 from kd_jax.models.vocabulary import check_tokens
 from kd_jax.teacher import Teacher
-from kd_jax.train import programs
+from kd_jax.train import groups, programs
 from kd_jax.train.checks import check_batch, float_labels
 from kd_jax.train.done import Done, Packed, Position, packed
 from kd_jax.train.exchange import LEAVING, exchange, in_step
 from kd_jax.train.fit import scan_steps
+from kd_jax.train.groups import Group
 from kd_jax.train.lookup import of_batch, of_rows
 from kd_jax.train.processes import is_shared, of_all, part_of
-from kd_jax.train.sharding import DATA, Layout, check_batch_size, put_batch, replicated
+from kd_jax.train.sharding import DATA, Layout, check_batch_size, replicated
 from kd_jax.train.sizes import chunk_lengths
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
@@ -93,7 +95,7 @@ class Stream:
 
     def __init__(
         self, data: Any, teacher: Teacher | None, key: Key[Array, ""], method: Method, training: Training,
-        *, steps: int | None, labels_count: bool, mesh: Mesh | None = None,
+        *, steps: int | None, labels_count: bool, every: int | None = None, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self.shared = is_shared(mesh)
         self.apart = self.shared and not isinstance(data, Batches)
@@ -103,7 +105,9 @@ class Stream:
         if mesh is not None and isinstance(data, Batches):
             data = data.part(*part_of(mesh, DATA))
         self.data, self.teacher, self.key, self.method, self.training = data, teacher, key, method, training
-        self.steps = steps
+        self.steps, self.every = steps, every
+        # Steps in one program. A loader of the user's may say what comes next by what was learned.
+        self.together: int | None = None if isinstance(data, Batches) and mesh is None else 1
         self.classes: int | None = None
         self.vocabularies: tuple[Mapping[str, int], ...] = ()
         self.labels_count, self.mesh = labels_count, mesh
@@ -121,7 +125,9 @@ class Stream:
             if raw is None:
                 raise DataError("the iterator of training batches is empty: give at least one batch")
             self.first = _with_examples(as_batch(raw))
-            self.checked.add(_shapes(of_all(self.mesh, DATA, self.first)))
+            if self.together is None:
+                self.together = groups.together(self.first)
+            self.checked.add(groups.shapes_of(of_all(self.mesh, DATA, self.first)))
         return self.first
 
     def go_to(self, position: Position) -> None:
@@ -141,23 +147,23 @@ class Stream:
 
     def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
         """The steps of an epoch from `start` on."""
-        done, known = start, None
-        for batch, taught, position in self._prefetched(start, number):
-            shapes = _shapes(batch), _shapes(taught)
+        done, known, program = start, None, None
+        for group, taught, position in self._prefetched(start, number):
+            shapes, most = (group.shapes(), groups.shapes_of(taught)), group.most
+            given = self.key, group.batch, taught, self.method, group.count
             # Looked for again where they are others than in the step before.
-            if shapes != known:
+            if program is None or shapes != known:
                 if shapes[0] not in self.checked and not self.shared:
-                    check_batch(self.training, self.method, batch, taught, state.variables)
+                    check_batch(self.training, self.method, *group.first(taught), state.variables)
                     self.checked.add(shapes[0])
                 program = programs.compiled(
-                    self._step, state, self.key, batch, taught, self.method,
-                    same=("step", self.training, self.layout), donate=True,
-                    shardings=None if self.layout is None else self.layout.results(state),
+                    partial(self._steps, most=most), state, *given, same=("steps", self.training, self.layout, most),
+                    donate=True, shardings=None if self.layout is None else self.layout.results(state),
                 )  # fmt: skip
                 known = shapes
-            state, metrics, _ = program(state, self.key, batch, taught, self.method)
-            done += 1
-            yield Done(state, 1, metrics, None, check_counts(batch), position)
+            state, metrics, _ = program(state, *given)
+            done += int(group.count)
+            yield Done(state, int(group.count), metrics, None, group.examples, position)
         if done == 0:
             raise DataError(
                 f"the iterator of training batches is empty in epoch {number + 1}: give an iterable that begins anew "
@@ -174,14 +180,15 @@ class Stream:
         network = self.training.network
         return bool(programs.call(lambda state: is_finite(state, network), state, same=("finite", network)))
 
-    def _step(
-        self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method
-    ) -> tuple[TrainState, Packed, tuple[()]]:
-        def one(state: TrainState, batch: Batch, teacher: Teacher | None) -> tuple[TrainState, Metrics]:
-            return step(state, batch, teacher, key, method, training=self.training)
+    def _steps(
+        self, state: TrainState, key: Any, batch: Batch, teacher: Teacher | None, method: Method, count: Any, *,
+        most: int,
+    ) -> tuple[TrainState, Packed, tuple[()]]:  # fmt: skip
+        def one(state: TrainState, batch: Batch, teacher: Teacher | None) -> tuple[TrainState, Packed]:
+            state, metrics = step(state, batch, teacher, key, method, training=self.training)
+            return state, packed(metrics)
 
-        state, metrics = canonical(one)(state, batch, teacher)
-        return state, packed(metrics), ()
+        return *groups.loop(canonical(one), state, batch, teacher, count, most), ()
 
     def _batches(self, start: int) -> Iterator[tuple[Batch, Position]]:
         """The batches of an epoch with the iterator's position behind each."""
@@ -220,7 +227,7 @@ class Stream:
             check_values(batch, classes, **floats, absent=True)
             yield batch, position
 
-    def _prefetched(self, start: int, number: int) -> Iterator[tuple[Batch, Teacher | None, Any]]:
+    def _prefetched(self, start: int, number: int) -> Iterator[tuple[Group, Teacher | None, Any]]:
         """`_batches` and what the teacher knows of them, drawn in a thread, already on the device."""
         ready: queue.Queue[Any] = queue.Queue(_AHEAD)
         # A thread does not inherit it.
@@ -240,27 +247,38 @@ class Stream:
         if self.told is not None:
             batches = in_step(batches, self.told, number, stop)
 
+        def send(together: list[tuple[Batch, Position]]) -> bool:
+            group = Group.of([batch for batch, _ in together], self.together or 1)
+            taught = of_batch(self.teacher, group.batch, mesh)
+            return put((group.on_device(mesh), taught, together[-1][1]))
+
         def draw() -> None:
-            try:
-                with jax.enable_x64(wide), contextlib.closing(batches):
-                    # Batches before the first with a weight: where none follows, all is a mistake. Of several
-                    # processes others may have the weights.
-                    idle: list[Any] | None = [] if start == 0 and not self.shared else None
-                    for batch, position in batches:
-                        given = [(batch, position)]
-                        if idle is not None:
-                            idle.append((batch, position))
-                            weighs = batch.weights is None or np.any(np.asarray(batch.weights))
-                            given, idle = (idle, None) if weighs else ([], idle)
-                        for one, place in given:
-                            there = jax.tree.map(jnp.asarray, one) if mesh is None else put_batch(mesh, one)
-                            if not put((there, of_batch(self.teacher, one, mesh), place)):
+            # Batches before the first with a weight: where none follows, all is a mistake. Of several processes others
+            # may have the weights.
+            idle: list[tuple[Batch, Position]] | None = [] if start == 0 and not self.shared else None
+            cuts, problem = groups.Cuts(self.together or 1, self.every, start), None
+            with jax.enable_x64(wide):
+                try:
+                    with contextlib.closing(batches):
+                        for batch, position in batches:
+                            given = [(batch, position)]
+                            if idle is not None:
+                                idle.append((batch, position))
+                                weighs = batch.weights is None or np.any(np.asarray(batch.weights))
+                                given, idle = (idle, None) if weighs else ([], idle)
+                            if not all(send(group) for one in given for group in cuts.add(one)):
                                 return
                     if idle:
                         check_values(idle[0][0], None)
-                put(None)
-            except BaseException as error:
-                put(error)
+                except BaseException as error:
+                    problem = error
+                try:
+                    # Before the problem, as if each had been sent at once.
+                    if not all(send(group) for group in cuts.rest()):
+                        return
+                except BaseException as error:
+                    problem = problem or error
+                put(problem)
 
         thread = threading.Thread(target=draw, name="batches", daemon=True)
         thread.start()
@@ -303,19 +321,14 @@ def make_source(
         )
     if steps is None and is_endless(data):
         raise ConfigError("the data has no end: say with steps= how many batches an epoch has")
-    needed = bool(method.needs_labels)
-    return Stream(data, teacher, key, method, training, steps=steps, labels_count=needed, mesh=mesh)
+    how: dict[str, Any] = {"steps": steps, "labels_count": bool(method.needs_labels), "every": every, "mesh": mesh}
+    return Stream(data, teacher, key, method, training, **how)
 
 
 def _with_examples(batch: Batch) -> Batch:
     if check_counts(batch) == 0:
         raise DataError("a batch of the iterator has 0 examples: leave it out")
     return batch
-
-
-def _shapes(tree: PyTree) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves)
 
 
 def is_iterator(data: Any) -> bool:

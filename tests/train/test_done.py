@@ -15,7 +15,7 @@ def test_numbers_come_back_by_their_names_and_types(wide: bool) -> None:
             "loss": jnp.asarray(0.1, float), "accuracy": jnp.asarray(0.25, jnp.float32),
             "soft": jnp.asarray(3.0, float), "count": jnp.asarray(7, jnp.int32),
         }  # fmt: skip
-        given = jax.jit(packed)(metrics)
+        given = jax.tree.map(lambda value: value[None], jax.jit(packed)(metrics))
         assert len(given.values) == (3 if wide else 2)
         found = Done(None, 1, given, None, 4).on_host()
     assert sorted(found) == sorted(metrics)
@@ -29,7 +29,7 @@ def test_what_comes_to_the_host_keeps_nothing_of_the_device() -> None:
     losses = jnp.arange(3.0)
     for found in (
         Done(None, 3, {"loss": losses}, True, 4).on_host()["loss"],
-        Done(None, 1, packed({"loss": losses[1]}), None, 4).on_host()["loss"],
+        Done(None, 1, jax.tree.map(lambda value: value[None], packed({"loss": losses[1]})), None, 4).on_host()["loss"],
     ):
         base = found if found.base is None else found.base
         assert isinstance(base, np.ndarray)
