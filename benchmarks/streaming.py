@@ -5,8 +5,7 @@ a mapped file; compiling is not in it. A ratio above 1 is faster than in memory.
 
 The rows "within" are processes of their own: one has the data in memory, the other streams it and may allocate no more
 than a quarter of its size (`RLIMIT_DATA`), beyond what a few examples took. The threads of a process keep some 60 MiB
-of what they freed: a limit has to be larger. --quick: the dense one of these alone, at most 5 minutes on 2 cores that
-do nothing else.
+of what they freed: a limit has to be larger. --quick: these alone, at most 5 minutes on 2 cores that do nothing else.
 """
 
 import argparse
@@ -32,7 +31,6 @@ from kd_jax.models import zoo
 CHANNELS, BATCH = 3, 64
 # Of the data that is larger than the memory: bytes of an example, and a batch.
 WIDE, LARGE_BATCH = 1024, 128
-LIMITED = ("dense", "LeNet")
 # So many of them are trained on before the limit is set: all is compiled then.
 FEW = 2048
 
@@ -77,12 +75,7 @@ def ways(name: str, folder: Path) -> dict[str, Callable[[int], float]]:
     }
 
 
-def pictures(key: Any, rows: jax.Array, train: bool) -> jax.Array:
-    """Of each row of bytes a picture of one channel."""
-    return scale(key, rows[:, : 28 * 28], train).reshape(len(rows), 28, 28, 1)
-
-
-def limited_epoch(name: str, way: str, path: Path) -> float:
+def limited_epoch(way: str, path: Path) -> float:
     """Seconds of an epoch on the data in `path`: all of it in memory, or streamed within a quarter of its size.
 
     Sets a limit of this process, for good. Linux alone has it.
@@ -91,12 +84,8 @@ def limited_epoch(name: str, way: str, path: Path) -> float:
 
     images = np.load(path, mmap_mode="r")
     labels = (np.arange(len(images)) % 10).astype(np.int32)
-    student: Any = kd.mlp([WIDE, 256, 10])
-    teacher: Any = kd.mlp([WIDE, 1024, 10]).init(1)
-    if name == "LeNet":
-        student, teacher = (zoo.lenet(rngs=nnx.Rngs(seed)) for seed in (0, 1))
-    how: dict[str, Any] = {"method": kd.KD(), "optimizer": optax.sgd(0.05), "progress": False}
-    how["prepare"] = pictures if name == "LeNet" else scale
+    student, teacher = kd.mlp([WIDE, 256, 10]), kd.mlp([WIDE, 1024, 10]).init(1)
+    how: dict[str, Any] = {"method": kd.KD(), "optimizer": optax.sgd(0.05), "prepare": scale, "progress": False}
 
     def timed(count: int) -> float:
         data: Any = (images[:count], labels[:count])
@@ -121,7 +110,7 @@ def limited_epoch(name: str, way: str, path: Path) -> float:
     return (timed(len(images)) - beside) / (1 - FEW / len(images))
 
 
-def limited(name: str, rounds: int, examples: int) -> dict[str, list[float]]:
+def limited(rounds: int, examples: int) -> dict[str, list[float]]:
     """Seconds of an epoch by where the data is, of as many processes each, in turn."""
     found: dict[str, list[float]] = {"memory": [], "stream within a quarter": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +123,7 @@ def limited(name: str, rounds: int, examples: int) -> dict[str, list[float]]:
         del images
         for _ in range(rounds):
             for way, seconds in found.items():
-                command = [sys.executable, "-m", "benchmarks.streaming", "--one", name, way, str(path)]
+                command = [sys.executable, "-m", "benchmarks.streaming", "--one", way, str(path)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 seconds.append(float(done.stdout.splitlines()[-1]))
     return found
@@ -154,20 +143,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
     parser.add_argument("--out", type=Path, help="a folder for streaming.json and streaming.md")
     parser.add_argument("--rounds", type=int, help="(default: 7, quick: 3)")
-    parser.add_argument("--quick", action="store_true", help="the dense rows within a limit alone")
+    parser.add_argument("--quick", action="store_true", help="the rows within a limit alone")
     parser.add_argument("--examples", type=int, default=2**19, help="of these rows, 1 KiB each (default: %(default)s)")
-    parser.add_argument("--one", nargs=3, metavar=("NETWORK", "WAY", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one is not None:
-        print(limited_epoch(options.one[0], options.one[1], Path(options.one[2])))
+        print(limited_epoch(options.one[0], Path(options.one[1])))
         return
     options.rounds = options.rounds or (3 if options.quick else 7)
     found: dict[str, dict[str, list[float]]] = {}
     lines = []
-    for network in LIMITED[:1] if options.quick else LIMITED:
-        name = f"{network}, {options.examples * WIDE // 2**20} MiB"
-        found[name] = limited(network, options.rounds, options.examples)
-        lines += [row(name, way, found[name]["memory"], seconds, 1) for way, seconds in found[name].items()]
+    name = f"dense, {options.examples * WIDE // 2**20} MiB"
+    found[name] = limited(options.rounds, options.examples)
+    lines += [row(name, way, found[name]["memory"], seconds, 1) for way, seconds in found[name].items()]
     with tempfile.TemporaryDirectory() as folder:
         for name in () if options.quick else ("dense", "resnet8"):
             each, found[name] = ways(name, Path(folder)), {}
