@@ -168,7 +168,10 @@ def distill(
     method = as_method(method if method is not None else CrossEntropy() if known is None else KD())
     epochs = check_whole(epochs, "epochs")
     steps = None if steps is None else check_whole(steps, "steps")
-    checkpoint_steps = None if checkpoint_steps is None else check_whole(checkpoint_steps, "checkpoint_steps")
+    if checkpoint_steps is not None:
+        checkpoint_steps = check_whole(checkpoint_steps, "checkpoint_steps")
+        if checkpoint is None:
+            raise ConfigError(f"checkpoint_steps is {checkpoint_steps} without a folder: give checkpoint=DIR, too")
     several = as_callbacks(callbacks)
     key = as_key(key)
     if mesh is not None:

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, check_whole, epoch_order, is_in_memory
 from kd_jax.data.lazy import as_lazy
 from kd_jax.data.load import load
+from kd_jax.data.order import called_as
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.files.digests import digest
 
@@ -64,6 +65,13 @@ class Batches:
             )
         return self._as(part=self._part, numbered=True)
 
+    def known_inputs(self) -> PyTree:
+        """The inputs of all examples, in memory or mapped from a file; None where they are not, or have own indices."""
+        data = self.source.data if isinstance(self.source, _Arrays) else Batch(None)
+        leaves = jax.tree.leaves(data.inputs)
+        known = data.indices is None and all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves)
+        return data.inputs if known else None
+
     def identity(self) -> dict[str, Any]:
         """What makes the batches the same, as JSON holds it: some examples stand for all.
 
@@ -108,6 +116,7 @@ class Batches:
             return self._orders[epoch]
 
 
+@called_as("kd.stream(data, batch_size=…)")
 def stream(data: Any, *, batch_size: int, key: Any = 0, threads: int = 2, ahead: int = 4) -> Batches:
     """Batches for `kd.distill`, read from where the data lies while the steps before them run; they need `grain`.
 
@@ -125,6 +134,11 @@ def stream(data: Any, *, batch_size: int, key: Any = 0, threads: int = 2, ahead:
     _grain()
     sizes: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "ahead": ahead}
     sizes = {name: check_whole(value, name) for name, value in sizes.items()}
+    if isinstance(data, str) and ":" not in data and data.endswith((".npy", ".npz", ".h5", ".hdf5", ".parquet")):
+        raise DataError(
+            f"the data is {data!r}, a file by its name: open it, as kd.stream((np.load(images, mmap_mode='r'), "
+            "labels)), or give npz:FILE for one with the images and labels of a data set"
+        )
     if isinstance(data, str):
         dataset = load(data, stream=True)
         data = Batch(dataset.train_images, dataset.train_labels)

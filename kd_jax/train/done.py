@@ -63,4 +63,5 @@ class Done(NamedTuple):
             return {name: np.array(values) for name, values in self.metrics.items()}
         arrays = [np.array(values) for values in self.metrics.values]
         groups = zip(self.metrics.names, arrays, strict=True)
-        return {name: array[: self.steps, at] for names, array in groups for at, name in enumerate(names)}
+        found = {name: array[: self.steps, at] for names, array in groups for at, name in enumerate(names)}
+        return dict(sorted(found.items()))

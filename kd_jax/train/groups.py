@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from kd_jax.data.batch import Batch, check_counts, take
 from kd_jax.teacher import Teacher
 from kd_jax.train.done import Packed, Position
+from kd_jax.train.lookup import of_batch
 from kd_jax.train.sharding import put_batch
 
 PyTree = Any
@@ -19,16 +20,34 @@ PyTree = Any
 _MOST, _BYTES = 8, 2**22
 
 
-def together(batch: Batch) -> int:
-    """How many batches like this one are a group: always the same for the same shapes."""
-    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(batch))
-    return max(1, min(_MOST, _BYTES // max(1, size)))
+class Sizes:
+    """How many batches like one are a group, by its bytes and those of what the teacher says of it."""
+
+    def __init__(self, teacher: Teacher | None) -> None:
+        self.teacher = teacher if teacher is not None and teacher.per_example else None
+        self.known: dict[Any, int] = {}
+
+    def __call__(self, batch: Batch) -> int:
+        """Equal for equal shapes."""
+        shapes = shapes_of(batch)
+        if shapes not in self.known:
+            parts = jax.tree.leaves((batch, of_batch(self.teacher, batch)))
+            size = sum(getattr(leaf, "nbytes", 0) for leaf in parts)
+            self.known[shapes] = max(1, min(_MOST, _BYTES // max(1, size)))
+        return self.known[shapes]
 
 
 def shapes_of(tree: PyTree) -> Any:
-    """What has to be equal for one program."""
+    """What has to be equal for one program. Numbers of Python and keys are leaves, too."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves)
+    return structure, tuple((np.shape(leaf), _dtype(leaf)) for leaf in leaves)
+
+
+def _dtype(leaf: Any) -> Any:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return dtype or type(leaf)
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 class Group(NamedTuple):
@@ -65,19 +84,23 @@ class Group(NamedTuple):
 
 
 class Cuts:
-    """Where groups end: behind `most` batches, before one of other shapes, and behind `every` steps of the epoch."""
+    """Where groups end: where they are full, before a batch of other shapes, and behind `every` steps of the epoch.
 
-    def __init__(self, most: int, every: int | None, start: int) -> None:
+    most: how many batches like the first of a group it may have.
+    """
+
+    def __init__(self, most: Callable[[Batch], int], every: int | None, start: int) -> None:
         self.most, self.every, self.done = most, every, start
         self.open: list[tuple[Batch, Position]] = []
 
     def add(self, one: tuple[Batch, Position]) -> Iterator[list[tuple[Batch, Position]]]:
         """The groups that are whole with it."""
-        if self.open and self.most > 1 and shapes_of(one[0]) != shapes_of(self.open[0][0]):
+        if self.open and shapes_of(one[0]) != shapes_of(self.open[0][0]):
             yield from self.rest()
         self.open.append(one)
         self.done += 1
-        if len(self.open) == self.most or (self.every is not None and self.done % self.every == 0):
+        full = len(self.open) >= self.most(self.open[0][0])
+        if full or (self.every is not None and self.done % self.every == 0):
             yield from self.rest()
 
     def rest(self) -> Iterator[list[tuple[Batch, Position]]]:
@@ -98,8 +121,8 @@ def loop(
     if most == 1:
         state, metrics = one(state, batch, teacher)
         return state, jax.tree.map(lambda value: value[None], metrics)
-    _, shapes = jax.eval_shape(one, state, *_part(batch, teacher, jnp.int32(0), most))
-    empty = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+    after, shapes = jax.eval_shape(one, state, *_part(batch, teacher, jnp.int32(0), most))
+    carry = state, jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
 
     def body(place: Any, carry: tuple[PyTree, Packed]) -> tuple[PyTree, Packed]:
         state, kept = carry
@@ -107,7 +130,11 @@ def loop(
         set_at = jax.lax.dynamic_update_index_in_dim
         return state, jax.tree.map(lambda every, now: set_at(every, now, place, 0), kept, metrics)
 
-    return jax.lax.fori_loop(jnp.int32(0), count, body, (state, empty))
+    first = jnp.int32(0)
+    if shapes_of(after) != shapes_of(state):
+        # A method's own state may become what it stays in the first step.
+        carry, first = body(first, carry), jnp.int32(1)
+    return jax.lax.fori_loop(first, count, body, carry)
 
 
 def _part(batch: Batch, teacher: Teacher | None, place: Any, most: int) -> tuple[Batch, Teacher | None]:

@@ -24,7 +24,7 @@ PyTree = Any
 _PAUSE = 10.0
 # Steps of an iterator whose metrics may be on their way: looking at each would wait for each.
 _BEHIND = 32
-# Steps of them that run or wait to: on a CPU each that was called has its temporary memory.
+# Steps of them, or programs of more steps, that run or wait to: on a CPU each program that was called has its memory.
 _CALLED = 4
 # Numbers of so many steps are put together.
 _TOGETHER = 256
@@ -98,10 +98,10 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
     def now() -> Progress:
         return progress._replace(state=state, start=done, partial=_joined(seen, done), position=position)
 
-    def look() -> None:
-        """Brings to the host what is on its way, and raises for what is not finite."""
+    def look(but: int = 0) -> None:
+        """Brings to the host what is on its way, but what ends in the last steps, and raises for what is not finite."""
         nonlocal seen
-        while waiting:
+        while waiting and done - waiting[0][0] - waiting[0][1].steps >= but:
             first, some = waiting[0]
             metrics = some.on_host()
             bad = np.flatnonzero(~np.isfinite(metrics["loss"]))
@@ -123,11 +123,12 @@ def _epoch(progress: Progress, plan: Plan) -> Progress:
             waiting.append((done, some))
             done, state, position = done + some.steps, some.state, some.position
             # Behind it: nearly all time passes here, and an interrupt keeps the steps that were called.
-            if len(waiting) > _CALLED:
-                waiting[-1 - _CALLED][1].wait()
+            called = [one for first, one in waiting if done - first - one.steps >= _CALLED]
+            if called:
+                called[-1].wait()
             due = plan.folder is not None and plan.every is not None and done % plan.every == 0
             if done - waiting[0][0] >= behind or due:
-                look()
+                look(0 if due or behind == 1 else _CALLED)
             if due and plan.folder is not None:
                 plan.folder.save(now())
         look()

@@ -101,13 +101,15 @@ class Stream:
         self.apart = self.shared and not isinstance(data, Batches)
         self.told = exchange("batches") if self.shared else None
         if isinstance(data, Batches) and teacher is not None and teacher.per_example:
+            if (inputs := data.known_inputs()) is not None:
+                teacher.check_inputs(inputs)
             data = data.numbered(teacher.examples)
         if mesh is not None and isinstance(data, Batches):
             data = data.part(*part_of(mesh, DATA))
         self.data, self.teacher, self.key, self.method, self.training = data, teacher, key, method, training
         self.steps, self.every = steps, every
-        # Steps in one program. A loader of the user's may say what comes next by what was learned.
-        self.together: int | None = None if isinstance(data, Batches) and mesh is None else 1
+        # A loader of the user's may say what comes next by what was learned.
+        self.most = groups.Sizes(teacher) if isinstance(data, Batches) and mesh is None else lambda batch: 1
         self.classes: int | None = None
         self.vocabularies: tuple[Mapping[str, int], ...] = ()
         self.labels_count, self.mesh = labels_count, mesh
@@ -125,8 +127,6 @@ class Stream:
             if raw is None:
                 raise DataError("the iterator of training batches is empty: give at least one batch")
             self.first = _with_examples(as_batch(raw))
-            if self.together is None:
-                self.together = groups.together(self.first)
             self.checked.add(groups.shapes_of(of_all(self.mesh, DATA, self.first)))
         return self.first
 
@@ -149,8 +149,9 @@ class Stream:
         """The steps of an epoch from `start` on."""
         done, known, program = start, None, None
         for group, taught, position in self._prefetched(start, number):
-            shapes, most = (group.shapes(), groups.shapes_of(taught)), group.most
-            given = self.key, group.batch, taught, self.method, group.count
+            given, most = (self.key, group.batch, taught, self.method, group.count), group.most
+            of_taught = groups.shapes_of(taught) if taught is not None and taught.per_example else id(taught)
+            shapes = group.shapes(), of_taught, groups.shapes_of(state), most
             # Looked for again where they are others than in the step before.
             if program is None or shapes != known:
                 if shapes[0] not in self.checked and not self.shared:
@@ -248,7 +249,7 @@ class Stream:
             batches = in_step(batches, self.told, number, stop)
 
         def send(together: list[tuple[Batch, Position]]) -> bool:
-            group = Group.of([batch for batch, _ in together], self.together or 1)
+            group = Group.of([batch for batch, _ in together], self.most(together[0][0]))
             taught = of_batch(self.teacher, group.batch, mesh)
             return put((group.on_device(mesh), taught, together[-1][1]))
 
@@ -256,7 +257,7 @@ class Stream:
             # Batches before the first with a weight: where none follows, all is a mistake. Of several processes others
             # may have the weights.
             idle: list[tuple[Batch, Position]] | None = [] if start == 0 and not self.shared else None
-            cuts, problem = groups.Cuts(self.together or 1, self.every, start), None
+            cuts, problem = groups.Cuts(self.most, self.every, start), None
             with jax.enable_x64(wide):
                 try:
                     with contextlib.closing(batches):
@@ -273,7 +274,7 @@ class Stream:
                 except BaseException as error:
                     problem = error
                 try:
-                    # Before the problem, as if each had been sent at once.
+                    # Before the problem, as if each had been sent at once; what a teacher does not know ends its group.
                     if not all(send(group) for group in cuts.rest()):
                         return
                 except BaseException as error:

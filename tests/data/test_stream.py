@@ -15,7 +15,7 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, net, teacher
 
 import kd_jax as kd
 from kd_jax.data.mapped import is_mapped
-from kd_jax.errors import ConfigError, DataError, MismatchError
+from kd_jax.errors import ArgumentError, ConfigError, DataError, MismatchError
 
 grain = pytest.importorskip("grain")
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -307,3 +307,29 @@ def test_what_has_no_end_is_no_input(given) -> None:
         given(kd.mlp([5, 3]).init(0), streamed)
     with pytest.raises(kd.DataError, match="a generator"):
         given(kd.mlp([5, 3]).init(0), (row for row in np.zeros((2, 5))))
+
+
+@pytest.mark.parametrize("kept", ["memory", "disk"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_teacher_who_was_asked_about_other_rows_is_refused(kept: str, mapped: bool, tmp_path: Path) -> None:
+    """As in memory: each example would learn from the answer to another."""
+    known = kd.cached(teacher(), X, **({"path": tmp_path / "answers"} if kept == "disk" else {}))
+    inputs = X
+    if mapped:
+        np.save(tmp_path / "x.npy", X)
+        inputs = np.load(tmp_path / "x.npy", mmap_mode="r")
+    how: dict[str, Any] = {"epochs": 1, "optimizer": SGD}
+    kd.distill(net(), known, kd.stream((inputs, Y), batch_size=8), **how)
+    for wrong in (inputs[::-1], inputs + np.float32(1)):
+        with pytest.raises(MismatchError, match="of other inputs, or of these in another order"):
+            kd.distill(net(), known, kd.stream((wrong, Y), batch_size=8), **how)
+    # Its own numbers say which rows are meant.
+    named = kd.Batch(inputs[::-1], Y, indices=np.arange(len(X))[::-1].astype(np.int32))
+    kd.distill(net(), known, kd.stream(named, batch_size=8), **how)
+
+
+def test_files_and_arguments_that_are_not_its_own_are_one_sentence() -> None:
+    with pytest.raises(DataError, match=r"the data is 'x.npy', a file by its name: open it, as kd.stream\(\(np.load"):
+        kd.stream("x.npy", batch_size=8)
+    with pytest.raises(ArgumentError, match=r"kd\.stream has no batchsize: did you mean batch_size\?"):
+        kd.stream((X, Y), batchsize=8)  # type: ignore[call-arg]

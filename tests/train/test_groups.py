@@ -1,5 +1,6 @@
 """Steps of several batches in one program are the steps of each."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -12,6 +13,9 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, net, teacher
 
 import kd_jax as kd
 from kd_jax.errors import DataError
+from kd_jax.methods import Method
+from kd_jax.methods.base import Parts
+from kd_jax.teacher import as_teacher
 from kd_jax.train import groups
 from kd_jax.train import sources as of_sources
 from kd_jax.train.done import Position
@@ -54,7 +58,7 @@ def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_group_ends_where_it_is_full_or_a_checkpoint_is_due(
     most: int, every: int | None, start: int, wanted: list[int]
 ) -> None:
-    cuts = Cuts(most, every, start)
+    cuts = Cuts(lambda batch: most, every, start)
     found = [group for batch in few(11) for group in cuts.add((batch, PLACE))]
     found += cuts.rest()
     assert [len(group) for group in found] == wanted
@@ -63,7 +67,7 @@ def test_a_group_ends_where_it_is_full_or_a_checkpoint_is_due(
 
 
 def test_a_group_has_batches_of_equal_shapes() -> None:
-    cuts = Cuts(4, None, 0)
+    cuts = Cuts(lambda batch: 4, None, 0)
     batches = [*few(3), *few(1, 5), *few(2)]
     found = [group for batch in batches for group in cuts.add((batch, PLACE))]
     assert [len(group) for group in [*found, *cuts.rest()]] == [3, 1, 2]
@@ -73,7 +77,16 @@ def test_a_group_has_batches_of_equal_shapes() -> None:
     ("shape", "wanted"), [((2, 6), 8), ((256, 1024), 4), ((1024, 1000), 1), ((1024, 4000), 1), ((2**20,), 1)]
 )
 def test_the_bytes_of_a_batch_say_how_many_are_a_group(shape: tuple[int, ...], wanted: int) -> None:
-    assert groups.together(kd.Batch(np.zeros(shape, np.float32))) == wanted
+    assert groups.Sizes(None)(kd.Batch(np.zeros(shape, np.float32))) == wanted
+
+
+def test_what_a_teacher_says_of_a_batch_counts_too() -> None:
+    """It may be wide where the inputs are small, and is kept as often."""
+    wide = as_teacher(kd.cached(np.zeros((24, 2**17), np.float32)))
+    batch = kd.Batch(X[:4], Y[:4], None, np.arange(4, dtype=np.int32))
+    assert groups.Sizes(wide)(batch) == 1
+    assert groups.Sizes(as_teacher(kd.cached(np.zeros((24, 2**16), np.float32))))(batch) == 3
+    assert groups.Sizes(as_teacher(teacher()))(batch) == 8
 
 
 def test_the_bits_of_a_step_are_the_same_in_every_group() -> None:
@@ -181,3 +194,45 @@ def test_examples_of_several_lengths_are_groups_of_their_own(lengths: list[int])
     assert lengths == runs
     singly = kd.distill(model, None, [data[step] for step in range(6)], epochs=1, optimizer=SGD)
     assert_close(stream.model.variables, singly.model.variables, rtol=1e-5, atol=1e-7)
+
+
+def test_a_large_batch_between_small_ones_is_a_group_of_its_own() -> None:
+    sizes = groups.Sizes(None)
+    cuts = Cuts(sizes, None, 0)
+    batches = [*few(2), *few(2, 2**20), *few(3)]
+    found = [group for batch in batches for group in cuts.add((batch, PLACE))]
+    assert [len(group) for group in [*found, *cuts.rest()]] == [2, 1, 1, 3]
+    assert [sizes(batch) for batch in batches] == [8, 8, 1, 1, 8, 8, 8]
+
+
+@pytest.mark.filterwarnings("ignore:the teacher is right on")
+@pytest.mark.parametrize("given", [few(5), kd.stream(DATA, batch_size=2)])
+@pytest.mark.parametrize("kind", ["number", "key"])
+def test_a_teacher_may_have_numbers_of_python_and_keys(given: Any, kind: str) -> None:
+    variables = {"scale": 2.0, "bias": np.zeros((1, 4), np.float32)}
+    if kind == "key":
+        variables |= {"scale": np.float32(2), "key": jax.random.key(0)}  # type: ignore[dict-item]
+    known = kd.from_function(lambda params, x: x[:, :4] * params["scale"] + params["bias"], variables)
+    result = kd.distill(net(), known, given, epochs=1, optimizer=SGD)
+    assert np.isfinite(result.history["loss"]).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(Method):
+    """Its state is a whole number at first, and a float from the first step on."""
+
+    needs_teacher = False
+
+    def init(self, key: Any, student: Any, teacher: Any) -> Parts:
+        return Parts(carried={"steps": jnp.zeros((), jnp.int32)})
+
+    def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+        hard = optax.softmax_cross_entropy_with_integer_labels(student.logits, batch.labels)
+        steps = parts.carried["steps"].astype(jnp.float32) + jnp.float32(1)
+        return {"hard": hard, "count": steps}, {"steps": steps}
+
+
+@pytest.mark.parametrize("given", [few(12), kd.stream(DATA, batch_size=2)])
+def test_a_method_s_state_may_become_another_type_in_the_first_step(given: Any) -> None:
+    result = kd.distill(net(), None, given, method=Counting(), epochs=1, optimizer=SGD)
+    np.testing.assert_allclose(result.history["count"], [6.5])

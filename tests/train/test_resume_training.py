@@ -328,7 +328,7 @@ def test_checkpoints_at_other_steps_skip_none(
 def test_an_interrupt_while_metrics_are_awaited_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes at every place in turn where the loop looks at an array."""
     named = {"epochs": 1, "batch_size": 2, "optimizer": optax.sgd(0.1), "checkpoint_steps": 3}
-    whole = kd.distill(net(), None, DATA, **named)
+    whole = kd.distill(net(), None, DATA, checkpoint=tmp_path / "whole", **named)
     for place in range(1, 12, 2):
         left = [place]
 
@@ -466,3 +466,8 @@ def test_the_first_checkpoint_is_there_before_the_second_epoch(tmp_path: Path, m
     monkeypatch.setattr(Store, "_write", slow)
     kd.distill(net(), None, DATA, checkpoint=tmp_path, callbacks=look, **(HOW | {"epochs": 3}))
     assert seen == [0, 1, 1]
+
+
+def test_steps_between_checkpoints_need_a_folder() -> None:
+    with pytest.raises(ConfigError, match="checkpoint_steps is 5 without a folder: give checkpoint=DIR, too"):
+        kd.distill(net(), None, DATA, checkpoint_steps=5, **HOW)
