@@ -116,17 +116,41 @@ def tokens(path: Path) -> np.ndarray | None:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            first = file.read(4096).lstrip()[:BYTES]
+            first = file.read(4096)
             file.seek(max(0, size - 4096))
-            last = file.read(4096).rstrip()[-BYTES:]
+            return seen_of(first, file.read(4096))
     except OSError:
         return None
+
+
+def seen_of(first: bytes, last: bytes) -> np.ndarray | None:
+    """Tokens of the first and the last 4,096 bytes."""
+    first, last = first.lstrip()[:BYTES], last.rstrip()[-BYTES:]
     if len(first) < 8:
         return None
     seen = np.full(2 * BYTES, PADDING, np.int32)
     seen[: len(first)] = list(first)
     seen[2 * BYTES - len(last) :] = list(last)
     return seen
+
+
+def pieces(paths: Any, each: int, rng: np.random.Generator) -> np.ndarray:
+    """Tokens of pieces of files: what begins and ends within one, or a file that was cut off."""
+    found = []
+    for path in np.repeat(paths, each):
+        try:
+            data = Path(path).read_bytes()
+        except OSError:
+            continue
+        size = len(data)
+        if size > 4 * BYTES and rng.random() < 0.5:
+            start = int(rng.integers(0, size - BYTES))
+            data = data[start : int(rng.integers(start + BYTES, size + 1))]
+        else:
+            data = data[: int(rng.integers(1, size + 2))]
+        if (seen := seen_of(data[:4096], data[-4096:])) is not None:
+            found.append(seen)
+    return np.stack(found) if found else np.zeros((0, 2 * BYTES), np.int32)
 
 
 def files(roots: Any, count: int, rng: np.random.Generator) -> list[Path]:
@@ -206,12 +230,16 @@ def chosen(roots: Any, count: int, out: Path | None) -> tuple[np.ndarray, np.nda
             return before["paths"], before["tokens"].astype(np.int32)
     paths, inputs = read(files(roots, 3 * count, np.random.default_rng(0)))
     names = np.array([str(path) for path in paths])
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        new = kept.with_name("files.new.npz")
-        np.savez_compressed(new, paths=names, tokens=inputs.astype(np.uint16))
-        new.replace(kept)
+    save(kept, paths=names, tokens=inputs.astype(np.uint16))
     return names, inputs
+
+
+def save(file: Path | None, **arrays: np.ndarray) -> None:
+    """Arrays in a file, which is there as a whole or not at all."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(file.with_name("new.npz"), **arrays)  # type: ignore[arg-type]
+        file.with_name("new.npz").replace(file)
 
 
 def plot(models: dict[str, dict[str, Any]], file: Path) -> None:
@@ -229,16 +257,21 @@ def plot(models: dict[str, dict[str, Any]], file: Path) -> None:
     plt.close(figure)
 
 
-def main(
-    count: int = 5000, *, where: str | None = None, roots: Any = ROOTS, epochs: int = 8, seeds: int = 1,
-    students: Any = None, out: str | None = None,
+def main(count: int = 5000, **how: Any) -> dict[str, Any]:
+    """Trains on `count` files of this computer, and prints a table of others. how: as `trained_on` takes it."""
+    with tempfile.TemporaryDirectory() as beside:
+        return trained_on(count, Path(beside), **how)
+
+
+def trained_on(
+    count: int, beside: Path, *, where: str | None = None, roots: Any = ROOTS, epochs: int = 8, seeds: int = 1,
+    each: int = 1, students: Any = None, out: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains on `count` files of this computer, and prints a table of others."""
+    """What was found on each model."""
     begun = time.perf_counter()
     rng = np.random.default_rng(1)
-    beside = tempfile.TemporaryDirectory()
-    folder = Path(beside.name if out is None else out)
-    home = package(where, Path(beside.name))
+    folder = beside if out is None else Path(out)
+    home = package(where, beside)
     labels = np.array(json.loads((home / MODEL / "config.min.json").read_text())["target_labels_space"])
     teacher = rebuilt(home / MODEL / "model.onnx")
     original = kd.from_onnx(home / MODEL / "model.onnx", probabilities=True)
@@ -265,13 +298,22 @@ def main(
     test, other = np.flatnonzero(of_test & ~hidden), np.flatnonzero(hidden)
     if not len(train) or not len(test):
         sys.exit(f"{len(train)} files are left to learn from and {len(test)} for the test: name more with --roots")
+    cut = None if out is None else folder / "pieces.npz"
+    if cut is not None and cut.is_file():
+        with np.load(cut) as before:
+            parts = before["tokens"].astype(np.int32)
+    else:
+        parts = pieces(paths[train], each, rng)
+        save(cut, tokens=parts.astype(np.uint16))
     print(
-        f"{len(train)} files to learn from, of {len(np.unique(answers[train]))} types; {len(test)} in other folders; "
-        f"{len(other)} of types that no student sees ({', '.join(labels[sorted(unseen)]) or 'none'})"
+        f"{len(train)} files and {len(parts)} pieces of them to learn from, of {len(np.unique(answers[train]))} types; "
+        f"{len(test)} in other folders; {len(other)} of types that no student sees "
+        f"({', '.join(labels[sorted(unseen)]) or 'none'})"
     )
     students = STUDENTS if students is None else students
     settings = {
-        "files": {"train": len(train), "test": len(test), "unseen types": len(other)}, "epochs": epochs,
+        "files": {"train": len(train), "test": len(test), "unseen types": len(other)}, "pieces": len(parts),
+        "epochs": epochs,
         "types": len(np.unique(answers[train])), "unseen": labels[sorted(unseen)].tolist(),
         "students": {name: list(size) for name, size in students.items()},
     }  # fmt: skip
@@ -295,9 +337,12 @@ def main(
     smallest = list(students)[-1]
     trainings = [(size, name) for size in students for name in methods if name == "KD" or size == smallest]
     # Its outputs for all of them, once.
-    taught = kd.cached(teacher, inputs[train], features=("norm",), batch_size=64)
-    data = kd.Batch(inputs[train], answers[train].astype(np.int32))
-    steps = epochs * max(1, len(train) // min(64, len(train)))
+    learned = np.concatenate([inputs[train], parts])
+    taught = kd.cached(teacher, learned, features=("norm",), batch_size=64)
+    of_parts = np.asarray(kd.predict(teacher, parts, batch_size=64)).argmax(-1) if len(parts) else answers[:0]
+    data = kd.Batch(learned, np.concatenate([answers[train], of_parts]).astype(np.int32))
+    batch_size = min(64, len(learned))
+    steps = epochs * (len(learned) // batch_size)
     held = {"other folders": test, "unseen types": other}
 
     def measures(given: np.ndarray) -> dict[str, float]:
@@ -334,13 +379,13 @@ def main(
             if len(runs.setdefault(label, [])) > seed and (seed or onnx_files[label].is_file()):
                 continue
             student = ByteCNN(*students[size], rngs=nnx.Rngs(seed))
-            rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, steps // 20), steps + 1)
+            rate = optax.warmup_cosine_decay_schedule(0.0, 5e-3, max(1, steps // 20), steps + 1)
             trained = kd.distill(
                 student, None if name == "hard answers alone" else taught, data, method=methods[name],
-                optimizer=optax.adamw(rate), epochs=epochs, batch_size=min(64, len(train)), key=seed,
+                optimizer=optax.adamw(rate), epochs=epochs, batch_size=batch_size, key=seed,
             ).student  # fmt: skip
             runs[label][seed : seed + 1] = [measures(np.asarray(kd.predict(trained, inputs, batch_size=64)))]
-            if not onnx_files[label].is_file():
+            if not seed:
                 kd.export.to_onnx(trained, onnx_files[label], inputs[:64], tolerance=1e-4)
             agreement = runs[label][seed]["agreement, other folders"]
             print(f"{label}, seed {seed}: {agreement:.2%} agreement", flush=True)
@@ -374,7 +419,6 @@ def main(
         (folder / "results.md").write_text(text + "\n")
         (folder / "models.json").write_text(json.dumps(whole, indent=2) + "\n")
         plot(models, folder / "magika.png")
-    beside.cleanup()
     return whole
 
 
@@ -390,6 +434,7 @@ if __name__ == "__main__":
     parser.add_argument("--files", type=int, default=5000, metavar="N", help="files to learn from (default: 5000)")
     parser.add_argument("--epochs", type=int, default=8, metavar="N", help="of each student (default: 8)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of each student (default: 1)")
+    parser.add_argument("--pieces", type=int, default=1, metavar="N", help="of each file, to learn from (default: 1)")
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), metavar="DIR", help="where the files are")
     parser.add_argument(
         "--out",
@@ -398,7 +443,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--quick", action="store_true", help="few files and small students: to see that it runs")
     given = parser.parse_args()
-    more = {"epochs": 1, "students": {"a small one": (4, 16)}} if given.quick else {"epochs": given.epochs}
+    more: dict[str, Any] = {"each": given.pieces}
+    more |= {"epochs": 1, "students": {"a small one": (4, 16)}} if given.quick else {"epochs": given.epochs}
     main(
         128 if given.quick else given.files,
         where=given.magika,

@@ -325,5 +325,5 @@ def test_magikas_students_go_on_from_the_files_and_trainings_that_are_there(
         assert len(again["models"][label]["runs"]) == (1 if label == "teacher" else 2)
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
         "a-small-one-hard-answers-alone.onnx", "a-small-one-kd-and-fitnet.onnx", "a-small-one-kd.onnx", "files.npz",
-        "magika.png", "models.json", "results.json", "results.md",
+        "magika.png", "models.json", "pieces.npz", "results.json", "results.md",
     ]  # fmt: skip
