@@ -2,8 +2,8 @@
 
 magika 1.0.3 tells 214 types of files from 2,048 bytes with 784,214 parameters. Here it is rebuilt from its ONNX file as
 an NNX module, and teaches students with a quarter and a sixteenth of its parameters on the files of this computer, and
-on pieces of them, without a single label. Printed is how often each agrees with it, and with its own command, on files of other folders,
-and what each costs in onnxruntime on one thread.
+on pieces of them, without a single label. Printed is how often each agrees with it, and with its own command, on files
+of other folders, and what each costs in onnxruntime on one thread.
 
 It downloads nothing: install magika==1.0.3, or name its wheel or an unpacked folder (`pip download --no-deps
 magika==1.0.3`). How long it takes grows with `--files`, `--epochs` and `--seeds`; `--quick` takes two minutes, and only
