@@ -21,6 +21,7 @@ from kd_jax.train import sources as of_sources
 from kd_jax.train.done import Position
 from kd_jax.train.groups import Cuts, Group
 
+pytest.importorskip("grain")
 HOW: dict[str, Any] = {"optimizer": optax.sgd(0.1, momentum=0.9), "progress": False}
 PLACE = Position(None, 0)
 
