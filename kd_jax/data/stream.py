@@ -67,10 +67,11 @@ class Batches:
 
     def known_inputs(self) -> PyTree:
         """The inputs of all examples, in memory or mapped from a file; None where they are not, or have own indices."""
-        data = self.source.data if isinstance(self.source, _Arrays) else Batch(None)
-        leaves = jax.tree.leaves(data.inputs)
-        known = data.indices is None and all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves)
-        return data.inputs if known else None
+        if not isinstance(self.source, _Arrays) or self.source.data.indices is not None:
+            return None
+        inputs = self.source.data.inputs
+        arrays = all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(inputs))
+        return inputs if arrays else None
 
     def identity(self) -> dict[str, Any]:
         """What makes the batches the same, as JSON holds it: some examples stand for all.
