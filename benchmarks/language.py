@@ -52,11 +52,11 @@ def _steps(setting: Setting) -> Table:
     best: dict[str, str] = {}
     kept: Figures = {}
     for name, row in tqdm(rows.items(), desc="language", leave=False, disable=None):
-        with Apart() as apart:
+        with Apart(setting.torch_python) as apart:
             found = {(name, "kd_jax"): Contestant(kd_jax_trainer(row, steps), steps)}
             found[name, _PROBES[0]] = limit.jax_product()
             # Each process takes seconds to start.
-            if has_torch() and not setting.quick:
+            if has_torch(setting.torch_python) and not setting.quick:
                 found[name, _PROBES[1]] = apart.contestant(limit.torch_product)
             for way in _ways(setting):
                 found[name, way] = apart.contestant(_torch_steps, row, steps, way)
@@ -85,7 +85,7 @@ def _sampling(setting: Setting) -> Table:
     best: dict[str, str] = {}
     kept: Figures = {}
     for name, layers in tqdm(writers.items(), desc="sampling", leave=False, disable=None):
-        with Apart() as apart:
+        with Apart(setting.torch_python) as apart:
             found = {(name, "kd_jax"): kd_jax_writer(layers)}
             for way in _ways(setting):
                 found[name, way] = apart.contestant(torch_writer, layers, way)
@@ -250,7 +250,7 @@ def _made(layers: int, rngs: Any) -> Any:
 
 
 def _ways(setting: Setting) -> tuple[str, ...]:
-    return TORCH[: 1 if setting.quick else 2] if has_torch() else ()
+    return TORCH[: 1 if setting.quick else 2] if has_torch(setting.torch_python) else ()
 
 
 def _about_torch(best: dict[str, str]) -> list[str]:

@@ -29,13 +29,14 @@ class Setting(NamedTuple):
     """What every section is given.
 
     rounds: turns of each contestant in the sections that time single steps. whole_rounds: those of whole runs.
-    quick: everything in small.
+    quick: everything in small. torch_python: whose PyTorch runs in processes of its own, else this one's.
     """
 
     data: "kd_jax.Dataset"
     rounds: int
     whole_rounds: int
     quick: bool
+    torch_python: str | None = None
 
 
 class Table(NamedTuple):

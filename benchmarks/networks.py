@@ -56,7 +56,7 @@ def networks(setting: Setting) -> list[Table]:
     best: dict[str, str] = {}
     kept: Figures = {}
     for name, row in tqdm(rows.items(), desc="networks", leave=False, disable=None):
-        with Apart() as apart:
+        with Apart(setting.torch_python) as apart:
             seconds = take_turns(_contestants(name, row, setting.quick, apart), rounds, label=name)
         probed = {key: seconds.pop(key) for key in list(seconds) if key[1] in _PROBES}
         found = as_figures(seconds, lambda _, value: 1000 * value)
@@ -137,7 +137,7 @@ def _contestants(name: str, row: Row, quick: bool, apart: Apart) -> dict[tuple[s
         (name, "kd_jax"): Contestant(kd_jax_trainer(row, steps), steps),
         (name, _PROBES[0]): limit.jax_product(),
     }
-    if has_torch():
+    if has_torch(apart.python):
         found[name, _PROBES[1]] = apart.contestant(limit.torch_product)
         for way in ("notebook", *TORCH[: 1 if quick else 2]):
             found[name, way] = apart.contestant(_torch, row, steps, way)

@@ -1,8 +1,10 @@
 """Sections `steps`, `batches` and `evaluation`: one step at batch 32, at other batches, and the test set."""
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import jax
 from tqdm import tqdm
@@ -20,9 +22,23 @@ TUNED = "tuned PyTorch"
 Contestants = dict[tuple[str, str], Contestant]
 
 
-def has_torch() -> bool:
-    """Whether PyTorch can take part."""
-    return importlib.util.find_spec("torch") is not None
+@cache
+def has_torch(python: str | None = None) -> bool:
+    """Whether PyTorch can take part: in this Python, or in another."""
+    if python in (None, sys.executable):
+        return importlib.util.find_spec("torch") is not None
+    return bool(torch_of(python))
+
+
+@cache
+def torch_of(python: str) -> str:
+    """The versions of another Python and its PyTorch, or nothing where it has none."""
+    program = "import platform, torch; print(platform.python_version(), torch.__version__)"
+    try:
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return "Python {}, torch {}".format(*done.stdout.split()) if done.returncode == 0 else ""
 
 
 def steps(setting: Setting) -> list[Table]:

@@ -20,6 +20,7 @@ import jax
 import kd_jax
 from benchmarks import end_to_end, language, memory, networks, report, seeds, steps, xla
 from benchmarks.measure import Setting, Table
+from benchmarks.steps import has_torch, torch_of
 from kd_jax.experiments.shell.options import Parser
 
 SECTIONS: dict[str, Callable[[Setting], list[Table]]] = {
@@ -47,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if jax.config.values["jax_default_matmul_precision"] is None:
         # As `kd_jax.run` does, and as PyTorch does by default: float32 products on every device.
         jax.config.update("jax_default_matmul_precision", "highest")
-    setting, facts = Setting(kd_jax.load("mnist"), rounds, whole, options.quick), report.environment()
+    facts = report.environment()
+    if options.torch_python:
+        facts["PyTorch apart"] = torch_of(options.torch_python)
+    setting = Setting(kd_jax.load("mnist"), rounds, whole, options.quick, options.torch_python)
     command = shlex.join(["python", "-m", "benchmarks.throughput", *(sys.argv[1:] if arguments is None else arguments)])
     tables: list[Table] = []
     for name in options.only or _USUAL:
@@ -82,6 +86,10 @@ def _parser() -> Parser:
         help=f"these sections, of {', '.join(SECTIONS)} (default: all but xla)",
     )  # fmt: skip
     parser.add_argument(
+        "--torch-python", type=_python, metavar="PYTHON",
+        help="another Python, whose PyTorch the sections networks and language measure (default: this one)",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=_folder, metavar="DIR", help="folder for throughput.md, throughput.json and throughput.png"
     )
     return parser
@@ -97,6 +105,12 @@ def _whole(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds: give a whole number of at least 1")
     return int(text)
+
+
+def _python(text: str) -> str:
+    if not has_torch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} has no PyTorch: name a Python that imports torch")
+    return text
 
 
 def _folder(text: str) -> Path:

@@ -490,7 +490,7 @@ def test_a_decoder_in_pytorch_is_the_same_and_trains(tiny: ModuleType) -> None:
 def test_the_section_of_language_models_has_steps_and_sampling(
     tiny: ModuleType, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny, "has_torch", lambda: False)
+    monkeypatch.setattr(tiny, "has_torch", lambda python: False)
     monkeypatch.setattr(tiny.limit, "SQUARE", 64)
     steps_table, sampling = tiny.language(Setting(mnist, 3, 1, True))
     assert set(steps_table.figures["student"]) == {"kd_jax", "limit"}
