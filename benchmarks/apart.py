@@ -44,7 +44,7 @@ def _ask(process: "subprocess.Popen[bytes]", order: Any) -> Any:
         process.stdin.flush()
         return pickle.load(process.stdout)
     except (EOFError, BrokenPipeError):
-        raise RuntimeError(f"{process.args} ended with {process.wait()} before it answered") from None
+        raise RuntimeError(f"{process.args!r} ended with {process.wait()} before it answered") from None
 
 
 def _main() -> None:

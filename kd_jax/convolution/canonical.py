@@ -9,13 +9,13 @@ function may be anybody's.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
-from jax.extend.core.primitives import conv_general_dilated_p, reduce_sum_p, select_and_scatter_add_p
+from jax.extend.core.primitives import conv_general_dilated_p, mul_p, neg_p, reduce_sum_p, select_and_scatter_add_p
 from jaxtyping import Array
 
 from kd_jax.convolution import pools, sums
@@ -83,18 +83,20 @@ class _Rewriter:
         if not isinstance(jaxpr, Jaxpr):
             inner = self.value(jaxpr.jaxpr)
             return jaxpr if inner is jaxpr.jaxpr else jaxpr.replace(jaxpr=inner)
-        equations = [new for old in jaxpr.eqns for new in self._equation(old)]
+        made = {var: old for old in jaxpr.eqns for var in old.outvars}
+        equations = [new for old in jaxpr.eqns for new in self._equation(old, made)]
         same = len(equations) == len(jaxpr.eqns) and all(map(_is, equations, jaxpr.eqns))
         return jaxpr if same else jaxpr.replace(eqns=equations)
 
-    def _equation(self, equation: JaxprEqn) -> Iterator[JaxprEqn]:
+    def _equation(self, equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -> Iterator[JaxprEqn]:
+        """What takes its place. made: the equations of the same jaxpr, by what they make."""
         if equation.primitive is conv_general_dilated_p and _is_rewritten(equation):
             yield from _inlined(functools.partial(convolve, plain=_is_sharded(equation), **equation.params), equation)
             return
         if equation.primitive is reduce_sum_p and _is_slow_sum(equation):
-            yield from _inlined(
-                functools.partial(sums.column_sums, axes=tuple(map(int, equation.params["axes"]))), equation
-            )
+            factors = _factors(equation, made)
+            fun = sums.column_sums if len(factors) == 1 else sums.scaled_column_sums
+            yield from _inlined(functools.partial(fun, axes=_axes(equation)), equation, factors)
             return
         if equation.primitive is select_and_scatter_add_p and _is_slow_pool(equation):
             yield from _inlined(functools.partial(pools.scattered, **equation.params), equation)
@@ -127,6 +129,31 @@ def _is_slow_pool(equation: JaxprEqn) -> bool:
     return bool(floats and not _is_sharded(equation) and pools.is_worth_it(**equation.params))
 
 
+def _factors(equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -> Sequence[Any]:
+    """What a sum adds, or the array and the numbers of each column that it is minus the product of.
+
+    The gradient of a normalisation by its mean is such a sum. The sum of the array alone is there already, as the
+    gradient by the bias.
+    """
+    [added] = equation.invars
+    negated = _maker(added, neg_p, made)
+    if negated is not None:
+        product = _maker(negated.invars[0], mul_p, made)
+        if product is not None:
+            shape = added.aval.shape  # type: ignore[attr-defined]
+            columns = tuple(1 if axis in _axes(equation) else size for axis, size in enumerate(shape))
+            for array, column in (product.invars, product.invars[::-1]):
+                if array.aval.shape == shape and column.aval.shape == columns:  # type: ignore[attr-defined]
+                    return array, column
+    return (added,)
+
+
+def _maker(atom: Any, primitive: Any, made: Mapping[Any, JaxprEqn]) -> JaxprEqn | None:
+    """The equation of `primitive` that makes it, if one does."""
+    found = made.get(atom) if isinstance(atom, Var) else None
+    return found if found is not None and found.primitive is primitive else None
+
+
 def _axes(equation: JaxprEqn) -> tuple[int, ...]:
     """Of a sum; a vmap makes NumPy's whole numbers of them."""
     return tuple(map(int, equation.params["axes"]))
@@ -138,11 +165,12 @@ def _is_sharded(equation: JaxprEqn) -> bool:
     return not all(mesh.empty or mesh.are_all_axes_auto for mesh in meshes)
 
 
-def _inlined(fun: Callable[..., Array], equation: JaxprEqn) -> Iterator[JaxprEqn]:
-    """The equations of `fun`, which take the place of `equation`."""
+def _inlined(fun: Callable[..., Array], equation: JaxprEqn, atoms: Sequence[Any] | None = None) -> Iterator[JaxprEqn]:
+    """The equations of `fun` of `atoms`, which take the place of `equation`; else of its own operands."""
+    atoms = equation.invars if atoms is None else atoms
     with equation.ctx.manager:
-        traced = jax.make_jaxpr(fun)(*(atom.aval for atom in equation.invars))
-    names = dict(zip(traced.jaxpr.invars, equation.invars, strict=True))
+        traced = jax.make_jaxpr(fun)(*(atom.aval for atom in atoms))
+    names = dict(zip(traced.jaxpr.invars, atoms, strict=True))
     names |= dict(zip(traced.jaxpr.outvars, equation.outvars, strict=True))
     for own in traced.jaxpr.eqns:
         yield own.replace(

@@ -70,16 +70,20 @@ def convolve(
 
 def _form(own: Operands) -> Array:
     """[batch, *extents, groups · outputs], by the form that is fast."""
+    if any(min(sides) < 0 for sides in own.padding):
+        # Gradients of strides that leave the last inputs out: oneDNN leaves them out where they are.
+        by_onednn = _by_onednn(own)
+        if by_onednn is not None:
+            return by_onednn
     own = _cropped(own)
     alone = points(own)
     if alone:
         out = _form(without(own, alone))
         return lax.reshape(out, (len(own.lhs), *own.extents, out.shape[-1]))
     inputs = own.rhs.shape[-2]
-    if own.groups > 1 or math.prod(map(min, own.window, own.extents)) > 1:
-        by_onednn = onednn_form.convolution(own, otherwise=_library)
-        if by_onednn is not None:
-            return by_onednn
+    by_onednn = _by_onednn(own)
+    if by_onednn is not None:
+        return by_onednn
     for axis in range(own.dims):
         if own.lhs_dilation[axis] > 1 and own.window_strides[axis] == own.rhs_dilation[axis] == 1:
             return _by_phases(own, axis)
@@ -98,6 +102,15 @@ def _form(own: Operands) -> Array:
     if own.dims == 3 and not slow and own.lhs_dilation[0] == 1 and min(own.window[0], own.extents[0]) <= _PLANES:
         return _by_planes(own)
     return _library(own)
+
+
+def _by_onednn(own: Operands) -> Array | None:
+    """What is more than a matrix product, where oneDNN computes it faster than XLA."""
+    products = math.prod(map(min, own.window, own.extents))
+    steps = max(*own.window_strides, *own.lhs_dilation, *own.rhs_dilation)
+    if own.groups == products == steps == 1 or points(own):
+        return None
+    return onednn_form.convolution(own, otherwise=lambda same: _library(_cropped(same)))
 
 
 def _cropped(own: Operands) -> Operands:

@@ -98,7 +98,7 @@ def _of_inputs(own: Operands) -> Geometry:
     ):
         seen = dilated(window, dilation)
         before.append(seen - 1 - low)
-        after.append(dilated(size, stride) - 1 + seen - extent - before[-1])
+        after.append(_behind(dilated(size, stride) - 1 + seen - extent - before[-1], stride))
     kernel = (*own.window, own.rhs.shape[-1] // own.groups, own.groups * own.rhs.shape[-2])
     dilations = tuple(dilation - 1 for dilation in own.rhs_dilation)
     return Geometry(
@@ -107,12 +107,17 @@ def _of_inputs(own: Operands) -> Geometry:
     )
 
 
+def _behind(padding: int, stride: int) -> int:
+    """That padding, or 0 where it is below by less than a stride, which leaves the last few out by itself."""
+    return 0 if -stride < padding < 0 else padding
+
+
 def _of_kernel(own: Operands) -> Geometry:
     """A window larger than what it leaves: the gradient of a kernel, with the batch where features are."""
     channels, batch = len(own.lhs), own.lhs.shape[-1] // own.groups
     outputs = own.rhs.shape[-1]
     after = [
-        dilated(window, stride) - 1 + dilated(extent, step) - size - low
+        _behind(dilated(window, stride) - 1 + dilated(extent, step) - size - low, stride)
         for size, window, stride, extent, step, (low, _) in zip(
             own.lhs.shape[1:-1], own.window, own.rhs_dilation, own.extents, own.window_strides, own.padding, strict=True
         )

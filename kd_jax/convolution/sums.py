@@ -38,5 +38,10 @@ def column_sums(array: Array, axes: tuple[int, ...]) -> Array:
     return lax.reshape(total, kept)
 
 
+def scaled_column_sums(array: Array, columns: Array, axes: tuple[int, ...]) -> Array:
+    """`jnp.sum(-array * columns, axes)`, where `columns` has one position along each of `axes`, but for rounding."""
+    return -column_sums(array, axes) * lax.reshape(columns, array.shape[len(axes) :])
+
+
 def _parts(rows: int) -> int:
     return max(parts for parts in range(1, _PARTS + 1) if rows % parts == 0)

@@ -22,6 +22,9 @@ CASES = {
     "more padding than needed": ((2, 6, 6, 8), (3, 3, 8, 8), (1, 1), ((3, 2), (2, 4)), (1, 1)),
     "one axis": ((6, 20, 8), (5, 8, 16), (2,), ((2, 2),), (1,)),
     "three axes": ((2, 6, 5, 7, 4), (3, 2, 3, 4, 8), (1, 1, 2), ((1, 1), (0, 1), (1, 1)), (1, 1, 1)),
+    "1 x 1, strided": ((4, 8, 8, 8), (1, 1, 8, 16), (2, 2), ((0, 0), (0, 0)), (1, 1)),
+    "1 x 1, strides of 3 and 2": ((3, 9, 12, 4), (1, 1, 4, 8), (3, 2), ((0, 0), (0, 0)), (1, 1)),
+    "1 x 1, strided, padded": ((3, 9, 12, 4), (1, 1, 4, 8), (2, 3), ((1, 0), (0, 2)), (1, 1)),
     "one channel": ((4, 12, 12, 1), (5, 5, 1, 6), (1, 1), ((2, 2), (2, 2)), (1, 1)),
 }
 GROUPED = {
@@ -109,6 +112,20 @@ def test_a_convolution_and_its_gradients_are_those_of_a_sum_number_by_number(cas
     assert "forward" in names
     for own, other in zip(compiled(*given), oracle(case, *given), strict=True):
         np.testing.assert_allclose(own, other, rtol=0, atol=2e-6 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("case", ["1 x 1, strided", "strided, something left over"])
+def test_inputs_that_a_stride_leaves_out_are_not_cut_off_for_onednn(case):
+    compiled = jax.jit(canonical(both(case))).lower(*arrays(case)).compile()
+    assert sorted(calls(compiled)) == ["forward", "inputs", "kernel"]
+    inputs = "x".join(map(str, CASES[case][0]))
+    assert compiled.as_text().count(f".{inputs}.") == 3
+
+
+def test_a_matrix_product_is_left_to_xla():
+    x, kernel = np.ones((4, 8, 8, 8), np.float32), np.ones((1, 1, 8, 16), np.float32)
+    fun = jax.grad(lambda *args: jnp.sum(lax.conv_general_dilated(*args, (1, 1), "SAME", dimension_numbers=NUMBERS[2])))
+    assert calls(jax.jit(canonical(fun)).lower(x, kernel).compile()) == []
 
 
 def test_in_a_loop_it_is_the_same_call_and_the_same_bits_at_every_run():
