@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,22 +43,26 @@ def _ask(process: "subprocess.Popen[bytes]", order: Any) -> Any:
         process.stdin.write(pickle.dumps(order, protocol=_PROTOCOL))
         process.stdin.flush()
         return pickle.load(process.stdout)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         raise RuntimeError(f"{process.args!r} ended with {process.wait()} before it answered") from None
 
 
 def _main() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # What a library prints is no answer, and what a process of its own reads no order.
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     made: Any = None
     while True:
         try:
-            order = pickle.load(sys.stdin.buffer)
+            order = pickle.load(orders)
         except EOFError:
             return
         if order is None:
             result = made.run()
-            answer = result if isinstance(result, float) else 0.0
+            answer = float(result) if isinstance(result, float) else 0.0
         else:
             make, arguments = order
             made = make(*arguments)

@@ -222,10 +222,11 @@ def markdown(kept: dict[str, dict[str, list[float]]]) -> str:
 def main() -> None:
     """Measures, prints and writes Markdown and JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), metavar="NAME", help="; ".join(OPERATIONS))
+    add("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="NAME", help="; ".join(COLUMNS))
+    add("--rounds", type=int, default=7, metavar="N", help="turns of each (default: 7)")
+    add("--out", type=Path, default=FOLDER, metavar="DIR", help=f"folder of the table (default: {FOLDER})")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / f"jax-{jax.__version__}"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 from tqdm import tqdm
@@ -32,13 +33,15 @@ def has_torch(python: str | None = None) -> bool:
 
 @cache
 def torch_of(python: str) -> str:
-    """The versions of another Python and its PyTorch, or nothing where it has none."""
-    program = "import platform, torch; print(platform.python_version(), torch.__version__)"
+    """The versions of another Python and its PyTorch, or nothing where it cannot run what these benchmarks time."""
+    program = "import platform, torch, benchmarks.networks, benchmarks.language\n"
+    program += "print(f'Python {platform.python_version()}, torch {torch.__version__}')"
+    root = Path(__file__).parents[1]
     try:
-        done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False, cwd=root)
     except OSError:
         return ""
-    return "Python {}, torch {}".format(*done.stdout.split()) if done.returncode == 0 else ""
+    return (done.stdout.splitlines() or [""])[-1] if done.returncode == 0 else ""
 
 
 def steps(setting: Setting) -> list[Table]:

@@ -10,6 +10,7 @@ change; only when named).
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # As `kd_jax.run` does, and as PyTorch does by default: float32 products on every device.
         jax.config.update("jax_default_matmul_precision", "highest")
     facts = report.environment()
+    if options.torch_python and not {"networks", "language"} & {*(options.only or _USUAL)}:
+        raise SystemExit("kd_jax: --torch-python is for the sections networks and language: name one of them, or none")
     if options.torch_python:
         facts["PyTorch apart"] = torch_of(options.torch_python)
     setting = Setting(kd_jax.load("mnist"), rounds, whole, options.quick, options.torch_python)
@@ -108,9 +111,11 @@ def _whole(text: str) -> int:
 
 
 def _python(text: str) -> str:
-    if not has_torch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} has no PyTorch: name a Python that imports torch")
-    return text
+    # Not resolved: a virtual environment's Python is a link. Made whole, as it is started from another folder.
+    python = os.path.abspath(shutil.which(text) or text)
+    if not has_torch(python):
+        raise argparse.ArgumentTypeError(f"{text!r} is no Python that has PyTorch, JAX and what kd_jax needs: name one")
+    return python
 
 
 def _folder(text: str) -> Path:

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 import math
-import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -423,8 +423,42 @@ def test_a_contestant_apart_does_its_units_in_another_process():
         found = apart.contestant(limit.jax_product)
         assert found.units == limit.jax_product().units
         found.run()
-        assert len(multiprocessing.active_children()) == 1
-    assert not multiprocessing.active_children()
+        process = found.run.args[0]
+        assert process.poll() is None
+        assert process.pid != os.getpid()
+    assert process.returncode == 0
+
+
+def test_a_contestant_apart_that_fails_says_so_and_is_gone(capfd):
+    from benchmarks.apart import Apart
+
+    with Apart() as apart, pytest.raises(RuntimeError, match=r"'benchmarks\.apart'\] ended with 1 before it answered"):
+        apart.contestant(divmod, 1, 0)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    with Apart() as apart:
+        found = apart.contestant(limit.jax_product)
+        found.run.args[0].kill()
+        found.run.args[0].wait()
+        with pytest.raises(RuntimeError, match="ended with -9"):
+            found.run()
+
+
+def test_what_a_contestant_apart_prints_is_no_answer(capfd):
+    from benchmarks.apart import Apart
+
+    printing = "print('loud', flush=True) or __import__('benchmarks.measure', fromlist='_').Contestant(lambda: 2.5, 3)"
+    with Apart() as apart:
+        found = apart.contestant(eval, printing)
+        assert (found.units, found.run()) == (3, 2.5)
+    assert "loud" in capfd.readouterr().err
+
+
+def test_another_python_without_pytorch_is_refused(capsys, tmp_path):
+    from benchmarks import throughput
+
+    with pytest.raises(SystemExit):
+        throughput.main(["--torch-python", str(tmp_path / "python")])
+    assert "is no Python that has PyTorch" in capsys.readouterr().err
 
 
 def test_the_steps_of_networks_train_alone_and_distilled():

@@ -4,7 +4,8 @@ XLA's CPU compiler has a fast kernel for one order of a convolution's axes: batc
 outputs. It turns convolutions into that order outside loops only (jax-ml/jax#12868), and the gradients of a
 convolution have another one: in the body of a `lax.scan` they are 100 times slower. So `canonical` rewrites them in the
 program of one function, or has oneDNN compute them (`kd_jax.convolution.onednn`). Beside them it rewrites sums of
-columns, which batch normalisation needs, and gradients of max pools. It changes nothing else in the process, and the
+columns, which batch normalisation needs (minus the products with a number for each column: the sums of what is
+multiplied, times these numbers), and gradients of max pools. It changes nothing else in the process, and the
 function may be anybody's.
 """
 

@@ -3,8 +3,9 @@
 - Large ones of float32: oneDNN's, where it is installed.
 - Ungrouped, in float32, bfloat16 and float16: XLA's convolution, in the order batch, space, features; space, inputs,
   outputs.
-- One number for a position and a pair of features (1 × 1, and its gradients), and types for which XLA has no kernel
-  (float64, complex): matrix products, one for each offset in the window, or for each output where there are fewer.
+- One number for a position and a pair of features (1 × 1, and its gradients; with strides where oneDNN has not taken
+  them), and types for which XLA has no kernel (float64, complex): matrix products, one for each offset in the window,
+  or for each output where there are fewer.
 - Depthwise: sums of shifted products.
 - Groups (which a `vmap` over kernels makes): one after another, but small ones together.
 - Three axes of space: sums of convolutions of two.
@@ -70,20 +71,20 @@ def convolve(
 
 def _form(own: Operands) -> Array:
     """[batch, *extents, groups · outputs], by the form that is fast."""
-    if any(min(sides) < 0 for sides in own.padding):
-        # Gradients of strides that leave the last inputs out: oneDNN leaves them out where they are.
-        by_onednn = _by_onednn(own)
-        if by_onednn is not None:
-            return by_onednn
-    own = _cropped(own)
     alone = points(own)
     if alone:
         out = _form(without(own, alone))
         return lax.reshape(out, (len(own.lhs), *own.extents, out.shape[-1]))
-    inputs = own.rhs.shape[-2]
+    cropped = _cropped(own)
+    if points(cropped):
+        return _form(cropped)
+    # Inputs at the end that a stride leaves out, as in gradients, oneDNN leaves out where they are.
     by_onednn = _by_onednn(own)
+    if by_onednn is None and cropped is not own:
+        by_onednn = _by_onednn(cropped)
     if by_onednn is not None:
         return by_onednn
+    own, inputs = cropped, own.rhs.shape[-2]
     for axis in range(own.dims):
         if own.lhs_dilation[axis] > 1 and own.window_strides[axis] == own.rhs_dilation[axis] == 1:
             return _by_phases(own, axis)
@@ -107,8 +108,12 @@ def _form(own: Operands) -> Array:
 def _by_onednn(own: Operands) -> Array | None:
     """What is more than a matrix product, where oneDNN computes it faster than XLA."""
     products = math.prod(map(min, own.window, own.extents))
-    steps = max(*own.window_strides, *own.lhs_dilation, *own.rhs_dilation)
-    if own.groups == products == steps == 1 or points(own):
+    moves = [
+        *zip(own.window_strides, own.extents, strict=True),
+        *zip(own.lhs_dilation, own.lhs.shape[1:-1], strict=True),
+        *zip(own.rhs_dilation, own.window, strict=True),
+    ]
+    if own.groups == products == 1 and not any(step > 1 and count > 1 for step, count in moves):
         return None
     return onednn_form.convolution(own, otherwise=lambda same: _library(_cropped(same)))
 

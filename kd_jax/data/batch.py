@@ -50,9 +50,12 @@ def as_batch(data: Any, *, convert: Callable[[Any], Any] | None = None) -> Batch
     elif isinstance(data, tuple | list) and 2 <= len(data) <= 3:
         parts = Batch(*data)
     else:
+        whole = hasattr(data, "shape") or isinstance(data, str | bytes | tuple | list)
+        gives_batches = hasattr(data, "__iter__") and not whole
+        besides = ", which gives batches, and all examples are needed together" if gives_batches else ""
         raise DataError(
-            f"the data is a {type(data).__name__}: give kd.Batch(inputs, labels), a pair (inputs, labels) or a dict "
-            "with inputs and labels"
+            f"the data is a {type(data).__name__}{besides}: give kd.Batch(inputs, labels), a pair (inputs, labels) or "
+            "a dict with inputs and labels"
         )
     inputs = jax.tree.map(convert, parts.inputs, is_leaf=_is_array_like)
     labels = jax.tree.map(convert, parts.labels, is_leaf=_is_array_like)

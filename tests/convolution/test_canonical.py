@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from kd_jax.convolution import canonical, onednn_form
+from kd_jax.convolution import canonical, onednn, onednn_form
 
 NUMBERS = {
     1: [("NHC", "HIO", "NHC"), ("NCH", "OIH", "NCH"), ("CHN", "IHO", "HNC")],
@@ -81,7 +81,19 @@ def configurations(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], d
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(configurations())
 def test_convolutions_and_their_gradients_are_those_of_jax(configuration: Any) -> None:
-    lhs, rhs, parameters, dtype = configuration
+    assert_as_in_jax(*configuration)
+
+
+@pytest.mark.skipif(bool(onednn.why_not()), reason=onednn.why_not())
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(configurations())
+def test_those_of_onednn_are_those_of_jax_however_small_they_are(configuration: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn_form, "_WORTH", 0)
+        assert_as_in_jax(*configuration[:3], jnp.float32)
+
+
+def assert_as_in_jax(lhs: Any, rhs: Any, parameters: dict[str, Any], dtype: Any) -> None:
 
     def both(lhs: jax.Array, rhs: jax.Array, weights: jax.Array) -> Any:
         out, back = jax.vjp(lambda *args: lax.conv_general_dilated(*args, **parameters), lhs, rhs)

@@ -122,10 +122,23 @@ def test_inputs_that_a_stride_leaves_out_are_not_cut_off_for_onednn(case):
     assert compiled.as_text().count(f".{inputs}.") == 3
 
 
-def test_a_matrix_product_is_left_to_xla():
-    x, kernel = np.ones((4, 8, 8, 8), np.float32), np.ones((1, 1, 8, 16), np.float32)
-    fun = jax.grad(lambda *args: jnp.sum(lax.conv_general_dilated(*args, (1, 1), "SAME", dimension_numbers=NUMBERS[2])))
-    assert calls(jax.jit(canonical(fun)).lower(x, kernel).compile()) == []
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "strides", "dilation"),
+    [
+        ((4, 8, 8, 8), (1, 1, 8, 16), (1, 1), (1, 1)),
+        ((4, 8, 8, 8), (1, 1, 8, 16), (1, 1), (2, 2)),
+        ((4, 4, 4, 8), (4, 4, 8, 16), (4, 4), (1, 1)),
+        ((4, 1, 1, 8), (1, 1, 8, 16), (2, 2), (1, 1)),
+    ],
+)
+def test_a_matrix_product_is_left_to_xla(inputs, kernel, strides, dilation):
+    def total(x, kernel):
+        out = lax.conv_general_dilated(x, kernel, strides, "VALID", rhs_dilation=dilation, dimension_numbers=NUMBERS[2])
+        return jnp.sum(jnp.sin(out))
+
+    given = np.ones(inputs, np.float32), np.ones(kernel, np.float32)
+    assert calls(jax.jit(canonical(jax.grad(total))).lower(*given).compile()) == []
+    assert calls(jax.jit(canonical(jax.grad(total, 1))).lower(*given).compile()) == []
 
 
 def test_in_a_loop_it_is_the_same_call_and_the_same_bits_at_every_run():

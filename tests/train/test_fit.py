@@ -129,5 +129,8 @@ def test_numbers_that_are_not_finite_are_told() -> None:
 
 
 def test_data_that_is_no_batch_is_refused() -> None:
-    with pytest.raises(DataError, match=r"the data is a list_iterator: give kd\.Batch"):
+    with pytest.raises(
+        DataError,
+        match=r"the data is a list_iterator, which gives batches, and all examples are needed together: give kd\.Batch",
+    ):
         kd.fit(0, iter([(X, Y)]), net(), method=kd.CrossEntropy(), optimizer=SGD, epochs=1, batch_size=8)
