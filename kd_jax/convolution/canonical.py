@@ -5,7 +5,7 @@ outputs. It turns convolutions into that order outside loops only (jax-ml/jax#12
 convolution have another one: in the body of a `lax.scan` they are 100 times slower. So `canonical` rewrites them in the
 program of one function, or has oneDNN compute them (`kd_jax.convolution.onednn`). Beside them it rewrites sums of
 columns, which batch normalisation needs (minus the products with a number for each column: the sums of what is
-multiplied, times these numbers), and gradients of max pools. It changes nothing else in the process, and the
+multiplied, times these numbers), and pools. It changes nothing else in the process, and the
 function may be anybody's.
 """
 
@@ -16,7 +16,14 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
-from jax.extend.core.primitives import conv_general_dilated_p, mul_p, neg_p, reduce_sum_p, select_and_scatter_add_p
+from jax.extend.core.primitives import (
+    conv_general_dilated_p,
+    mul_p,
+    neg_p,
+    reduce_sum_p,
+    reduce_window_sum_p,
+    select_and_scatter_add_p,
+)
 from jaxtyping import Array
 
 from kd_jax.convolution import pools, sums
@@ -102,6 +109,9 @@ class _Rewriter:
         if equation.primitive is select_and_scatter_add_p and _is_slow_pool(equation):
             yield from _inlined(functools.partial(pools.scattered, **equation.params), equation)
             return
+        if equation.primitive is reduce_window_sum_p and _is_slow_window_sum(equation):
+            yield from _inlined(functools.partial(pools.summed, **equation.params), equation)
+            return
         params = {name: self.value(value) for name, value in equation.params.items()}
         same = all(params[name] is value for name, value in equation.params.items())
         yield equation if same else equation.replace(params=params)
@@ -128,6 +138,13 @@ def _is_slow_pool(equation: JaxprEqn) -> bool:
     array: Any = equation.invars[1].aval
     floats = jnp.issubdtype(array.dtype, jnp.floating) and 0 not in array.shape
     return bool(floats and not _is_sharded(equation) and pools.is_worth_it(**equation.params))
+
+
+def _is_slow_window_sum(equation: JaxprEqn) -> bool:
+    """A mean pool of float32 or its gradient, which has no axes of a mesh in its type."""
+    array: Any = equation.invars[0].aval
+    worth_it = array.dtype == jnp.float32 and pools.is_sum_worth_it(array.shape, **equation.params)
+    return worth_it and not _is_sharded(equation)
 
 
 def _factors(equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -> Sequence[Any]:

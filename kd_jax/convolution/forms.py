@@ -58,10 +58,11 @@ def convolve(
     plain: only by moving axes, without other arrays, which would have to be sharded as these are.
     """
     lhs_spec, rhs_spec, out_spec = dimension_numbers
-    lhs = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
-    rhs = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     if batch_group_count > 1:
-        lhs = _batch_groups_as_features(lhs, batch_group_count)
+        lhs = _batch_groups_as_features(lhs, lhs_spec, batch_group_count)
+    else:
+        lhs = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+    rhs = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     groups = feature_group_count * batch_group_count  # one of them is 1
     own = Operands(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, groups, options)
     out = _library(own) if plain else _form(own)
@@ -336,9 +337,14 @@ def _replaced(values: tuple[Any, ...], axis: int, value: Any) -> tuple[Any, ...]
     return (*values[:axis], value, *values[axis + 1 :])
 
 
-def _batch_groups_as_features(lhs: Array, groups: int) -> Array:
-    """[groups · batch, …, features] as [batch, …, groups · features]: groups of the batch as groups of features."""
-    batch, *space, features = lhs.shape
-    parts = lax.reshape(lhs, (groups, batch // groups, *space, features))
-    moved = lax.transpose(parts, (*range(1, parts.ndim - 1), 0, parts.ndim - 1))
-    return lax.reshape(moved, (batch // groups, *space, groups * features))
+def _batch_groups_as_features(lhs: Array, spec: tuple[int, ...], groups: int) -> Array:
+    """[batch, *space, groups · features], with groups of the batch as groups of features.
+
+    lhs: with axes as `spec` has them: the batch, features and space. It is split as it lies, so that all moves of axes
+    are one, which XLA leaves out where another one undoes it.
+    """
+    at = spec[0]
+    parts = lax.reshape(lhs, (*lhs.shape[:at], groups, lhs.shape[at] // groups, *lhs.shape[at + 1 :]))
+    features, *space = (axis + (axis > at) for axis in spec[1:])
+    moved = lax.transpose(parts, (at + 1, *space, at, features))
+    return lax.reshape(moved, (*moved.shape[:-2], groups * moved.shape[-1]))

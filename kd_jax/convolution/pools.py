@@ -1,7 +1,7 @@
-"""The gradient of a max or min pool in a form that XLA's CPU compiler makes fast: `scattered`.
+"""Pools in forms that are fast on a CPU: `scattered`, the gradient of a max or min pool, and `summed`, of mean pools.
 
 XLA looks at each window with a loop of its own. Here all windows are looked at side by side: one array for each place
-in the window. What was measured: results/throughput/findings.md.
+in the window, and a sum is a convolution with ones. What was measured: results/throughput/findings.md.
 """
 
 import math
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kd_jax.convolution.forms import convolve
 from kd_jax.convolution.operands import places
 
 # More places in a window take longer to compile than they save.
@@ -22,6 +23,42 @@ def is_worth_it(window_dimensions: Sequence[int], window_strides: Sequence[int],
     """Whether no number lies in two windows, and a window is not large."""
     meet = any(size > stride for size, stride in zip(window_dimensions, window_strides, strict=True))
     return not meet and 1 < math.prod(window_dimensions) <= _PLACES
+
+
+def is_sum_worth_it(shape: Sequence[int], **how: Sequence[Any]) -> bool:
+    """Whether only the axes between the first and the last, three at most, have windows, which are not large."""
+    moved = [how[name] for name in ("window_dimensions", "window_strides", "base_dilation", "window_dilation")]
+    outer = all(sizes[axis] == 1 for sizes in moved for axis in (0, -1))
+    inside = outer and all(tuple(how["padding"][axis]) == (0, 0) for axis in (0, -1))
+    return inside and 3 <= len(shape) <= 5 and 0 not in shape and 1 < math.prod(how["window_dimensions"]) <= _PLACES
+
+
+def summed(
+    operand: Array,
+    *,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    base_dilation: Sequence[int],
+    window_dilation: Sequence[int],
+) -> Array:
+    """The sum of each window of `[batch, *space, features]`; what `lax.reduce_window` computes but for rounding."""
+    last, features = operand.ndim - 1, operand.shape[-1]
+    space = tuple(range(1, last))
+    numbers = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
+    return convolve(
+        operand,
+        jnp.ones((*window_dimensions[1:-1], 1, features), operand.dtype),
+        dimension_numbers=numbers,
+        feature_group_count=features,
+        batch_group_count=1,
+        window_strides=tuple(window_strides[1:-1]),
+        padding=tuple((int(low), int(high)) for low, high in padding[1:-1]),
+        lhs_dilation=tuple(base_dilation[1:-1]),
+        rhs_dilation=tuple(window_dilation[1:-1]),
+        precision=None,
+        preferred_element_type=operand.dtype,
+    )
 
 
 def scattered(

@@ -114,6 +114,14 @@ def test_a_convolution_and_its_gradients_are_those_of_a_sum_number_by_number(cas
         np.testing.assert_allclose(own, other, rtol=0, atol=2e-6 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("case", ["depthwise", "three groups", "two groups, strided", "two groups, one axis", "3 x 3"])
+def test_the_gradient_of_a_kernel_reads_inputs_as_they_lie(case):
+    inputs = ",".join(map(str, CASES[case][0]))
+    compiled = jax.jit(canonical(both(case))).lower(*arrays(case)).compile()
+    moved = re.findall(rf"f32\[{inputs}\]\S* (?:fusion|copy|transpose)\(", compiled.as_text())
+    assert not moved
+
+
 @pytest.mark.parametrize("case", ["1 x 1, strided", "strided, something left over"])
 def test_inputs_that_a_stride_leaves_out_are_not_cut_off_for_onednn(case):
     compiled = jax.jit(canonical(both(case))).lower(*arrays(case)).compile()

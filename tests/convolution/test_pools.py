@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from kd_jax.convolution import canonical
+from kd_jax.convolution import canonical, onednn_form
 
 # Inputs, window, strides, padding.
 CASES = {
@@ -101,3 +101,87 @@ def test_windows_that_meet_and_large_ones_are_left():
     for window, stride in ((3, 2), (6, 6)):
         run = jax.grad(lambda x, window=window, stride=stride: jnp.sum(nnx.max_pool(x, (window,) * 2, (stride,) * 2)))
         assert not is_rewritten(run, x)
+
+
+# Inputs, and parameters of `lax.reduce_window`.
+SUMS = {
+    "3 x 3 over 2, padded": ((3, 8, 9, 5), {"window": (3, 3), "strides": (2, 2), "padding": ((1, 1), (0, 1))}),
+    "all within": ((2, 6, 6, 3), {"window": (2, 2), "strides": (2, 2), "padding": ((0, 0), (0, 0))}),
+    "something left over": ((2, 8, 7, 3), {"window": (3, 2), "strides": (3, 2), "padding": ((0, 0), (0, 0))}),
+    "dilated": ((2, 9, 9, 3), {"window": (3, 3), "strides": (1, 2), "padding": ((2, 2), (2, 1)), "dilation": (2, 2)}),
+    "zeros between": (
+        (2, 5, 4, 3),
+        {"window": (3, 3), "strides": (1, 1), "padding": ((2, 1), (2, 2)), "zeros": (2, 2)},
+    ),
+    "one axis": ((4, 12, 6), {"window": (4,), "strides": (2,), "padding": ((1, 1),)}),
+    "three axes": ((2, 4, 5, 6, 3), {"window": (2, 2, 2), "strides": (2, 1, 2), "padding": ((0, 0), (1, 0), (0, 0))}),
+}
+
+
+def windows_of(case):
+    shape, how = SUMS[case]
+    ones = (1,) * (len(shape) - 2)
+
+    def run(x):
+        return lax.reduce_window(
+            x, np.zeros((), x.dtype), lax.add, (1, *how["window"], 1), (1, *how["strides"], 1),
+            ((0, 0), *how["padding"], (0, 0)), (1, *how.get("zeros", ones), 1), (1, *how.get("dilation", ones), 1),
+        )  # fmt: skip
+
+    return shape, run
+
+
+def has_window_sums(fun, *args):
+    return "reduce_window_sum" in str(jax.make_jaxpr(canonical(fun))(*args))
+
+
+@pytest.mark.parametrize("worth", [0, 4_000_000])
+@pytest.mark.parametrize("case", SUMS)
+def test_sums_of_windows_and_their_gradients_are_those_of_float64(case, worth, monkeypatch):
+    monkeypatch.setattr(onednn_form, "_WORTH", worth)
+    shape, run = windows_of(case)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape)
+    other = rng.normal(size=jax.eval_shape(run, x.astype(np.float32)).shape)
+
+    def both(x, other):
+        out, back = jax.vjp(run, x)
+        return out, back(other)[0]
+
+    own = jnp.asarray(x, jnp.float32), jnp.asarray(other, jnp.float32)
+    assert not has_window_sums(both, *own)
+    found = jax.jit(canonical(both))(*own)
+    with jax.enable_x64(True):
+        expected = jax.jit(both)(jnp.asarray(x), jnp.asarray(other))
+    for value, known in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, known, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "dtype"),
+    [
+        ((4, 8, 8, 6), (1, 2, 2, 2), np.float32),
+        ((4, 8, 8, 6), (2, 2, 2, 1), np.float32),
+        ((4, 8, 8, 6), (1, 8, 8, 1), np.float32),
+        ((4, 8, 8, 6), (1, 1, 1, 1), np.float32),
+        ((8, 8), (2, 2), np.float32),
+        ((4, 8, 8, 6), (1, 2, 2, 1), np.int32),
+    ],
+)
+def test_windows_over_other_axes_large_ones_and_other_types_are_left(shape, window, dtype):
+    def run(x):
+        return lax.reduce_window(x, np.zeros((), dtype), lax.add, window, window, "VALID")
+
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 9, shape), dtype)
+    assert has_window_sums(run, x)
+    np.testing.assert_array_equal(jax.jit(canonical(run))(x), run(x))
+
+
+@pytest.mark.parametrize("worth", [0, 4_000_000])
+def test_a_sum_of_windows_that_is_not_finite_stays_in_its_windows(worth, monkeypatch):
+    x = np.ones((1, 6, 6, 2), np.float32)
+    x[0, 0, 0, 0], x[0, 5, 5, 1] = np.nan, np.inf
+    monkeypatch.setattr(onednn_form, "_WORTH", worth)
+    own = jax.jit(canonical(lambda x: nnx.pool(x, 0.0, lax.add, (3, 3), (3, 3), "VALID")))(jnp.asarray(x))
+    np.testing.assert_array_equal(own[0, :, :, 0], [[np.nan, 9], [9, 9]])
+    np.testing.assert_array_equal(own[0, :, :, 1], [[9, 9], [9, np.inf]])
