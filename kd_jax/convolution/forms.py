@@ -16,6 +16,7 @@ What was measured: results/throughput/findings.md.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -337,7 +338,7 @@ def _replaced(values: tuple[Any, ...], axis: int, value: Any) -> tuple[Any, ...]
     return (*values[:axis], value, *values[axis + 1 :])
 
 
-def _batch_groups_as_features(lhs: Array, spec: tuple[int, ...], groups: int) -> Array:
+def _batch_groups_as_features(lhs: Array, spec: Sequence[int], groups: int) -> Array:
     """[batch, *space, groups · features], with groups of the batch as groups of features.
 
     lhs: with axes as `spec` has them: the batch, features and space. It is split as it lies, so that all moves of axes
