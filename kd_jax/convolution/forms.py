@@ -117,6 +117,10 @@ def _by_onednn(own: Operands) -> Array | None:
     ]
     if own.groups == products == 1 and not any(step > 1 and count > 1 for step, count in moves):
         return None
+    depthwise = own.groups > 1 and own.rhs.shape[-2] == 1
+    if depthwise and math.prod(own.window) > math.prod(own.extents):
+        # oneDNN would see the gradient of a kernel, and all inputs in another order.
+        return None
     return onednn_form.convolution(own, otherwise=lambda same: _library(_cropped(same)))
 
 

@@ -39,7 +39,7 @@ class Operands(NamedTuple):
         """The output's extent in space."""
         sizes = self.lhs.shape[1:-1], self.window, self.window_strides, self.padding
         return tuple(
-            (dilated(size, dilation) + low + high - dilated(window, own)) // stride + 1
+            max(0, (dilated(size, dilation) + low + high - dilated(window, own)) // stride + 1)
             for size, window, stride, (low, high), dilation, own in zip(
                 *sizes, self.lhs_dilation, self.rhs_dilation, strict=True
             )

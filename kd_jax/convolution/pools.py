@@ -17,6 +17,7 @@ from kd_jax.convolution.operands import places
 
 # More places in a window take longer to compile than they save.
 _PLACES = 16
+_SPACE = 3
 
 
 def is_worth_it(window_dimensions: Sequence[int], window_strides: Sequence[int], **others: Any) -> bool:
@@ -26,39 +27,72 @@ def is_worth_it(window_dimensions: Sequence[int], window_strides: Sequence[int],
 
 
 def is_sum_worth_it(shape: Sequence[int], **how: Sequence[Any]) -> bool:
-    """Whether only the axes between the first and the last, three at most, have windows, which are not large."""
-    moved = [how[name] for name in ("window_dimensions", "window_strides", "base_dilation", "window_dilation")]
-    outer = all(sizes[axis] == 1 for sizes in moved for axis in (0, -1))
-    inside = outer and all(tuple(how["padding"][axis]) == (0, 0) for axis in (0, -1))
-    return inside and 3 <= len(shape) <= 5 and 0 not in shape and 1 < math.prod(how["window_dimensions"]) <= _PLACES
+    """Whether windows are small, and only axes between others have them, which are the batch and features then."""
+    before, behind = _outer_axes(shape, **how)
+    space = len(shape) - before - behind
+    features = math.prod(shape[len(shape) - behind :])
+    small = 1 < math.prod(how["window_dimensions"]) <= _PLACES
+    return small and before > 0 and 1 <= space <= _SPACE and features > 1 and 0 not in shape
 
 
 def summed(
     operand: Array,
     *,
-    window_dimensions: Sequence[int],
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    base_dilation: Sequence[int],
-    window_dilation: Sequence[int],
+    window_dimensions: Sequence[Any],
+    window_strides: Sequence[Any],
+    padding: Sequence[tuple[Any, Any]],
+    base_dilation: Sequence[Any],
+    window_dilation: Sequence[Any],
 ) -> Array:
-    """The sum of each window of `[batch, *space, features]`; what `lax.reduce_window` computes but for rounding."""
-    last, features = operand.ndim - 1, operand.shape[-1]
-    space = tuple(range(1, last))
-    numbers = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
-    return convolve(
-        operand,
-        jnp.ones((*window_dimensions[1:-1], 1, features), operand.dtype),
-        dimension_numbers=numbers,
-        feature_group_count=features,
+    """The sum of each window of `[*batch, *space, *features]`; what `lax.reduce_window` computes but for rounding.
+
+    The same parameters, with whole numbers of Python or NumPy.
+    """
+    moved = window_dimensions, window_strides, base_dilation, window_dilation
+    before, behind = _outer_axes(
+        operand.shape, window_dimensions=window_dimensions, window_strides=window_strides, padding=padding,
+        base_dilation=base_dilation, window_dilation=window_dilation,
+    )  # fmt: skip
+    end = operand.ndim - behind
+    batch, space, features = operand.shape[:before], operand.shape[before:end], operand.shape[end:]
+    window, strides, zeros, dilation = (tuple(map(int, sizes[before:end])) for sizes in moved)
+    last = len(space) + 1
+    inner = range(1, last)
+    channels = math.prod(features)
+    out = convolve(
+        lax.reshape(operand, (math.prod(batch), *space, channels)),
+        jnp.ones((*window, 1, channels), operand.dtype),
+        dimension_numbers=lax.ConvDimensionNumbers(
+            (0, last, *inner), (last, last - 1, *range(last - 1)), (0, last, *inner)
+        ),
+        feature_group_count=channels,
         batch_group_count=1,
-        window_strides=tuple(window_strides[1:-1]),
-        padding=tuple((int(low), int(high)) for low, high in padding[1:-1]),
-        lhs_dilation=tuple(base_dilation[1:-1]),
-        rhs_dilation=tuple(window_dilation[1:-1]),
+        window_strides=strides,
+        padding=tuple((int(low), int(high)) for low, high in padding[before:end]),
+        lhs_dilation=zeros,
+        rhs_dilation=dilation,
         precision=None,
         preferred_element_type=operand.dtype,
+        out_sharding=None,
     )
+    return lax.reshape(out, (*batch, *out.shape[1:-1], *features))
+
+
+def _outer_axes(
+    shape: Sequence[int],
+    *,
+    window_dimensions: Sequence[Any],
+    window_strides: Sequence[Any],
+    padding: Sequence[tuple[Any, Any]],
+    base_dilation: Sequence[Any],
+    window_dilation: Sequence[Any],
+) -> tuple[int, int]:
+    """How many axes before and behind the others have no window, stride, padding or dilation."""
+    moved = zip(window_dimensions, window_strides, base_dilation, window_dilation, padding, strict=True)
+    still = [(*sizes, *edges) == (1, 1, 1, 1, 0, 0) for *sizes, edges in moved]
+    if all(still):
+        return len(shape), 0
+    return still.index(False), still[::-1].index(False)
 
 
 def scattered(
@@ -66,9 +100,9 @@ def scattered(
     operand: Array,
     *,
     select_prim: Any,
-    window_dimensions: Sequence[int],
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    window_dimensions: Sequence[Any],
+    window_strides: Sequence[Any],
+    padding: Sequence[tuple[Any, Any]],
 ) -> Array:
     """Each number of `source` where its window of `operand` has the first of its largest, and 0 elsewhere.
 

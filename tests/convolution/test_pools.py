@@ -114,6 +114,8 @@ SUMS = {
         {"window": (3, 3), "strides": (1, 1), "padding": ((2, 1), (2, 2)), "zeros": (2, 2)},
     ),
     "one axis": ((4, 12, 6), {"window": (4,), "strides": (2,), "padding": ((1, 1),)}),
+    "fewer inputs than the window": ((2, 1, 2, 3), {"window": (3, 3), "strides": (1, 1), "padding": ((0, 0), (0, 0))}),
+    "as large as the inputs": ((3, 4, 4, 5), {"window": (4, 4), "strides": (4, 4), "padding": ((0, 0), (0, 0))}),
     "three axes": ((2, 4, 5, 6, 3), {"window": (2, 2, 2), "strides": (2, 1, 2), "padding": ((0, 0), (1, 0), (0, 0))}),
 }
 
@@ -157,6 +159,47 @@ def test_sums_of_windows_and_their_gradients_are_those_of_float64(case, worth, m
         np.testing.assert_allclose(value, known, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("worth", [0, 4_000_000])
+@pytest.mark.parametrize("case", SUMS)
+def test_a_rewritten_pool_can_be_derived_and_mapped(case, worth, monkeypatch):
+    monkeypatch.setattr(onednn_form, "_WORTH", worth)
+    shape, run = windows_of(case)
+    rng = np.random.default_rng(0)
+    x, direction = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    fun = canonical(lambda x: jnp.sin(run(x)))
+    for way in (
+        lambda fun: jax.jit(lambda x: jax.jvp(fun, (x,), (direction,))[1]),
+        lambda fun: jax.jit(jax.grad(lambda x: jnp.sum(fun(x)))),
+        lambda fun: jax.jit(lambda x: jax.vmap(fun)(jnp.stack([x, direction]))),
+    ):
+        own, known = way(fun)(x), way(lambda x: jnp.sin(run(x)))(x)
+        np.testing.assert_allclose(own, known, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 4])
+def test_a_pool_of_several_at_once_has_two_axes_of_space(place, monkeypatch):
+    monkeypatch.setattr(onednn_form, "_WORTH", 0)
+    _, run = windows_of("3 x 3 over 2, padded")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 9, 5)), jnp.float32)
+    several = jnp.stack([x, -2 * x], place)
+    fun = canonical(jax.vmap(run, place, place))
+    np.testing.assert_allclose(jax.jit(fun)(several), jax.vmap(run, place, place)(several), rtol=0, atol=1e-5)
+    if place != 3:
+        assert jax.jit(fun).lower(several).compile().as_text().count("kd_jax.onednn.forward.6x8x9x5") == (place < 2)
+
+
+def test_numpys_whole_numbers_are_taken(monkeypatch):
+    monkeypatch.setattr(onednn_form, "_WORTH", 0)
+    window, strides = np.array([1, 3, 3, 1]), np.array([1, 2, 2, 1])
+
+    def run(x):
+        return lax.reduce_window(x, np.float32(0), lax.add, tuple(window), tuple(strides), "SAME", strides * 0 + 1)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 9, 5)), jnp.float32)
+    assert not has_window_sums(run, x)
+    np.testing.assert_allclose(jax.jit(canonical(run))(x), run(x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("shape", "window", "dtype"),
     [
@@ -164,6 +207,7 @@ def test_sums_of_windows_and_their_gradients_are_those_of_float64(case, worth, m
         ((4, 8, 8, 6), (2, 2, 2, 1), np.float32),
         ((4, 8, 8, 6), (1, 8, 8, 1), np.float32),
         ((4, 8, 8, 6), (1, 1, 1, 1), np.float32),
+        ((4, 8, 8, 1), (1, 2, 2, 1), np.float32),
         ((8, 8), (2, 2), np.float32),
         ((4, 8, 8, 6), (1, 2, 2, 1), np.int32),
     ],
