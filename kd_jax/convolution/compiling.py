@@ -7,7 +7,7 @@ import jax
 
 from kd_jax.convolution import onednn
 
-# XLA's library YNN makes the gradient of a kernel twice as slow. From jax 0.12 on it makes no difference.
+# XLA's library YNN makes the gradient of a kernel up to twice as slow.
 _WITHOUT_YNN: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
@@ -22,8 +22,6 @@ def compiled(lowered: jax.stages.Lowered, written: str | None = None) -> jax.sta
 
 @functools.cache
 def _has_ynn() -> bool:
-    if jax.__version_info__ >= (0, 12):
-        return False
     nothing: Any = jax.jit(lambda: 0).lower()
     try:
         nothing.compile(compiler_options=_WITHOUT_YNN)
