@@ -108,19 +108,6 @@ def _form(own: Operands) -> Array:
 
 
 def _by_onednn(own: Operands) -> Array | None:
-    """What is more than a matrix product, where oneDNN computes it faster than XLA."""
-    products = math.prod(map(min, own.window, own.extents))
-    moves = [
-        *zip(own.window_strides, own.extents, strict=True),
-        *zip(own.lhs_dilation, own.lhs.shape[1:-1], strict=True),
-        *zip(own.rhs_dilation, own.window, strict=True),
-    ]
-    if own.groups == products == 1 and not any(step > 1 and count > 1 for step, count in moves):
-        return None
-    depthwise = own.groups > 1 and own.rhs.shape[-2] == 1
-    if depthwise and math.prod(own.window) > math.prod(own.extents):
-        # oneDNN would see the gradient of a kernel, and all inputs in another order.
-        return None
     return onednn_form.convolution(own, otherwise=lambda same: _library(_cropped(same)))
 
 

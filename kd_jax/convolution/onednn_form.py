@@ -26,7 +26,7 @@ def convolution(own: Operands, *, otherwise: Callable[[Operands], Array]) -> Arr
     products = len(own.lhs) * math.prod(own.extents) * own.rhs.size
     mesh = jax.sharding.get_abstract_mesh()
     several = not mesh.empty and mesh.size > 1  # then XLA divides what it knows, and it does not know a call
-    if dtypes != {jnp.dtype(jnp.float32)} or products < _WORTH or several:
+    if dtypes != {jnp.dtype(jnp.float32)} or products < _WORTH or several or _is_better_left(own):
         return None
     geometry, arrange, restore = _seen(own)
     name = None if geometry is None else onednn.target(geometry)
@@ -46,6 +46,22 @@ def convolution(own: Operands, *, otherwise: Callable[[Operands], Array]) -> Arr
 
     result: Array = computed(own.lhs, own.rhs)
     return result
+
+
+def _is_better_left(own: Operands) -> bool:
+    """Whether it is a matrix product, or a depthwise one that oneDNN would see as the gradient of a kernel.
+
+    Then all inputs would have to be put in another order.
+    """
+    moves = [
+        *zip(own.window_strides, own.extents, strict=True),
+        *zip(own.lhs_dilation, own.lhs.shape[1:-1], strict=True),
+        *zip(own.rhs_dilation, own.window, strict=True),
+    ]
+    if own.groups == 1:
+        one = math.prod(map(min, own.window, own.extents)) == 1
+        return one and not any(step > 1 and count > 1 for step, count in moves)
+    return own.rhs.shape[-2] == 1 and math.prod(own.window) > math.prod(own.extents)
 
 
 def _seen(
