@@ -135,8 +135,9 @@ def _is_slow_sum(equation: JaxprEqn) -> bool:
 
 def _is_slow_pool(equation: JaxprEqn) -> bool:
     """The gradient of a pool of floats, which has no axes of a mesh in its type."""
+    source: Any = equation.invars[0].aval
     array: Any = equation.invars[1].aval
-    floats = jnp.issubdtype(array.dtype, jnp.floating) and 0 not in array.shape
+    floats = jnp.issubdtype(array.dtype, jnp.floating) and 0 not in (*array.shape, *source.shape)
     return bool(floats and not _is_sharded(equation) and pools.is_worth_it(**equation.params))
 
 

@@ -54,6 +54,11 @@ def test_the_gradient_of_a_pool_has_the_bits_of_xlas_also_at_ties(case, pool):
         np.testing.assert_array_equal(own, jax.jit(gradient(pool, case))(*args))
 
 
+def test_a_window_larger_than_its_inputs_leaves_nothing():
+    run = jax.grad(lambda x: jnp.sum(nnx.max_pool(x, (4, 4), (4, 4))))
+    np.testing.assert_array_equal(jax.jit(canonical(run))(jnp.ones((2, 3, 3, 5))), np.zeros((2, 3, 3, 5)))
+
+
 def test_the_first_of_the_largest_gets_it_all():
     x = jnp.asarray([[3.0, 5.0, 5.0, 1.0], [2.0, 2.0, 7.0, 0.0]]).reshape(1, 2, 4, 1)
     run = canonical(
