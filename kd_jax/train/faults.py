@@ -26,7 +26,7 @@ _MOST = 1000
 
 
 def check_teacher(method: Method, data: Batch, teacher: Teacher | None, prepare: Any) -> None:
-    """Raises `NotFiniteError` where inputs are NaN, or a teacher's logits not finite, or so low that the method is not.
+    """Raises `NotFiniteError` where inputs or a teacher's logits are not finite, or so low that the method is not.
 
     data: one batch, or all examples, of which the first are looked at.
     """
@@ -44,7 +44,7 @@ def check_teacher(method: Method, data: Batch, teacher: Teacher | None, prepare:
             kind = "NaN" if np.isnan(logits).any() else "infinite"
             raise NotFiniteError(
                 f"the teacher's logits are {kind} on the training data, and so is the loss: look at its parameters, "
-                "and whether it gets its inputs as it was trained on them"
+                "whether it gets its inputs as it was trained on them, and whether images are too small for its pools"
             )
         if np.isneginf(logits).any() and not _is_finite(method, batch, said):
             raise NotFiniteError(
@@ -70,15 +70,17 @@ def check_schedules(method: Method, steps: Sequence[int]) -> None:
 
 
 def _check_inputs(inputs: PyTree, rows: Int[Array, " examples"]) -> None:
-    """Raises `NotFiniteError` for inputs that are NaN."""
+    """Raises `NotFiniteError` for inputs that are NaN or infinite; -inf may be a mask."""
     for leaf in jax.tree.leaves(inputs):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            wrong = np.isnan(np.asarray(leaf, np.float32)).reshape(leaf.shape[0], -1).any(axis=-1)
-            if wrong.any():
-                raise NotFiniteError(
-                    f"the inputs of example {int(rows[int(wrong.argmax())])} are NaN, and so is the loss: mend "
-                    "them, or give that example the weight 0"
-                )
+            values = np.asarray(leaf, np.float32).reshape(leaf.shape[0], -1)
+            for kind, wrong in (("NaN", np.isnan(values)), ("infinite", np.isposinf(values))):
+                examples = wrong.any(axis=-1)
+                if examples.any():
+                    raise NotFiniteError(
+                        f"the inputs of example {int(rows[int(examples.argmax())])} are {kind}, and so is the loss: "
+                        "mend them, or give that example the weight 0"
+                    )
 
 
 def _is_finite(method: Method, batch: Batch, taught: Output) -> bool:

@@ -217,7 +217,10 @@ def _require_finite(metrics: dict[str, Any], finite: bool, epoch: int, first: in
     remedy = "choose a smaller learning rate, or look for inputs or labels that are not what the model expects"
     if bad.any() and epoch == first + int(bad.argmax()) == 0:
         # No step has changed a parameter yet.
-        remedy = "look for parameters, inputs, labels or numbers of the method that are not finite, or too large"
+        remedy = (
+            "look for parameters, inputs, labels or numbers of the method that are not finite, or too large, and for "
+            "images too small for a pool, which leaves nothing of them then"
+        )
     if bad.any():
         raise NotFiniteError(f"the loss is not finite at step {first + int(bad.argmax()) + 1:,} {where}: {remedy}")
     if not finite:

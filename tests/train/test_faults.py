@@ -64,19 +64,23 @@ def test_a_number_out_of_its_bounds_is_that_of_its_schedule() -> None:
 
 
 def test_the_first_loss_is_no_matter_of_the_learning_rate() -> None:
-    data = DATA._replace(inputs=np.full_like(DATA.inputs, np.inf))
+    data = DATA._replace(inputs=np.full_like(DATA.inputs, 3e38))
     with pytest.raises(NotFiniteError, match="at step 1 of epoch 1: look for parameters, inputs, labels or numbers of"):
         kd.distill(net(), None, data, **HOW)
     with pytest.raises(NotFiniteError, match="the temperature of KD is 0 by its schedule after 4 steps"):
         kd.distill(net(), teacher(), DATA, method=ENDS_AT_0, **(HOW | {"epochs": 2}))
 
 
-def test_an_input_that_is_nan_is_the_reason_and_not_the_teacher() -> None:
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite")])
+def test_an_input_that_is_not_finite_is_the_reason_and_not_the_teacher(value: float, kind: str) -> None:
     inputs = np.array(DATA.inputs)
-    inputs[3, 1] = np.nan
+    inputs[3, 1] = value
     for taught in (None, teacher()):
-        with pytest.raises(NotFiniteError, match="the inputs of example 3 are NaN, and so is the loss: mend them, or"):
+        with pytest.raises(NotFiniteError, match=f"the inputs of example 3 are {kind}, and so is the loss: mend them"):
             check_teacher(kd.KD(), DATA._replace(inputs=inputs), as_teacher(taught), None)
     weights = np.ones(len(inputs), np.float32)
     weights[3] = 0
     check_teacher(kd.KD(), DATA._replace(inputs=inputs, weights=weights), None, None)
+    # A mask of what is left out may be -inf.
+    inputs[:, 1] = -np.inf
+    check_teacher(kd.KD(), DATA._replace(inputs=inputs), None, None)
