@@ -25,7 +25,7 @@ from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array
 
 from kd_jax.convolution import onednn_form
-from kd_jax.convolution.operands import Operands, dilated, places, points, without
+from kd_jax.convolution.operands import Operands, channels_last, dilated, places, points, without
 
 _EIGEN = (jnp.float32, jnp.bfloat16, jnp.float16)
 # More products than this are slower to compile than they save.
@@ -124,9 +124,6 @@ def _cropped(own: Operands) -> Operands:
 
 def _library(own: Operands) -> Array:
     """XLA's own kernel."""
-    last = own.lhs.ndim - 1
-    space = range(1, last)
-    numbers = lax.ConvDimensionNumbers((0, last, *space), (last, last - 1, *range(last - 1)), (0, last, *space))
     swapped = own.groups == 1 and _is_window_larger(own)
     if swapped:
         own = _swapped(own)
@@ -137,12 +134,12 @@ def _library(own: Operands) -> Array:
         padding=own.padding,
         lhs_dilation=own.lhs_dilation,
         rhs_dilation=own.rhs_dilation,
-        dimension_numbers=numbers,
+        dimension_numbers=channels_last(own.dims),
         feature_group_count=own.groups,
         batch_group_count=1,
         **own.options,
     )
-    return lax.transpose(out, (last, *space, 0)) if swapped else out
+    return lax.transpose(out, (out.ndim - 1, *range(1, out.ndim - 1), 0)) if swapped else out
 
 
 def _is_window_larger(own: Operands) -> bool:

@@ -75,6 +75,12 @@ class Operands(NamedTuple):
         return lax.reshape(jnp.stack(outputs, 1), (len(outputs[0]), *self.extents, outputs[0].shape[-1]))
 
 
+def channels_last(dims: int) -> lax.ConvDimensionNumbers:
+    """Batch, space, features; space, inputs, outputs: the order for which XLA has a fast kernel."""
+    last, space = dims + 1, range(1, dims + 1)
+    return lax.ConvDimensionNumbers((0, last, *space), (last, dims, *range(dims)), (0, last, *space))
+
+
 def places(extents: Sequence[int]) -> list[tuple[int, ...]]:
     """All places in a space."""
     return list(itertools.product(*map(range, extents)))

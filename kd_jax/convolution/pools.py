@@ -5,7 +5,7 @@ in the window, and a sum is a convolution with ones. What was measured: results/
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,11 +13,12 @@ from jax import lax
 from jaxtyping import Array
 
 from kd_jax.convolution.forms import convolve
-from kd_jax.convolution.operands import places
+from kd_jax.convolution.operands import channels_last, places
 
 # More places in a window take longer to compile than they save.
 _PLACES = 16
 _SPACE = 3
+_MOVED = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
 
 
 def is_worth_it(window_dimensions: Sequence[int], window_strides: Sequence[int], **others: Any) -> bool:
@@ -28,47 +29,31 @@ def is_worth_it(window_dimensions: Sequence[int], window_strides: Sequence[int],
 
 def is_sum_worth_it(shape: Sequence[int], **how: Sequence[Any]) -> bool:
     """Whether windows are small, and only axes between others have them, which are the batch and features then."""
-    before, behind = _outer_axes(shape, **how)
+    before, behind = _outer_axes(how)
     space = len(shape) - before - behind
     features = math.prod(shape[len(shape) - behind :])
     small = 1 < math.prod(how["window_dimensions"]) <= _PLACES
     return small and before > 0 and 1 <= space <= _SPACE and features > 1 and 0 not in shape
 
 
-def summed(
-    operand: Array,
-    *,
-    window_dimensions: Sequence[Any],
-    window_strides: Sequence[Any],
-    padding: Sequence[tuple[Any, Any]],
-    base_dilation: Sequence[Any],
-    window_dilation: Sequence[Any],
-) -> Array:
-    """The sum of each window of `[*batch, *space, *features]`; what `lax.reduce_window` computes but for rounding.
+def summed(operand: Array, **how: Sequence[Any]) -> Array:
+    """The sum of each window of `[*batch, *space, *features]`; JAX's `reduce_window_sum`, but for rounding.
 
-    The same parameters, with whole numbers of Python or NumPy.
+    how: the parameters of that, with whole numbers of Python or NumPy.
     """
-    moved = window_dimensions, window_strides, base_dilation, window_dilation
-    before, behind = _outer_axes(
-        operand.shape, window_dimensions=window_dimensions, window_strides=window_strides, padding=padding,
-        base_dilation=base_dilation, window_dilation=window_dilation,
-    )  # fmt: skip
-    end = operand.ndim - behind
-    batch, space, features = operand.shape[:before], operand.shape[before:end], operand.shape[end:]
-    window, strides, zeros, dilation = (tuple(map(int, sizes[before:end])) for sizes in moved)
-    last = len(space) + 1
-    inner = range(1, last)
+    before, behind = _outer_axes(how)
+    inner = slice(before, operand.ndim - behind)
+    batch, space, features = operand.shape[:before], operand.shape[inner], operand.shape[inner.stop :]
+    window, strides, zeros, dilation = (tuple(map(int, how[name][inner])) for name in _MOVED)
     channels = math.prod(features)
     out = convolve(
         lax.reshape(operand, (math.prod(batch), *space, channels)),
         jnp.ones((*window, 1, channels), operand.dtype),
-        dimension_numbers=lax.ConvDimensionNumbers(
-            (0, last, *inner), (last, last - 1, *range(last - 1)), (0, last, *inner)
-        ),
+        dimension_numbers=channels_last(len(space)),
         feature_group_count=channels,
         batch_group_count=1,
         window_strides=strides,
-        padding=tuple((int(low), int(high)) for low, high in padding[before:end]),
+        padding=tuple((int(low), int(high)) for low, high in how["padding"][inner]),
         lhs_dilation=zeros,
         rhs_dilation=dilation,
         precision=None,
@@ -78,21 +63,11 @@ def summed(
     return lax.reshape(out, (*batch, *out.shape[1:-1], *features))
 
 
-def _outer_axes(
-    shape: Sequence[int],
-    *,
-    window_dimensions: Sequence[Any],
-    window_strides: Sequence[Any],
-    padding: Sequence[tuple[Any, Any]],
-    base_dilation: Sequence[Any],
-    window_dilation: Sequence[Any],
-) -> tuple[int, int]:
+def _outer_axes(how: Mapping[str, Sequence[Any]]) -> tuple[int, int]:
     """How many axes before and behind the others have no window, stride, padding or dilation."""
-    moved = zip(window_dimensions, window_strides, base_dilation, window_dilation, padding, strict=True)
+    moved = zip(*(how[name] for name in _MOVED), how["padding"], strict=True)
     still = [(*sizes, *edges) == (1, 1, 1, 1, 0, 0) for *sizes, edges in moved]
-    if all(still):
-        return len(shape), 0
-    return still.index(False), still[::-1].index(False)
+    return (len(still), 0) if all(still) else (still.index(False), still[::-1].index(False))
 
 
 def scattered(

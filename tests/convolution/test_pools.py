@@ -125,7 +125,8 @@ SUMS = {
 }
 
 
-def windows_of(case):
+def summed_windows(case):
+    """Sums, and two arrays of inputs."""
     shape, how = SUMS[case]
     ones = (1,) * (len(shape) - 2)
 
@@ -135,7 +136,7 @@ def windows_of(case):
             ((0, 0), *how["padding"], (0, 0)), (1, *how.get("zeros", ones), 1), (1, *how.get("dilation", ones), 1),
         )  # fmt: skip
 
-    return shape, run
+    return run, *np.random.default_rng(0).normal(size=(2, *shape))
 
 
 def has_window_sums(fun, *args):
@@ -146,10 +147,8 @@ def has_window_sums(fun, *args):
 @pytest.mark.parametrize("case", SUMS)
 def test_sums_of_windows_and_their_gradients_are_those_of_float64(case, worth, monkeypatch):
     monkeypatch.setattr(onednn_form, "_WORTH", worth)
-    shape, run = windows_of(case)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=shape)
-    other = rng.normal(size=jax.eval_shape(run, x.astype(np.float32)).shape)
+    run, x, _ = summed_windows(case)
+    other = np.random.default_rng(1).normal(size=jax.eval_shape(run, x.astype(np.float32)).shape)
 
     def both(x, other):
         out, back = jax.vjp(run, x)
@@ -168,9 +167,8 @@ def test_sums_of_windows_and_their_gradients_are_those_of_float64(case, worth, m
 @pytest.mark.parametrize("case", SUMS)
 def test_a_rewritten_pool_can_be_derived_and_mapped(case, worth, monkeypatch):
     monkeypatch.setattr(onednn_form, "_WORTH", worth)
-    shape, run = windows_of(case)
-    rng = np.random.default_rng(0)
-    x, direction = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    run, *given = summed_windows(case)
+    x, direction = (jnp.asarray(array, jnp.float32) for array in given)
     fun = canonical(lambda x: jnp.sin(run(x)))
     for way in (
         lambda fun: jax.jit(lambda x: jax.jvp(fun, (x,), (direction,))[1]),
@@ -184,8 +182,8 @@ def test_a_rewritten_pool_can_be_derived_and_mapped(case, worth, monkeypatch):
 @pytest.mark.parametrize("place", [0, 1, 3, 4])
 def test_a_pool_of_several_at_once_has_two_axes_of_space(place, monkeypatch):
     monkeypatch.setattr(onednn_form, "_WORTH", 0)
-    _, run = windows_of("3 x 3 over 2, padded")
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 9, 5)), jnp.float32)
+    run, *given = summed_windows("3 x 3 over 2, padded")
+    x = jnp.asarray(given[0], jnp.float32)
     several = jnp.stack([x, -2 * x], place)
     fun = canonical(jax.vmap(run, place, place))
     np.testing.assert_allclose(jax.jit(fun)(several), jax.vmap(run, place, place)(several), rtol=0, atol=1e-5)
