@@ -148,6 +148,18 @@ def test_a_matrix_product_is_left_to_xla(inputs, kernel, strides, dilation):
     assert calls(jax.jit(canonical(jax.grad(total, 1))).lower(*given).compile()) == []
 
 
+def test_inputs_that_a_padding_below_0_takes_away_are_cut_off_for_onednn():
+    def convolved(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), ((0, -2), (-1, 1)), dimension_numbers=NUMBERS[2])
+
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 9, 8, 8), (3, 3, 8, 8)))
+    compiled = jax.jit(canonical(convolved)).lower(x, kernel).compile()
+    assert calls(compiled) == ["forward"]
+    cut = lax.conv_general_dilated(x[:, :-2, 1:], kernel, (1, 1), ((0, 0), (0, 1)), dimension_numbers=NUMBERS[2])
+    np.testing.assert_allclose(compiled(x, kernel), cut, rtol=0, atol=1e-4)
+
+
 def test_a_window_as_large_as_its_inputs_is_a_matrix_product_for_the_kernel():
     def total(kernel, x):
         return jnp.sum(jnp.sin(lax.conv_general_dilated(x, kernel, (4, 4), "VALID", dimension_numbers=NUMBERS[2])))

@@ -120,6 +120,7 @@ SUMS = {
     ),
     "one axis": ((4, 12, 6), {"window": (4,), "strides": (2,), "padding": ((1, 1),)}),
     "fewer inputs than the window": ((2, 1, 2, 3), {"window": (3, 3), "strides": (1, 1), "padding": ((0, 0), (0, 0))}),
+    "fewer on both axes": ((2, 1, 1, 3), {"window": (3, 3), "strides": (1, 1), "padding": ((0, 0), (0, 0))}),
     "as large as the inputs": ((3, 4, 4, 5), {"window": (4, 4), "strides": (4, 4), "padding": ((0, 0), (0, 0))}),
     "three axes": ((2, 4, 5, 6, 3), {"window": (2, 2, 2), "strides": (2, 1, 2), "padding": ((0, 0), (1, 0), (0, 0))}),
 }
@@ -189,6 +190,14 @@ def test_a_pool_of_several_at_once_has_two_axes_of_space(place, monkeypatch):
     np.testing.assert_allclose(jax.jit(fun)(several), jax.vmap(run, place, place)(several), rtol=0, atol=1e-5)
     if place != 3:
         assert jax.jit(fun).lower(several).compile().as_text().count("kd_jax.onednn.forward.6x8x9x5") == (place < 2)
+
+
+@pytest.mark.parametrize(("case", "calls"), [("as large as the inputs", 0), ("all within", 1)])
+def test_a_window_as_large_as_its_inputs_is_left_to_xla(case, calls, monkeypatch):
+    monkeypatch.setattr(onednn_form, "_WORTH", 0)
+    run, x, _ = summed_windows(case)
+    compiled = jax.jit(canonical(run)).lower(jnp.asarray(x, jnp.float32)).compile()
+    assert compiled.as_text().count("kd_jax.onednn") == calls
 
 
 def test_numpys_whole_numbers_are_taken(monkeypatch):
