@@ -159,11 +159,22 @@ def test_labels_outside_are_told_in_any_batch() -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])
 def test_a_training_stops_at_the_first_loss_that_is_not_finite(kind: str) -> None:
-    """In epoch 1, of inputs that are infinite. At step 1 no learning rate is to blame."""
-    bad = np.where(np.arange(24)[:, None] < 20, X, np.inf).astype(np.float32)
+    """In epoch 1, of inputs whose logits overflow. At step 1 no learning rate is to blame."""
+    huge = np.where(np.arange(24)[:, None] < 20, X, np.float32(3e38)).astype(np.float32)
     where = r"the loss is not finite at step (1 of epoch 1: look for parameters|\d of epoch 1: choose a smaller)"
     if kind == "memory":
         with pytest.raises(NotFiniteError, match=where):
+            kd.distill(net(), None, (huge, Y), batch_size=8, optimizer=SGD)
+    else:
+        with pytest.raises(NotFiniteError, match="at step [23] of epoch 1: choose a smaller"):
+            kd.distill(net(), None, [(X[:8], Y[:8]), (huge[16:], Y[16:]), (X[:8], Y[:8])], optimizer=SGD)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_infinite_inputs_are_named_where_they_lie_in_memory(kind: str) -> None:
+    bad = np.where(np.arange(24)[:, None] < 20, X, np.inf).astype(np.float32)
+    if kind == "memory":
+        with pytest.raises(NotFiniteError, match="the inputs of example 20 are infinite, and so is the loss"):
             kd.distill(net(), None, (bad, Y), batch_size=8, optimizer=SGD)
     else:
         with pytest.raises(NotFiniteError, match="at step 2 of epoch 1"):
