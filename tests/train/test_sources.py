@@ -166,7 +166,7 @@ def test_a_training_stops_at_the_first_loss_that_is_not_finite(kind: str) -> Non
         with pytest.raises(NotFiniteError, match=where):
             kd.distill(net(), None, (huge, Y), batch_size=8, optimizer=SGD)
     else:
-        with pytest.raises(NotFiniteError, match="at step [23] of epoch 1: choose a smaller"):
+        with pytest.raises(NotFiniteError, match=r"at step [23] of epoch 1: choose a smaller"):
             kd.distill(net(), None, [(X[:8], Y[:8]), (huge[16:], Y[16:]), (X[:8], Y[:8])], optimizer=SGD)
 
 
