@@ -22,7 +22,7 @@ from kd_jax.losses.maps import wide
 from kd_jax.models import Model, as_model
 from kd_jax.models.compiled import call
 from kd_jax.models.predict import highest_precision, outputs_in_batches
-from kd_jax.models.trying import PREPARE, as_numbers, told, told_of_measure
+from kd_jax.models.trying import PREPARE, as_numbers, told, told_of_measure, warn_of_logits
 from kd_jax.models.vocabulary import check_vocabulary
 from kd_jax.teacher import Teacher, as_whole_teacher
 from kd_jax.teachers.indices import in_order
@@ -114,9 +114,9 @@ def evaluate(
         logits, labels, weights, taught = padded(logits, labels, weights, taught)
     together = Batch(None, joined(labels, "labels"), joined(weights, "weights"))
     check_values(together, None)
-    found = measured(
-        np.concatenate(logits), together, np.concatenate(taught) if taught else None, measures=measures or {}
-    )
+    answers = np.concatenate(logits)
+    found = measured(answers, together, np.concatenate(taught) if taught else None, measures=measures or {})
+    warn_of_logits(answers, together.weights)
     return {name: int(v) if np.asarray(v).dtype.kind in "iu" else float(v) for name, v in found.items()}
 
 

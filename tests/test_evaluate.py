@@ -166,6 +166,24 @@ def test_without_labels_there_is_the_teacher_alone() -> None:
     assert kd.evaluate(IDENTITY, kd.Batch(LOGITS)) == {}
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_told(bad: float) -> None:
+    broken = LOGITS.copy()
+    broken[7, 2] = broken[9, 0] = bad
+    with pytest.warns(UserWarning, match=r"the logits of example 7 are NaN or infinite \(2 such examples of 50\)"):
+        kd.evaluate(IDENTITY, kd.Batch(broken, LABELS))
+    weights = np.ones(50, np.float32)
+    weights[[7, 9]] = 0
+    assert np.isfinite(kd.evaluate(IDENTITY, kd.Batch(broken, LABELS, weights))["nll"])
+
+
+def test_a_class_that_cannot_be_is_no_mistake() -> None:
+    """Its logit is minus infinity."""
+    masked = np.concatenate([LOGITS, np.full((50, 1), -np.inf, np.float32)], axis=1)
+    plain = kd.evaluate(IDENTITY, kd.Batch(LOGITS, LABELS))
+    assert kd.evaluate(IDENTITY, kd.Batch(masked, LABELS))["nll"] == pytest.approx(plain["nll"], rel=1e-6)
+
+
 def test_measures_of_a_users_own() -> None:
     """Values for each example are averaged with the weights, one number is itself; one may look at the teacher."""
     weights = np.float32([0, 1, 3] * 10 + [1] * 20)

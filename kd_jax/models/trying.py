@@ -2,6 +2,7 @@
 
 import contextlib
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
-from jaxtyping import Shaped
+from jaxtyping import Float, Num, Shaped
 
 from kd_jax.errors import ConfigError, DataError, FeatureError
 
@@ -48,6 +49,21 @@ def told_of_measure(name: str, logits: Any, labels: Any) -> Iterator[None]:
             f"the measure {name} cannot be computed with logits of {list(logits.shape)} and labels of "
             f"{_kinds(labels) or 'none'} ({reason(error)}): mend it, or give labels as it takes them"
         ) from error
+
+
+def warn_of_logits(logits: Float[np.ndarray, "..."], weights: Num[np.ndarray, "..."] | None) -> None:
+    """Warns of logits that are NaN or infinite, and count. Minus infinity is the logit of a class that cannot be."""
+    broken = (np.isnan(logits) | (logits == np.inf)).any(axis=-1)
+    if weights is not None:
+        broken &= np.reshape(weights != 0, np.shape(weights) + (1,) * (broken.ndim - np.ndim(weights)))
+    examples = broken.reshape(len(broken), -1).any(axis=-1)
+    if examples.any():
+        warnings.warn(
+            f"the logits of example {int(np.argmax(examples))} are NaN or infinite ({int(examples.sum())} such examples "
+            f"of {len(examples)}), and the measures mean nothing: look at the inputs of that example, and at the "
+            "parameters",
+            stacklevel=4,
+        )
 
 
 def as_numbers(values: Any) -> Shaped[np.ndarray, "..."]:

@@ -287,8 +287,8 @@ def check_not_own(model: Model, teacher: Teacher | None) -> None:
             check_not_own(model, one)
         if not isinstance(one, LiveTeacher) or model.variables is None:
             continue
-        module = None if model.origin is None else model.origin()
-        if one.variables is model.variables or (module is not None and one.origin and one.origin() is module):
+        module, same = model.origin and model.origin(), one.variables is model.variables
+        if (same and one.network == model.network) or (module is not None and one.origin and one.origin() is module):
             raise ConfigError("the student is its teacher's own object: give another model, or a copy (nnx.clone)")
 
 

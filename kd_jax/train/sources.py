@@ -29,12 +29,11 @@ from kd_jax.train.groups import Group
 from kd_jax.train.lookup import of_batch, of_rows
 from kd_jax.train.processes import is_shared, of_all, part_of
 from kd_jax.train.sharding import DATA, Layout, check_batch_size, replicated
-from kd_jax.train.sizes import chunk_lengths
+from kd_jax.train.sizes import loop_lengths
 from kd_jax.train.step import Metrics, Training, TrainState, is_finite, step
 
 PyTree = Any
 
-_REPORTS_PER_EPOCH = 10  # about this many times an epoch a loop comes back to tell how far it is
 _AHEAD = 2
 
 
@@ -51,10 +50,10 @@ class Memory:
         self.key, self.method, self.training, self.batch_size = key, method, training, batch_size
         self.examples = check_counts(data)
         self.steps = self.examples // batch_size
-        reports = max(_REPORTS_PER_EPOCH, 1 if teacher is None else teacher.parts)
+        parts = 1 if teacher is None else teacher.parts
         self.lengths = [
             length for first in range(0, self.steps, every or max(1, self.steps))
-            for length in chunk_lengths(min(every or self.steps, self.steps - first), reports)
+            for length in loop_lengths(min(every or self.steps, self.steps - first), parts)
         ]  # fmt: skip
 
     def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:

@@ -656,6 +656,15 @@ def test_fit_refuses_a_student_that_is_its_teacher() -> None:
         FIT(0, DATA, own, teacher=own, method=kd.KD(), **HOW)
 
 
+def test_two_functions_may_begin_with_the_same_parameters() -> None:
+    """They are two models; the same function of the same parameters is one."""
+    shared = {"kernel": jnp.ones((6, 4))}
+    one, other = (kd.from_function(f, shared) for f in (lambda p, x: x @ p["kernel"], lambda p, x: -x @ p["kernel"]))
+    kd.distill(one, other, DATA, **HOW)
+    with pytest.raises(ConfigError, match="its teacher's own object"):
+        kd.distill(one, one, DATA, **HOW)
+
+
 def test_a_copy_and_what_was_trained_may_have_its_teacher() -> None:
     """They have other values, or will have."""
     module = trained_module()

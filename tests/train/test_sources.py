@@ -15,7 +15,7 @@ import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
 from kd_jax.train import loop as of_loop
 from kd_jax.train import sources as of_sources
-from kd_jax.train.sizes import chunk_lengths
+from kd_jax.train.sizes import chunk_lengths, loop_lengths
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 MEMORY = {"optimizer": optax.sgd(0.1, momentum=0.9), "method": kd.KD(0.3), "key": 7}
@@ -195,6 +195,20 @@ def test_parameters_that_are_not_finite_are_told_although_every_loss_is(kind: st
 )
 def test_an_epoch_is_cut_into_equal_chunks_where_a_number_of_them_divides_it(steps: int, lengths: set[int]) -> None:
     assert set(chunk_lengths(steps, 25)) == lengths
+
+
+def test_the_loops_of_an_epoch_are_neither_many_short_ones_nor_long_ones() -> None:
+    for steps in range(1, 32):
+        assert loop_lengths(steps) == [steps]
+    for steps in range(32, 2000):
+        loops = loop_lengths(steps)
+        assert sum(loops) == steps
+        assert len(set(loops)) <= 2
+        assert max(loops) >= min(8, steps // 20)
+        assert 2 <= len(loops) <= 21
+        assert len(loops) >= 6 or steps < 80
+    assert loop_lengths(31, 4) == [8, 8, 8, 7]  # a teacher that is kept in four parts
+    assert loop_lengths(781) == [71] * 11
 
 
 @pytest.mark.parametrize("reports", [1, 2, 10, 25])
