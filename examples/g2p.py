@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import string
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from flax import nnx
 from tabulate import tabulate
 
 import kd_jax as kd
+from kd_jax.data.batch import check_whole
+from kd_jax.errors import TOLD
 
 # Signs of words: 0 is padding, 1 any other sign, 2 the end. Of phonemes: 2 begins, 3 ends.
 LETTERS = {letter: 3 + place for place, letter in enumerate(string.ascii_lowercase)}
@@ -133,6 +136,9 @@ def main(
     out: str | None = None,
 ) -> None:
     """Trains students of `width` units on `count` words, and prints a table of error rates."""
+    check_whole(seeds, "seeds")
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     teacher = load_teacher(in_package("g2p_en", "checkpoint20.npz"))
     known = dictionary()
@@ -218,4 +224,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", help="a folder for the table")
     given = parser.parse_args()
     quick = {"count": 1_000, "tested": 100, "epochs": 2, "seeds": 1} if given.quick else {"seeds": given.seeds}
-    main(**quick, out=given.out)
+    try:
+        main(**quick, out=given.out)
+    except TOLD as error:
+        sys.exit(str(error))

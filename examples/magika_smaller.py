@@ -33,6 +33,8 @@ from flax import nnx
 from tabulate import tabulate
 
 import kd_jax as kd
+from kd_jax.data.batch import check_whole
+from kd_jax.errors import TOLD
 from kd_jax.evaluate import calibration_error
 from kd_jax.export.latency import in_onnxruntime, interleaved
 
@@ -268,6 +270,10 @@ def trained_on(
     each: int = 1, students: Any = None, out: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What was found on each model."""
+    for name, number in {"files": count, "epochs": epochs, "seeds": seeds, "pieces": each}.items():
+        check_whole(number, name)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     rng = np.random.default_rng(1)
     folder = beside if out is None else Path(out)
@@ -445,11 +451,14 @@ if __name__ == "__main__":
     given = parser.parse_args()
     more: dict[str, Any] = {"each": given.pieces}
     more |= {"epochs": 1, "students": {"a small one": (4, 16)}} if given.quick else {"epochs": given.epochs}
-    main(
-        128 if given.quick else given.files,
-        where=given.magika,
-        roots=given.roots,
-        seeds=given.seeds,
-        out=given.out,
-        **more,
-    )
+    try:
+        main(
+            128 if given.quick else given.files,
+            where=given.magika,
+            roots=given.roots,
+            seeds=given.seeds,
+            out=given.out,
+            **more,
+        )
+    except TOLD as error:
+        sys.exit(str(error))

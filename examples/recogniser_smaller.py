@@ -37,6 +37,8 @@ from flax import nnx
 from tabulate import tabulate
 
 import kd_jax as kd
+from kd_jax.data.batch import check_whole
+from kd_jax.errors import TOLD
 
 MODEL, CLASSES, BLANK = "models/PP-OCRv6_rec_small.onnx", 18_710, 0
 HEIGHT, WIDTH, STRIDE = 48, 160, 8
@@ -322,8 +324,10 @@ def main(
     seeds: int = 3, budgets: Sequence[int] = (10,), width: int = 48, batch_size: int = 16, out: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains on `count` lines, and prints a table of others. budgets: bytes a position of what is sparse."""
-    if min(count, epochs, seeds) < 1:
-        sys.exit(f"{min(count, epochs, seeds)} lines, epochs or seeds are asked for: give at least 1 of each")
+    for name, number in {"lines": count, "epochs": epochs, "seeds": seeds}.items():
+        check_whole(number, name)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         return compared(
             Path(folder), count, where=where, text=text, fonts=fonts, epochs=epochs, seeds=seeds, budgets=budgets,
@@ -439,7 +443,10 @@ if __name__ == "__main__":
     given = parser.parse_args()
     quick = {"count": 16, "epochs": 1, "seeds": 1, "width": 8}
     more = {"count": given.lines, "epochs": given.epochs, "seeds": given.seeds}
-    main(
-        **(quick if given.quick else more), where=given.rapidocr, text=given.text, fonts=given.fonts,
-        budgets=given.bytes, out=given.out,
-    )  # fmt: skip
+    try:
+        main(
+            **(quick if given.quick else more), where=given.rapidocr, text=given.text, fonts=given.fonts,
+            budgets=given.bytes, out=given.out,
+        )  # fmt: skip
+    except TOLD as error:
+        sys.exit(str(error))

@@ -124,3 +124,7 @@ class SeedsNotFiniteError(NotFiniteError):
             f"at {learning_rate} {self.learning_rate:g}{soft}: "
             f"choose a smaller learning rate{' or another temperature' if soft else ''}"
         )
+
+
+TOLD = (ConfigError, DataError, CheckpointError, MismatchError, RunError, OSError)
+"""All that say in one sentence what to mend, with the system's own of files: a program may end with it alone."""

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,3 +127,38 @@ def test_the_language_model_example_ends_in_a_table_and_goes_on_after_a_kill(
     assert json.loads((out / "results.json").read_text())["bits_per_byte"] == values
     with pytest.raises(SystemExit, match="give another folder"):
         example.main(text[:-1], **sizes, out=str(out))
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("g2p", {"seeds": 0}),
+        ("byte_language_model", {"text": b"a" * 9, "seeds": 0}),
+        ("crepe_smaller", {"count": 0, "font": "none.sf2"}),
+        ("magika_smaller", {"count": 0}),
+        ("recogniser_smaller", {"epochs": 0}),
+    ],
+)
+def test_an_example_is_asked_for_at_least_one_of_each(name: str, given: dict[str, Any]) -> None:
+    with pytest.raises(kd.ConfigError, match=r"(seeds|notes|files|epochs) is 0: it must be a whole number of at least"):
+        loaded(name).main(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["missing.txt"], "No such file or directory: 'missing.txt'"),
+        (["short.txt"], "the text has 3 bytes: give at least 8,192"),
+        (["short.txt", "--out", "short.txt/out"], "Not a directory: 'short.txt/out'"),
+        (["short.txt", "--seeds", "0"], "seeds is 0: it must be a whole number of at least 1"),
+    ],
+)
+def test_the_language_model_example_says_in_one_sentence_what_it_cannot_use(
+    given: list[str], says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("hi\n")
+    script = str(ROOT / "examples" / "byte_language_model.py")
+    ended = subprocess.run([sys.executable, script, *given], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1

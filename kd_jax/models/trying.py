@@ -59,9 +59,9 @@ def warn_of_logits(logits: Float[np.ndarray, "..."], weights: Num[np.ndarray, ".
     examples = broken.reshape(len(broken), -1).any(axis=-1)
     if examples.any():
         warnings.warn(
-            f"the logits of example {int(np.argmax(examples))} are NaN or infinite ({int(examples.sum())} such examples "
-            f"of {len(examples)}), and the measures mean nothing: look at the inputs of that example, and at the "
-            "parameters",
+            f"the logits of example {int(np.argmax(examples))} are NaN or infinite ({int(examples.sum())} such "
+            f"examples of {len(examples)}), and the measures mean nothing: look at the inputs of that example, and at "
+            "the parameters",
             stacklevel=4,
         )
 
