@@ -13,6 +13,7 @@ from kd_jax.experiments.notebook.plots import new_figure, plain_numbers, save_fi
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _LOGITS, _FEATURES, _OTHER = "#0072B2", "#D55E00", "#009E73"
+_FAR_APART = 4
 _KINDS = {"logits": _LOGITS, "features": _FEATURES, "no teacher's network": _OTHER}
 
 
@@ -68,14 +69,19 @@ def _differences(told: Sequence[Line], found: Results) -> Any:
 def _cost(told: Sequence[Line]) -> Any:
     figure = new_figure(figsize=(11, 1.6 + 0.22 * len(told)))
     axes = figure.subplots(1, 2, sharey=True)
-    for place, line in enumerate(told):
-        assert line.temp_bytes is not None
-        for axis, cost in zip(axes, (line.step, line.temp_bytes / 2**20), strict=True):
-            axis.plot(cost, place, "o", color=_KINDS[kind(line.name)], markersize=5)
-    axes[0].set(xlabel="time of a step, relative to kd", xscale="log")
-    axes[1].set(xlabel="temporary memory of the training (MiB)", xscale="log")
-    for axis in axes:
-        plain_numbers(axis.xaxis)
+    labels = ("time of a step, relative to kd", "temporary memory of the training (MiB)")
+    costs = ([line.step for line in told], [(line.temp_bytes or 0) / 2**20 for line in told])
+    for axis, label, cost in zip(axes, labels, costs, strict=True):
+        for place, line in enumerate(told):
+            axis.plot(cost[place], place, "o", color=_KINDS[kind(line.name)], markersize=5)
+        axis.set(xlabel=label)
+        low, high = min(map(float, cost)), max(map(float, cost))  # type: ignore[arg-type]
+        # A logarithmic axis has too few numbers on it where all costs are about the same.
+        if high >= _FAR_APART * low:
+            axis.set_xscale("log")
+            plain_numbers(axis.xaxis, "25" if high >= 10 * low else "23456789")
+        else:
+            axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
     _names(axes[0], told)
     _legend(figure, told)
