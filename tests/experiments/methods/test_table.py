@@ -197,6 +197,24 @@ def test_comparisons_are_corrected_together_and_shown_plainly(small_dataset: Dat
     assert "binarykd, as" in text
 
 
+@pytest.mark.parametrize(("seconds", "scale"), [(1.5, "linear"), (5.0, "log"), (50.0, "log")])
+def test_costs_have_numbers_on_their_axis_however_far_apart_they_are(seconds: float, scale: str) -> None:
+    """Two at least, of which a reader can tell the scale."""
+    made = report.lines(_found(dkd=_row([0.8] * 6, seconds)))
+    figure = plots._cost(made)
+    figure.draw_without_rendering()
+    times, memory = figure.axes
+    assert times.get_xscale() == scale
+    assert memory.get_xscale() == "linear"
+    low, high = times.get_xlim()
+    ticks = [(tick.get_loc(), tick.label1.get_text()) for minor in (False, True) for tick in _ticks(times.xaxis, minor)]
+    assert len([text for place, text in ticks if text and low <= place <= high]) >= 2
+
+
+def _ticks(axis: Any, minor: bool) -> Any:
+    return axis.get_minor_ticks() if minor else axis.get_major_ticks()
+
+
 def test_a_killed_table_goes_on_to_the_same_results(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
