@@ -50,13 +50,13 @@ def main(
 ) -> None:
     """Trains both on the text, and prints a table of the bits for each byte of its last tenth."""
     check_whole(seeds, "seeds")
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     end = len(text) * 9 // 10
     train, test = rows(text[:end], length), rows(text[end:], length)
-    if len(train.inputs) < batch_size or not len(test.inputs):
-        sys.exit(f"the text has {len(text):,} bytes: give at least {2 * batch_size * length:,}")
+    if len(train.labels) < batch_size or not len(test.labels):
+        sys.exit(f"the text has {len(text):,} bytes: give at least {max(-(-10 * batch_size // 9), 10) * length:,}")
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
 
     def model(count: int) -> kd.Model:
         return kd.from_nnx(lambda rngs: kd.models.transformer(layers=count, width=width, rngs=rngs))

@@ -22,6 +22,7 @@ from kd_jax.methods import Method, as_method
 from kd_jax.methods.arguments import count_arguments
 from kd_jax.methods.grid import Grid
 from kd_jax.models import Model, as_model, count_parameters
+from kd_jax.models.trying import warn_of_logits
 from kd_jax.seeds import KeptTrainings, Setup, Trained, train_seeds
 from kd_jax.teacher import LiveTeacher, SeveralTeachers, Teacher, as_teacher
 from kd_jax.teachers.indices import in_order
@@ -310,6 +311,7 @@ def _of_teacher(teacher: Teacher, data: Batch, how: Setup) -> dict[str, float]:
     logits = np.asarray(teacher_logits(teacher, data, batch_size=_batch_size(how), prepare=how.prepare), np.float32)
     if logits.shape[-1] != how.outputs:
         return {}
+    warn_of_logits(logits, data.weights, whose="the teacher's ")
     # Not those that compare with a teacher.
     own = {name: one for name, one in (how.measures or {}).items() if count_arguments(one) < 3}
     return {name: float(value) for name, value in measured(logits, data, measures=own).items()}

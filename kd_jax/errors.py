@@ -127,4 +127,4 @@ class SeedsNotFiniteError(NotFiniteError):
 
 
 TOLD = (ConfigError, DataError, CheckpointError, MismatchError, RunError, OSError)
-"""All that say in one sentence what to mend, with the system's own of files: a program may end with it alone."""
+"""Errors with which a program may end in their own words, without a traceback; the system's own of files among them."""

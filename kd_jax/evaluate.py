@@ -114,9 +114,11 @@ def evaluate(
         logits, labels, weights, taught = padded(logits, labels, weights, taught)
     together = Batch(None, joined(labels, "labels"), joined(weights, "weights"))
     check_values(together, None)
-    answers = np.concatenate(logits)
-    found = measured(answers, together, np.concatenate(taught) if taught else None, measures=measures or {})
+    answers, of_teacher = np.concatenate(logits), np.concatenate(taught) if taught else None
     warn_of_logits(answers, together.weights)
+    if of_teacher is not None:
+        warn_of_logits(of_teacher, together.weights, whose="the teacher's ")
+    found = measured(answers, together, of_teacher, measures=measures or {})
     return {name: int(v) if np.asarray(v).dtype.kind in "iu" else float(v) for name, v in found.items()}
 
 

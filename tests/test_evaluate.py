@@ -177,6 +177,29 @@ def test_logits_that_are_not_finite_are_told(bad: float) -> None:
     assert np.isfinite(kd.evaluate(IDENTITY, kd.Batch(broken, LABELS, weights))["nll"])
 
 
+def test_logits_that_are_not_finite_are_told_in_every_place_where_they_spoil_a_measure() -> None:
+    """A measure that refuses them, a teacher's, a row in which no class can be, a prediction."""
+    broken = LOGITS.copy()
+    broken[7, 2] = np.nan
+
+    def refusing(logits: Any, labels: Any) -> float:
+        assert np.isfinite(logits).all()
+        return 1.0
+
+    refused = pytest.raises(kd.ConfigError, match="refusing")
+    with pytest.warns(UserWarning, match="the logits of example 7"), refused:
+        kd.evaluate(IDENTITY, kd.Batch(broken, LABELS), measures={"refusing": refusing})
+    with pytest.warns(UserWarning, match=r"the teacher's logits of example 7 .* \(1 such examples of 50\)"):
+        kd.evaluate(IDENTITY, kd.Batch(LOGITS, LABELS), teacher=kd.from_function(lambda p, x: p, jnp.asarray(broken)))
+    nothing = LOGITS.copy()
+    nothing[3] = -np.inf
+    with pytest.warns(UserWarning, match="the logits of example 3 "):
+        kd.evaluate(IDENTITY, kd.Batch(nothing, LABELS))
+    with pytest.warns(UserWarning, match="the logits of example 2 "):
+        kd.evaluate(IDENTITY, kd.Batch(np.float32([[1], [2], [-np.inf]]), np.zeros((3, 1), np.float32)))
+    assert kd.evaluate(kd.from_function(lambda p, x: x[:, 0], {}), kd.Batch(LOGITS)) == {}
+
+
 def test_a_class_that_cannot_be_is_no_mistake() -> None:
     """Its logit is minus infinity."""
     masked = np.concatenate([LOGITS, np.full((50, 1), -np.inf, np.float32)], axis=1)

@@ -148,8 +148,8 @@ def test_an_example_is_asked_for_at_least_one_of_each(name: str, given: dict[str
     ("given", "says"),
     [
         (["missing.txt"], "No such file or directory: 'missing.txt'"),
-        (["short.txt"], "the text has 3 bytes: give at least 8,192"),
-        (["short.txt", "--out", "short.txt/out"], "Not a directory: 'short.txt/out'"),
+        (["short.txt"], "the text has 3 bytes: give at least 4,608"),
+        (["text.txt", "--out", "text.txt/out"], "Not a directory: 'text.txt/out'"),
         (["short.txt", "--seeds", "0"], "seeds is 0: it must be a whole number of at least 1"),
     ],
 )
@@ -157,6 +157,7 @@ def test_the_language_model_example_says_in_one_sentence_what_it_cannot_use(
     given: list[str], says: str, tmp_path: Path
 ) -> None:
     (tmp_path / "short.txt").write_text("hi\n")
+    (tmp_path / "text.txt").write_text("a" * 4608)
     script = str(ROOT / "examples" / "byte_language_model.py")
     ended = subprocess.run([sys.executable, script, *given], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1

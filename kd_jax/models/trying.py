@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
-from jaxtyping import Float, Num, Shaped
+from jaxtyping import Float, Shaped
 
 from kd_jax.errors import ConfigError, DataError, FeatureError
 
@@ -51,17 +51,22 @@ def told_of_measure(name: str, logits: Any, labels: Any) -> Iterator[None]:
         ) from error
 
 
-def warn_of_logits(logits: Float[np.ndarray, "..."], weights: Num[np.ndarray, "..."] | None) -> None:
-    """Warns of logits that are NaN or infinite, and count. Minus infinity is the logit of a class that cannot be."""
-    broken = (np.isnan(logits) | (logits == np.inf)).any(axis=-1)
-    if weights is not None:
-        broken &= np.reshape(weights != 0, np.shape(weights) + (1,) * (broken.ndim - np.ndim(weights)))
+def warn_of_logits(logits: Float[np.ndarray, "..."], weights: Any = None, *, whose: str = "") -> None:
+    """Warns of logits that are NaN or infinite, and count. Minus infinity is the logit of a class that cannot be.
+
+    weights: of examples or of positions; those of 0 do not count. whose: as "the teacher's ".
+    """
+    if logits.ndim < 2:
+        return
+    broken = (np.isnan(logits) | (logits == np.inf)).any(axis=-1) | np.isneginf(logits).all(axis=-1)
+    if weights is not None and np.shape(weights) == broken.shape[: np.ndim(weights)]:
+        broken &= np.reshape(np.asarray(weights) != 0, np.shape(weights) + (1,) * (broken.ndim - np.ndim(weights)))
     examples = broken.reshape(len(broken), -1).any(axis=-1)
     if examples.any():
         warnings.warn(
-            f"the logits of example {int(np.argmax(examples))} are NaN or infinite ({int(examples.sum())} such "
-            f"examples of {len(examples)}), and the measures mean nothing: look at the inputs of that example, and at "
-            "the parameters",
+            f"{whose or 'the '}logits of example {int(np.argmax(examples))} are NaN or infinite "
+            f"({int(examples.sum())} such examples of {len(examples)}), and the measures mean nothing: look at the "
+            "inputs of that example, and at the parameters",
             stacklevel=4,
         )
 

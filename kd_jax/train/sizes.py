@@ -5,17 +5,24 @@ SMALL = 100_000
 trainings side by side (results/throughput/findings.md)."""
 
 _REPORTS = 10  # about this many times an epoch a loop comes back to tell how far it is
-_STEPS_PER_REPORT = 8  # at least: the system gives each loop its memory anew, which takes a step of a ResNet a third
+_FEWEST_STEPS = 8  # of a loop: the system gives each one its memory anew, which takes a quarter of a step or more
 _SHORT = 32  # fewer steps are one loop, and one program
 
 
 def loop_lengths(steps: int, parts: int = 1) -> list[int]:
     """Of the compiled loops of an epoch of `steps` steps: long enough to be fast, short enough to tell how far it is.
 
-    parts: the fewest loops.
+    Equal ones where some number of them divides; else of two lengths that differ by 1. Each length is a program.
+    parts: there are at least so many loops, of a step each where there are fewer steps.
     """
-    reports = min(_REPORTS, steps // _STEPS_PER_REPORT) if steps >= _SHORT else 1
-    return chunk_lengths(steps, max(reports, parts))
+    fewest = max(1, min(parts, steps))
+    most = max(fewest, steps // _FEWEST_STEPS if steps >= _SHORT else 1)
+    usual = max(fewest, min(_REPORTS, most))
+    for loops in (*range(usual, min(2 * usual, most) + 1), *range(usual - 1, max(fewest, (usual + 1) // 2) - 1, -1)):
+        if steps % loops == 0:
+            return [steps // loops] * loops
+    length, longer = divmod(steps, usual)
+    return [length + 1] * longer + [length] * (usual - longer)
 
 
 def chunk_lengths(steps: int, reports: int) -> list[int]:

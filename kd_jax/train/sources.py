@@ -51,10 +51,8 @@ class Memory:
         self.examples = check_counts(data)
         self.steps = self.examples // batch_size
         parts = 1 if teacher is None else teacher.parts
-        self.lengths = [
-            length for first in range(0, self.steps, every or max(1, self.steps))
-            for length in loop_lengths(min(every or self.steps, self.steps - first), parts)
-        ]  # fmt: skip
+        between = [min(every or self.steps, self.steps - n) for n in range(0, self.steps, every or max(1, self.steps))]
+        self.lengths = [one for steps in between for one in loop_lengths(steps, -(-parts * steps // self.steps))]
 
     def epoch(self, state: TrainState, number: int, start: int) -> Iterator[Done]:
         """The steps of an epoch from `start` on."""

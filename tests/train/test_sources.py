@@ -197,18 +197,28 @@ def test_an_epoch_is_cut_into_equal_chunks_where_a_number_of_them_divides_it(ste
     assert set(chunk_lengths(steps, 25)) == lengths
 
 
-def test_the_loops_of_an_epoch_are_neither_many_short_ones_nor_long_ones() -> None:
+def test_the_loops_of_an_epoch_are_neither_many_short_ones_nor_few_long_ones() -> None:
     for steps in range(1, 32):
         assert loop_lengths(steps) == [steps]
     for steps in range(32, 2000):
         loops = loop_lengths(steps)
         assert sum(loops) == steps
-        assert len(set(loops)) <= 2
-        assert max(loops) >= min(8, steps // 20)
-        assert 2 <= len(loops) <= 21
-        assert len(loops) >= 6 or steps < 80
-    assert loop_lengths(31, 4) == [8, 8, 8, 7]  # a teacher that is kept in four parts
+        assert min(loops) >= 8
+        assert len(set(loops)) == 1 or max(loops) - min(loops) == 1
+        assert 5 <= len(loops) <= 20 or steps < 80
+    assert loop_lengths(64) == [8] * 8
+    assert loop_lengths(82) == [9] * 2 + [8] * 8
     assert loop_lengths(781) == [71] * 11
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8, 20, 40])
+def test_no_loop_needs_more_of_a_kept_teacher_than_a_part(parts: int) -> None:
+    for steps in (1, 7, 25, 31, 33, 41, 50, 100, 937):
+        loops = loop_lengths(steps, parts)
+        assert sum(loops) == steps
+        assert max(loops) <= -(-steps // parts)
+        assert min(loops) >= 1
+    assert loop_lengths(50, -(-40 * 50 // 1000)) == [10] * 5
 
 
 @pytest.mark.parametrize("reports", [1, 2, 10, 25])

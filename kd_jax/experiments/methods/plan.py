@@ -11,7 +11,7 @@ from kd_jax.data.dataset import Dataset, development
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.experiments.images import Setup
 from kd_jax.experiments.methods.networks import Classifier
-from kd_jax.experiments.methods.rows import ALONE, KD, LEFT_OUT, ROWS, STANDARDISED
+from kd_jax.experiments.methods.rows import ALONE, KD, LEFT_OUT, OF_KD, ROWS
 from kd_jax.experiments.notebook import methods as known_methods
 from kd_jax.experiments.notebook import recipes
 from kd_jax.experiments.notebook.config import Training
@@ -78,7 +78,7 @@ def find(names: list[str]) -> tuple[str, ...]:
 
     Raises `ConfigError` for a method that there is not, and for one that has no row.
     """
-    known = {**known_methods.known(), STANDARDISED: known_methods.known()[KD]}
+    known = {**known_methods.known(), **dict.fromkeys(OF_KD, known_methods.known()[KD])}
     chosen = [catalogue.find(name, known) for name in names]
     for name in chosen:
         if name in LEFT_OUT:

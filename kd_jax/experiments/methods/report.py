@@ -11,9 +11,10 @@ from kd_jax import stats
 from kd_jax.data.dataset import Dataset
 from kd_jax.experiments.methods import plan as table
 from kd_jax.experiments.methods.plan import Plan
-from kd_jax.experiments.methods.rows import ALONE, KD, LEFT_OUT, PLACES, ROWS
+from kd_jax.experiments.methods.rows import ALONE, KD, LEFT_OUT, PLACES, ROWS, Setting
 from kd_jax.experiments.methods.search import Results, RowResult
 from kd_jax.experiments.shell.text import counted, spread
+from kd_jax.methods.bounds import walk
 from kd_jax.stats import Comparison
 
 BASELINES = (ALONE, KD)
@@ -217,9 +218,25 @@ def _notes(made: Sequence[Line], found: Results, plan: Plan, dataset: Dataset) -
         if ROWS[name].place:
             places.setdefault(ROWS[name].place, []).append(name)
     notes += [f"{place} ({PLACES[place]}), in teacher and student: {', '.join(own)}." for place, own in places.items()]
+    notes += [_temperatures(shown)]
     told = [f"{name}: {ROWS[name].note}" for name in sorted(shown) if ROWS[name].note]
     notes += ["; ".join(told) + "."] if told else []
     return [*notes, "Left out: " + "; ".join(f"{name}, as {why}" for name, why in LEFT_OUT.items()) + "."]
+
+
+def _temperatures(shown: Sequence[str]) -> str:
+    """Of the methods that have one, as they have it by default."""
+    setting = Setting(256, 1, np.eye(2, dtype=np.float32))
+    found: dict[str, list[str]] = {}
+    for name in sorted(shown):
+        row = ROWS[name]
+        for one in walk(row.make(row.values[0] if row.values else 0.0, setting)):
+            value = getattr(one, "temperature", None)
+            if value is not None:
+                told = ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else f"{value:g}"
+                found.setdefault(told, []).append(name)
+    each = [f"{value} for {', '.join(names)}" for value, names in found.items()]
+    return f"Temperatures, those that the methods have by default: {'; '.join(each)}."
 
 
 def _widths(widths: Sequence[int]) -> str:

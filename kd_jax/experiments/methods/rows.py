@@ -22,8 +22,8 @@ PLACES = {
 }
 """The places of features, the same in teacher and student, and what they are."""
 
-STANDARDISED = "kd-standardised"
-"""Logit standardisation is no method of its own, and a usual baseline."""
+OF_KD = (STANDARDISED, AT_1) = ("kd-standardised", "kd-at-1")
+"""No methods of their own: logit standardisation, and the temperature that other divergences have by default."""
 
 
 class Setting(NamedTuple):
@@ -111,6 +111,7 @@ ROWS: dict[str, Row] = {
     ),
     "virtualteacher": _soft(of.VirtualTeacher, note="no teacher's network"),
     KD: _soft(of.KD),
+    AT_1: _soft(of.KD, note="the temperature of most other divergences", temperature=1.0),
     "kd-without-t2": _soft(of.KDWithoutTSquared, _WITHOUT_T2),
     "kd-as-written": _soft(KDAsWritten, _WITHOUT_T2, note="the reference notebook's mistake, on purpose"),
     STANDARDISED: Row("weight", (0.9, 3.0, 9.0, 27.0), _standardised, note="logit standardisation of kd, T = 2"),
