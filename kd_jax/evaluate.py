@@ -15,6 +15,7 @@ from kd_jax.data.order import called_as, check_order
 from kd_jax.data.stream import whole_pass
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.files import inputs_of
+from kd_jax.likelihood import of_tokens
 from kd_jax.losses import cross_entropy, kl_divergence
 from kd_jax.losses.checks import as_whole, check_float_labels, sum_to_1
 from kd_jax.losses.compensated import difference, exp
@@ -35,6 +36,7 @@ _PARTS = 128
 HIGHER_IS_BETTER = {
     "accuracy": True, "correct": True, "agreement": True,
     "loss": False, "errors": False, "nll": False, "ece": False, "kl_to_teacher": False, "mse": False,
+    "perplexity": False, "bits_per_token": False,
 }  # fmt: skip
 """Of the measures that have a name here."""
 
@@ -84,9 +86,9 @@ def evaluate(
     """The measures of a model on `data`, by name, as numbers of Python.
 
     With whole numbers as labels: accuracy (a fraction), correct and errors (counts), nll (mean negative log-likelihood,
-    nats) and ece (expected calibration error, a fraction). With floats: mse, of the outputs themselves, and nll
-    where every row sums to 1. With a teacher: agreement (a fraction) and kl_to_teacher (nats, at temperature 1), but
-    for one output, several labels and a regression.
+    nats), ece (expected calibration error, a fraction); of positions perplexity and bits_per_token (nll in bits), too.
+    With floats: mse, of the outputs themselves, and nll where every row sums to 1. With a teacher: agreement (a
+    fraction) and kl_to_teacher (nats, at temperature 1), but for one output, several labels and a regression.
 
     data: a `Batch`, or a finite iterable of batches. Labels of weight 0 do not count.
     measures: more of them, each `(logits, labels) -> values` or `(logits, labels, teacher_logits) -> values`, one value
@@ -239,13 +241,14 @@ def _by_labels(
             )
         check_values(Batch(None, labels, batch.weights), shape[-1])
         true = labels.ravel()[kept].astype(np.int32)
-        right = flat.argmax(-1) == true
+        right, nll = flat.argmax(-1) == true, _average(np.asarray(_hard(flat, true)), share)
         return {
             "accuracy": np.float32(_average(right, share)),
             "correct": np.int64(right.sum()),
             "errors": np.int64((~right).sum()),
-            "nll": np.float32(_average(np.asarray(_hard(flat, true)), share)),
+            "nll": np.float32(nll),
             "ece": np.float32(calibration_error(jnp.asarray(flat), jnp.asarray(true), weights=jnp.asarray(share))),
+            **(of_tokens(nll) if len(shape) > 2 else {}),
         }
     if labels.shape == shape[:-1] and shape[-1] == 1:
         labels = labels[..., None]

@@ -32,6 +32,15 @@ def bits_per_byte(nll: Values, byte_counts: Values, weights: Values | None = Non
     return _total(nll, weights) / (float(np.log(2)) * jnp.sum(weights * counts))
 
 
+def of_tokens(nll: float) -> dict[str, np.float32]:
+    """Measures of positions from their mean negative log-likelihood in nats, by name: perplexity, and bits per token.
+
+    Bits per token are bits per byte where tokens are bytes.
+    """
+    with np.errstate(over="ignore"):
+        return {"perplexity": np.float32(np.exp(nll)), "bits_per_token": np.float32(nll / np.log(2))}
+
+
 def _pair(nll: Values, others: Values | None, name: str) -> tuple[Num[Array, "..."], Num[Array, "..."]]:
     """Floats of at least 32 bits, of the same shape."""
     nll = jnp.asarray(nll)

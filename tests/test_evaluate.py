@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from hypothesis import given, settings
@@ -316,6 +317,8 @@ def test_batches_of_sequences_may_have_different_lengths():
     inputs, labels, weights = (np.concatenate(arrays) for arrays in zip(*flat, strict=True))
     wanted = kd.evaluate(Tokens(), kd.Batch(inputs, labels, weights.astype(np.float32)), teacher=Tokens())
     assert found.pop("length") == 1
+    assert found.pop("perplexity") == pytest.approx(np.exp(wanted["nll"]), rel=1e-5)
+    assert found.pop("bits_per_token") == pytest.approx(wanted["nll"] / np.log(2), rel=1e-5)
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
@@ -488,3 +491,16 @@ def test_measures_of_ones_own_get_labels_as_methods_do(outputs: int, labels: Any
 
     kd.evaluate(kd.mlp([5, outputs]).init(0), kd.Batch(x, labels), measures={"own": measure})
     assert seen == [shape]
+
+
+def test_the_best_epoch_of_a_language_model_may_be_chosen_by_its_perplexity() -> None:
+    tokens = np.random.default_rng(0).integers(0, 7, (12, 5)).astype(np.int32)
+    data = kd.token_batch(tokens)
+    model = kd.from_nnx(lambda rngs: kd.models.transformer(layers=1, width=8, heads=2, vocabulary=7, rngs=rngs))
+    how = {"epochs": 3, "batch_size": 4, "optimizer": optax.sgd(0.1)}
+    result = kd.distill(model, None, data, validation=data, best="validation_perplexity", **how)
+    found = kd.evaluate(result.student, data)
+    assert found["perplexity"] == pytest.approx(min(result.history["validation_perplexity"]), rel=1e-4)
+    np.testing.assert_allclose(
+        result.history["validation_bits_per_token"], np.log2(result.history["validation_perplexity"]), rtol=1e-5
+    )

@@ -84,6 +84,7 @@ class Validation:
             # Several labels, and a regression, are no distribution over classes.
             of_classes = whole or (of_classes and _are_probabilities(batch))
             names = ["accuracy", "correct", "errors", "nll", "ece"] if whole else ["mse", *["nll"] * of_classes]
+            names += ["perplexity", "bits_per_token"] if whole and logits.ndim > 2 else []
             if not whole and logits.shape[-1] > 1:
                 check_float_labels(fitted, logits.shape)
                 self.soft = f"{fitted.dtype} of the shape {fitted.shape}"
