@@ -48,7 +48,7 @@ def linear_divergence(
 
     hidden: `[..., width]`, of each network's own width. head: `[width, vocabulary]`. bias: `[vocabulary]`. Products in
         the inputs' type, sums in float32 or better. soft_cap: c of logits c tanh(z / c), or one for each network.
-    divergence: a function of `kd_jax.losses` by name: "kl", "reverse_kl", "symmetric_kl", "skew_kl",
+    divergence: a function of `kd_jax.losses` by name: "kl" (`kl_divergence`), "reverse_kl", "symmetric_kl", "skew_kl",
         "skew_reverse_kl", "jsd", "alpha_beta", "total_variation", "adaptive_kl", "top_k_kl" or "sampled_kl".
     numbers: its keyword arguments. "alpha_beta" has `exponents=(0.2, 0.7)`, as alpha is the weight of the hard loss.
     labels: whole numbers `[...]`, for the cross entropy at temperature 1; NaN for one outside the vocabulary.
