@@ -86,7 +86,7 @@ def linear_divergence(
         columns,
         real,
         axis_name,
-        _caps(soft_cap),
+        check_caps(soft_cap),
         _rows(chunk, counts.size, student.hidden.shape[-1]),
         _BLOCK if jax.default_backend() == "cpu" else 0,
         tempered=not _is(temperature, 1),
@@ -186,7 +186,8 @@ def _columns(student: Network, teacher: Network, vocabulary: int | None, axis: s
     return (real, real) if axis is None else (widths[0], real)
 
 
-def _caps(soft_cap: Any) -> tuple[float | None, float | None]:
+def check_caps(soft_cap: Any) -> tuple[float | None, float | None]:
+    """Of the student and of the teacher. Raises `ConfigError` for what is no cap."""
     pair = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
     known = int | float | np.number
     if len(pair) != 2 or any(cap is not None and not (isinstance(cap, known) and cap > 0) for cap in pair):

@@ -11,6 +11,8 @@ from kd_jax import losses
 from kd_jax.data.batch import Batch, check_whole
 from kd_jax.errors import MethodError
 from kd_jax.losses.checks import are_soft
+from kd_jax.losses.linear import check_caps
+from kd_jax.methods import blocks
 from kd_jax.methods.base import Method, Parts, Terms, Wrapped, as_method, static
 from kd_jax.methods.bounds import walk
 from kd_jax.methods.divergences import (
@@ -18,13 +20,14 @@ from kd_jax.methods.divergences import (
     AdaptiveKL,
     AlphaBeta,
     ReverseKL,
+    SampledKL,
     SkewKL,
     SkewReverseKL,
     SymmetricKL,
     TopKKL,
     TotalVariation,
 )
-from kd_jax.methods.logits import KD, CrossEntropy, require_labels, require_teacher
+from kd_jax.methods.logits import KD, CrossEntropy, is_zero, require_labels, require_teacher
 from kd_jax.methods.schedules import Scheduled
 from kd_jax.models import Output
 from kd_jax.models.heads import HIDDEN, KERNEL, head_of
@@ -41,7 +44,7 @@ _DIVERGENCES: dict[type[Method], tuple[str, tuple[str, ...]]] = {
     TopKKL: ("top_k_kl", ("k", "rest")),
 }
 """The divergence of a method and its numbers, beside alpha and temperature."""
-_TAKEN: tuple[type[Method], ...] = (CrossEntropy, *_DIVERGENCES, AlphaBeta)
+_TAKEN: tuple[type[Method], ...] = (CrossEntropy, *_DIVERGENCES, AlphaBeta, SampledKL)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class FusedLinear(Wrapped):
 
     method: Method
     chunk: int | None = static(None)
+    soft_cap: tuple[float | None, float | None] | None = static(None)
+    vocabulary: int | None = static(None)
 
     @property
     def student_features(self) -> tuple[str, ...]:
@@ -72,6 +77,8 @@ class FusedLinear(Wrapped):
                 f"{type(method).__name__} alone takes soft labels"
             )
         alpha, scale, divergence, numbers = _weights(method, labels is not None)
+        if isinstance(method, SampledKL):
+            numbers["key"] = blocks.step_key(parts.carried, step)
         if isinstance(method, CrossEntropy):
             # The weight of the divergence is 0, so that the teacher is not looked at.
             require_labels(method, batch)
@@ -86,13 +93,16 @@ class FusedLinear(Wrapped):
         total, weight, _ = losses.linear_divergence(
             ours.hidden, ours.kernel, theirs.hidden, theirs.kernel, student_bias=ours.bias, teacher_bias=theirs.bias,
             divergence=divergence, alpha=alpha, labels=None if _is_nothing(alpha) else labels, weights=weights,
-            temperature=getattr(method, "temperature", 1.0), chunk=self.chunk, **numbers,
+            temperature=getattr(method, "temperature", 1.0), chunk=self.chunk, soft_cap=self.soft_cap,
+            vocabulary=self.vocabulary, **numbers,
         )  # fmt: skip
         mean = total / jnp.where(weight == 0, 1, weight)
         return {"fused": mean if scale is None else jnp.asarray(scale, mean.dtype) * mean}
 
 
-def fused_linear(method: Any, *, chunk: int | None = None) -> FusedLinear:
+def fused_linear(
+    method: Any, *, chunk: int | None = None, soft_cap: Any = None, vocabulary: int | None = None
+) -> FusedLinear:
     """The method from hidden states and heads (`kd.losses.linear_divergence`): the same loss, in much less memory.
 
     The logits of `chunk` tokens are in memory at a time, and never `[tokens, vocabulary]`. For language models with a
@@ -100,8 +110,10 @@ def fused_linear(method: Any, *, chunk: int | None = None) -> FusedLinear:
     Liger's "fused linear" losses (Hsu et al., 2024, https://arxiv.org/abs/2410.10989) do this for two of them.
 
     method: `CrossEntropy`, `KD`, `ReverseKL`, `SymmetricKL`, `SkewKL`, `SkewReverseKL`, `JSD`, `AdaptiveKL`,
-        `TotalVariation`, `TopKKL` or `AlphaBeta`, or one of them `scheduled`. Labels are whole numbers.
+        `TotalVariation`, `TopKKL`, `AlphaBeta` or `SampledKL`, or one of them `scheduled`. Labels are whole numbers.
     chunk: tokens; None for as many as fit the width.
+    soft_cap: c of logits c tanh(z / c), or one for each network, (student's, teacher's); None for none.
+    vocabulary: how many of the heads' first columns are real, where they are padded, or padded differently.
 
     Student and teacher are NNX modules whose logits are what an `nnx.Linear`, or an `nnx.Embed` by `attend`, returns,
     with nothing behind it, as those of the zoo; or models that return `kd.Output(logits, features)` with the features
@@ -119,7 +131,10 @@ def fused_linear(method: Any, *, chunk: int | None = None) -> FusedLinear:
             f"{type(inner).__name__} cannot be computed from hidden states and heads: give one of {names}, and put "
             "sums and weights around kd.fused_linear"
         )
-    return FusedLinear(method, None if chunk is None else check_whole(chunk, "chunk"))
+    for name, number in {"chunk": chunk, "vocabulary": vocabulary}.items():
+        if number is not None:
+            check_whole(number, name)
+    return FusedLinear(method, chunk, check_caps(soft_cap), vocabulary)
 
 
 def is_fused(method: Method) -> bool:
@@ -131,13 +146,16 @@ def _weights(method: Any, labelled: bool) -> tuple[Any, Any, str, dict[str, Any]
     """The share of the labels, a factor of the whole or None, the divergence, and its numbers."""
     if isinstance(method, CrossEntropy):
         return 1.0, None, "kl", {}
-    if isinstance(method, AlphaBeta):
-        numbers = {"exponents": (method.alpha, method.beta)}
-        if not labelled:
-            return 0.0, None, "alpha_beta", numbers
+    if isinstance(method, AlphaBeta | SampledKL):
+        numbers: dict[str, Any] = {"exponents": (method.alpha, method.beta)} if isinstance(method, AlphaBeta) else {}
+        if isinstance(method, SampledKL):
+            numbers = {"samples": method.samples, "power": method.power}
+        name = "alpha_beta" if isinstance(method, AlphaBeta) else "sampled_kl"
+        if not labelled or is_zero(method.hard):
+            return 0.0, None, name, numbers
         # hard · CE + D as a factor of a share of both.
         hard = jnp.asarray(method.hard)
-        return hard / (1 + hard), 1 + hard, "alpha_beta", numbers
+        return hard / (1 + hard), 1 + hard, name, numbers
     divergence, names = _DIVERGENCES[type(method)]
     return method.alpha if labelled else 0.0, None, divergence, {name: getattr(method, name) for name in names}
 

@@ -55,6 +55,7 @@ METHODS = {
     "adaptive": kd.AdaptiveKL(), "tv": kd.TotalVariation(), "top-k": kd.TopKKL(k=3),
     "alpha-beta": kd.AlphaBeta(hard=0.7),
     "alpha-beta, no labels": kd.AlphaBeta(alpha=0.4),
+    "sampled": kd.SampledKL(samples=7, power=0.8, temperature=2.0), "sampled, hard": kd.SampledKL(samples=7, hard=0.3),
     "scheduled": kd.scheduled(kd.KD(), temperature=optax.linear_schedule(1.0, 5.0, 4)),
 }  # fmt: skip
 
@@ -74,7 +75,7 @@ def test_losses_and_gradients_are_those_of_all_logits(name, weights, pair):
         def loss(method, hidden, kernel):
             ours = student._replace(logits=hidden @ kernel, features={HIDDEN: hidden, KERNEL: kernel})
             theirs = teacher._replace(logits=teacher.features[HIDDEN] @ teacher.features[KERNEL])
-            terms = method.loss(kd.Parts(), ours, theirs, batch, jnp.int32(2))
+            terms = method.loss(method.init(jax.random.key(3), ours, theirs), ours, theirs, batch, jnp.int32(2))
             terms = terms[0] if isinstance(terms, tuple) else terms
             return step.weighted_sum(terms, batch.weights)
 
@@ -83,6 +84,31 @@ def test_losses_and_gradients_are_those_of_all_logits(name, weights, pair):
         assert float(wanted[0]) > 0.01
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 3.0, (2.0, None)])
+@pytest.mark.parametrize("method", [kd.KD(alpha=0.3, temperature=2.0), kd.ReverseKL()])
+def test_logits_may_be_capped_and_heads_padded_differently(soft_cap, method, pair):
+    """The same as of the first columns' logits, each capped."""
+    with jax.enable_x64(True):
+        student, teacher = jax.tree.map(lambda leaf: 5 * jnp.asarray(leaf, jnp.float64), outputs(*pair))
+        batch, real = kd.Batch(DATA.inputs, jnp.asarray(DATA.labels), DATA.weights), VOCABULARY
+        caps = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
+
+        def with_head(output, columns, cap):
+            kernel = jnp.pad(output.features[KERNEL], ((0, 0), (0, columns)), constant_values=7.0)
+            logits = (output.features[HIDDEN] @ kernel)[..., :real]
+            logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+            return output._replace(logits=logits, features={HIDDEN: output.features[HIDDEN], KERNEL: kernel})
+
+        ours, theirs = with_head(student, 3, caps[0]), with_head(teacher, 5, caps[1])
+        fused = kd.fused_linear(method, soft_cap=soft_cap, vocabulary=real)
+        found, wanted = (
+            step.weighted_sum(one.loss(kd.Parts(), ours, theirs, batch, jnp.int32(0)), batch.weights)
+            for one in (fused, method)
+        )
+        assert float(wanted) > 0.01
+        np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
 def trained(method, student, teacher, data=DATA):
@@ -225,6 +251,10 @@ def test_other_methods_labels_and_chunks_are_refused(pair):
         kd.fused_linear(kd.DKD())
     with pytest.raises(ConfigError, match="chunk is 0"):
         kd.fused_linear(kd.KD(), chunk=0)
+    with pytest.raises(ConfigError, match=r"vocabulary is 0: it must be a whole number of at least 1"):
+        kd.fused_linear(kd.KD(), vocabulary=0)
+    with pytest.raises(ConfigError, match=r"soft_cap is -1: it must be above 0"):
+        kd.fused_linear(kd.KD(), soft_cap=-1)
     soft = DATA._replace(labels=jax.nn.one_hot(DATA.labels, VOCABULARY))
     with pytest.raises(MethodError, match=r"kd\.fused_linear takes whole numbers"):
         kd.distill(*pair, soft, method=kd.fused_linear(kd.KD()), **HOW)

@@ -70,12 +70,12 @@ def _cost(told: Sequence[Line]) -> Any:
     figure = new_figure(figsize=(11, 1.6 + 0.22 * len(told)))
     axes = figure.subplots(1, 2, sharey=True)
     labels = ("time of a step, relative to kd", "temporary memory of the training (MiB)")
-    costs = ([line.step for line in told], [(line.temp_bytes or 0) / 2**20 for line in told])
+    costs = ([line.step or 0.0 for line in told], [(line.temp_bytes or 0) / 2**20 for line in told])
     for axis, label, cost in zip(axes, labels, costs, strict=True):
         for place, line in enumerate(told):
             axis.plot(cost[place], place, "o", color=_KINDS[kind(line.name)], markersize=5)
         axis.set(xlabel=label)
-        low, high = min(map(float, cost)), max(map(float, cost))  # type: ignore[arg-type]
+        low, high = min(cost), max(cost)
         # A logarithmic axis has too few numbers on it where all costs are about the same.
         if high >= _FAR_APART * low:
             axis.set_xscale("log")
