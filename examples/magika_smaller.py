@@ -74,13 +74,17 @@ class ByteCNN(nnx.Module):
 
 def rebuilt(path: Path) -> ByteCNN:
     """The teacher, with the weights of the ONNX file."""
-    import onnx
-
+    try:
+        import onnx
+    except ImportError:
+        sys.exit("onnx is not installed: pip install 'kd-jax[onnx]'")
     arrays = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}
 
     def array(end: str) -> Any:
-        (found,) = [value for name, value in arrays.items() if name.endswith(end)]
-        return jnp.asarray(found)
+        found = [value for name, value in arrays.items() if name.endswith(end)]
+        if len(found) != 1:
+            sys.exit(f"{path} has {len(found)} arrays {end}, and magika 1.0.3 has one: name a wheel of that version")
+        return jnp.asarray(found[0])
 
     teacher = ByteCNN(epsilon=1e-6, rngs=nnx.Rngs(0))
     teacher.embed.embedding[...] = array("jax2tf_get_logits_/Const:0")

@@ -126,7 +126,7 @@ def ofa(
     gamma: Scalar = 1.0,
     temperature: Scalar = 1.0,
 ) -> Float[Array, "..."]:
-    r"""One-for-all KD: $-T^2 \sum_k [(p_k + 1_{k = y})^\gamma - 1_{k = y}] \log q_k$, for each of a student's branches.
+    r"""One-for-all KD: $-T^2 \sum_k [(p_k + 1_{k = y})^\gamma - 1_{k = y}] \log q_k$ of one head's logits.
 
     Hao et al. (2023), https://arxiv.org/abs/2310.19444, equation 5. A cross entropy: equal networks do not give 0, and
     γ = 1 is that of p. Public code takes the logarithm of a softmax, and no T².

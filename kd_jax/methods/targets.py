@@ -37,9 +37,7 @@ class DKD(Method):
         soft = losses.dkd(
             student.logits, taught.logits, labels, alpha=self.alpha, beta=self.beta, temperature=self.temperature
         )
-        if not is_zero(self.warmup):
-            soft = soft * jnp.minimum(1.0, (step + 1).astype(soft.dtype) / jnp.asarray(self.warmup, soft.dtype))
-        return {**hard_term(self, self.hard, student, batch), "soft": soft}
+        return {**hard_term(self, self.hard, student, batch), "soft": _warmed(soft, self.warmup, step)}
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,15 @@ class NKD(Method):
 class RLD(Method):
     """Refined logit distillation: Sun et al. (2025), https://arxiv.org/abs/2408.07666.
 
-    alpha, beta: of the part of the sample's confidence and of the masked classes'. hard: the weight of the cross
-    entropy.
+    alpha, beta: of the part of the sample's confidence and of the masked classes'. warmup: steps in which both rise in
+    a line from 0. hard: the weight of the cross entropy.
     """
 
     alpha: Weight = 1.0
     beta: Weight = 8.0
     temperature: Temperature = 4.0
     hard: Weight = 1.0
+    warmup: Weight = 0
     needs_labels: ClassVar[bool] = True
     of_classes: ClassVar[bool] = True
 
@@ -83,7 +82,14 @@ class RLD(Method):
         soft = losses.rld(
             student.logits, taught.logits, labels, alpha=self.alpha, beta=self.beta, temperature=self.temperature
         )
-        return {**hard_term(self, self.hard, student, batch), "soft": soft}
+        return {**hard_term(self, self.hard, student, batch), "soft": _warmed(soft, self.warmup, step)}
+
+
+def _warmed(soft: Array, warmup: Scalar, step: Int[Array, ""]) -> Array:
+    """A loss that rises in a line from 0 over the first `warmup` steps."""
+    if is_zero(warmup):
+        return soft
+    return soft * jnp.minimum(1.0, (step + 1).astype(soft.dtype) / jnp.asarray(warmup, soft.dtype))
 
 
 @dataclass(frozen=True)

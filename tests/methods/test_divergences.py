@@ -109,10 +109,12 @@ def test_labels_are_not_needed_where_they_have_no_weight(method: kd.Method) -> N
     assert set(terms(method, batch=kd.Batch(jnp.zeros((6, 1))))) == {"soft"}
 
 
-def test_dkds_parts_warm_up_in_a_line() -> None:
-    whole = terms(kd.DKD())["soft"]
+@pytest.mark.parametrize("kind", [kd.DKD, kd.RLD])
+def test_both_parts_warm_up_in_a_line(kind: type[kd.Method]) -> None:
+    whole = terms(kind())["soft"]
+    assert (whole > 0).all()
     for step, share in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
-        np.testing.assert_allclose(terms(kd.DKD(warmup=4), step=step)["soft"], share * whole, rtol=1e-6)
+        np.testing.assert_allclose(terms(kind(warmup=4), step=step)["soft"], share * whole, rtol=1e-6)
 
 
 def test_an_absent_example_does_not_matter_to_dist() -> None:

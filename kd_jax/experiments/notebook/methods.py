@@ -48,7 +48,8 @@ def known() -> catalogue.Named:
 
 def listing() -> str:
     """What `--method list` prints."""
-    return catalogue.listing(known(), dict.fromkeys(METHODS, "--alpha --temperature")) + (
+    usual = f"--alpha {KDAsWritten.alpha:g} --temperature {KDAsWritten.temperature:g}"
+    return catalogue.listing(known(), dict.fromkeys(METHODS, usual)) + (
         "\n\nDefaults are those of --method-option. A method of features is added to the cross entropy: give it its "
         "paths, --method-option student=PATH teacher=PATH, and its weight, weight=1. student= stands for feature, "
         "hint, first or features, and teacher= for teacher_feature, guided, teacher_first or guides, which have the "

@@ -34,6 +34,12 @@ def source(tmp_path: Path, small_dataset: Dataset) -> str:
     return f"npz:{path}"
 
 
+def test_the_list_has_the_numbers_that_a_run_has_by_default() -> None:
+    known = make_config()
+    [line] = [one for one in methods.listing().splitlines() if one.startswith("kd ")]
+    assert line.split()[-4:] == ["--alpha", f"{known.alpha:g}", "--temperature", f"{known.temperature:g}"]
+
+
 def test_a_run_with_another_method_keeps_its_numbers_and_goes_on(source: str, tmp_path: Path) -> None:
     """One that learns and carries: its results have the same keys but for the numbers of `kd`."""
     out = tmp_path / "out"
