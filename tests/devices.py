@@ -172,6 +172,34 @@ def coupled() -> dict[str, float]:
     return found
 
 
+class Maps(nnx.Module):
+    """Two maps of 3 x 2 positions, in float32."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.one, self.two = nnx.Linear(1, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
+        self.head = nnx.Linear(width, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(nnx.relu(self.two(nnx.relu(self.one(x.reshape(len(x), 3, 2, 1))))).mean((1, 2)))
+
+
+def coupled_maps() -> dict[str, float]:
+    """Likewise of methods that learn with a batch's own mean and variance, or compare its examples' maps.
+
+    Not `FT` and `ReviewKD`, whose convolutions on a mesh take a minute to compile.
+    """
+    method = kd.ICKD("two") + kd.AB("two") + kd.OFD("two") + kd.WKDF("two") + kd.SemCKD(("one", "two"))
+    data = kd.Batch(X.astype(np.float32), Y, WEIGHTS.astype(np.float32))
+    how = {**MEMORY, "epochs": 1, "prepare": None, "method": kd.CrossEntropy() + method}
+    pair = Maps(3, nnx.Rngs(0)), Maps(5, nnx.Rngs(1))
+    alone, divided = (kd.distill(*pair, data, mesh=on, **how) for on in (None, mesh(8)))
+    found = {"parameters": apart(alone.model.variables, divided.model.variables)}
+    return found | {
+        name: apart(values, divided.history[name]) / max(1.0, float(np.max(np.abs(values))))
+        for name, values in alone.history.items() if name != "seconds"
+    }  # fmt: skip
+
+
 def flat(key: Any, inputs: jax.Array, train: bool) -> jax.Array:
     return inputs.reshape(len(inputs), 6)
 
@@ -368,7 +396,7 @@ def the_page() -> list[str]:
 
 
 FUNCTIONS = (
-    the_same_parameters, other_sources, coupled, divided, where_it_lies, a_module_that_names_axes, goes_on, moves,
+    the_same_parameters, other_sources, coupled, coupled_maps, divided, where_it_lies, a_module_that_names_axes, goes_on, moves,
     one_program, seeds, models_of_another_library, refusals, the_page,
 )  # fmt: skip
 

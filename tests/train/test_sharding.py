@@ -67,6 +67,13 @@ def test_losses_that_couple_a_batch_see_the_whole_of_it(found: dict[str, Any]) -
     assert all(value < 1e-3 for value in apart.values()), apart
 
 
+def test_losses_of_maps_that_couple_a_batch_see_the_whole_of_it(found: dict[str, Any]) -> None:
+    """ICKD, and those whose learned blocks normalise by the batch; in float32."""
+    apart = of(found, "coupled_maps")
+    assert {"ickd", "ab", "ofd", "wkdf", "semckd"} <= set(apart)
+    assert all(value < 1e-4 for value in apart.values()), apart
+
+
 def test_a_batch_lies_divided(found: dict[str, Any]) -> None:
     """Of 8 examples a device of 4 x 2 has 2, in the compiled step itself."""
     assert of(found, "divided") == {"memory": ["(2, 6)"], "iterator": ["(2, 6)"]}
