@@ -396,8 +396,8 @@ def the_page() -> list[str]:
 
 
 FUNCTIONS = (
-    the_same_parameters, other_sources, coupled, coupled_maps, divided, where_it_lies, a_module_that_names_axes, goes_on, moves,
-    one_program, seeds, models_of_another_library, refusals, the_page,
+    the_same_parameters, other_sources, coupled, coupled_maps, divided, where_it_lies, a_module_that_names_axes,
+    goes_on, moves, one_program, seeds, models_of_another_library, refusals, the_page,
 )  # fmt: skip
 
 
