@@ -74,6 +74,17 @@ def top_k_kl(p: Array, q: Array, k: int = 64, rest: str = "tail") -> Array:
     return np.array(values)
 
 
+def sampled_kl(p: Array, q: Array, draws: Array, power: float = 1.0) -> Array:
+    """draws: `[tokens, samples]` in [0, 1), where in the teacher's cumulative distribution."""
+    found = []
+    for a, b, places in zip(p, q, draws, strict=True):
+        proposal = a**power / (a**power).sum()
+        drawn = [int(np.sum(np.cumsum(proposal) <= place)) for place in places]
+        weights = a[drawn] / proposal[drawn]
+        found.append((weights / weights.sum() * np.log(a[drawn] / b[drawn])).sum())
+    return np.array(found)
+
+
 DIVERGENCES: dict[str, Callable[..., Array]] = {
     "kl": kl,
     "reverse_kl": lambda p, q: kl(q, p),
@@ -85,6 +96,7 @@ DIVERGENCES: dict[str, Callable[..., Array]] = {
     "total_variation": total_variation,
     "adaptive_kl": adaptive_kl,
     "top_k_kl": top_k_kl,
+    "sampled_kl": sampled_kl,
 }
 
 

@@ -203,7 +203,11 @@ except Exception as error:
 
 def test_a_sharded_vocabulary_is_seen_whole() -> None:
     """Over 4 devices, with sharded tokens, padded columns, a bias and labels, and one message for each sum."""
-    cases = [("kl", {}), ("adaptive_kl", {}), ("top_k_kl", {"k": 4})]
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("kl", {}), ("reverse_kl", {}), ("symmetric_kl", {}), ("skew_kl", {}), ("skew_reverse_kl", {"detached": True}),
+        ("jsd", {"beta": 0.3}), ("alpha_beta", {}), ("total_variation", {}), ("adaptive_kl", {}),
+        ("top_k_kl", {"k": 4}),
+    ]  # fmt: skip
     sampled = "('sampled_kl', {'key': jax.random.key(0), 'samples': 5})"
     environment = {
         **os.environ,

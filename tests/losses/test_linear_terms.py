@@ -38,6 +38,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("top_k_kl", {"k": 4}),
     ("top_k_kl", {"k": 4, "rest": "renormalised"}),
     ("top_k_kl", {"k": 4, "rest": "zero"}),
+    ("sampled_kl", {"samples": 5}),
+    ("sampled_kl", {"samples": 9, "power": 0.7}),
 ]
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -62,7 +64,13 @@ def test_values_and_gradients_are_those_of_the_oracle(divergence: str, numbers: 
     """With padded heads, biases, caps, labels, weights, a token of NaN, and chunks that do not divide the tokens."""
     kept = WEIGHTS > 0
     labels, weights = LABELS[kept], WEIGHTS[kept]
-    options = {"divergence": divergence, "labels": labels, "caps": (5.0, 3.0), "vocabulary": REAL, **SETTING, **numbers}
+    own, drawn = dict(numbers), dict(numbers)
+    if divergence == "sampled_kl":
+        own["key"] = jax.random.key(3)
+        with jax.enable_x64(True):
+            draws = jax.random.uniform(own["key"], (TOKENS, drawn.pop("samples")), jnp.float64)
+        drawn["draws"] = np.asarray(draws)[kept]
+    options = {"divergence": divergence, "labels": labels, "caps": (5.0, 3.0), "vocabulary": REAL, **SETTING, **drawn}
 
     def exact(hidden: np.ndarray, head: np.ndarray, bias: np.ndarray) -> Any:
         return oracle.values((hidden[kept], head, bias), (TEACHER[0][kept], *TEACHER[1:]), **options)
@@ -74,7 +82,7 @@ def test_values_and_gradients_are_those_of_the_oracle(divergence: str, numbers: 
             "weights": jnp.asarray(WEIGHTS),
             "vocabulary": REAL,
             **SETTING,
-            **numbers,
+            **own,
         }
         form = partial(fused, teacher=network(TEACHER), divergence=divergence, soft_cap=(5.0, 3.0), chunk=4, **given)
         derived = jax.jit(jax.value_and_grad(form, (0, 1, 2), has_aux=True))

@@ -107,6 +107,15 @@ def test_each_reads_its_own_part(found: Any) -> None:
         assert own["loss"] < 1e-7
 
 
+def test_steps_of_four_processes_are_those_of_one(tmp_path: Path) -> None:
+    """On 8 devices, each process with its own part of the rows."""
+    found = Ended(4, tmp_path, "parts").found()
+    assert len(found) == 4
+    for own in (own["parts"] for own in found):
+        assert max(own["stream"], own["iterator"]) < ROUNDING
+        assert own["loss"] < 1e-7
+
+
 def test_refusals_are_the_same_sentence_in_all(found: Any) -> None:
     words = (
         "already holds a training",
