@@ -30,7 +30,7 @@ from kd_jax.train.exchange import digest_here, meet, shapes, together
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.lookup import of_batch
 from kd_jax.train.loop import Plan, train
-from kd_jax.train.matches import known_vocabularies
+from kd_jax.train.matches import known_vocabularies, label_classes
 from kd_jax.train.measures import WATCHED, warn_of_outputs
 from kd_jax.train.processes import alone, is_first, is_shared, local, on_host, watched
 from kd_jax.train.progress import Bar, Silent, is_watched
@@ -276,7 +276,7 @@ def _check_source(source: Memory | Stream, start: PyTree) -> Checked:
             check_rows(known, whole=False)
         taught = of_batch(taught, known)
         checked = check_batch(training, method, known, taught, start)
-        source.classes = checked.student.logits.shape[-1]
+        source.classes = label_classes(method, checked.student.logits.shape[-1])
         source.vocabularies = known_vocabularies(training, start, taught)
     output = checked.student
     watched: dict[str, of_training.Measure] = {}

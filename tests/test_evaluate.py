@@ -171,8 +171,11 @@ def test_without_labels_there_is_the_teacher_alone() -> None:
 def test_logits_that_are_not_finite_are_told(bad: float) -> None:
     broken = LOGITS.copy()
     broken[7, 2] = broken[9, 0] = bad
-    with pytest.warns(UserWarning, match=r"the logits of example 7 are NaN or infinite \(2 such examples of 50\)"):
+    with pytest.warns(
+        UserWarning, match=r"the logits of example 7 are NaN or infinite \(2 such examples of 50\)"
+    ) as told:
         kd.evaluate(IDENTITY, kd.Batch(broken, LABELS))
+    assert told[0].filename == __file__
     weights = np.ones(50, np.float32)
     weights[[7, 9]] = 0
     assert np.isfinite(kd.evaluate(IDENTITY, kd.Batch(broken, LABELS, weights))["nll"])

@@ -189,11 +189,14 @@ def _columns(student: Network, teacher: Network, vocabulary: int | None, axis: s
 def check_caps(soft_cap: Any) -> tuple[float | None, float | None]:
     """Of the student and of the teacher. Raises `ConfigError` for what is no cap."""
     pair = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
-    known = int | float | np.number
-    if len(pair) != 2 or any(cap is not None and not (isinstance(cap, known) and cap > 0) for cap in pair):
-        raise ConfigError(f"soft_cap is {soft_cap!r}: it must be above 0, or None, or a pair of such")
+    if len(pair) != 2 or not all(cap is None or _is_cap(cap) for cap in pair):
+        raise ConfigError(f"soft_cap is {soft_cap!r}: it must be above 0 and finite, or None, or a pair of such")
     student, teacher = (None if cap is None else float(cap) for cap in pair)
     return student, teacher
+
+
+def _is_cap(cap: Any) -> bool:
+    return isinstance(cap, int | float | np.number) and not isinstance(cap, bool) and bool(0 < cap < np.inf)
 
 
 def _rows(chunk: int | None, tokens: int, width: int) -> int:

@@ -57,6 +57,11 @@ class FusedLinear(Wrapped):
     vocabulary: int | None = static(None)
 
     @property
+    def compares_logits(self) -> bool:  # type: ignore[override]
+        """As the method; of the first `vocabulary` columns alone, where heads are padded."""
+        return self.vocabulary is None and bool(self.method.compares_logits)
+
+    @property
     def student_features(self) -> tuple[str, ...]:
         """The head's."""
         return (HIDDEN, KERNEL)

@@ -1,6 +1,7 @@
 """What a model of anybody's raises for inputs that it does not take, as one sentence with what it was given."""
 
 import contextlib
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from kd_jax.errors import ConfigError, DataError, FeatureError
 
 RNGS = "give layers such as nnx.Dropout their random numbers when they are made, nnx.Dropout(0.2, rngs=rngs)"
 CALL = "give inputs as the model takes them, or say how it is called with call="
+_WITHIN = ("kd_jax.", "jaxtyping.", "beartype.")
 PREPARE = "mend prepare(key, inputs, train), or give inputs as it takes them"
 
 
@@ -58,16 +60,19 @@ def warn_of_logits(logits: Float[np.ndarray, "..."], weights: Any = None, *, who
     """
     if logits.ndim < 2:
         return
-    broken = (np.isnan(logits) | (logits == np.inf)).any(axis=-1) | np.isneginf(logits).all(axis=-1)
+    broken = ~np.isfinite(logits.max(axis=-1, initial=-np.inf))
     if weights is not None and np.shape(weights) == broken.shape[: np.ndim(weights)]:
         broken &= np.reshape(np.asarray(weights) != 0, np.shape(weights) + (1,) * (broken.ndim - np.ndim(weights)))
     examples = broken.reshape(len(broken), -1).any(axis=-1)
     if examples.any():
+        frame, level = sys._getframe(), 1
+        while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_WITHIN):
+            frame, level = frame.f_back, level + 1
         warnings.warn(
             f"{whose or 'the '}logits of example {int(np.argmax(examples))} are NaN or infinite "
             f"({int(examples.sum())} such examples of {len(examples)}), and the measures mean nothing: look at the "
             "inputs of that example, and at the parameters",
-            stacklevel=4,
+            stacklevel=level,  # where kd_jax was called
         )
 
 

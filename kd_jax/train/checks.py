@@ -29,6 +29,7 @@ from kd_jax.train.matches import (
     check_same_outputs,
     check_several_labels,
     known_vocabularies,
+    label_classes,
     unfit_student,
     unfit_teacher,
     unneeded_labels,
@@ -50,13 +51,9 @@ class Checked(NamedTuple):
 
 
 def make_training(
-    model: Model,
-    optimizer: Any,
-    *,
-    prepare: Any = None,
-    measures: Mapping[str, Measure] | None = None,
+    model: Model, optimizer: Any, *, prepare: Any = None, measures: Mapping[str, Measure] | None = None,
     dtype: Any = None,
-) -> Training:
+) -> Training:  # fmt: skip
     """What is compiled. Raises `ConfigError` for an optimiser that is none, or a type that is none of floats."""
     if not isinstance(optimizer, optax.GradientTransformation):
         said = repr(optimizer) if len(repr(optimizer)) < 60 else f"of the type {type(optimizer).__name__}"
@@ -97,7 +94,7 @@ def check(
     found = check_batch(training, method, *first_batch(data, teacher, batch_size), start)
     for sizes in known_vocabularies(training, start, teacher):
         check_tokens(sizes, data.inputs, data.weights)
-    check_values(data, found.student.logits.shape[-1] if method.needs_labels else None, **float_labels(method))
+    check_values(data, label_classes(method, found.student.logits.shape[-1]), **float_labels(method))
     return found
 
 

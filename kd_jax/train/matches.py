@@ -40,6 +40,14 @@ def check_same_outputs(method: Method, student: Output, teacher: Output) -> None
     )
 
 
+def label_classes(method: Method, outputs: int) -> int | None:
+    """How many classes a label may name: the outputs, or what is real of them where heads are padded. None for any."""
+    if not method.needs_labels:
+        return None
+    real = [one.vocabulary for one in walk(method) if isinstance(one, FusedLinear) and one.vocabulary is not None]
+    return min([outputs, *real])
+
+
 def check_mean(method: Method, teacher: Teacher | None, outputs: int) -> None:
     """Raises `MethodError` for the mean of several teachers' softmaxes where their outputs are compared as they are."""
     if not isinstance(teacher, SeveralTeachers):

@@ -6,7 +6,7 @@ trainings side by side (results/throughput/findings.md)."""
 
 _REPORTS = 10  # about this many times an epoch a loop comes back to tell how far it is
 _FEWEST_STEPS = 8  # of a loop: the system gives each one its memory anew, which takes a quarter of a step or more
-_SHORT = 32  # fewer steps are one loop, and one program
+_SHORT = 32  # fewer steps are one program, whatever divides them
 
 
 def loop_lengths(steps: int, parts: int = 1) -> list[int]:
@@ -16,9 +16,10 @@ def loop_lengths(steps: int, parts: int = 1) -> list[int]:
     parts: there are at least so many loops, of a step each where there are fewer steps.
     """
     fewest = max(1, min(parts, steps))
-    most = max(fewest, steps // _FEWEST_STEPS if steps >= _SHORT else 1)
+    most = max(fewest, steps // _FEWEST_STEPS)
     usual = max(fewest, min(_REPORTS, most))
-    for loops in (*range(usual, min(2 * usual, most) + 1), *range(usual - 1, max(fewest, (usual + 1) // 2) - 1, -1)):
+    few = fewest if steps < _SHORT else max(fewest, (usual + 1) // 2)
+    for loops in (*range(usual, min(2 * usual, most) + 1), *range(usual - 1, few - 1, -1)):
         if steps % loops == 0:
             return [steps // loops] * loops
     length, longer = divmod(steps, usual)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import kd_jax as kd
-from kd_jax.errors import ConfigError, MethodError
+from kd_jax.errors import ConfigError, DataError, MethodError
 from kd_jax.methods import is_fused
 from kd_jax.models.heads import BIAS, HIDDEN, KERNEL
 from kd_jax.models.zoo.transformer import transformer
@@ -111,6 +111,19 @@ def test_logits_may_be_capped_and_heads_padded_differently(soft_cap, method, pai
         np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
+def test_heads_of_other_widths_train_and_labels_beyond_what_is_real_are_told():
+    """A token that both heads have as padding would have no loss."""
+    student, teacher = of_width(4, vocabulary=12), of_width(8, tied=False, vocabulary=14).init(1)
+    method = kd.fused_linear(kd.KD(alpha=0.5), vocabulary=VOCABULARY)
+    assert np.isfinite(kd.distill(student, teacher, DATA, method=method, **HOW).history["loss"]).all()
+    with pytest.raises(ConfigError, match="the teacher has 14 classes and the student 12"):
+        kd.distill(student, teacher, DATA, method=kd.fused_linear(kd.KD(alpha=0.5)), **HOW)
+    beyond = kd.token_batch(np.where(TOKENS == 3, VOCABULARY, TOKENS).astype(np.int32))
+    for data, named in ((beyond, HOW), ([beyond], {"optimizer": SGD, "epochs": 2})):
+        with pytest.raises(DataError, match=f"the label {VOCABULARY} is outside the {VOCABULARY} classes"):
+            kd.distill(student, teacher, data, method=method, **named)
+
+
 def trained(method, student, teacher, data=DATA):
     result = kd.distill(student, teacher, data, method=method, **HOW)
     return result.history["loss"], jax.tree.leaves(result.model.variables)
@@ -139,8 +152,10 @@ def test_a_training_is_that_of_all_logits_padded_and_packed(pair):
 
 
 def test_in_float32_in_a_sum_and_weighted(pair):
-    plain, fused = (0.5 * one + kd.HiddenStates("norm") for one in (kd.JSD(), kd.fused_linear(kd.JSD())))
-    assert_same_training(trained(fused, *pair), trained(plain, *pair), 2e-5)
+    scheduled = kd.scheduled(kd.SampledKL(samples=5), hard=optax.linear_schedule(0.0, 1.0, 2))
+    for method in (kd.JSD(), kd.SampledKL(samples=5), scheduled):
+        plain, fused = (0.5 * one + kd.HiddenStates("norm") for one in (method, kd.fused_linear(method)))
+        assert_same_training(trained(fused, *pair), trained(plain, *pair), 2e-5)
 
 
 def test_the_student_writes_itself(pair):
@@ -253,8 +268,9 @@ def test_other_methods_labels_and_chunks_are_refused(pair):
         kd.fused_linear(kd.KD(), chunk=0)
     with pytest.raises(ConfigError, match=r"vocabulary is 0: it must be a whole number of at least 1"):
         kd.fused_linear(kd.KD(), vocabulary=0)
-    with pytest.raises(ConfigError, match=r"soft_cap is -1: it must be above 0"):
-        kd.fused_linear(kd.KD(), soft_cap=-1)
+    for cap in (-1, 0, float("inf"), True, (1.0, 2.0, 3.0), "30"):
+        with pytest.raises(ConfigError, match="it must be above 0 and finite, or None, or a pair of such"):
+            kd.fused_linear(kd.KD(), soft_cap=cap)
     soft = DATA._replace(labels=jax.nn.one_hot(DATA.labels, VOCABULARY))
     with pytest.raises(MethodError, match=r"kd\.fused_linear takes whole numbers"):
         kd.distill(*pair, soft, method=kd.fused_linear(kd.KD()), **HOW)

@@ -199,7 +199,12 @@ def test_an_epoch_is_cut_into_equal_chunks_where_a_number_of_them_divides_it(ste
 
 def test_the_loops_of_an_epoch_are_neither_many_short_ones_nor_few_long_ones() -> None:
     for steps in range(1, 32):
-        assert loop_lengths(steps) == [steps]
+        assert sum(loop_lengths(steps)) == steps
+        assert len(set(loop_lengths(steps))) == 1
+        assert min(loop_lengths(steps)) >= min(8, steps)
+    assert loop_lengths(15) == [15]
+    assert loop_lengths(24) == [8] * 3
+    assert loop_lengths(31) == [31]
     for steps in range(32, 2000):
         loops = loop_lengths(steps)
         assert sum(loops) == steps

@@ -77,7 +77,7 @@ def _cost(told: Sequence[Line]) -> Any:
         axis.set(xlabel=label)
         low, high = min(cost), max(cost)
         # A logarithmic axis has too few numbers on it where all costs are about the same.
-        if high >= _FAR_APART * low:
+        if 0 < low <= high / _FAR_APART:
             axis.set_xscale("log")
             plain_numbers(axis.xaxis, "25" if high >= 10 * low else "23456789")
         else:

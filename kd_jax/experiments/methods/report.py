@@ -1,7 +1,7 @@
 """The table of methods in words: every row, what it gained, whether beyond chance, and what it cost."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from kd_jax.experiments.methods.plan import Plan
 from kd_jax.experiments.methods.rows import ALONE, KD, LEFT_OUT, PLACES, ROWS, Setting
 from kd_jax.experiments.methods.search import Results, RowResult
 from kd_jax.experiments.shell.text import counted, spread
+from kd_jax.methods import CTKD, TTM, WTTM
 from kd_jax.methods.bounds import walk
 from kd_jax.stats import Comparison
 
@@ -225,18 +226,22 @@ def _notes(made: Sequence[Line], found: Results, plan: Plan, dataset: Dataset) -
 
 
 def _temperatures(shown: Sequence[str]) -> str:
-    """Of the methods that have one, as they have it by default."""
+    """Of the softmaxes that rows compare."""
     setting = Setting(256, 1, np.eye(2, dtype=np.float32))
     found: dict[str, list[str]] = {}
-    for name in sorted(shown):
+    for name in sorted(name for name in shown if not ROWS[name].place):
         row = ROWS[name]
         for one in walk(row.make(row.values[0] if row.values else 0.0, setting)):
-            value = getattr(one, "temperature", None)
-            if value is not None:
+            value: Any = getattr(one, "temperature", None)
+            if isinstance(one, TTM | WTTM):
+                value = 1 / one.gamma
+            if isinstance(one, CTKD):
+                found.setdefault("learned", []).append(name)
+            elif value is not None:
                 told = ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else f"{value:g}"
                 found.setdefault(told, []).append(name)
     each = [f"{value} for {', '.join(names)}" for value, names in found.items()]
-    return f"Temperatures, those that the methods have by default: {'; '.join(each)}."
+    return f"Temperatures of the softmaxes: {'; '.join(each)}."
 
 
 def _widths(widths: Sequence[int]) -> str:

@@ -197,6 +197,12 @@ def test_comparisons_are_corrected_together_and_shown_plainly(small_dataset: Dat
     assert "binarykd, as" in text
 
 
+def test_the_temperature_of_each_row_of_logits_is_told() -> None:
+    told = report._temperatures(["kd", "kd-at-1", "wttm", "mlkd", "ctkd", "logitmse", "crd"])
+    wanted = "4 for kd; 1 for kd-at-1; 2, 3, 4, 5, 6 for mlkd; 10 for wttm."
+    assert told == f"Temperatures of the softmaxes: learned for ctkd; {wanted}"
+
+
 @pytest.mark.parametrize(("seconds", "scale"), [(1.5, "linear"), (5.0, "log"), (50.0, "log")])
 def test_costs_have_numbers_on_their_axis_however_far_apart_they_are(seconds: float, scale: str) -> None:
     """Two at least, of which a reader can tell the scale."""
