@@ -339,6 +339,7 @@ def test_labels_in_some_batches_alone_are_told() -> None:
 
 def test_a_best_that_is_nan_is_told() -> None:
     held = DATA._replace(inputs=np.full_like(DATA.inputs, np.nan))
-    with pytest.warns(UserWarning, match="nll is NaN after epoch 1, which so cannot be the best: look for NaN in the"):
+    best = pytest.warns(UserWarning, match="nll is NaN after epoch 1, which so cannot be the best: look for NaN in the")
+    with pytest.warns(UserWarning, match="the logits of example 0 are NaN"), best:
         result = kd.distill(net(), None, DATA, validation=held, best="nll", **{**HOW, "epochs": 1})
     assert result.best_epoch is None

@@ -6,7 +6,7 @@ from kd_jax import errors
 from kd_jax.errors import CheckpointError, ConfigError, RunError, SeedsNotFiniteError
 from kd_jax.experiments.shell.wording import in_options
 
-REMEDIES = {name: text for name, text in vars(errors).items() if name.isupper()}
+REMEDIES = {name: text for name, text in vars(errors).items() if isinstance(text, str) and name.isupper()}
 
 
 @pytest.mark.parametrize("remedy", REMEDIES.values(), ids=REMEDIES.keys())
