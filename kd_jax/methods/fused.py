@@ -42,9 +42,11 @@ _DIVERGENCES: dict[type[Method], tuple[str, tuple[str, ...]]] = {
     AdaptiveKL: ("adaptive_kl", ("mu",)),
     TotalVariation: ("total_variation", ()),
     TopKKL: ("top_k_kl", ("k", "rest")),
+    AlphaBeta: ("alpha_beta", ()),
+    SampledKL: ("sampled_kl", ("samples", "power")),
 }
-"""The divergence of a method and its numbers, beside alpha and temperature."""
-_TAKEN: tuple[type[Method], ...] = (CrossEntropy, *_DIVERGENCES, AlphaBeta, SampledKL)
+"""The divergence of a method and its numbers, beside those of the labels and the temperature."""
+_TAKEN: tuple[type[Method], ...] = (CrossEntropy, *_DIVERGENCES)
 
 
 @dataclass(frozen=True)
@@ -151,18 +153,17 @@ def _weights(method: Any, labelled: bool) -> tuple[Any, Any, str, dict[str, Any]
     """The share of the labels, a factor of the whole or None, the divergence, and its numbers."""
     if isinstance(method, CrossEntropy):
         return 1.0, None, "kl", {}
-    if isinstance(method, AlphaBeta | SampledKL):
-        numbers: dict[str, Any] = {"exponents": (method.alpha, method.beta)} if isinstance(method, AlphaBeta) else {}
-        if isinstance(method, SampledKL):
-            numbers = {"samples": method.samples, "power": method.power}
-        name = "alpha_beta" if isinstance(method, AlphaBeta) else "sampled_kl"
-        if not labelled or is_zero(method.hard):
-            return 0.0, None, name, numbers
-        # hard · CE + D as a factor of a share of both.
-        hard = jnp.asarray(method.hard)
-        return hard / (1 + hard), 1 + hard, name, numbers
     divergence, names = _DIVERGENCES[type(method)]
-    return method.alpha if labelled else 0.0, None, divergence, {name: getattr(method, name) for name in names}
+    numbers = {name: getattr(method, name) for name in names}
+    if not isinstance(method, AlphaBeta | SampledKL):
+        return method.alpha if labelled else 0.0, None, divergence, numbers
+    if isinstance(method, AlphaBeta):
+        numbers = {"exponents": (method.alpha, method.beta)}
+    if not labelled or is_zero(method.hard):
+        return 0.0, None, divergence, numbers
+    # hard · CE + D as a factor of a share of both.
+    hard = jnp.asarray(method.hard)
+    return hard / (1 + hard), 1 + hard, divergence, numbers
 
 
 def _is_nothing(alpha: Any) -> bool:

@@ -1,5 +1,7 @@
 """From which size on networks are trained in another way, and how many steps a compiled loop has."""
 
+from collections.abc import Iterable
+
 SMALL = 100_000
 """Parameters below which a network is small: it gains by longer turns of the loop, by transposed kernels, and by
 trainings side by side (results/throughput/findings.md)."""
@@ -19,9 +21,9 @@ def loop_lengths(steps: int, parts: int = 1) -> list[int]:
     most = max(fewest, steps // _FEWEST_STEPS)
     usual = max(fewest, min(_REPORTS, most))
     few = fewest if steps < _SHORT else max(fewest, (usual + 1) // 2)
-    for loops in (*range(usual, min(2 * usual, most) + 1), *range(usual - 1, few - 1, -1)):
-        if steps % loops == 0:
-            return [steps // loops] * loops
+    equal = _equal(steps, (*range(usual, min(2 * usual, most) + 1), *range(usual - 1, few - 1, -1)))
+    if equal:
+        return equal
     length, longer = divmod(steps, usual)
     return [length + 1] * longer + [length] * (usual - longer)
 
@@ -32,8 +34,13 @@ def chunk_lengths(steps: int, reports: int) -> list[int]:
     Each distinct length is a program to compile, so there are at most two.
     """
     fewest, most = min(reports, steps), min(2 * reports, steps)
-    for chunks in (*range(fewest, most + 1), *range(fewest - 1, (fewest + 1) // 2, -1)):
-        if steps % chunks == 0:
-            return [steps // chunks] * chunks
+    equal = _equal(steps, (*range(fewest, most + 1), *range(fewest - 1, (fewest + 1) // 2, -1)))
+    if equal:
+        return equal
     length = -(-steps // reports)
     return [length] * (steps // length) + [steps % length] * (steps % length > 0)
+
+
+def _equal(steps: int, numbers: Iterable[int]) -> list[int]:
+    """As many equal parts as the first of the numbers that divides; [] where none does."""
+    return next(([steps // number] * number for number in numbers if steps % number == 0), [])
