@@ -13,8 +13,10 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teach
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, NotFiniteError
+from kd_jax.teacher import as_teacher
 from kd_jax.train import loop as of_loop
 from kd_jax.train import sources as of_sources
+from kd_jax.train.checks import make_training
 from kd_jax.train.sizes import chunk_lengths, loop_lengths
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -224,6 +226,18 @@ def test_no_loop_needs_more_of_a_kept_teacher_than_a_part(parts: int) -> None:
         assert max(loops) <= -(-steps // parts)
         assert min(loops) >= 1
     assert loop_lengths(50, -(-40 * 50 // 1000)) == [10] * 5
+
+
+def test_checkpoints_within_an_epoch_do_not_cut_its_loops_shorter_than_a_teacher_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A part of 1,000 steps that a teacher has in 40 parts needs its share of these."""
+    known = as_teacher(np.zeros((1000, 4), np.float32))
+    monkeypatch.setattr(type(known), "parts", 40)
+    data = kd.Batch(np.zeros((1000, 6), np.float32), np.zeros(1000, np.int32))
+    given = (data, known, jax.random.key(0), kd.KD(), make_training(net(), SGD))
+    assert of_sources.Memory(*given, batch_size=1, every=50).lengths == [10] * 100
+    assert of_sources.Memory(*given, batch_size=1, every=None).lengths == [25] * 40
 
 
 @pytest.mark.parametrize("reports", [1, 2, 10, 25])
