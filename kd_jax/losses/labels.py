@@ -36,7 +36,8 @@ def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "..."]:
     logits = as_logits(logits)
     if are_soft(labels):
         return soft_cross_entropy(logits, as_soft_labels(labels, logits))
-    return _cross_entropy(logits, is_label(as_labels(labels, logits), logits))
+    ours = is_label(as_labels(labels, logits), logits)
+    return (_cross_entropy_of_many if soft.are_many(logits) else _cross_entropy)(logits, ours)
 
 
 def label_smoothing(logits: Logits, labels: Labels, *, smoothing: Scalar) -> Float[Array, "..."]:
@@ -73,6 +74,32 @@ def _cross_entropy(logits: Array, is_label: Array) -> Array:
     logarithm = jnp.where(known, jnp.log1p(others + jnp.expm1(-largest.value)), 0)
     start = largest.value + jax.lax.stop_gradient(jnp.sum(besides, axis=-1, keepdims=True))
     return (start + (largest.error + logarithm))[..., 0]
+
+
+@jax.custom_jvp
+def _cross_entropy_of_many(logits: Array, is_label: Array) -> Array:
+    return _cross_entropy_parts(logits, is_label)[0]
+
+
+@_cross_entropy_of_many.defjvp
+def _cross_entropy_of_many_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    value, gap = _cross_entropy_parts(*primals)
+    return value, jnp.sum(gap * tangents[0], axis=-1)
+
+
+def _cross_entropy_parts(logits: Array, is_label: Array) -> tuple[Array, Array]:
+    """The same in few passes, see `pairs.of_many`, and q - y: at the label minus the sum of the others."""
+    known = jnp.any(is_label, axis=-1, keepdims=True)
+    logits = jnp.where(known, logits, 0)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    odds = jnp.exp(logits - top)
+    others = jnp.sum(jnp.where(is_label, 0, odds), axis=-1, keepdims=True)
+    own = jnp.sum(jnp.where(is_label, logits, 0), axis=-1, keepdims=True) - top
+    of_label = jnp.exp(own)
+    total = others + of_label
+    sure = others < of_label
+    value = jnp.where(sure, jnp.log1p(others / jnp.where(sure, of_label, 1)), jnp.log(total) - own)
+    return jnp.where(known, value, jnp.nan)[..., 0], jnp.where(is_label, -others, odds) / total
 
 
 @jax.custom_jvp

@@ -8,7 +8,16 @@ from jaxtyping import Array, Float
 
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
 from kd_jax.losses.compensated import Compensated, divide, exp, subtract
-from kd_jax.losses.softmax import exp_minus_1_minus_x, gaps_of_another, is_top, largest_exponent, softmax
+from kd_jax.losses.pairs import of_many
+from kd_jax.losses.softmax import (
+    are_many,
+    exp_minus_1_minus_x,
+    gaps_of_another,
+    is_top,
+    largest_exponent,
+    slight,
+    softmax,
+)
 from kd_jax.losses.softmax import gaps as gaps_of
 from kd_jax.losses.tangents import product
 
@@ -36,7 +45,7 @@ def distillation_kl(student_logits: Logits, teacher_logits: Logits, *, temperatu
     temperature: T > 0. Logits `[..., classes]`. Returns `[...]`.
     """
     student, teacher = as_pair(student_logits, teacher_logits)
-    return _kl(student, teacher, number(temperature, student))
+    return (_kl_of_many if are_many(student) else _kl)(student, teacher, number(temperature, student))
 
 
 def kd(student_logits: Logits, teacher_logits: Logits, *, temperature: Scalar) -> Float[Array, "..."]:
@@ -53,6 +62,10 @@ def kd(student_logits: Logits, teacher_logits: Logits, *, temperature: Scalar) -
     temperature: T > 0. Logits `[..., classes]`. Returns `[...]`.
     """
     student, teacher = as_pair(student_logits, teacher_logits)
+    if are_many(student):
+        # Beyond, it is logit matching to rounding.
+        t = jnp.minimum(number(temperature, student), LARGE_TEMPERATURE)
+        return t**2 * _kl_of_many(student, teacher, t)
     # The reciprocal of a larger temperature may be 0.
     return _kd(student, teacher, jnp.minimum(number(temperature, student), jnp.finfo(student.dtype).max / 64))
 
@@ -75,16 +88,30 @@ def _kl(student_logits: Array, teacher_logits: Array, temperature: Array) -> Arr
 
 
 def _kl_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
-    """dKL = (p_s - p_t)·da - p_t v·db, with a and b the tempered logits: z/T, so that da = dz/T - a dT/T."""
-    temperature = primals[2]
-    student_tangent, teacher_tangent, temperature_tangent = tangents
-    parts = _kl_parts(*primals)
-    tangent = product(parts.gap, student_tangent) - product(parts.surprise, teacher_tangent)
-    tangent -= product(_by_temperature(parts), temperature_tangent)
-    return parts.value, jnp.sum(tangent, axis=-1) / temperature
+    return _kl_moved(_kl_parts(*primals), primals[2], tangents)
 
 
 _kl.defjvp(_kl_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _kl_of_many(student_logits: Array, teacher_logits: Array, temperature: Array) -> Array:
+    return _kl_parts_of_many(student_logits, teacher_logits, temperature).value
+
+
+def _kl_of_many_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
+    return _kl_moved(_kl_parts_of_many(*primals), primals[2], tangents)
+
+
+_kl_of_many.defjvp(_kl_of_many_jvp, symbolic_zeros=True)
+
+
+def _kl_moved(parts: "_KLParts", temperature: Array, tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
+    """dKL = (p_s - p_t)·da - p_t v·db, with a and b the tempered logits: z/T, so that da = dz/T - a dT/T."""
+    student_tangent, teacher_tangent, temperature_tangent = tangents
+    tangent = product(parts.gap, student_tangent) - product(parts.surprise, teacher_tangent)
+    tangent -= product(_by_temperature(parts), temperature_tangent)
+    return parts.value, jnp.sum(tangent, axis=-1) / temperature
 
 
 def _by_temperature(parts: "_KLParts") -> Array:
@@ -190,15 +217,33 @@ def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) 
     # too, which does not; but that overflows where the student's top class is far above the teacher's.
     moderate = jnp.max(a.value, axis=-1, keepdims=True) < largest_exponent(d.dtype)
     raised = exp(jax.tree.map(lambda x: jnp.where(moderate, x, 0), a)) / (1 + others)
-    slight = (jnp.abs(d) < 1) & ~ruled_out
-    surplus = jnp.where(slight, teacher * jnp.expm1(jnp.where(slight, d, 0)), raised - teacher)
+    nearby = (jnp.abs(d) < 1) & ~ruled_out
+    surplus = jnp.where(nearby, teacher * jnp.expm1(jnp.where(nearby, d, 0)), raised - teacher)
     log_ratio = jnp.where(moderate, d - jnp.log1p(jnp.sum(surplus, axis=-1, keepdims=True)), v - exact)
     # Where v is large its rounding is as well, and the plain difference of probabilities is the better one.
     near = close & (jnp.abs(log_ratio) < 1) & (jnp.abs(v) < 1) & ~ruled_out
     gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), student - teacher)
     # The gaps add up to 0. Where both are nearly certain of r, its own would be a small difference of v and KL.
     gap = jnp.where(top & (others < 1), -jnp.sum(jnp.where(top, 0, gap), axis=-1, keepdims=True), gap)
-    return _KLParts(jnp.where(close, exact, plain)[..., 0], gap, teacher * centred, d, jnp.where(ruled_out, 0, b.value))
+    # From the teacher's top class, too: of a class that it rules out, a alone.
+    apart = jnp.where(ruled_out, jnp.where(jnp.isneginf(a.value), 0, a.value), d)
+    value = jnp.where(close, exact, plain)[..., 0]
+    return _KLParts(value, gap, teacher * centred, apart, jnp.where(ruled_out, 0, b.value))
+
+
+def _kl_parts_of_many(student_logits: Array, teacher_logits: Array, temperature: Array) -> _KLParts:
+    """The same in few passes, with a - b and b measured from the logarithms of the sums."""
+    pair = of_many(student_logits, teacher_logits, temperature)
+    ruled_out = pair.p == 0
+    near = (jnp.abs(pair.ratio) < 0.5) & ~ruled_out
+    close = jnp.where(near, pair.ratio, 0)
+    ratio = jnp.where(ruled_out, 0, pair.ratio)
+    curved = slight(close)
+    terms = jnp.where(near, pair.p * curved, (pair.q - pair.p) - pair.p * ratio)
+    value = jnp.sum(terms, axis=-1, keepdims=True)
+    gap = jnp.where(near, pair.p * (close + curved), pair.q - pair.p)
+    apart = jnp.where(ruled_out, jnp.where(jnp.isneginf(pair.log_q), 0, pair.log_q), ratio)
+    return _KLParts(value[..., 0], gap, pair.p * (ratio + value), apart, jnp.where(ruled_out, 0, pair.log_p))
 
 
 @jax.custom_jvp

@@ -4,15 +4,25 @@ Each divergence is a sum over the classes of terms that are never negative and 0
 place of $p \\log(p/q)$, whose sum is the same. Then neither a value nor a gradient cancels where the two are close.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
 from kd_jax.losses.compensated import divide, exp, subtract
-from kd_jax.losses.softmax import exp_minus_1_minus_x, gaps, gaps_of_another, is_top, largest_exponent, softmax
+from kd_jax.losses.softmax import (
+    are_many,
+    exp_minus_1_minus_x,
+    gaps,
+    gaps_of_another,
+    is_top,
+    largest_exponent,
+    slight,
+    softmax,
+)
 
 
 class Pair(NamedTuple):
@@ -32,7 +42,7 @@ def as_distributions(student_logits: Logits, teacher_logits: Logits, temperature
     """Softmaxes at a temperature, and the temperature as an array."""
     student, teacher = as_pair(student_logits, teacher_logits)
     t = number(temperature, student)
-    return pair(student, teacher, t), t
+    return (of_many if are_many(student) else pair)(student, teacher, t), t
 
 
 @jax.custom_jvp
@@ -50,8 +60,8 @@ def pair(student: Array, teacher: Array, temperature: Array) -> Pair:
     raised = exp(jax.tree.map(lambda x: jnp.where(moderate, x, 0), a)) * jnp.sum(
         jnp.where(top, p, 0), axis=-1, keepdims=True
     )
-    slight = (jnp.abs(d) < 1) & ~ruled_out
-    surplus = jnp.where(slight, p * jnp.expm1(jnp.where(slight, d, 0)), raised - p)
+    close = (jnp.abs(d) < 1) & ~ruled_out
+    surplus = jnp.where(close, p * jnp.expm1(jnp.where(close, d, 0)), raised - p)
     total = jnp.sum(surplus, axis=-1, keepdims=True)
     known = moderate & (total > -0.5) & ~ruled_out
     exact = d - jnp.log1p(jnp.where(known, total, 0))
@@ -78,6 +88,62 @@ def _moved(logits: Array, probabilities: Array, temperature: Array, by_logits: A
     above = logits - jnp.sum(jnp.where(top, logits, 0), axis=-1, keepdims=True)
     by_logit = (by_logits - jnp.where(jnp.isneginf(above), 0, above / temperature) * by_temperature) / temperature
     from_top = jnp.where(top, 0, by_logit - jnp.sum(jnp.where(top, by_logit, 0), axis=-1, keepdims=True))
+    return from_top - jnp.sum(probabilities * from_top, axis=-1, keepdims=True)
+
+
+@jax.custom_jvp
+def of_many(student: Array, teacher: Array, temperature: Array) -> Pair:
+    """`pair` in float32, in few passes over the logits: exponentials of plain numbers, and none is computed twice.
+
+    What must not cancel does not: with d = z_s / T - z_t / T, log(q / p) is d - log(1 + sum of p (e^d - 1)). A
+    probability has the relative error of its exponent, a roundoff times its distance from the largest logit.
+    """
+    of_student, of_teacher = (jnp.max(z, axis=-1, keepdims=True) for z in (student, teacher))
+    a, b = (student - of_student) / temperature, (teacher - of_teacher) / temperature
+    shift = of_student - of_teacher
+    # Where the networks' logits are far apart, their difference is rounded; where they are not, it is the best.
+    d = jnp.where(jnp.abs(shift) > 64, a - b, ((student - teacher) - shift) / temperature)
+    odds_a, odds_b = jnp.exp(a), jnp.exp(b)
+    sum_a, sum_b = (jnp.sum(odds, axis=-1, keepdims=True) for odds in (odds_a, odds_b))
+    near = jnp.abs(d) < 0.5
+    close = jnp.where(near, d, 0)
+    surplus = jnp.where(near, odds_b * (close + slight(close)), odds_a - odds_b)
+    total = jnp.sum(surplus, axis=-1, keepdims=True) / sum_b
+    log_a, log_b = jnp.log(sum_a), jnp.log(sum_b)
+    near = jnp.abs(total) < 0.5
+    ratio = d - jnp.where(near, jnp.log1p(jnp.where(near, total, 0)), log_a - log_b)
+    log_p, log_q = b - log_b, a - log_a
+    no_p, no_q = jnp.isneginf(b), jnp.isneginf(a)
+    ratio = jnp.where(no_p, jnp.where(no_q, 0, jnp.inf), jnp.where(no_q, -jnp.inf, ratio))
+    return Pair(odds_b / sum_b, odds_a / sum_a, log_p, log_q, ratio)
+
+
+def _of_many_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Pair, Pair]:
+    """As a pair moves; a network that does not move costs nothing."""
+    student, teacher, temperature = primals
+    by_student, by_teacher, by_temperature = tangents
+    found = of_many(*primals)
+    by_log_q = _moved_of_many(student, found.q, temperature, by_student, by_temperature)
+    by_log_p = _moved_of_many(teacher, found.p, temperature, by_teacher, by_temperature)
+    return found, Pair(found.p * by_log_p, found.q * by_log_q, by_log_p, by_log_q, by_log_q - by_log_p)
+
+
+of_many.defjvp(_of_many_jvp, symbolic_zeros=True)
+
+
+def _moved_of_many(
+    logits: Array, probabilities: Array, temperature: Array, by_logits: Any, by_temperature: Any
+) -> Array:
+    """As `_moved`: measured from the mean of the top classes, which is the one where one is nearly certain."""
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    moved = jnp.zeros_like(logits) if isinstance(by_logits, SymbolicZero) else by_logits
+    if not isinstance(by_temperature, SymbolicZero):
+        above = logits - largest
+        moved -= jnp.where(jnp.isneginf(above), 0, above / temperature) * by_temperature
+    moved /= temperature
+    top = (logits >= largest).astype(logits.dtype)
+    top /= jnp.sum(top, axis=-1, keepdims=True)
+    from_top = jnp.where(top == 1, 0, moved - jnp.sum(top * moved, axis=-1, keepdims=True))
     return from_top - jnp.sum(probabilities * from_top, axis=-1, keepdims=True)
 
 

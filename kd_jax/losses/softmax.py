@@ -1,6 +1,10 @@
 """Softmaxes of compensated numbers, to rounding also where a probability is near 0 or 1."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import log
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +53,36 @@ def softmax(z: Compensated) -> tuple[Array, Array]:
     return odds / (1 + others), below.value - jnp.log1p(others)
 
 
+MANY = 64
+"""The number of classes from which on a training step computes losses of float32 in few passes over the logits."""
+_TRAINING: ContextVar[bool] = ContextVar("_TRAINING", default=False)
+
+
+@contextmanager
+def in_training() -> Iterator[None]:
+    """What is traced within is part of a training step: see `are_many`."""
+    before = _TRAINING.set(True)
+    try:
+        yield
+    finally:
+        _TRAINING.reset(before)
+
+
+def are_many(logits: Array) -> bool:
+    """Whether `pairs.of_many` is to be used: within a training step, of float32, and of many classes.
+
+    Compensated numbers take some thirty passes over the logits, which is a fifth of a step of a language model of
+    bytes. Measures, and losses that are called by themselves, have them always.
+    """
+    return _TRAINING.get() and logits.dtype == jnp.float32 and logits.shape[-1] >= MANY
+
+
 def largest_exponent(dtype: jnp.dtype) -> float:
     """Beyond this an exponential could overflow. KL is as large there, and the plain form has lost nothing."""
     return min(80.0, log(float(jnp.finfo(dtype).max)) - 8)
 
 
+@jax.custom_jvp
 def exp_minus_1_minus_x(x: Array) -> Array:
     """e^x - 1 - x, to rounding also near 0, where the subtraction would lose it."""
     small = jnp.abs(x) < 0.5
@@ -62,3 +91,18 @@ def exp_minus_1_minus_x(x: Array) -> Array:
     for k in range(15, 2, -1):
         series = 1 + y / k * series
     return jnp.where(small, y * y / 2 * series, jnp.expm1(x) - x)
+
+
+@exp_minus_1_minus_x.defjvp
+def _exp_minus_1_minus_x_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Array]:
+    """e^x - 1."""
+    (x,) = primals
+    return exp_minus_1_minus_x(x), jnp.expm1(x) * tangents[0]
+
+
+def slight(x: Array) -> Array:
+    """e^x - 1 - x of float32 numbers below 1/2, without an exponential."""
+    series = jnp.ones_like(x)
+    for k in range(10, 2, -1):
+        series = 1 + x * (1 / k) * series
+    return x * x / 2 * series

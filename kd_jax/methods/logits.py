@@ -12,6 +12,7 @@ from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import MethodError
 from kd_jax.losses.checks import are_soft, as_labels, as_soft_labels
+from kd_jax.losses.softmax import first_of_largest
 from kd_jax.methods.base import Method, Parts, Scalar, Terms, Values, weighted
 from kd_jax.methods.bounds import Share, Temperature
 from kd_jax.models import Output
@@ -78,14 +79,14 @@ class SoftLoss(Method):
         ours = jax.lax.stop_gradient(student.logits)
         hard = {}
         if batch.labels is not None:
-            answers = jnp.argmax(ours, axis=-1)
+            answers = jnp.minimum(first_of_largest(ours), ours.shape[-1] - 1)
             if not self.needs_labels:
-                labels = instead = answers.astype(jnp.int32)
+                labels = instead = answers
             elif are_soft(batch.labels):
                 labels = as_soft_labels(batch.labels, ours)
                 instead = jax.nn.one_hot(answers, ours.shape[-1], dtype=labels.dtype)
             else:
-                labels, instead = as_labels(batch.labels, ours).astype(jnp.int32), answers.astype(jnp.int32)
+                labels, instead = as_labels(batch.labels, ours).astype(jnp.int32), answers
             known = batch._replace(labels=jnp.where(alpha == 0, instead, labels))
             hard = {"hard": alpha * hard_loss(self, student, known)}
         safe = taught._replace(logits=jnp.where(alpha == 1, ours.astype(taught.logits.dtype), taught.logits))

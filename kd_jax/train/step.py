@@ -12,6 +12,7 @@ from kd_jax.data.batch import Batch
 from kd_jax.data.mixing import Mixed, prepared
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses.checks import as_whole
+from kd_jax.losses.softmax import in_training
 from kd_jax.methods import Method, Parts, resampled
 from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Network, Output
@@ -126,7 +127,7 @@ def step(
         return loss, (new, carried, {"loss": loss, **known} | {"loss": loss})
 
     pair = (params, train_state.learned)
-    with highest_precision():
+    with highest_precision(), in_training():
         slopes, (state, carried, metrics) = jax.grad(mean_loss, has_aux=True)(pair)
     # JAX's derivative by a complex number is the conjugate of the direction in which the loss grows.
     gradients, trained = jax.tree.map(jnp.conj, as_optimized(*slopes)), as_optimized(*pair)

@@ -20,6 +20,7 @@ from programs import compiled, with_gradients
 
 from kd_jax import losses
 from kd_jax.evaluate import calibration_error, evaluate_logits
+from kd_jax.losses.softmax import in_training
 from kd_jax.stats import paired_comparison
 
 BOUNDS = {np.float64: 1e-12, np.float32: 1e-6}
@@ -31,22 +32,22 @@ def precision(dtype: type) -> Any:
     return jax.enable_x64(True) if dtype is np.float64 else nullcontext()
 
 
-def cases(dtype: type) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pairs of a student's and a teacher's logits, `[4, CLASSES]`."""
+def cases(dtype: type, classes: int = CLASSES) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Pairs of a student's and a teacher's logits, `[4, classes]`."""
     rng = np.random.default_rng(3)
-    student, teacher = rng.normal(0, 4, (2, 4, CLASSES))
-    one_hot = 1e3 * np.eye(CLASSES)[[0, 3, 9, 5]]
+    student, teacher = rng.normal(0, 4, (2, 4, classes))
+    one_hot = 1e3 * np.eye(classes)[[0, 3, 9, 5]]
     pairs = {
         "random": (student, teacher),
         "nearly equal": (teacher + rng.normal(0, 1e-3, teacher.shape), teacher),
         "identical": (teacher, teacher),
         "one-hot teacher": (student, one_hot),
         "one-hot student": (one_hot, teacher),
-        "±1e4": tuple(1e4 * rng.choice([-1.0, 1.0], (2, 4, CLASSES))),
-        "up to 1e4": tuple(rng.uniform(-1e4, 1e4, (2, 4, CLASSES))),
+        "±1e4": tuple(1e4 * rng.choice([-1.0, 1.0], (2, 4, classes))),
+        "up to 1e4": tuple(rng.uniform(-1e4, 1e4, (2, 4, classes))),
         "shifted by 1e4": (student + 1e4, teacher + 1e4),
         "shifted apart": (student + 1e4, teacher - 1e4),
-        "sure and agreed": (30 * np.eye(CLASSES)[[0, 3, 9, 5]] + student, 28 * np.eye(CLASSES)[[0, 3, 9, 5]] + teacher),
+        "sure and agreed": (30 * np.eye(classes)[[0, 3, 9, 5]] + student, 28 * np.eye(classes)[[0, 3, 9, 5]] + teacher),
         "nearly equal, shifted": (teacher + rng.normal(0, 1e-2, teacher.shape) + 1e4, teacher + 1e4),
     }
     return {name: (s.astype(dtype), t.astype(dtype)) for name, (s, t) in pairs.items()}
@@ -84,6 +85,59 @@ def test_few_and_many_classes(name: str, dtype: type, classes: int) -> None:
     student, teacher = np.random.default_rng(classes).normal(0, 5, (2, 4, classes)).astype(dtype)
     for temperature in (0.5, 5.0, 500.0):
         assert_agree_with_oracle(name, dtype, student, teacher, temperature)
+
+
+MANY = 96
+TRAINED = ("kd", "distillation_kl")
+
+
+@pytest.mark.parametrize("case", cases(np.float64))
+@pytest.mark.parametrize("name", TRAINED)
+def test_many_classes_in_a_training_step(name: str, case: str) -> None:
+    """In few passes over the logits, to the same bounds: measured, 0.4 of them for values and 0.6 for gradients."""
+    student, teacher = cases(np.float32, MANY)[case]
+    _, oracle, oracle_gradients, power = DIVERGENCES[name]
+    loss = loss_of_a_step(name)
+    for temperature in (0.5, 1.0, 4.0, 20.0, 1e4, 2.0**14):
+        (_, values), found = loss(student, teacher, jnp.float32(temperature))
+        assert values.dtype == jnp.float32
+        factor = temperature**power
+        pairs = list(zip(oracles.rows(student), oracles.rows(teacher), strict=True))
+        lost = lost_denormals(student, teacher, temperature, factor)
+        expected = [factor * oracle(s, t, temperature) for s, t in pairs]
+        assert_close(values, expected, rtol=1e-6, smallest=lost)
+        slopes = [[factor * g for g in oracle_gradients(s, t, temperature)[0]] for s, t in pairs]
+        by_student = np.array(slopes, dtype=np.float64)
+        largest = np.abs(by_student).max(axis=1, keepdims=True)
+        assert_close(found, by_student, rtol=1e-6, scale=largest, smallest=lost / min(1, temperature))
+
+
+@cache
+def loss_of_a_step(name: str) -> Callable[..., Any]:
+    def total(student: jax.Array, teacher: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with in_training():
+            values = DIVERGENCES[name][0](student, teacher, temperature=temperature)
+        return values.sum(), values
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+@pytest.mark.parametrize("case", cases(np.float64))
+def test_the_cross_entropy_of_many_classes_in_a_training_step(case: str) -> None:
+    logits, _ = cases(np.float32, MANY)[case]
+    labels = np.array([0, 3, 1, 9])
+
+    @jax.jit
+    def found(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with in_training():
+            values, back = jax.vjp(lambda z: losses.cross_entropy(z, labels), logits)
+        return values, back(jnp.ones_like(values))[0]
+
+    values, gradient = found(logits)
+    pairs = list(zip(oracles.rows(logits), labels.tolist(), strict=True))
+    assert_close(values, [oracles.cross_entropy(row, label) for row, label in pairs], rtol=1e-6)
+    slopes = np.array([oracles.cross_entropy_gradient(row, label) for row, label in pairs], dtype=np.float64)
+    assert_close(gradient, slopes, rtol=1e-6, scale=np.abs(slopes).max(axis=1, keepdims=True))
 
 
 def assert_agree_with_oracle(name: str, dtype: type, student: Any, teacher: Any, temperature: float) -> None:

@@ -1,6 +1,8 @@
 """Where one network rules a class out: what a divergence leaves out at the ends of its range has no gradient either."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,22 @@ import numpy as np
 import pytest
 
 from kd_jax import losses
+from kd_jax.losses.softmax import in_training
 
+MANY = 96
+DIVERGENCES: dict[str, Callable[..., jax.Array]] = {
+    "kl": losses.distillation_kl,
+    "kd": losses.kd,
+    "reverse_kl": losses.reverse_kl,
+    "symmetric_kl": losses.symmetric_kl,
+    "skew_kl": losses.skew_kl,
+    "skew_reverse_kl": losses.skew_reverse_kl,
+    "detached": partial(losses.skew_reverse_kl, detached=True),
+    "jsd": losses.jsd,
+    "alpha_beta": losses.alpha_beta,
+    "adaptive_kl": losses.adaptive_kl,
+    "total_variation": losses.total_variation,
+}
 FINITE, RULED_OUT = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 2.0, -jnp.inf])
 
 
@@ -59,3 +76,98 @@ def test_a_smoothed_label_that_names_nothing_has_no_derivative_in_either_mode() 
     assert jnp.isnan(of(FINITE))
     for derivative in (jax.jacfwd, jax.jacrev):
         np.testing.assert_allclose(derivative(of)(FINITE), 0, atol=1e-8)
+
+
+def in_a_step(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """A loss of many classes as a training step computes it: values and gradients by all three."""
+
+    def of(student: jax.Array, teacher: jax.Array, temperature: jax.Array) -> jax.Array:
+        return loss(student, teacher, temperature=temperature)
+
+    def values_and_gradients(*given: jax.Array) -> tuple[jax.Array, Any]:
+        values, back = jax.vjp(of, *given)
+        return values, back(jnp.ones_like(values))
+
+    return values_and_gradients
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1.0, 8.0])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_many_classes_in_a_training_step_are_those_of_float64(name: str, apart: float) -> None:
+    rng = np.random.default_rng(5)
+    teacher = rng.normal(0, 4, (4, MANY)).astype(np.float32)
+    student = (teacher + rng.normal(0, apart, teacher.shape)).astype(np.float32)
+    for temperature in (1.0, 4.0, 100.0):
+        given = student, teacher, np.float32(temperature)
+        with in_training():
+            values, (by_student, by_teacher, by_temperature) = jax.jit(in_a_step(DIVERGENCES[name]))(*given)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(one, jnp.float64) for one in given]
+            expected, slopes = jax.tree.map(np.asarray, jax.jit(in_a_step(DIVERGENCES[name]))(*wide))
+        np.testing.assert_allclose(values, expected, rtol=3e-6)
+        for found, slope in ((by_student, slopes[0]), (by_teacher, slopes[1])):
+            largest = np.abs(slope).max(axis=1, keepdims=True)
+            assert (np.abs(np.float64(found) - slope) <= 1e-5 * largest).all()
+        if apart >= 1:  # Nearer, it is a small difference of large terms.
+            np.testing.assert_allclose(by_temperature, slopes[2], rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min])
+@pytest.mark.parametrize("whose", ["both", "teacher", "student"])
+@pytest.mark.parametrize("name", ["kd", "kl", "reverse_kl", "jsd", "skew_kl"])
+def test_classes_that_are_ruled_out_in_a_training_step(name: str, whose: str, masked: float) -> None:
+    """As everywhere else: the same values, infinite ones too, and the same gradients by the student of finite ones."""
+    rng = np.random.default_rng(6)
+    student, teacher = rng.normal(0, 2, (2, 3, MANY)).astype(np.float32)
+    out = rng.random((3, MANY)) < 0.3
+    if whose != "teacher":
+        student = np.where(out, np.float32(masked), student)
+    if whose != "student":
+        teacher = np.where(out, np.float32(masked), teacher)
+
+    def of(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values, back = jax.vjp(lambda s: DIVERGENCES[name](s, teacher, temperature=2.0), s)
+        return values, back(jnp.ones_like(values))[0]
+
+    expected, slopes = of(jnp.asarray(student))
+    with in_training():
+        values, gradients = of(jnp.asarray(student))
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    finite = np.isfinite(slopes).all(axis=-1)
+    np.testing.assert_allclose(np.asarray(gradients)[finite], np.asarray(slopes)[finite], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ruled_out", [False, True])
+@pytest.mark.parametrize("loss", [losses.kd, losses.distillation_kl])
+def test_the_derivative_by_the_temperature_knows_of_classes_that_the_teacher_rules_out(
+    loss: Callable[..., jax.Array], ruled_out: bool
+) -> None:
+    rng = np.random.default_rng(7)
+    student, teacher = rng.normal(0, 2, (2, MANY))
+    if ruled_out:
+        teacher[:5] = -np.inf
+    with jax.enable_x64(True):
+        s, t = jnp.asarray(student), jnp.asarray(teacher)
+        found = float(jax.grad(lambda temperature: loss(s, t, temperature=temperature))(2.0))
+        above, below = (float(loss(s, t, temperature=2.0 + h)) for h in (1e-6, -1e-6))
+    np.testing.assert_allclose(found, (above - below) / 2e-6, rtol=1e-7)
+    with in_training():
+        s, t = jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32)
+        quick = jax.grad(lambda temperature: loss(s, t, temperature=temperature))(2.0)
+    np.testing.assert_allclose(quick, found, rtol=1e-5)
+
+
+def test_a_training_step_has_its_own_form_and_what_is_measured_has_not() -> None:
+    """Of float32 and of many classes alone."""
+
+    def passes(dtype: Any, classes: int) -> int:
+        logits = jnp.zeros((2, classes), dtype)
+        return len(jax.make_jaxpr(jax.grad(lambda s: losses.kd(s, logits, temperature=2.0).sum()))(logits).eqns)
+
+    outside = {classes: passes(jnp.float32, classes) for classes in (10, MANY)}
+    with in_training():
+        within = {classes: passes(jnp.float32, classes) for classes in (10, MANY)}
+        with jax.enable_x64(True):
+            assert passes(jnp.float64, MANY) > 1.5 * within[MANY]
+    assert outside[10] == within[10]
+    assert outside[MANY] > 1.5 * within[MANY]
