@@ -99,7 +99,8 @@ def _cross_entropy_parts(logits: Array, is_label: Array) -> tuple[Array, Array]:
     total = others + of_label
     sure = others < of_label
     value = jnp.where(sure, jnp.log1p(others / jnp.where(sure, of_label, 1)), jnp.log(total) - own)
-    return jnp.where(known, value, jnp.nan)[..., 0], jnp.where(is_label, -others, odds) / total
+    gap = jnp.where(known, jnp.where(is_label, -others, odds) / total, 0)
+    return jnp.where(known, value, jnp.nan)[..., 0], gap
 
 
 @jax.custom_jvp

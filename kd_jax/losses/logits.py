@@ -225,10 +225,11 @@ def _kl_parts(student_logits: Array, teacher_logits: Array, temperature: Array) 
     gap = jnp.where(near, teacher * jnp.expm1(jnp.where(near, log_ratio, 0)), student - teacher)
     # The gaps add up to 0. Where both are nearly certain of r, its own would be a small difference of v and KL.
     gap = jnp.where(top & (others < 1), -jnp.sum(jnp.where(top, 0, gap), axis=-1, keepdims=True), gap)
-    # From the teacher's top class, too: of a class that it rules out, a alone.
-    apart = jnp.where(ruled_out, jnp.where(jnp.isneginf(a.value), 0, a.value), d)
+    # From the teacher's top class, too: of a class that it rules out, also by a large negative number, a alone.
+    without = teacher == 0
+    apart = jnp.where(without, jnp.where(jnp.isneginf(a.value), 0, a.value), d)
     value = jnp.where(close, exact, plain)[..., 0]
-    return _KLParts(value, gap, teacher * centred, apart, jnp.where(ruled_out, 0, b.value))
+    return _KLParts(value, gap, teacher * centred, apart, jnp.where(without, 0, b.value))
 
 
 def _kl_parts_of_many(student_logits: Array, teacher_logits: Array, temperature: Array) -> _KLParts:

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from kd_jax.losses.checks import Logits, Scalar, as_pair, number
-from kd_jax.losses.compensated import divide, exp, subtract
+from kd_jax.losses.compensated import difference, divide, exp, subtract
 from kd_jax.losses.softmax import (
     are_many,
     exp_minus_1_minus_x,
@@ -96,13 +96,13 @@ def of_many(student: Array, teacher: Array, temperature: Array) -> Pair:
     """`pair` in float32, in few passes over the logits: exponentials of plain numbers, and none is computed twice.
 
     What must not cancel does not: with d = z_s / T - z_t / T, log(q / p) is d - log(1 + sum of p (e^d - 1)). A
-    probability has the relative error of its exponent, a roundoff times its distance from the largest logit.
+    probability has the relative error of its exponent, a roundoff times its distance from the largest logit over T.
     """
     of_student, of_teacher = (jnp.max(z, axis=-1, keepdims=True) for z in (student, teacher))
     a, b = (student - of_student) / temperature, (teacher - of_teacher) / temperature
-    shift = of_student - of_teacher
-    # Where the networks' logits are far apart, their difference is rounded; where they are not, it is the best.
-    d = jnp.where(jnp.abs(shift) > 64, a - b, ((student - teacher) - shift) / temperature)
+    # Networks may be alike but for a constant, which must not round what is left.
+    each, largest = difference(student, teacher), difference(of_student, of_teacher)
+    d = ((each.value - largest.value) + (each.error - largest.error)) / temperature
     odds_a, odds_b = jnp.exp(a), jnp.exp(b)
     sum_a, sum_b = (jnp.sum(odds, axis=-1, keepdims=True) for odds in (odds_a, odds_b))
     near = jnp.abs(d) < 0.5
@@ -142,7 +142,8 @@ def _moved_of_many(
         moved -= jnp.where(jnp.isneginf(above), 0, above / temperature) * by_temperature
     moved /= temperature
     top = (logits >= largest).astype(logits.dtype)
-    top /= jnp.sum(top, axis=-1, keepdims=True)
+    # A program may compute the two in other precisions, so that none reaches the largest.
+    top /= jnp.maximum(jnp.sum(top, axis=-1, keepdims=True), 1)
     from_top = jnp.where(top == 1, 0, moved - jnp.sum(top * moved, axis=-1, keepdims=True))
     return from_top - jnp.sum(probabilities * from_top, axis=-1, keepdims=True)
 

@@ -60,7 +60,10 @@ _TRAINING: ContextVar[bool] = ContextVar("_TRAINING", default=False)
 
 @contextmanager
 def in_training() -> Iterator[None]:
-    """What is traced within is part of a training step: see `are_many`."""
+    """What is traced within is part of a training step: see `are_many`.
+
+    A function that is itself jitted keeps the form in which it was traced first.
+    """
     before = _TRAINING.set(True)
     try:
         yield
@@ -72,7 +75,7 @@ def are_many(logits: Array) -> bool:
     """Whether `pairs.of_many` is to be used: within a training step, of float32, and of many classes.
 
     Compensated numbers take some thirty passes over the logits, which is a fifth of a step of a language model of
-    bytes. Measures, and losses that are called by themselves, have them always.
+    bytes. Evaluation, and losses that are called by themselves, have them always.
     """
     return _TRAINING.get() and logits.dtype == jnp.float32 and logits.shape[-1] >= MANY
 

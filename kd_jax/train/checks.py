@@ -14,6 +14,7 @@ from kd_jax.data.batch import Batch, check_counts, check_values, check_whole, ep
 from kd_jax.data.mixing import mixes, prepared
 from kd_jax.errors import ConfigError, DataError, FeatureError, MethodError, ShapeError
 from kd_jax.files.names import path_name
+from kd_jax.losses.softmax import in_training
 from kd_jax.methods import Method, SimKD, check_rows, is_on_policy, resampled
 from kd_jax.methods.base import Parts, Sum, Wrapped, as_parts
 from kd_jax.methods.bounds import check_numbers, walk
@@ -320,7 +321,8 @@ def first_batch(data: Batch, teacher: Teacher | None, batch_size: int) -> tuple[
 
 def _tried_loss(name: str, batch: Batch, student: Output, function: Any, *arguments: Any) -> Any:
     try:
-        return jax.eval_shape(function, *arguments)
+        with in_training():
+            return jax.eval_shape(function, *arguments)
     except (ConfigError, DataError):
         raise
     except Exception as error:

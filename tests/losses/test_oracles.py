@@ -49,6 +49,7 @@ def cases(dtype: type, classes: int = CLASSES) -> dict[str, tuple[np.ndarray, np
         "shifted apart": (student + 1e4, teacher - 1e4),
         "sure and agreed": (30 * np.eye(classes)[[0, 3, 9, 5]] + student, 28 * np.eye(classes)[[0, 3, 9, 5]] + teacher),
         "nearly equal, shifted": (teacher + rng.normal(0, 1e-2, teacher.shape) + 1e4, teacher + 1e4),
+        "nearly equal, shifted apart": (teacher + rng.normal(0, 1e-2, teacher.shape) + 60, teacher - 5),
     }
     return {name: (s.astype(dtype), t.astype(dtype)) for name, (s, t) in pairs.items()}
 
