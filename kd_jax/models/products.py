@@ -1,9 +1,10 @@
-"""The product of the zoo's linear layers."""
+"""Products of the zoo's linear layers and tied heads."""
 
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def of_rows(x: Any, kernel: Any, dimensions: Any, *rest: Any, **named: Any) -> Any:
@@ -17,3 +18,18 @@ def of_rows(x: Any, kernel: Any, dimensions: Any, *rest: Any, **named: Any) -> A
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     product = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), *rest, **named)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def of_embedding(x: Any, embedding: Any) -> Any:
+    """x · embeddingᵀ, the logits of a tied head, `[..., width]` and `[vocabulary, width]`.
+
+    On a CPU, XLA writes the gradient by the logits a second time, transposed, for that by the embedding, and computes
+    all of the loss's gradient anew for it. A product with the unit matrix, which changes no bit, stands between: then
+    it is the smaller factor that is transposed. It is worth it where there are many more rows than columns.
+    """
+    width, rows = x.shape[-1], math.prod(x.shape[:-1])
+    if jax.default_backend() != "cpu" or rows < 8 * width or not jax.typeof(embedding).sharding.mesh.empty:
+        return jnp.matmul(x, embedding.T)
+    unit = jnp.eye(width, dtype=embedding.dtype)
+    turned = jax.lax.dot_general(unit, embedding, (((1,), (1,)), ((), ())), precision="highest")
+    return jnp.matmul(x.reshape(rows, width), turned).reshape(*x.shape[:-1], -1)
