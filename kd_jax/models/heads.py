@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.errors import FeatureError
 from kd_jax.models.network import Output
-from kd_jax.models.products import of_rows
+from kd_jax.models.products import Embedding, of_rows
 
 HIDDEN, KERNEL, BIAS = (f"linear_head.{name}" for name in ("hidden", "kernel", "bias"))
 """Hidden states `[..., width]`, a matrix `[width, classes]`, and `[classes]` where there is a bias."""
@@ -50,7 +50,9 @@ def watched(module: nnx.Module, *, wanted: bool) -> Iterator[list[_Call]]:
     """
     for _, part in nnx.iter_modules(module) if wanted else ():
         # Of other classes nobody knows what they do.
-        if type(part) is nnx.Embed or (type(part) is nnx.Linear and part.dot_general in (jax.lax.dot_general, of_rows)):
+        if type(part) in (nnx.Embed, Embedding) or (
+            type(part) is nnx.Linear and part.dot_general in (jax.lax.dot_general, of_rows)
+        ):
             object.__setattr__(part, "__class__", _watched(type(part)))
     calls: list[_Call] = []
     token = _calls.set(calls if wanted else None)
@@ -86,7 +88,7 @@ def no_head() -> FeatureError:
 @functools.cache
 def _watched(kind: Any) -> Any:
     """A subclass that tells of its calls."""
-    method = "attend" if kind is nnx.Embed else "__call__"
+    method = "attend" if issubclass(kind, nnx.Embed) else "__call__"
 
     def call(self: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
         result = getattr(kind, method)(self, given, *args, **kwargs)

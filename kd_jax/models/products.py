@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 
 def of_rows(x: Any, kernel: Any, dimensions: Any, *rest: Any, **named: Any) -> Any:
@@ -33,3 +34,13 @@ def of_embedding(x: Any, embedding: Any) -> Any:
     unit = jnp.eye(width, dtype=embedding.dtype)
     turned = jax.lax.dot_general(unit, embedding, (((1,), (1,)), ((), ())), precision="highest")
     return jnp.matmul(x.reshape(rows, width), turned).reshape(*x.shape[:-1], -1)
+
+
+class Embedding(nnx.Embed):
+    """Flax's, whose `attend` is `of_embedding`."""
+
+    def attend(self, query: Any, out_sharding: Any = None) -> Any:
+        """Logits of each row of the table, `[..., vocabulary]`, of hidden states `[..., width]`."""
+        if out_sharding is not None:
+            return super().attend(query, out_sharding=out_sharding)
+        return of_embedding(*self.promote_dtype((query, self.embedding[...]), dtype=self.dtype))

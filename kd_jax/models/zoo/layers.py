@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.models.mlp import ReLU
-from kd_jax.models.products import of_rows
+from kd_jax.models.products import Embedding, of_rows
 
 # Height, width and channels need not be those of other arrays.
 Images = Float[Array, "batch _height _width _channels"]
@@ -62,9 +62,9 @@ def check_float(dtype: Any, name: str) -> None:
         raise ConfigError(f"{name} is {dtype!r}: give a type of floats, such as jnp.float32 or jnp.bfloat16")
 
 
-def embedding(count: int, width: int, *, param_dtype: Any = jnp.float32) -> nnx.Embed:
+def embedding(count: int, width: int, *, param_dtype: Any = jnp.float32) -> Embedding:
     """A table of zeros, which computes in the type that its values have when it is called."""
-    table = nnx.Embed(count, width, param_dtype=param_dtype, embedding_init=_ZEROS, rngs=_NO_KEYS)
+    table = Embedding(count, width, param_dtype=param_dtype, embedding_init=_ZEROS, rngs=_NO_KEYS)
     # Flax keeps the type of the first values, and would make float32 of those that a training casts to bfloat16.
     table.dtype = None
     return table

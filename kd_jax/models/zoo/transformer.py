@@ -9,7 +9,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import ConfigError, ShapeError
-from kd_jax.models.products import of_embedding
 from kd_jax.models.zoo.attention import at_least_float32, masked_attention
 from kd_jax.models.zoo.layers import Start, check_float, embedding, initialise, linear
 
@@ -243,10 +242,7 @@ class Transformer(nnx.Module):
         return Rotation(*(jnp.matmul(turn(angles), same, precision="highest") for turn in (jnp.cos, jnp.sin)))
 
     def _head(self, x: Hidden) -> Float[Array, "batch positions vocabulary"]:
-        if self.lm_head is not None:
-            return self.lm_head(x)
-        table = self.embed_tokens
-        return of_embedding(*table.promote_dtype((x, table.embedding[...]), dtype=table.dtype))
+        return self.embed_tokens.attend(x) if self.lm_head is None else self.lm_head(x)
 
 
 def transformer(
