@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.data.batch import Batch
 from kd_jax.errors import ConfigError
-from kd_jax.methods import KD, CrossEntropy, KDWithoutTSquared, Method, catalogue
+from kd_jax.methods import KD, CrossEntropy, KDWithoutTSquared, Method, catalogue, standardised
 from kd_jax.methods.base import Scalar, Values, as_parts, terms_of
 from kd_jax.methods.logits import SoftLoss
 from kd_jax.models import Model, Network, Output
@@ -53,12 +53,33 @@ def listing() -> str:
         "\n\nDefaults are those of --method-option. A method of features is added to the cross entropy: give it its "
         "paths, --method-option student=PATH teacher=PATH, and its weight, weight=1. student= stands for feature, "
         "hint, first or features, and teacher= for teacher_feature, guided, teacher_first or guides, which have the "
-        "student's path where they are left out. Several features are joined by commas, student=PATH,PATH."
+        "student's path where they are left out. Several features are joined by commas, student=PATH,PATH. Every "
+        "method that compares logits takes standardised=true (Sun et al. 2024, arXiv 2403.01427)."
     )
 
 
 def make(name: str, alpha: float, temperature: float, options: Sequence[str]) -> Method:
     """The method of a configuration; one of features stands beside the cross entropy. Raises `ConfigError`."""
+    asked, options = _is_standardised(name, options)
+    method = _plain(name, alpha, temperature, options)
+    return standardised(method) if asked else method
+
+
+def _is_standardised(name: str, options: Sequence[str]) -> tuple[bool, Sequence[str]]:
+    """Whether logits are standardised around the method, and its own options."""
+    given = [text for text in options if text.partition("=")[0] == "standardised"]
+    if not given:
+        return False, options
+    if len(given) > 1:
+        raise ConfigError("--method-option has standardised twice: give it once (python -m kd_jax.sweep takes lists)")
+    if given[0] not in ("standardised=true", "standardised=false"):
+        raise ConfigError(f"--method-option is {given[0]!r}: standardised must be true or false")
+    if not known()[name].compares_logits:
+        raise ConfigError(f"--method-option is {given[0]}: {name} compares no logits, so leave it out")
+    return given[0] == "standardised=true", [text for text in options if text not in given]
+
+
+def _plain(name: str, alpha: float, temperature: float, options: Sequence[str]) -> Method:
     if name in METHODS:
         if options:
             raise ConfigError(f"--method-option is {options[0]}: the numbers of {name} are --alpha and --temperature")

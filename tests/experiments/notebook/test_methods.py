@@ -97,6 +97,9 @@ def test_a_method_of_features_stands_beside_the_cross_entropy_with_its_weight() 
             ["--method", "sp", "--method-option", "student=a", "weight=1", "weight=2"],
             "--method-option has weight twice",
         ),
+        (["--method", "kd", "--method-option", "standardised=yes"], "'standardised=yes': standardised must be true or"),
+        (["--method-option", "standardised=true", "standardised=true"], "--method-option has standardised twice"),
+        (["--method", "sp", "--method-option", "standardised=true"], "sp compares no logits, so leave it out"),
         (["--method", "wkd"], "wkd needs similarity: give --method-option similarity"),
         (["--method", "binarykd"], "--method is binarykd: the labels of BinaryKD are int32"),
         (["--method", "topkkl"], "--method is topkkl: k is 64: it must be from 1 to 3, the number of classes"),
@@ -155,6 +158,17 @@ def test_a_method_of_the_notebook_is_made_as_ever() -> None:
     assert {"alpha", "temperature"} <= set(make_config().as_dict())
     with pytest.raises(ConfigError, match="--alpha is of kd"):
         make_config(method="dkd", alpha=0.3)
+
+
+def test_logits_are_standardised_around_any_method_that_compares_them() -> None:
+    assert methods.make("dkd", 0.5, 20.0, ("beta=2", "standardised=true")) == kd.standardised(kd.DKD(beta=2.0))
+    assert methods.make("dkd", 0.5, 20.0, ("standardised=false",)) == kd.DKD()
+    assert make_config(method="kd", method_option=("standardised=true",)).make_method() == kd.standardised(
+        kd.KD(0.5, 20.0)
+    )
+    asked = given("--method", "kd", "--method-option", "standardised=true", "standardised=false", "--alpha", "0.1")
+    found = [plan._settings(one).method for one in grid.distilled(sweep._grid(asked))]
+    assert found == [kd.standardised(kd.KD(0.1, 20.0)), kd.KD(0.1, 20.0)]
 
 
 def given(*arguments: str) -> dict[str, tuple[object, ...]]:
