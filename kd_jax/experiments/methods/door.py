@@ -37,9 +37,12 @@ def body(options: argparse.Namespace, interrupt: signals.Interrupt, prog: str) -
         kept = KeptTrainings(store.folder, identity)
         before = store.notes.get("methods", ()) if options.resume and store.started else ()
         rows = _rows(chosen, before, lambda name: search.complete([name], plan, kept))
-        if not command.claimed_with_parts(
-            store, identity, options, kept, name="trainings", complete=lambda: search.complete(rows, plan, kept)
-        ):
+
+        def complete() -> bool:
+            # A run that was stopped before its table was written has all trainings, and the table of before.
+            return search.complete(rows, plan, kept) and {*rows} <= {*store.notes.get("written", ())}
+
+        if not command.claimed_with_parts(store, identity, options, kept, name="trainings", complete=complete):
             return
         store.note(methods=[name for name in ROWS if name in {*rows, *before}])
         policy = command.checkpoint_policy(store, interrupt)
@@ -48,6 +51,7 @@ def body(options: argparse.Namespace, interrupt: signals.Interrupt, prog: str) -
         def work() -> tuple[str, str]:
             found = search.run_table(rows, plan, dataset, command.watcher(options), policy, kept, tell)
             written = files.write(found, plan, dataset, store.folder)
+            store.note(written=list(rows))
             return report.text(found, plan, dataset), f"{store.folder}/ has {', '.join(written)}."
 
         command.carry_out(store, options, lambda: f"{report.header(rows, plan, dataset)}\nCompiling.", work)
