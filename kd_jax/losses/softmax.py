@@ -71,13 +71,18 @@ def in_training() -> Iterator[None]:
         _TRAINING.reset(before)
 
 
+def is_training() -> bool:
+    """Whether what is traced now is part of a training step."""
+    return _TRAINING.get()
+
+
 def are_many(logits: Array) -> bool:
     """Whether `pairs.of_many` is to be used: within a training step, of float32, and of many classes.
 
     Compensated numbers take some thirty passes over the logits, which is a fifth of a step of a language model of
     bytes. Evaluation, and losses that are called by themselves, have them always.
     """
-    return _TRAINING.get() and logits.dtype == jnp.float32 and logits.shape[-1] >= MANY
+    return is_training() and logits.dtype == jnp.float32 and logits.shape[-1] >= MANY
 
 
 def largest_exponent(dtype: jnp.dtype) -> float:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.losses.softmax import is_training
+
 
 def of_rows(x: Any, kernel: Any, dimensions: Any, *rest: Any, **named: Any) -> Any:
     """`jax.lax.dot_general` of a linear layer, with all axes of `x` but the last as one.
@@ -25,11 +27,14 @@ def of_embedding(x: Any, embedding: Any) -> Any:
     """x · embeddingᵀ, the logits of a tied head, `[..., width]` and `[vocabulary, width]`.
 
     On a CPU, XLA writes the gradient by the logits a second time, transposed, for that by the embedding, and computes
-    all of the loss's gradient anew for it. A product with the unit matrix, which changes no bit, stands between: then
-    it is the smaller factor that is transposed. It is worth it where there are many more rows than columns.
+    all of the loss's gradient anew for it. In a training step a product with the unit matrix, which changes no bit of
+    finite numbers, stands between: then it is the smaller factor that is transposed. It is worth it where there are
+    many more rows than columns.
     """
+    if not is_training() or jax.default_backend() != "cpu" or not jax.typeof(embedding).sharding.mesh.empty:
+        return jnp.matmul(x, embedding.T)
     width, rows = x.shape[-1], math.prod(x.shape[:-1])
-    if jax.default_backend() != "cpu" or rows < 8 * width or not jax.typeof(embedding).sharding.mesh.empty:
+    if rows < 8 * width:
         return jnp.matmul(x, embedding.T)
     unit = jnp.eye(width, dtype=embedding.dtype)
     turned = jax.lax.dot_general(unit, embedding, (((1,), (1,)), ((), ())), precision="highest")

@@ -20,7 +20,8 @@ def test_a_tied_head_is_the_product_with_the_embedding(rows: tuple[int, ...], dt
     """Of many rows and of few; with its gradients by both."""
     x, embedding = (jnp.asarray(array, dtype) for array in (RNG.normal(size=(*rows, WIDTH)), EMBEDDING))
     given = jnp.asarray(RNG.normal(size=(*rows, VOCABULARY)), dtype)
-    found, back = jax.vjp(of_embedding, x, embedding)
+    with in_training():
+        found, back = jax.vjp(of_embedding, x, embedding)
     wide = [jnp.asarray(array, jnp.float32) for array in (x, embedding, given)]
     expected, plain = jax.vjp(lambda x, embedding: jnp.matmul(x, embedding.T), *wide[:2])
     assert found.dtype == dtype
@@ -41,6 +42,16 @@ def test_the_gradient_by_the_logits_is_not_written_a_second_time() -> None:
     program = jax.jit(jax.grad(loss, (0, 1))).lower(x, EMBEDDING).compile().as_text()
     assert f"[{VOCABULARY},{np.prod(ROWS)}]" not in program
     assert f"[{np.prod(ROWS)},{VOCABULARY}]" in program
+
+
+def test_outside_of_a_training_step_it_is_the_plain_product() -> None:
+    """An exported program may have any number of rows, and has no unit matrix."""
+    rows = jax.export.symbolic_shape("rows, 32")
+    x = jax.ShapeDtypeStruct((*rows, WIDTH), jnp.float32)
+    program = jax.export.export(jax.jit(lambda x: of_embedding(x, EMBEDDING)))(x)
+    assert "iota" not in program.mlir_module()
+    found = program.call(RNG.normal(size=(*ROWS, WIDTH)).astype(np.float32))
+    assert found.shape == (*ROWS, VOCABULARY)
 
 
 def test_a_linear_layer_of_several_axes_is_its_product_of_rows() -> None:

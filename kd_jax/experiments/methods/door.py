@@ -40,7 +40,7 @@ def body(options: argparse.Namespace, interrupt: signals.Interrupt, prog: str) -
 
         def complete() -> bool:
             # A run that was stopped before its table was written has all trainings, and the table of before.
-            return search.complete(rows, plan, kept) and {*rows} <= {*store.notes.get("written", ())}
+            return search.complete(rows, plan, kept) and {*rows} <= files.written(store.folder)
 
         if not command.claimed_with_parts(store, identity, options, kept, name="trainings", complete=complete):
             return
@@ -51,7 +51,6 @@ def body(options: argparse.Namespace, interrupt: signals.Interrupt, prog: str) -
         def work() -> tuple[str, str]:
             found = search.run_table(rows, plan, dataset, command.watcher(options), policy, kept, tell)
             written = files.write(found, plan, dataset, store.folder)
-            store.note(written=list(rows))
             return report.text(found, plan, dataset), f"{store.folder}/ has {', '.join(written)}."
 
         command.carry_out(store, options, lambda: f"{report.header(rows, plan, dataset)}\nCompiling.", work)

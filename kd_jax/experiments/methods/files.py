@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from kd_jax.experiments.shell.folder import RESULTS, TABLE, not_written, write_w
 from kd_jax.experiments.shell.text import json_text
 
 CSV = "results.csv"
+
+
+def written(folder: Path) -> set[str]:
+    """The rows of the table that is there; none where it is none or damaged."""
+    try:
+        return {*json.loads((folder / RESULTS).read_bytes())["rows"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def write(found: Results, plan: Plan, dataset: Dataset, folder: Path) -> list[str]:

@@ -54,7 +54,7 @@ def listing() -> str:
         "paths, --method-option student=PATH teacher=PATH, and its weight, weight=1. student= stands for feature, "
         "hint, first or features, and teacher= for teacher_feature, guided, teacher_first or guides, which have the "
         "student's path where they are left out. Several features are joined by commas, student=PATH,PATH. Every "
-        "method that compares logits takes standardised=true (Sun et al. 2024, arXiv 2403.01427)."
+        "method that needs logits takes standardised=true (Sun et al. 2024, arXiv 2403.01427)."
     )
 
 
@@ -74,8 +74,8 @@ def _is_standardised(name: str, options: Sequence[str]) -> tuple[bool, Sequence[
         raise ConfigError("--method-option has standardised twice: give it once (python -m kd_jax.sweep takes lists)")
     if given[0] not in ("standardised=true", "standardised=false"):
         raise ConfigError(f"--method-option is {given[0]!r}: standardised must be true or false")
-    if not known()[name].compares_logits:
-        raise ConfigError(f"--method-option is {given[0]}: {name} compares no logits, so leave it out")
+    if "logits" not in catalogue.entry(name, known()[name]).needs:
+        raise ConfigError(f"--method-option is {given[0]}: {name} does not compare a teacher's logits, so leave it out")
     return given[0] == "standardised=true", [text for text in options if text not in given]
 
 

@@ -47,9 +47,10 @@ def set_up(config: Config, dataset: Dataset) -> dict[str, str]:
 
 
 def _method_line(config: Config) -> str:
+    options = [text.replace("=", " ") for text in config.method_option or ()]
     if config.method in METHODS:
-        return f"{config.method}, alpha {config.alpha:g}, temperature {config.temperature:g}"
-    return ", ".join([config.method, *(text.replace("=", " ") for text in config.method_option or ("as it comes",))])
+        options = [f"alpha {config.alpha:g}", f"temperature {config.temperature:g}", *options]
+    return ", ".join([config.method, *(options or ["as it comes"])])
 
 
 def data_line(dataset: Dataset) -> str:

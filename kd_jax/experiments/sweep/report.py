@@ -44,7 +44,7 @@ def header(asked: Grid, split: Dataset, folder: Path) -> str:
     }  # fmt: skip
     if not any(setting.config.method in METHODS for setting in distilled):
         fixed = {word: name for word, name in fixed.items() if name not in ("alpha", "temperature")}
-        fixed |= {"method option": "method_option"} if base.method_option else {}
+    fixed |= {"method option": "method_option"} if base.method_option else {}
     if base.shift_share < 1 and (base.shift or "shift" in lists):
         fixed["share of the images shifted"] = "shift_share"
     fixed |= {grid.words(n): n for n, value in LATER.items() if getattr(base, n) != value}

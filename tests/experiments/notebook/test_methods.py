@@ -13,7 +13,7 @@ import kd_jax as kd
 from kd_jax import run, sweep
 from kd_jax.data.dataset import Dataset
 from kd_jax.errors import ConfigError
-from kd_jax.experiments.notebook import methods
+from kd_jax.experiments.notebook import methods, report
 from kd_jax.experiments.notebook.config import make_config
 from kd_jax.experiments.sweep import grid, plan
 from kd_jax.methods import catalogue
@@ -99,7 +99,7 @@ def test_a_method_of_features_stands_beside_the_cross_entropy_with_its_weight() 
         ),
         (["--method", "kd", "--method-option", "standardised=yes"], "'standardised=yes': standardised must be true or"),
         (["--method-option", "standardised=true", "standardised=true"], "--method-option has standardised twice"),
-        (["--method", "sp", "--method-option", "standardised=true"], "sp compares no logits, so leave it out"),
+        (["--method", "sp", "--method-option", "standardised=true"], "sp does not compare a teacher's logits"),
         (["--method", "wkd"], "wkd needs similarity: give --method-option similarity"),
         (["--method", "binarykd"], "--method is binarykd: the labels of BinaryKD are int32"),
         (["--method", "topkkl"], "--method is topkkl: k is 64: it must be from 1 to 3, the number of classes"),
@@ -163,12 +163,15 @@ def test_a_method_of_the_notebook_is_made_as_ever() -> None:
 def test_logits_are_standardised_around_any_method_that_compares_them() -> None:
     assert methods.make("dkd", 0.5, 20.0, ("beta=2", "standardised=true")) == kd.standardised(kd.DKD(beta=2.0))
     assert methods.make("dkd", 0.5, 20.0, ("standardised=false",)) == kd.DKD()
+    assert methods.make("uld", 0.5, 20.0, ("standardised=true",)) == kd.standardised(kd.ULD())
     assert make_config(method="kd", method_option=("standardised=true",)).make_method() == kd.standardised(
         kd.KD(0.5, 20.0)
     )
     asked = given("--method", "kd", "--method-option", "standardised=true", "standardised=false", "--alpha", "0.1")
     found = [plan._settings(one).method for one in grid.distilled(sweep._grid(asked))]
     assert found == [kd.standardised(kd.KD(0.1, 20.0)), kd.KD(0.1, 20.0)]
+    config = make_config(method="kd", method_option=("standardised=true",))
+    assert report._method_line(config) == "kd, alpha 0.5, temperature 20, standardised true"
 
 
 def given(*arguments: str) -> dict[str, tuple[object, ...]]:
