@@ -1,5 +1,6 @@
 """Distillation by soft targets: pure functions of logits `[..., classes]`, one value for each position `[...]`."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -80,30 +81,6 @@ def kd_as_written(student_logits: Logits, teacher_logits: Logits, *, temperature
     """
     student, teacher = as_pair(student_logits, teacher_logits)
     return _as_written(student, teacher, number(temperature, student))
-
-
-@jax.custom_jvp
-def _kl(student_logits: Array, teacher_logits: Array, temperature: Array) -> Array:
-    return _kl_parts(student_logits, teacher_logits, temperature).value
-
-
-def _kl_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
-    return _kl_moved(_kl_parts(*primals), primals[2], tangents)
-
-
-_kl.defjvp(_kl_jvp, symbolic_zeros=True)
-
-
-@jax.custom_jvp
-def _kl_of_many(student_logits: Array, teacher_logits: Array, temperature: Array) -> Array:
-    return _kl_parts_of_many(student_logits, teacher_logits, temperature).value
-
-
-def _kl_of_many_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
-    return _kl_moved(_kl_parts_of_many(*primals), primals[2], tangents)
-
-
-_kl_of_many.defjvp(_kl_of_many_jvp, symbolic_zeros=True)
 
 
 def _kl_moved(parts: "_KLParts", temperature: Array, tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
@@ -245,6 +222,23 @@ def _kl_parts_of_many(student_logits: Array, teacher_logits: Array, temperature:
     gap = jnp.where(near, pair.p * (close + curved), pair.q - pair.p)
     apart = jnp.where(ruled_out, jnp.where(jnp.isneginf(pair.log_q), 0, pair.log_q), ratio)
     return _KLParts(value[..., 0], gap, pair.p * (ratio + value), apart, jnp.where(ruled_out, 0, pair.log_p))
+
+
+def _with_derivatives(parts_of: Callable[[Array, Array, Array], "_KLParts"]) -> Callable[[Array, Array, Array], Array]:
+    """The KL of checked logits at a temperature, whose derivatives are made of the same parts."""
+
+    @jax.custom_jvp
+    def kl(student_logits: Array, teacher_logits: Array, temperature: Array) -> Array:
+        return parts_of(student_logits, teacher_logits, temperature).value
+
+    def moved(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
+        return _kl_moved(parts_of(*primals), primals[2], tangents)
+
+    kl.defjvp(moved, symbolic_zeros=True)
+    return kl
+
+
+_kl, _kl_of_many = _with_derivatives(_kl_parts), _with_derivatives(_kl_parts_of_many)
 
 
 @jax.custom_jvp

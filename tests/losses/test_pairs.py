@@ -120,6 +120,22 @@ def test_many_classes_in_a_training_step_are_those_of_float64(name: str) -> None
             np.testing.assert_allclose(by_temperature, slopes[2], **bounds, err_msg=case)
 
 
+@pytest.mark.parametrize("name", ["reverse_kl", "symmetric_kl", "adaptive_kl"])
+def test_gradients_keep_their_digits_where_a_student_is_nearly_certain(name: str) -> None:
+    """Its largest probability is 1 to rounding, and the gradient there minus the small sum of the others."""
+    rng = np.random.default_rng(5)
+    teacher = rng.normal(0, 4, (4, MANY)).astype(np.float32)
+    student = (teacher + rng.normal(0, 30, teacher.shape)).astype(np.float32)
+    both = in_a_step(DIVERGENCES[name])
+    with in_training():
+        _, (found, *_) = jax.jit(both)(student, teacher, np.float32(1))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(one, jnp.float64) for one in (student, teacher, 1.0)]
+        assert (1 - jax.nn.softmax(wide[0]).max(axis=-1)).min() < 1e-7
+        slope = np.asarray(jax.jit(both)(*wide)[1][0])
+    assert (np.abs(np.float64(found) - slope) <= 2e-5 * np.abs(slope).max(axis=1, keepdims=True)).all()
+
+
 @pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min])
 @pytest.mark.parametrize("whose", ["both", "teacher", "student"])
 @pytest.mark.parametrize("name", ["kd", "kl", "reverse_kl", "jsd", "skew_kl"])

@@ -13,6 +13,7 @@ from small import DATA, SGD, X, Y, assert_close, assert_same, leaves, net, teach
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, MethodError, ShapeError
+from kd_jax.losses.softmax import is_training
 from kd_jax.optimizers import adam, max_norm
 from kd_jax.teacher import CachedTeacher, as_teacher
 from kd_jax.train.absent import masked_feature
@@ -60,6 +61,27 @@ def test_one_step_is_one_update_of_the_mean_loss() -> None:
     assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
     assert metrics["loss"] == pytest.approx(float(metrics["hard"] + metrics["soft"]), rel=1e-5)
     assert found.step == 1
+
+
+def test_a_loss_and_the_students_forward_pass_know_that_they_are_part_of_a_step() -> None:
+    """By that they take the forms of a training step: few passes over many classes, a tied head's own product."""
+    seen = []
+
+    def asked(params: Any, x: jax.Array) -> jax.Array:
+        seen.append(("student", is_training()))
+        return x @ params
+
+    @dataclass(frozen=True)
+    class Asks(kd.CrossEntropy):
+        def loss(self, parts: Any, student: Any, teacher: Any, batch: Any, step: Any) -> Any:
+            seen.append(("loss", is_training()))
+            return super().loss(parts, student, teacher, batch, step)
+
+    network = kd.from_function(asked, init=lambda key: jnp.zeros((X.shape[1], 3))).network
+    once(method=Asks(), training=Training(network, SGD))
+    assert {("student", True), ("loss", True)} <= {*seen}
+    assert ("loss", False) not in seen
+    assert not is_training()
 
 
 def test_pairs_start_from_the_same_parameters_whatever_their_method() -> None:
