@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,7 +22,7 @@ ALL = sorted((ROOT / "examples").glob("*.py"))
 EXAMPLES = [path for path in ALL if path.stem not in OTHERS]
 FASTER = {
     "compare_methods": {"width": 16},
-    "magika_smaller": {"epochs": 1, "students": {"a small one": (4, 16)}, "roots": [str(ROOT)]},
+    "magika_smaller": {"epochs": 1, "students": {"a small one": (4, 4)}, "roots": [str(ROOT)]},
 }
 NEEDS = {"grain_random_crops": "grain", "pytorch_teacher": "torch", "magika_smaller": "magika"}
 FONTS = Path("/usr/share/sounds/sf2/TimGM6mb.sf2"), Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
@@ -103,6 +104,67 @@ def test_what_magika_sees_of_a_file_and_which_files_are_chosen(tmp_path: Path) -
     answers = np.array([0] * 90 + [1] * 8 + [2] * 2)
     rows = example.balanced(answers, 20, rng)
     assert np.bincount(answers[rows]).tolist() == [10, 8, 2]
+
+
+def of_bytes(files: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 257, (files, 2048)).astype(np.int32)
+
+
+def test_a_factorised_student_of_all_ranks_is_its_teacher() -> None:
+    example = loaded(ROOT / "examples" / "magika_smaller.py")
+    teacher = example.ByteCNN(epsilon=1e-6, rngs=nnx.Rngs(1))
+    seen = of_bytes(8)
+    whole, low = example.factorised(teacher, (512, 214), seen[:6]), example.factorised(teacher, (64, 80), seen[:6])
+    logits = np.asarray(teacher(seen))
+    assert np.abs(np.asarray(whole(seen)) - logits)[:6].max() < 1e-3 * np.abs(logits).max()
+    assert 0.01 < np.abs(np.asarray(low(seen)) - logits).max() / np.abs(logits).max() < 2
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(example.factorised(teacher, ranks, seen[:2]))))
+             for name, ranks in example.STUDENTS.items()}  # fmt: skip
+    assert sizes["a quarter"] < 784_214 / 4
+    assert sizes["a sixteenth"] < 784_214 / 16
+
+
+def test_a_low_rank_is_nearest_on_the_inputs_that_were_seen() -> None:
+    example, rng = loaded(ROOT / "examples" / "magika_smaller.py"), np.random.default_rng(0)
+    x, matrix = rng.normal(size=(200, 12)) * 3.0 ** -np.arange(12), rng.normal(size=(12, 7))
+
+    def error(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.square(x @ (one @ other - matrix)).sum())
+
+    def plain(rank: int) -> tuple[np.ndarray, np.ndarray]:
+        left, size, right = np.linalg.svd(matrix, full_matrices=False)
+        return left[:, :rank] * size[:rank], right[:rank]
+
+    for rank in (1, 3, 6):
+        found = example.low_rank(matrix, x.T @ x, rank)
+        assert found[0].shape == (12, rank)
+        assert found[1].shape == (rank, 7)
+        # Of what is left out, in squares: the singular values of `x @ matrix`, by Eckart and Young.
+        left_out = np.square(np.linalg.svd(x @ matrix, compute_uv=False)[rank:]).sum()
+        np.testing.assert_allclose(error(*found), left_out, rtol=1e-4)
+        assert error(*found) < 0.9 * error(*plain(rank))
+    assert error(*example.low_rank(matrix, x.T @ x, 7)) < 1e-9 * np.square(x @ matrix).sum()
+
+
+def test_a_gradient_through_the_places_that_count_is_that_through_all() -> None:
+    example = loaded(ROOT / "examples" / "magika_smaller.py")
+    student, seen = example.Factorised((4, 3), rngs=nnx.Rngs(0)), of_bytes(3)
+    student.table[...] = jax.random.normal(jax.random.key(1), (257, 64))
+
+    def through_all(one: nnx.Module, tokens: np.ndarray) -> jax.Array:
+        x = example.normalised(tokens, one.table[...], one.scale[...], one.shift[...], 1e-6)
+        return one.head(one.small(one.norm(nnx.gelu(one.conv(one.narrow(x)).max(1)))))
+
+    graph, trained, fixed = nnx.split(student, nnx.Param, ...)
+
+    def loss(trained: nnx.State, forward: Any) -> jax.Array:
+        return (forward(nnx.merge(graph, trained, fixed), jnp.asarray(seen)) ** 2).sum()
+
+    own = jax.value_and_grad(loss)(trained, lambda one, tokens: one(tokens))
+    other = jax.value_and_grad(loss)(trained, through_all)
+    for one, two in zip(jax.tree.leaves(own), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-4 * float(jnp.abs(two).max()))
+        assert float(jnp.abs(two).max()) > 0
 
 
 def test_a_package_that_is_not_magikas_is_one_sentence(tmp_path: Path) -> None:
@@ -319,11 +381,12 @@ def test_magikas_students_go_on_from_the_files_and_trainings_that_are_there(
             example.main(64, **(more | {"epochs": 2}))
     printed = capsys.readouterr().out
     assert "seed 0" not in printed
-    assert printed.count("seed 1") == 3
+    assert printed.count("seed 1") == 4
     for label, of in first["models"].items():
         assert again["models"][label]["runs"][0] == of["runs"][0]
         assert len(again["models"][label]["runs"]) == (1 if label == "teacher" else 2)
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
-        "a-small-one-hard-answers-alone.onnx", "a-small-one-kd-and-fitnet.onnx", "a-small-one-kd.onnx", "files.npz",
-        "magika.png", "models.json", "pieces.npz", "results.json", "results.md",
+        "a-small-one-hard-answers-alone.onnx", "a-small-one-kd-and-fitnet.onnx",
+        "a-small-one-kd-from-random-weights.onnx", "a-small-one-kd.onnx", "answers", "files.npz", "magika.png",
+        "models.json", "pieces.npz", "results.json", "results.md", "taught", "types.md",
     ]  # fmt: skip
