@@ -1,6 +1,7 @@
 # make run [ARGS="..."]   the experiment: python -m kd_jax.run ARGS
 # make sweep [ARGS="..."], make reproduce ARGS=hinton2015: python -m kd_jax.sweep and kd_jax.reproduce
-# make test [ARGS="..."]  ruff, mypy and the tests
+# make test [ARGS="..."]  ruff, mypy and the tests, but for the slow ones; with ARGS those that it names
+# make slow              the slow tests: whole trainings, commands and processes, in many varieties
 # make bench [ARGS=...]   the benchmarks, with PyTorch and Keras: ARGS=--quick takes at most 3 minutes
 # make docs              the pages, as build/docs/index.html, with their links checked; a warning is an error
 # PYTHON=python3.12 picks another interpreter (3.11 or newer), with a virtual environment of its own.
@@ -15,7 +16,7 @@ ARGS ?=
 # Numbers of float32 beside PyTorch's are those of the programs that users compile; all other tests compile quickly.
 AS_USERS_COMPILE := tests/train/test_parity.py
 .DELETE_ON_ERROR:
-.PHONY: run sweep reproduce test suite parity bench docs clean
+.PHONY: run sweep reproduce test slow suite parity bench docs clean
 
 run: $(VENV)/.installed
 	@$(VENV)/bin/python -m kd_jax.run $(ARGS)
@@ -31,7 +32,10 @@ test: $(VENV)/.installed-for-tests
 
 suite: $(VENV)/.installed-for-tests
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$($(VENV)/bin/python -m tools.quick_flags)" \
-	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(if $(ARGS),,--deselect $(AS_USERS_COMPILE)) $(ARGS)
+	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(if $(ARGS),,-m "not slow" --deselect $(AS_USERS_COMPILE)) $(ARGS)
+
+slow:
+	@$(MAKE) --no-print-directory suite ARGS="-m slow"
 
 parity: $(VENV)/.installed-for-tests
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest $(AS_USERS_COMPILE)

@@ -149,6 +149,7 @@ def test_all_rounds_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "throughput.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_kd_jax_learns(row: str, mnist: Dataset) -> None:
     trainer = kd_jax_ways.Trainer(kd_jax_ways.job(row, mnist))
@@ -168,6 +169,7 @@ def test_a_turn_of_a_whole_epoch_shuffles(mnist: Dataset) -> None:
     assert bool(jnp.any(trainer.order() != before))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("students", [1, 3])
 def test_a_group_of_students_learns_each_on_its_own(students: int, mnist: Dataset) -> None:
     group = kd_jax_ways.Group(kd_jax_ways.job("distilled", mnist), students)
@@ -178,6 +180,7 @@ def test_a_group_of_students_learns_each_on_its_own(students: int, mnist: Datase
     assert last < 0.97 * first
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("way", ["notebook", "eager"])
@@ -224,6 +227,7 @@ def test_stacked_students_are_those_that_train_alone() -> None:
         torch.testing.assert_close(stacked, model.fc1.weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("way", ["notebook", "eager"])
 def test_the_whole_notebook_in_pytorch_learns(way: str, mnist: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,6 +249,7 @@ def test_what_runs_pytorch_alone_does_not_import_jax() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
+@pytest.mark.slow
 @needs_keras
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", ROWS)
@@ -258,6 +263,7 @@ def test_keras_learns(row: str, mnist: Dataset) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 @needs_keras
 @pytest.mark.filterwarnings("ignore")
 def test_keras_has_the_same_networks() -> None:
@@ -461,6 +467,7 @@ def test_another_python_without_pytorch_is_refused(capsys, tmp_path):
     assert "is no Python that has PyTorch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_steps_of_networks_train_alone_and_distilled():
     from benchmarks import networks
 
@@ -487,6 +494,7 @@ def test_the_operations_of_a_decoder_are_those_of_its_products(tiny: ModuleType)
     assert tiny.operations(2) == 3 * 2 * (tokens * (2 * layer + width * 32) + rotation)
 
 
+@pytest.mark.slow
 def test_a_decoder_trains_alone_and_distilled(tiny: ModuleType) -> None:
     for row in (tiny.Row(1), tiny.Row(1, True)):
         train = tiny.kd_jax_trainer(row, 4)

@@ -81,6 +81,7 @@ def test_pairs_start_alike_and_at_alpha_1_end_alike(teacher: kd.Model) -> None:
     assert len(set(found.values["alone"]["nll"])) == 3
 
 
+@pytest.mark.slow
 def test_the_best_of_a_grid_is_chosen_on_other_data_than_it_is_tested_on(teacher: kd.Model) -> None:
     """A rate of learning that labels have no part in: alpha 1 with false labels loses on the development data."""
     false = kd.Batch(TRAIN.inputs, (TRAIN.labels + 1) % 3)
@@ -94,6 +95,7 @@ def test_the_best_of_a_grid_is_chosen_on_other_data_than_it_is_tested_on(teacher
     assert by_false.chosen == {"grid": "alpha 1"}
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_goes_on_to_the_same(
     teacher: kd.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +192,7 @@ def test_bad_input_is_one_sentence(mistake: str) -> None:
         COMPARE(given.pop("student"), given.pop("teacher"), TRAIN, TEST, **given)
 
 
+@pytest.mark.slow
 def test_a_grid_is_chosen_by_agreement_and_kept_under_any_name(teacher: kd.Model, tmp_path: Path) -> None:
     """Numbers may be NumPy's, and a slash in a name makes no folder."""
     how = {"optimizer": HOW["optimizer"], "epochs": np.int64(1), "batch_size": np.int32(16), "seeds": np.int64(1)}
@@ -427,6 +430,7 @@ def test_losses_of_another_size_are_drawn_on_a_logarithmic_axis(table: kd.Table)
     assert panel.get_yscale() == "log"
 
 
+@pytest.mark.slow
 def test_a_setting_that_diverges_is_not_chosen(teacher: kd.Model) -> None:
     """And ends nothing, unless every setting does."""
     weights = kd.grid(lambda weight: weight * kd.CrossEntropy(), weight=[1.0, 1e38])
@@ -466,6 +470,7 @@ def test_parameters_that_are_not_finite_after_the_last_step_are_told(seeds: int)
         kd.compare(STUDENT, None, TRAIN, TEST, methods={"alone": kd.CrossEntropy()}, **how)
 
 
+@pytest.mark.slow
 def test_what_was_trained_by_another_choice_is_trained_again(tmp_path: Path) -> None:
     methods = {"grid": kd.grid(lambda weight: weight * kd.CrossEntropy(), weight=[0.01, 30.0])}
     how = {**HOW, "seeds": 2, "epochs": 1, "measures": {"size": lambda logits, labels: jnp.abs(logits).mean(-1)}}
@@ -484,6 +489,7 @@ def test_what_was_trained_by_another_choice_is_trained_again(tmp_path: Path) -> 
     assert [file.stat().st_mtime_ns for file in kept] == before
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_classes_has_no_row_and_one_of_the_same_has_the_own_measures() -> None:
     features = kd.CrossEntropy() + kd.FitNet("hidden.0", "hidden.0")
     how = {**HOW, "seeds": 1, "epochs": 1, "measures": {"size": lambda logits, labels: jnp.abs(logits).mean(-1)}}

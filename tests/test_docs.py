@@ -37,7 +37,11 @@ def started(quick_compiling: None) -> dict[str, object]:
     return names
 
 
-@pytest.mark.parametrize("path", [README, START, *GUIDES], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [README, START, *(pytest.param(path, marks=pytest.mark.slow) for path in GUIDES)],
+    ids=lambda path: path.stem,
+)
 def test_the_code_runs_on_a_few_images(
     path: Path, started: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

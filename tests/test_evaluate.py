@@ -136,6 +136,7 @@ def test_evaluate_equals_its_definitions(batched: bool) -> None:
     assert even["ece"] == pytest.approx(oracle_ece(LOGITS[kept], LABELS[kept]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_positions_count_by_their_weights() -> None:
     logits, labels = LOGITS.reshape(10, 5, 5), LABELS.reshape(10, 5)
     weights = (RNG.uniform(size=(10, 5)) < 0.6).astype(np.float32)
@@ -270,6 +271,7 @@ def test_a_teacher_that_does_not_fit_is_told() -> None:
         kd.evaluate(net(), DATA)
 
 
+@pytest.mark.slow
 def test_the_mean_of_losses_is_evaluated_by_the_mean_of_probabilities() -> None:
     both = [teacher(), teacher(6, 3, 4)]
     by = [kd.evaluate(net().init(0), DATA, teacher=kd.several(both, mean=m)) for m in ("losses", "probabilities")]

@@ -39,6 +39,7 @@ def loaded(path: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_ends_in_a_table(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -118,10 +119,9 @@ def test_a_factorised_student_of_all_ranks_is_its_teacher() -> None:
     logits = np.asarray(teacher(seen))
     assert np.abs(np.asarray(whole(seen)) - logits)[:6].max() < 1e-3 * np.abs(logits).max()
     assert 0.01 < np.abs(np.asarray(low(seen)) - logits).max() / np.abs(logits).max() < 2
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(example.factorised(teacher, ranks, seen[:2]))))
-             for name, ranks in example.STUDENTS.items()}  # fmt: skip
-    assert sizes["a quarter"] < 784_214 / 4
-    assert sizes["a sixteenth"] < 784_214 / 16
+    ranks = example.FACTORISED["a quarter"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(example.Factorised(ranks, rngs=nnx.Rngs(0))))) == 192_054
+    assert 192_054 < 784_214 / 4
 
 
 def test_a_low_rank_is_nearest_on_the_inputs_that_were_seen() -> None:
@@ -254,6 +254,7 @@ def recogniser_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int 
     return example, str(wheel)
 
 
+@pytest.mark.slow
 def test_a_recogniser_goes_on_after_the_trainings_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -381,12 +382,12 @@ def test_magikas_students_go_on_from_the_files_and_trainings_that_are_there(
             example.main(64, **(more | {"epochs": 2}))
     printed = capsys.readouterr().out
     assert "seed 0" not in printed
-    assert printed.count("seed 1") == 4
+    assert printed.count("seed 1") == 3
     for label, of in first["models"].items():
         assert again["models"][label]["runs"][0] == of["runs"][0]
         assert len(again["models"][label]["runs"]) == (1 if label == "teacher" else 2)
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
         "a-small-one-hard-answers-alone.onnx", "a-small-one-kd-and-fitnet.onnx",
-        "a-small-one-kd-from-random-weights.onnx", "a-small-one-kd.onnx", "answers", "files.npz", "magika.png",
-        "models.json", "pieces.npz", "results.json", "results.md", "taught", "types.md",
+        "a-small-one-kd.onnx", "answers", "files.npz", "magika.png", "models.json", "pieces.npz", "results.json",
+        "results.md", "taught", "types.md",
     ]  # fmt: skip

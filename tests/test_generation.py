@@ -123,6 +123,7 @@ def test_a_batch_that_the_teacher_wrote_has_weights_behind_the_prompts(decoder):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_there_is_no_gradient(decoder):
     from kd_jax.generation import Sampling, sample
 
@@ -139,6 +140,7 @@ def test_there_is_no_gradient(decoder):
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_a_token_batch_is_written_on_behind_its_sequences(decoder):
     tokens = np.int32([[5, 3, 7, 0, 0], [1, 0, 0, 0, 0], [2, 6, 4, 8, 9]])
     data = kd.token_batch(tokens, segments=(np.arange(5) < np.array([[3], [1], [5]])).astype(np.int32))

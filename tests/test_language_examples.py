@@ -93,6 +93,7 @@ def test_the_pronunciation_example_ends_in_a_table(tmp_path: Path, capsys: pytes
     assert "| teacher" in printed
 
 
+@pytest.mark.slow
 def test_the_language_model_example_ends_in_a_table_and_goes_on_after_a_kill(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

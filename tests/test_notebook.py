@@ -72,6 +72,7 @@ def test_what_is_kept_is_of_the_whole_experiment(kept: Any) -> None:
     assert "no evidence of a difference" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiling")
 def test_it_runs_on_a_few_images(kept: Any, tmp_path: Path) -> None:
     fewer = tool.read()

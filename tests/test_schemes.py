@@ -26,6 +26,7 @@ def softmax(z: Any) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_members_of_a_cohort_learn_from_labels_and_from_each_other() -> None:
     rng = np.random.default_rng(0)
     each = [jnp.asarray(rng.normal(size=(5, 4)), jnp.float32) for _ in range(3)]

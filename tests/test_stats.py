@@ -97,6 +97,7 @@ def test_a_correction_for_many_comparisons_widens_the_interval_and_multiplies_th
     assert paired_comparison(before, after, metric="correct", comparisons=1000).p_value == 1.0
 
 
+@pytest.mark.slow
 def test_all_corrected_intervals_hold_at_once() -> None:
     """Ten comparisons of noise with the same baseline: in at most about 5 % of trials does any find a difference."""
     rng = np.random.default_rng(1)

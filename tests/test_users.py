@@ -431,6 +431,7 @@ def test_the_five_lines(standard_promotion: None) -> None:
     assert found["correct"] + found["errors"] == 16
 
 
+@pytest.mark.slow
 def test_metrics_go_to_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     with warnings.catch_warnings():

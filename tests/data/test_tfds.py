@@ -156,6 +156,7 @@ class TestMnist:
         assert load("tfds:mnist").digest() == dataset.digest()
         assert load("tfds:mnist:3.0.1").digest() == dataset.digest()
 
+    @pytest.mark.slow
     def test_is_read_without_tensorflow(self, prepared, monkeypatch, tmp_path):
         dataset, data_dir, _ = prepared
         places(monkeypatch, data_dir, tmp_path)
@@ -192,6 +193,7 @@ def test_no_network_is_one_sentence_and_soon(folders, monkeypatch):
     assert retries == downloader.MAX_RETRIES
 
 
+@pytest.mark.slow
 def test_no_tensorflow_is_one_sentence_and_nothing_is_downloaded(folders):
     message = without("tensorflow", "tfds:mnist")
     assert message.startswith("tfds:mnist needs tensorflow, which cannot be imported")
@@ -199,6 +201,7 @@ def test_no_tensorflow_is_one_sentence_and_nothing_is_downloaded(folders):
     assert not (folders / "tfds").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", ["tensorflow_datasets", "immutabledict"])
 def test_no_tensorflow_datasets_is_one_sentence(absent):
     message = without(absent, "tfds:mnist")
@@ -207,6 +210,7 @@ def test_no_tensorflow_datasets_is_one_sentence(absent):
     assert message.endswith("pip install 'kd-jax[tfds]'")
 
 
+@pytest.mark.slow
 @needs_tensorflow
 def test_what_tfds_forgets_to_declare_is_one_sentence(folders):
     message = without("importlib_resources", "tfds:mnist")
@@ -343,11 +347,13 @@ class TestSmall:
         assert all(part in message for part in parts)
 
 
+@pytest.mark.slow
 def test_importing_kd_jax_imports_no_tensorflow_datasets():
     code = "import sys, kd_jax.data.sources.tfds; assert 'tensorflow_datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @needs_tensorflow
 @needs_files
 def test_streamed_images_are_the_same_and_never_all_in_memory(prepared, monkeypatch):

@@ -53,6 +53,7 @@ def test_bytes_are_scaled_and_others_refused() -> None:
             train.scale(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_a_step_sees_the_teachers_logits_of_the_very_view(share: float, images: Images) -> None:
     """A teacher that says what the image's first pixels are, and a student that says the same of what it sees."""
@@ -95,6 +96,7 @@ def test_who_is_moved_is_drawn_anew_in_each_step(images: Images) -> None:
     assert len(np.unique(loss)) == 4
 
 
+@pytest.mark.slow
 def test_a_training_with_a_share_is_between_those_without_and_with_all(images: Images) -> None:
     def loss(share: float, shift: int = 2) -> np.ndarray:
         return run(images, Setup(NETWORK, optax.sgd, batch_size=16, shift=shift, shift_share=share))[1]

@@ -92,6 +92,7 @@ def after(chunks: int) -> Callable[[], bool]:
     return lambda: next(left, 0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [1, 29, 30, 31, 47, 60])
 def test_a_training_goes_on_in_the_middle_of_an_epoch_bit_for_bit(
     small_dataset: Dataset, tmp_path: Path, chunks: int

@@ -72,6 +72,7 @@ def each_alone(small_dataset: Dataset) -> dict[tuple[int, int], Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 2, 4, 100])
 def test_trials_are_what_each_training_is_alone(
     images: Images, each_alone: dict[tuple[int, int], Any], most: int
@@ -87,6 +88,7 @@ def test_trials_are_what_each_training_is_alone(
         )
 
 
+@pytest.mark.slow
 def test_large_networks_train_in_turn_and_find_the_same(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Trials("students", SETUP, SETTINGS, (3, 4), Role.STUDENT, 1)
     together = trials.train_trials(one, images, Silent(), CheckpointPolicy(), most=100)

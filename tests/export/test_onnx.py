@@ -125,6 +125,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path):
         to_onnx(MODELS["mlp"][0], tmp_path / "a.onnx", X)
 
 
+@pytest.mark.slow
 def test_int8_weights_make_a_file_a_third_as_large_and_nearly_the_same_logits(tmp_path):
     images = RNG.normal(size=(4, 8, 8, 3)).astype(np.float32)
     for place, (model, inputs) in enumerate(

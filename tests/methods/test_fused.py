@@ -136,6 +136,7 @@ def assert_same_training(found, wanted, tolerance):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_training_is_that_of_all_logits_padded_and_packed(pair):
     """Of tied and untied heads, and of a teacher that is live or kept as hidden states."""
     method = kd.KD(alpha=0.3, temperature=2.0)
@@ -151,6 +152,7 @@ def test_a_training_is_that_of_all_logits_padded_and_packed(pair):
         assert_same_training(trained(kd.fused_linear(method), student, kept), wanted, 1e-9)
 
 
+@pytest.mark.slow
 def test_in_float32_in_a_sum_and_weighted(pair):
     scheduled = kd.scheduled(kd.SampledKL(samples=5), hard=optax.linear_schedule(0.0, 1.0, 2))
     for method in (kd.JSD(), kd.SampledKL(samples=5), scheduled):

@@ -46,6 +46,7 @@ def rewrite(student):
     return jax.jit(run)
 
 
+@pytest.mark.slow
 def test_the_student_goes_on_from_each_prompt(rewrite, student):
     method = kd.on_policy(kd.JSD(alpha=0), share=1.0, temperature=0.0)
     found = rewrite(method, jax.random.key(0))
@@ -170,6 +171,7 @@ def test_a_translator_and_a_model_without_a_cache_write_too(teacher):
     assert bare.labels is None
 
 
+@pytest.mark.slow
 def test_a_comparison_records_no_accuracy_against_its_own_sequences(teacher):
     methods = {"own": kd.on_policy(kd.JSD(alpha=0))}
     fresh = of_size(1)

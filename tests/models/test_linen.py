@@ -161,6 +161,7 @@ def test_inputs_are_an_array_a_tuple_or_a_dict():
         model(X)
 
 
+@pytest.mark.slow
 def test_every_collection_is_carried_and_what_is_sown_is_not():
     class Every(linen.Module):
         @linen.compact

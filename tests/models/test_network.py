@@ -102,6 +102,7 @@ def test_networks_made_alike_are_equal_and_compile_once(door):
     same(found[0], found[2])
 
 
+@pytest.mark.slow
 @STATEFUL
 def test_the_random_numbers_are_those_of_the_key_and_none_in_evaluation(door):
     network = MODELS[door]().network

@@ -151,6 +151,7 @@ def test_no_two_initial_values_are_of_one_number():
     assert all((first != second).any() for first, second in zip(one, two, strict=True))
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teachers_stage_with_batch_statistics():
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
     network = kd.from_nnx(lambda rngs: kd.models.resnet8(num_classes=4, rngs=rngs)).network

@@ -129,6 +129,7 @@ def test_a_checkpoint_of_a_training_gives_its_weights(tmp_path):
     np.testing.assert_array_equal(found["fc.weight"], module.fc.weight.detach())
 
 
+@pytest.mark.slow
 def test_a_training_step_moves_the_statistics_as_pytorch_does():
     x = np.random.default_rng(0).normal(1, 2, (3, 4, 5, 6)).astype(np.float32)
     mine, other = BatchNorm(6), torch.nn.BatchNorm2d(6)

@@ -148,6 +148,7 @@ def test_draws_are_counted() -> None:
         np.testing.assert_allclose(np.exp(logits), counts / 9, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("power", "systematic"), [(1.0, False), (1.0, True), (0.7, False)], ids=lambda value: str(value)
 )
@@ -588,6 +589,7 @@ def test_training_from_disk_is_that_from_memory(kind: str, tmp_path: Path, monke
         assert_close(streamed.model.variables, wanted.model.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiling")
 def test_packed_sequences_find_their_answers(tmp_path: Path) -> None:
     """A cache of sequences, each alone; a training on rows of several."""

@@ -37,6 +37,7 @@ def several(folder: Path) -> Any:
     return [in_memory(folder), on_disk(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [in_memory, on_disk, several])
 def test_data_in_memory_finds_its_rows(
     make: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -57,6 +58,7 @@ def test_data_in_memory_finds_its_rows(
         assert wrong.history["loss"][0] > 0.1
 
 
+@pytest.mark.slow
 def test_a_comparison_finds_its_rows_and_asks_a_live_teacher_once() -> None:
     """Answers that are computed in the data's order stay in it."""
     data = kd.Batch(X[SHUFFLED[:16]], (X @ W)[SHUFFLED[:16]].argmax(-1), indices=SHUFFLED[:16])

@@ -110,6 +110,7 @@ def test_a_start_is_where_it_starts() -> None:
     assert any((a != b).any() for a, b in zip(leaves(own.variables), leaves(fit()[0].variables), strict=True))
 
 
+@pytest.mark.slow
 def test_the_schedule_of_an_optimizer_is_followed(standard_promotion: None) -> None:
     """A rate of 0 after the first of three steps of an epoch: the second epoch changes nothing."""
     schedule = optax.schedules.piecewise_constant_schedule(0.1, {1: 0.0})

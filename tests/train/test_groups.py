@@ -141,6 +141,7 @@ def test_a_stream_in_groups_is_the_training_in_memory(
         np.testing.assert_allclose(stream.history[name], memory.history[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_how_often_it_is_kept_changes_no_bit(tmp_path: Any) -> None:
     data = kd.stream(DATA, batch_size=2)
     named = HOW | {"epochs": 2}
@@ -171,6 +172,7 @@ def test_the_batches_before_one_that_cannot_be_read_are_trained_on(lengths: list
     assert lengths == [5]
 
 
+@pytest.mark.slow
 def test_examples_of_several_lengths_are_groups_of_their_own(lengths: list[int]) -> None:
     """A batch has one; the next may have another."""
     sizes = [4, 4, 6, 6, 6, 4]
@@ -206,6 +208,7 @@ def test_a_large_batch_between_small_ones_is_a_group_of_its_own() -> None:
     assert [sizes(batch) for batch in batches] == [8, 8, 1, 1, 8, 8, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the teacher is right on")
 @pytest.mark.parametrize("given", [few(5), kd.stream(DATA, batch_size=2)])
 @pytest.mark.parametrize("kind", ["number", "key"])
@@ -233,6 +236,7 @@ class Counting(Method):
         return {"hard": hard, "count": steps}, {"steps": steps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [few(12), kd.stream(DATA, batch_size=2)])
 def test_a_method_s_state_may_become_another_type_in_the_first_step(given: Any) -> None:
     result = kd.distill(net(), None, given, method=Counting(), epochs=1, optimizer=SGD)

@@ -107,6 +107,7 @@ def test_each_reads_its_own_part(found: Any) -> None:
         assert own["loss"] < 1e-7
 
 
+@pytest.mark.slow
 def test_steps_of_four_processes_are_those_of_one(tmp_path: Path) -> None:
     """On 8 devices, each process with its own part of the rows."""
     found = Ended(4, tmp_path, "parts").found()
@@ -208,6 +209,7 @@ def test_a_process_that_is_killed_amid_a_step_ends_the_others(tmp_path: Path) ->
     assert_one_is_lost(Ended(2, tmp_path, "lost"))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_writes_costs_that_checkpoint_alone(found: Any, folder: Path) -> None:
     """The last one, for which the others only wait. One without a mesh, and 4, go on from the one before."""
     assert_one_is_lost(Ended(2, folder, "killed"))

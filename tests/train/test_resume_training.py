@@ -95,6 +95,7 @@ def assert_equal(found: kd.Result, wanted: kd.Result) -> None:
             np.testing.assert_array_equal(found.history[name], values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("where", ["between epochs", "amid an epoch"])
 def test_a_resumed_training_on_an_iterator_equals_one_that_was_not_stopped(
@@ -298,6 +299,7 @@ def test_a_method_is_described_alike_in_every_process() -> None:
     assert jax.tree.leaves(kd.KD()) == [0.1, 4.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(3, None), (4, 23), (5, 1)])
 def test_checkpoints_at_other_steps_skip_none(
     before: int, after: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -325,6 +327,7 @@ def test_checkpoints_at_other_steps_skip_none(
     assert_close(resumed.history["loss"], whole.history["loss"])
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_metrics_are_awaited_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes at every place in turn where the loop looks at an array."""
     named = {"epochs": 1, "batch_size": 2, "optimizer": optax.sgd(0.1), "checkpoint_steps": 3}

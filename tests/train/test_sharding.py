@@ -29,15 +29,30 @@ ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-12
 
 
-@pytest.fixture(scope="module")
-def found(quick_compiling: None) -> dict[str, Any]:
-    """What every function of `tests/devices.py` found."""
+# Of `tests/devices.py`, those that take long.
+SLOW = (
+    "other_sources", "coupled", "coupled_maps", "a_module_that_names_axes", "one_program", "models_of_another_library",
+)  # fmt: skip
+
+
+def found_by(*names: str) -> dict[str, Any]:
+    """What functions of `tests/devices.py` found."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     own = {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, "-W", "error", str(ROOT / "tests" / "devices.py")]
+    command = [sys.executable, "-W", "error", str(ROOT / "tests" / "devices.py"), *names]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def found(quick_compiling: None) -> dict[str, Any]:
+    return found_by("but", *SLOW)
+
+
+@pytest.fixture(scope="module")
+def found_slowly(quick_compiling: None) -> dict[str, Any]:
+    return found_by(*SLOW)
 
 
 def of(found: dict[str, Any], name: str) -> Any:
@@ -57,9 +72,10 @@ def test_200_steps_are_those_of_one_device(found: dict[str, Any]) -> None:
     assert all(value < ROUNDING for value in apart.values()), apart
 
 
-def test_losses_that_couple_a_batch_see_the_whole_of_it(found: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_losses_that_couple_a_batch_see_the_whole_of_it(found_slowly: dict[str, Any]) -> None:
     """SP, RKD, PKT, DIST, CC, SRD, MLKD and CRD, of which each term is that of one device; and mixed batches."""
-    apart = of(found, "coupled")
+    apart = of(found_slowly, "coupled")
     assert {"sp", "distance", "angle", "pkt", "cc", "srd", "crd"} <= set(apart)
     assert apart.pop("float64") < ROUNDING
     assert apart.pop("mixed") < ROUNDING
@@ -67,9 +83,10 @@ def test_losses_that_couple_a_batch_see_the_whole_of_it(found: dict[str, Any]) -
     assert all(value < 1e-3 for value in apart.values()), apart
 
 
-def test_losses_of_maps_that_couple_a_batch_see_the_whole_of_it(found: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_losses_of_maps_that_couple_a_batch_see_the_whole_of_it(found_slowly: dict[str, Any]) -> None:
     """ICKD, and those whose learned blocks normalise by the batch; in float32."""
-    apart = of(found, "coupled_maps")
+    apart = of(found_slowly, "coupled_maps")
     assert {"ickd", "ab", "ofd", "wkdf", "semckd"} <= set(apart)
     assert all(value < 1e-4 for value in apart.values()), apart
 
@@ -79,15 +96,17 @@ def test_a_batch_lies_divided(found: dict[str, Any]) -> None:
     assert of(found, "divided") == {"memory": ["(2, 6)"], "iterator": ["(2, 6)"]}
 
 
-def test_iterators_and_fit_are_the_same_training(found: dict[str, Any]) -> None:
-    apart = of(found, "other_sources")
+@pytest.mark.slow
+def test_iterators_and_fit_are_the_same_training(found_slowly: dict[str, Any]) -> None:
+    apart = of(found_slowly, "other_sources")
     assert apart["iterator"] < ROUNDING
     assert apart["fit"] < ROUNDING
 
 
-def test_a_mesh_may_have_axes_of_either_kind(found: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_a_mesh_may_have_axes_of_either_kind(found_slowly: dict[str, Any]) -> None:
     """Explicit, as `jax.make_mesh` has them, or for XLA to partition; in a context of the user's, too."""
-    apart = of(found, "other_sources")
+    apart = of(found_slowly, "other_sources")
     assert apart["automatic axes"] == apart["below a mesh"] == 0
 
 
@@ -112,15 +131,17 @@ def test_a_rule_says_how_arrays_lie(found: dict[str, Any]) -> None:
     assert of(found, "where_it_lies")["by a rule"]["first.kernel"] == [6, 4]
 
 
-def test_a_model_of_another_library_says_the_same_on_every_device(found: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_a_model_of_another_library_says_the_same_on_every_device(found_slowly: dict[str, Any]) -> None:
     """Its logits are in float32, and so are the means of an epoch."""
-    apart = of(found, "models_of_another_library")
+    apart = of(found_slowly, "models_of_another_library")
     assert len(apart) == 8
     assert all(value < 1e-5 for value in apart.values()), apart
 
 
-def test_a_module_may_name_axes_in_its_call(found: dict[str, Any]) -> None:
-    assert of(found, "a_module_that_names_axes") < ROUNDING
+@pytest.mark.slow
+def test_a_module_may_name_axes_in_its_call(found_slowly: dict[str, Any]) -> None:
+    assert of(found_slowly, "a_module_that_names_axes") < ROUNDING
 
 
 def test_a_training_goes_on_on_another_mesh(found: dict[str, Any]) -> None:
@@ -144,9 +165,10 @@ def test_a_student_goes_from_one_mesh_to_another(found: dict[str, Any]) -> None:
     assert of(found, "moves") == 0
 
 
-def test_a_comparison_and_a_training_share_a_mesh(found: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_a_comparison_and_a_training_share_a_mesh(found_slowly: dict[str, Any]) -> None:
     """In one program, in turn, to the same bits; with a student of the mesh as the teacher, too."""
-    apart = of(found, "one_program")
+    apart = of(found_slowly, "one_program")
     assert apart["compare after"] == apart["compare below"] == apart["distill after"] == 0
     assert apart["distill"] < ROUNDING
     # The means of an epoch are in float32.
@@ -185,6 +207,7 @@ def one_device(*names: str) -> Mesh:
     return jax.make_mesh((1,) * len(names), names)
 
 
+@pytest.mark.slow
 def test_one_device_has_the_bits_of_no_mesh() -> None:
     how = {**HOW, "method": kd.KD(0.3) + kd.SP("hidden.0"), "epochs": 2}
     student = net().init(0)

@@ -162,6 +162,7 @@ def test_what_is_asked_without_rows_is_the_papers_table(tmp_path: Path) -> None:
         assert set(rows) == {*hinton.PAPER, "temperature"}
 
 
+@pytest.mark.slow
 def test_the_transfer_set_lacks_the_class_and_keeps_the_teachers_rows(
     small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +207,7 @@ def trained_rows(
     return hinton_rows.run_rows(rows, plan, dataset, Silent(), CheckpointPolicy(store), files), files
 
 
+@pytest.mark.slow
 def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +237,7 @@ def test_the_averaged_row_is_taught_by_the_mean_of_the_teachers_logits(
     assert "taught_by" not in found["distilled-8"]
 
 
+@pytest.mark.slow
 def test_students_that_see_shifts_are_taught_by_the_logits_of_the_shifted_image(
     small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +351,7 @@ def test_the_time_is_estimated_from_as_many_students_as_fit(
     assert told[3] / told[2] == pytest.approx((trained + 9 * asked) / (trained + asked))
 
 
+@pytest.mark.slow
 def test_every_row_is_reproduced_and_reported(
     tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -481,6 +485,7 @@ def test_the_better_of_two_is_corrected_for_having_been_chosen() -> None:
         assert one.p_corrected == pytest.approx(holm[nearest])
 
 
+@pytest.mark.slow
 def test_finished_rows_are_read_and_not_trained_again(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -565,6 +570,7 @@ def test_what_was_stopped_goes_on_and_loses_nothing(
     assert trained == {"nothing": [], "a part": ["alone-8"], "the teacher": ["teacher"]}[lost] + ["no3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "rates"),
     [

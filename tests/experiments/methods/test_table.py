@@ -221,6 +221,7 @@ def _ticks(axis: Any, minor: bool) -> Any:
     return axis.get_minor_ticks() if minor else axis.get_major_ticks()
 
 
+@pytest.mark.slow
 def test_a_killed_table_goes_on_to_the_same_results(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ def test_the_list_has_the_numbers_that_a_run_has_by_default() -> None:
     assert line.split()[-4:] == ["--alpha", f"{known.alpha:g}", "--temperature", f"{known.temperature:g}"]
 
 
+@pytest.mark.slow
 def test_a_run_with_another_method_keeps_its_numbers_and_goes_on(source: str, tmp_path: Path) -> None:
     """One that learns and carries: its results have the same keys but for the numbers of `kd`."""
     out = tmp_path / "out"
@@ -54,6 +55,7 @@ def test_a_run_with_another_method_keeps_its_numbers_and_goes_on(source: str, tm
     assert json.loads((out / "results.json").read_text())["models"] == kept["models"]
 
 
+@pytest.mark.slow
 def test_an_array_of_a_method_is_a_file(source: str, small_dataset: Dataset, tmp_path: Path) -> None:
     """It is the same for all seeds, side by side."""
     np.save(tmp_path / "alike.npy", np.eye(small_dataset.classes, dtype=np.float32))
@@ -116,6 +118,7 @@ def test_what_the_command_cannot_do_is_told(
     assert told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_every_method_of_logits_is_one_that_the_command_trains() -> None:
     """With its defaults, but those that ask for what images do not have."""
     student, teacher = kd.mlp([4, 3, 100]), kd.mlp([4, 5, 100])
@@ -130,6 +133,7 @@ def test_every_method_of_logits_is_one_that_the_command_trains() -> None:
     assert refused == {"binarykd", "wkd", "taid", "dml"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -192,6 +196,7 @@ def test_a_sweep_takes_a_list_for_each_number() -> None:
         given("--method", "kd", "dkd", "--temperature", "1", "2")
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_methods_numbers_names_the_best(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

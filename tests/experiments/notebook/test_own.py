@@ -87,6 +87,7 @@ def test_what_is_no_network_is_told_in_a_sentence(name: str, says: str, place: P
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_a_run_trains_ones_own_student_with_ones_own_teacher(
     place: Path, small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_run_trains_ones_own_student_with_ones_own_teacher(
     ]
 
 
+@pytest.mark.slow
 def test_a_run_trains_networks_of_the_zoo_by_their_names(
     small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,7 @@ def build(place: Path) -> str:
     return "tfds:" + type("KdJaxColours", (public_api.core.GeneratorBasedBuilder,), parts).name
 
 
+@pytest.mark.slow
 def test_the_preset_of_cifar100_trains_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_the_preset_of_cifar100_trains_from_end_to_end(
     assert "--teacher-augment is none, and the run in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_whether_or_not_it_was_stopped_between(tmp_path: Path, small_dataset: Dataset) -> None:
     """A teacher and students of a step whose view the key and the number of the step tell."""
     config = make_config(augment="crop-flip", epochs=2, batch_size=40, student_hidden=(3,), teacher_hidden=(3,))
@@ -169,6 +171,7 @@ def test_a_run_is_the_same_whether_or_not_it_was_stopped_between(tmp_path: Path,
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_sweep_crops_too(tmp_path: Path, small_dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     given = {
         part: getattr(small_dataset, part) for part in ("train_images", "train_labels", "test_images", "test_labels")

@@ -91,6 +91,7 @@ def half_done(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return out
 
 
+@pytest.mark.slow
 def test_kills_cost_nothing_but_time(source: str, tmp_path: Path) -> None:
     """SIGKILL, twice while a checkpoint is written; dropout, two seeds.
 
@@ -165,6 +166,7 @@ def test_overwriting_forgets_the_run_before(source: str, half_done: Path) -> Non
     assert sorted(path.name for path in half_done.glob("checkpoints/teacher/*")) == ["000000030"]
 
 
+@pytest.mark.slow
 def test_results_of_an_older_run_are_not_taken_for_those_of_a_run_that_was_stopped(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +291,7 @@ def test_two_processes_do_not_share_a_folder(source: str, tmp_path: Path, capsys
             first.kill()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_costs_no_checkpoint(source: str, tmp_path: Path) -> None:
     """A limit on the size of files, set after the first checkpoints, stands for the full disk."""
     limit = (

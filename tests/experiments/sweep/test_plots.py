@@ -54,6 +54,7 @@ def test_numbers_are_drawn_in_order_whatever_the_order_that_they_were_given_in()
         assert errors[place] == found.students[setting].errors.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "values", "lines"),
     [
@@ -87,6 +88,7 @@ def test_bars_of_several_lines_stand_beside_each_other_and_at_their_values(
         assert panel.get_xlim()[0] < bars.min() < bars.max() < panel.get_xlim()[1]
 
 
+@pytest.mark.slow
 def test_what_diverged_is_left_out_of_every_plot(tmp_path: Path) -> None:
     """One seed, no smoothed labels; a learning rate of one width is missing, and all of another width."""
     lists = {"learning_rate": (0.01, 1e20), "alpha": (0.0, 0.5), "student_hidden": ((3,), (4, 4, 4))}
@@ -184,6 +186,7 @@ def test_one_seed_has_no_intervals_and_none_is_promised() -> None:
     assert "errors of 1 seed;" in sweep_plots._heat_map(found, axes).get_suptitle()
 
 
+@pytest.mark.slow
 def test_labels_of_many_values_do_not_overlap() -> None:
     found = sweeps.made(temperature=tuple(1 + 0.5 * i for i in range(40)))
     figure = sweep_plots._curves(found, ["temperature"])

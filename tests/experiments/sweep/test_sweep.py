@@ -132,6 +132,7 @@ def test_gains_are_paired_by_seed_and_corrected_for_all_of_them(swept: tuple[Pat
     assert "12 were looked at (with each of 2 smoothings, of which the best counts)" in swept[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize(
     "preset",
@@ -268,6 +269,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) -> None:
     """Two teachers, two batch sizes and two learning rates, one seed, no label smoothing."""
@@ -281,6 +283,7 @@ def test_everything_that_is_a_number_can_be_listed(source: str, tmp_path: Path) 
     assert (kinds.count("distilled"), kinds.count("alone"), kinds.count("label smoothing")) == (8, 4, 0)
 
 
+@pytest.mark.slow
 def test_every_width_is_tested_against_its_own_baselines(source: str, tmp_path: Path) -> None:
     arguments = ["--dataset", source, *SMALL, "--student-hidden", "3", "8", "--alpha", "0", "0.5", "--quiet"]
     sweep.main([*arguments, "--label-smoothing", "0.1", "0.2", "--out", str(tmp_path / "out")])
@@ -311,6 +314,7 @@ def test_every_width_is_tested_against_its_own_baselines(source: str, tmp_path: 
         assert gain["corrected_for_comparisons"] == len(gains)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_what_is_shown_while_many_programs_train_ends_at_the_whole(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -326,6 +330,7 @@ def test_what_is_shown_while_many_programs_train_ends_at_the_whole(
     assert lines[-1].startswith("test: ")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_a_student_that_diverges_in_the_test_costs_the_others_nothing(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -360,6 +365,7 @@ def test_checkpoints_of_another_choice_are_not_gone_on_with(source: str, tmp_pat
         (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_a_setting_that_diverges_costs_the_others_nothing(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -379,6 +385,7 @@ def test_a_setting_that_diverges_costs_the_others_nothing(
     assert both["chosen"]["learning_rate"] == 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_a_teacher_that_diverges_costs_the_others_nothing(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -436,6 +443,7 @@ def test_the_chosen_setting_of_every_width_is_in_the_table() -> None:
     assert "the best 10 of 26 distilled settings and the best of each student, the baselines and the teacher):" in words
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_what_a_diverged_teacher_leaves_undone_is_no_time_that_is_left(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -607,6 +615,7 @@ def test_measures_that_are_no_numbers_fail_in_one_sentence(
     assert "no distilled student has a finite loss to its end: choose smaller learning rates" in error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_one_teachers_outputs_are_kept_at_a_time_and_computed_once(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
