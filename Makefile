@@ -1,7 +1,7 @@
 # make run [ARGS="..."]   the experiment: python -m kd_jax.run ARGS
 # make sweep [ARGS="..."], make reproduce ARGS=hinton2015: python -m kd_jax.sweep and kd_jax.reproduce
-# make test [ARGS="..."]  ruff, mypy and the tests, but for the slow ones; with ARGS those that it names
-# make slow              the slow tests: whole trainings, commands and processes, in many varieties
+# make test [ARGS="..."]  ruff, mypy and the tests, but for the slow ones; with ARGS what pytest takes by them, slow or not
+# make slow [ARGS="..."]  the slow tests: whole trainings, commands and processes, with many settings
 # make bench [ARGS=...]   the benchmarks, with PyTorch and Keras: ARGS=--quick takes at most 3 minutes
 # make docs              the pages, as build/docs/index.html, with their links checked; a warning is an error
 # PYTHON=python3.12 picks another interpreter (3.11 or newer), with a virtual environment of its own.
@@ -35,7 +35,7 @@ suite: $(VENV)/.installed-for-tests
 	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(if $(ARGS),,-m "not slow" --deselect $(AS_USERS_COMPILE)) $(ARGS)
 
 slow:
-	@$(MAKE) --no-print-directory suite ARGS="-m slow"
+	@$(MAKE) --no-print-directory suite ARGS='-m slow $(ARGS)'
 
 parity: $(VENV)/.installed-for-tests
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest $(AS_USERS_COMPILE)

@@ -44,10 +44,10 @@ BYTES, PADDING, SURE = 1024, 256, 0.9
 MODEL = "models/standard_v3_3"
 # Of the student that begins as the teacher, the ranks of the convolution and of the head.
 FACTORISED = {"a quarter": (64, 80)}
-# What a run knows of each type of file: agreement where the teacher is sure.
-TYPES = "by type, where sure"
 # Of the one that begins at random, its width and channels.
 AT_RANDOM = {"a sixteenth": (16, 84)}
+# The key, in a run, of its agreement with the teacher by type, where that is sure.
+TYPES = "by type, where sure"
 ROOTS = ("/usr", "/etc", "/opt", sys.prefix)
 
 
@@ -109,7 +109,7 @@ class Factorised(nnx.Module):
         self.head = nnx.Linear(ranks[1], 214, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits, as the teacher's; GELU of the largest, and not the largest GELU, which is the same above 0."""
+        """Logits, of the GELU of the largest; the teacher takes the largest GELU, which is the same above 0."""
         x = self.narrow(normalised(tokens, self.table[...], self.scale[...], self.shift[...], 1e-6))
         x = largest(x, self.conv.kernel[...]) + self.conv.bias[...][None]
         return self.head(self.small(self.norm(nnx.gelu(x))))
@@ -142,7 +142,10 @@ largest.defvjp(_forward, _backward)
 
 
 def factorised(teacher: ByteCNN, ranks: tuple[int, int], tokens: np.ndarray) -> Factorised:
-    """The teacher with low ranks, as near to it as they allow on these files."""
+    """The teacher with low ranks.
+
+    Each matrix is the nearest of its rank, in squares, for what the teacher gives it of these files.
+    """
     student = Factorised(ranks, rngs=nnx.Rngs(0))
     of_places, of_norm = np.zeros((1280, 1280)), np.zeros((512, 512))
     for start in range(0, len(tokens), 64):
@@ -167,7 +170,7 @@ def factorised(teacher: ByteCNN, ranks: tuple[int, int], tokens: np.ndarray) -> 
 def low_rank(matrix: np.ndarray, moments: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Two matrices whose product changes `x @ matrix` least, in squares, for x of these second moments."""
     values, vectors = np.linalg.eigh(moments)
-    # No direction without inputs: it would be divided by zero.
+    # It is divided by: directions that no input has get a small size.
     root = np.sqrt(np.maximum(values, 1e-9 * values.max()))
     left, size, right = np.linalg.svd((vectors * root) @ vectors.T @ matrix, full_matrices=False)
     left, size, right = left[:, :rank], np.sqrt(size[:rank]), right[:rank]
@@ -373,9 +376,12 @@ def main(count: int = 5000, **how: Any) -> dict[str, Any]:
 
 def trained_on(
     count: int, beside: Path, *, where: str | None = None, roots: Any = ROOTS, epochs: int = 8, seeds: int = 1,
-    each: int = 1, students: Any = None, out: str | None = None,
+    each: int = 1, students: Any = FACTORISED, small: Any = AT_RANDOM, out: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What was found on each model."""
+    """What was found on each model.
+
+    A seed is the order of the examples and, of the student that begins at random, its first weights.
+    """
     for name, number in {"files": count, "epochs": epochs, "seeds": seeds, "pieces": each}.items():
         check_whole(number, name)
     if out is not None:
@@ -388,11 +394,11 @@ def trained_on(
     teacher = rebuilt(home / MODEL / "model.onnx")
     original = kd.from_onnx(home / MODEL / "model.onnx", probabilities=True)
 
-    def asked(teacher: Any, inputs: np.ndarray, name: str, **more: Any) -> Any:
-        """Its outputs, in memory; where there is a folder, an earlier call has left them there."""
-        where = None if out is None else folder / name
-        kept = kd.cached(teacher, inputs, batch_size=64, path=where, **more)
-        return kept if where is None else kept.in_memory()
+    def asked(model: Any, inputs: np.ndarray, name: str, **more: Any) -> Any:
+        """Its outputs, in memory; with a folder those that an earlier call has left there."""
+        place = None if out is None else folder / name
+        kept = kd.cached(model, inputs, batch_size=64, path=place, **more)
+        return kept if place is None else kept.in_memory()
 
     paths, inputs = chosen(roots, count, None if out is None else folder)
     sample = inputs[:256]
@@ -420,18 +426,19 @@ def trained_on(
     if cut is not None and cut.is_file():
         with np.load(cut) as before:
             parts = before["tokens"].astype(np.int32)
+            if before["each"] != each or before["paths"].tolist() != paths[train].tolist():
+                sys.exit(f"{cut} has pieces of other files, or more or fewer of each: give another folder")
     else:
         parts = pieces(paths[train], each, rng)
-        save(cut, tokens=parts.astype(np.uint16))
+        save(cut, tokens=parts.astype(np.uint16), paths=paths[train], each=np.array(each))
     print(
         f"{len(train)} files and {len(parts)} pieces of them to learn from, of {len(np.unique(answers[train]))} types; "
         f"{len(test)} in other folders; {len(other)} of types that no student sees "
         f"({', '.join(labels[sorted(unseen)]) or 'none'})"
     )
-    students, small = (FACTORISED, AT_RANDOM) if students is None else (students, {})
     settings = {
         "files": {"train": len(train), "test": len(test), "unseen types": len(other)}, "pieces": len(parts),
-        "epochs": epochs,
+        "pieces of each": each, "epochs": epochs,
         "types": len(np.unique(answers[train])), "unseen": labels[sorted(unseen)].tolist(),
         "ranks": {name: list(ranks) for name, ranks in students.items()},
         "sizes at random": {name: list(sizes) for name, sizes in small.items()},
@@ -544,7 +551,7 @@ def trained_on(
         (folder / "results.md").write_text(text + "\n")
         rows = [[name, int(files_of.sum()), *(shown([one[TYPES][name] for one in runs[label][:seeds]], 100) for label in
                  onnx_files if label != "teacher")] for name, files_of in by_type.items()]  # fmt: skip
-        headers = ["type", "files", *(f"{label} (%)" for label in onnx_files if label != "teacher")]
+        headers = ["type", "files where it is sure", *(f"{label} (%)" for label in onnx_files if label != "teacher")]
         (folder / "types.md").write_text(tabulate(rows, headers, tablefmt="github", disable_numparse=True) + "\n")
         (folder / "models.json").write_text(json.dumps(whole, indent=2) + "\n")
         plot(models, folder / "magika.png")
@@ -568,12 +575,18 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for table, plot, results.json and ONNX files; what is there already is not trained again",
+        help="folder for tables (results.md, types.md), plot, results.json, models.json and ONNX files. What is there "
+        "already is not trained again. Its files.npz, pieces.npz, answers and taught hold what was read of this "
+        "computer's files, and what the teacher says of it: a later call takes these, whatever --roots says",
     )
     parser.add_argument("--quick", action="store_true", help="few files and small students: to see that it runs")
     given = parser.parse_args()
     more: dict[str, Any] = {"each": given.pieces}
-    more |= {"epochs": 1, "students": {"a small one": (4, 16)}} if given.quick else {"epochs": given.epochs}
+    more |= (
+        {"epochs": 1, "students": {"a small one": (4, 4)}, "small": {"one at random": (4, 8)}}
+        if given.quick
+        else {"epochs": given.epochs}
+    )
     try:
         main(
             128 if given.quick else given.files,

@@ -402,10 +402,13 @@ FUNCTIONS = (
 
 
 def main(asked: list[str]) -> None:
-    """All of them, or those whose names are asked for."""
-    found = {}
+    """All of them, those whose names are asked for, or after `but` all others."""
+    found: dict[str, Any] = {}
+    are_left_out = asked[:1] == ["but"]
+    names = asked[1:] if are_left_out else asked
+    assert {function.__name__ for function in FUNCTIONS} >= set(names), names
     for function in FUNCTIONS:
-        if not asked or function.__name__ in asked:
+        if not names or (function.__name__ in names) != are_left_out:
             try:
                 found[function.__name__] = function()
             except Exception:

@@ -136,7 +136,6 @@ def assert_same_training(found, wanted, tolerance):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.slow
 def test_a_training_is_that_of_all_logits_padded_and_packed(pair):
     """Of tied and untied heads, and of a teacher that is live or kept as hidden states."""
     method = kd.KD(alpha=0.3, temperature=2.0)

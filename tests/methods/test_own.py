@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from slowly import all_but_first
 
 import kd_jax as kd
 from kd_jax import losses
@@ -38,7 +39,6 @@ def standard(z: np.ndarray) -> np.ndarray:
     return (z - z.mean(-1, keepdims=True)) / (1e-7 + z.std(-1, ddof=1, keepdims=True))
 
 
-@pytest.mark.slow
 def test_standardisation_is_of_the_soft_loss_alone() -> None:
     found = terms(kd.standardised(kd.KD(0.3, 2.0)))
     ours, theirs = (standard(np.float64(z)) / 2 for z in (Z, T))
@@ -47,8 +47,9 @@ def test_standardisation_is_of_the_soft_loss_alone() -> None:
     np.testing.assert_allclose(found["hard"], 0.3 * losses.cross_entropy(Z, LABELS), rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [kd.DKD(), kd.DIST(), kd.MLKD(), kd.SampledKL(hard=1.0), 9 * kd.KD(), kd.PLD()])
+@pytest.mark.parametrize(
+    "method", all_but_first([kd.DKD(), kd.DIST(), kd.MLKD(), kd.SampledKL(hard=1.0), 9 * kd.KD(), kd.PLD()])
+)
 def test_any_method_of_logits_can_be_standardised(method: kd.Method) -> None:
     """Its soft loss does not see a scale of the teacher's logits."""
     wrapped = kd.standardised(method)
@@ -67,7 +68,6 @@ def test_a_standardised_sum_keeps_its_hard_terms() -> None:
         np.testing.assert_allclose(found[name], share * losses.cross_entropy(Z, LABELS), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_sigmoids_have_their_own_hard_loss() -> None:
     labels = jnp.asarray(RNG.integers(0, 2, (6, 4)), jnp.float32)
     found = terms(kd.BinaryKD(0.3, 2.0), batch=kd.Batch(jnp.zeros((6, 1)), labels))
@@ -83,7 +83,6 @@ def test_sigmoids_have_their_own_hard_loss() -> None:
         terms(kd.BinaryKD())
 
 
-@pytest.mark.slow
 def test_one_output_is_trained_from_floats() -> None:
     x = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
     data = kd.Batch(x, (x[:, 0] > 0).astype(np.float32))
@@ -101,8 +100,7 @@ def test_one_output_is_trained_from_floats() -> None:
         )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", all_but_first([False, True]))
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
@@ -158,7 +156,6 @@ def test_a_virtual_teacher_needs_no_other() -> None:
     np.testing.assert_allclose(found["hard"], 0.3 * losses.cross_entropy(Z, LABELS), rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("step", "warmup", "strength"), [(0, 0, 0.8), (0, 4, 0.0), (2, 4, 0.4), (9, 4, 0.8)])
 def test_the_temperature_is_learned_against_the_student(step: int, warmup: int, strength: float) -> None:
     """By a gradient that is reversed, and rises as half a cosine; the student's is that of `KD`."""

@@ -57,7 +57,6 @@ def test_a_function_of_its_own_looks_as_it_is() -> None:
         assert kd.evaluate(model, DATA._replace(labels=None), teacher=models[0])["kl_to_teacher"] >= 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["function", "model"])
 def test_a_teacher_is_freed_with_all_that_was_compiled_for_it(kind: str) -> None:
     """Also what a function closes over, which is a part of its programs."""

@@ -31,7 +31,7 @@ ROUNDING = 1e-12
 
 # Of `tests/devices.py`, those that take long.
 SLOW = (
-    "other_sources", "coupled", "coupled_maps", "a_module_that_names_axes", "one_program", "models_of_another_library",
+    "coupled", "coupled_maps", "a_module_that_names_axes", "one_program", "models_of_another_library",
 )  # fmt: skip
 
 
@@ -96,17 +96,15 @@ def test_a_batch_lies_divided(found: dict[str, Any]) -> None:
     assert of(found, "divided") == {"memory": ["(2, 6)"], "iterator": ["(2, 6)"]}
 
 
-@pytest.mark.slow
-def test_iterators_and_fit_are_the_same_training(found_slowly: dict[str, Any]) -> None:
-    apart = of(found_slowly, "other_sources")
+def test_iterators_and_fit_are_the_same_training(found: dict[str, Any]) -> None:
+    apart = of(found, "other_sources")
     assert apart["iterator"] < ROUNDING
     assert apart["fit"] < ROUNDING
 
 
-@pytest.mark.slow
-def test_a_mesh_may_have_axes_of_either_kind(found_slowly: dict[str, Any]) -> None:
+def test_a_mesh_may_have_axes_of_either_kind(found: dict[str, Any]) -> None:
     """Explicit, as `jax.make_mesh` has them, or for XLA to partition; in a context of the user's, too."""
-    apart = of(found_slowly, "other_sources")
+    apart = of(found, "other_sources")
     assert apart["automatic axes"] == apart["below a mesh"] == 0
 
 

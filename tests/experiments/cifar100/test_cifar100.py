@@ -46,7 +46,6 @@ def options(tmp_path: Path, small_dataset: Dataset, monkeypatch: pytest.MonkeyPa
     return [*given, "--dataset", f"npz:{tmp_path / 'small.npz'}", "--out", str(tmp_path / "out")]
 
 
-@pytest.mark.slow
 def test_a_table_is_what_its_rows_say_and_goes_on_from_them(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from slowly import all_but_first
 
 import kd_jax as kd
 from kd_jax import run, sweep
@@ -40,7 +41,6 @@ def test_the_list_has_the_numbers_that_a_run_has_by_default() -> None:
     assert line.split()[-4:] == ["--alpha", f"{known.alpha:g}", "--temperature", f"{known.temperature:g}"]
 
 
-@pytest.mark.slow
 def test_a_run_with_another_method_keeps_its_numbers_and_goes_on(source: str, tmp_path: Path) -> None:
     """One that learns and carries: its results have the same keys but for the numbers of `kd`."""
     out = tmp_path / "out"
@@ -133,14 +133,15 @@ def test_every_method_of_logits_is_one_that_the_command_trains() -> None:
     assert refused == {"binarykd", "wkd", "taid", "dml"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
-    [
-        ("pkt", ["student=hidden.0"]),
-        ("crd", ["student=hidden.0", "examples=80", "width=4", "negatives=3"]),
-        ("reviewkd", ["student=hidden.0,hidden.1", "teacher=hidden.0,hidden.1", "width=4"]),
-    ],
+    all_but_first(
+        [
+            ("pkt", ["student=hidden.0"]),
+            ("crd", ["student=hidden.0", "examples=80", "width=4", "negatives=3"]),
+            ("reviewkd", ["student=hidden.0,hidden.1", "teacher=hidden.0,hidden.1", "width=4"]),
+        ]
+    ),
 )
 def test_features_are_compared_where_their_paths_are_given(
     name: str, options: list[str], source: str, tmp_path: Path

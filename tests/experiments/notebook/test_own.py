@@ -108,7 +108,6 @@ def test_a_run_trains_ones_own_student_with_ones_own_teacher(
     ]
 
 
-@pytest.mark.slow
 def test_a_run_trains_networks_of_the_zoo_by_their_names(
     small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

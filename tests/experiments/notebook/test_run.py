@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from slowly import all_but_first
 
 from kd_jax import run
 from kd_jax.data.dataset import Dataset
@@ -453,9 +454,10 @@ def test_a_name_that_the_locale_cannot_hold_is_refused_before_anything_is_traine
         folder.claim(Path("/tmp/\udcc3\udca9"))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
-@pytest.mark.parametrize("more", [["--shift", "1", "--seeds", "2"], ["--augment", "crop-flip", "--seeds", "1"]])
+@pytest.mark.parametrize(
+    "more", all_but_first([["--shift", "1", "--seeds", "2"], ["--augment", "crop-flip", "--seeds", "1"]])
+)
 def test_a_run_that_streams_its_images_is_the_same(source: str, tmp_path: Path, more: list[str]) -> None:
     """With shifts and crops, too."""
     few = [*SMALL, "--epochs", "1", *more]

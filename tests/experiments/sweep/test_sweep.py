@@ -385,7 +385,6 @@ def test_a_setting_that_diverges_costs_the_others_nothing(
     assert both["chosen"]["learning_rate"] == 0.01
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_a_teacher_that_diverges_costs_the_others_nothing(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
