@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from kd_jax.convolution import canonical
 from kd_jax.data import shifts
 from kd_jax.data.batch import Batch
+from kd_jax.data.mixing import mixes
 from kd_jax.errors import ConfigError, ShapeError
 from kd_jax.losses import cross_entropy
 from kd_jax.methods import Method
@@ -292,7 +293,8 @@ def _look_up(
             chosen = shifts.some(moves_key, chosen, setup.shift, setup.shift_share)
         logits = None if data.logits is None else data.logits[chosen, rows]
         pixels = scale(shifts.views(data.images, where, chosen, shift=setup.shift), setup.dtype)
-    batch = Batch(pixels, labels, indices=rows)
+    # A mixed image is none of the rows.
+    batch = Batch(pixels, labels, indices=None if mixes(setup.prepare) else rows)
     if data.teacher is not None:
         return batch, data.teacher
     return batch, None if logits is None else CachedTeacher(Output(logits))

@@ -14,7 +14,7 @@ from kd_jax.methods import Method, catalogue
 
 SCHEDULES = ("constant", "cosine", "steps")
 OPTIMIZERS = ("adam", "sgd")
-AUGMENTATIONS = ("none", "crop-flip")
+AUGMENTATIONS = ("none", "crop-flip", "mixup", "cutmix", "crop-flip+mixup", "crop-flip+cutmix")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "notebook": {},
@@ -241,7 +241,7 @@ class Config:
         if training.augment != "none" and training.shift:
             raise ConfigError(
                 f"{option(prefix + 'augment')} is {training.augment} and {option(prefix + 'shift')} {training.shift}: "
-                "both move images, so leave one of them out"
+                "both change images, so leave one of them out"
             )
         _check_milestones(prefix, training)
 

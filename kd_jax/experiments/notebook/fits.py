@@ -2,9 +2,10 @@
 
 from kd_jax import errors
 from kd_jax.data.dataset import Dataset
+from kd_jax.data.mixing import mixes
 from kd_jax.data.shifts import view_count
 from kd_jax.errors import ConfigError
-from kd_jax.experiments.notebook import methods
+from kd_jax.experiments.notebook import methods, views
 from kd_jax.experiments.notebook.config import Config, Training
 from kd_jax.experiments.notebook.recipes import given_teacher, layer_sizes, networks, places
 from kd_jax.experiments.trials import trainings_at_once
@@ -21,7 +22,8 @@ def check(config: Config, dataset: Dataset) -> None:
     teaching, learning = map(Model, networks(config, dataset))
     teaching = given_teacher(config, dataset) or teaching
     method, shape = config.make_method(), tuple(dataset.image_shape)
-    methods.check(method, config.method, learning, teaching, shape, config.batch_size)
+    mixing = config.augment if mixes(views.prepare(config.training)) else None
+    methods.check(method, config.method, learning, teaching, shape, config.batch_size, mixing)
     free = memory.available()
     if free is None:
         return

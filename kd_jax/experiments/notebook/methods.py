@@ -101,24 +101,40 @@ def _plain(name: str, alpha: float, temperature: float, options: Sequence[str]) 
     return CrossEntropy() + (method if weight == 1 else weight * method)
 
 
-def check(method: Method, name: str, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
-    """Raises `ConfigError` where a method cannot train the student on labelled images, in batches of that size."""
-    try:
-        if student.variables is None and teacher.variables is None and has_hash(method):
-            _traced_once(method, student.network, teacher.network, tuple(image_shape), size)
-        else:
-            _trace(method, student, teacher, image_shape, size)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"--method is {name}: {error}") from None
+def check(
+    method: Method, name: str, student: Model, teacher: Model, image_shape: Sequence[int], size: int,
+    mixing: str | None = None,
+) -> None:  # fmt: skip
+    """Raises `ConfigError` where a method cannot train the student on labelled images, in batches of that size.
+
+    mixing: the name of what mixes images and labels, if anything does.
+    """
+    for are_mixed in (False, True)[: 1 if mixing is None else 2]:
+        try:
+            if student.variables is None and teacher.variables is None and has_hash(method):
+                _traced_once(method, student.network, teacher.network, tuple(image_shape), size, are_mixed)
+            else:
+                _trace(method, student, teacher, image_shape, size, are_mixed)
+        except (ValueError, TypeError) as error:
+            if are_mixed:
+                raise ConfigError(
+                    f"--method is {name}, which needs whole labels or the row of each image, and --augment {mixing} "
+                    "mixes images: choose another of them"
+                ) from None
+            raise ConfigError(f"--method is {name}: {error}") from None
 
 
 @lru_cache(maxsize=256)
-def _traced_once(method: Method, student: Network, teacher: Network, image_shape: tuple[int, ...], size: int) -> None:
+def _traced_once(
+    method: Method, student: Network, teacher: Network, image_shape: tuple[int, ...], size: int, are_mixed: bool
+) -> None:
     """A sweep asks for each of its settings, more than once."""
-    _trace(method, Model(student), Model(teacher), image_shape, size)
+    _trace(method, Model(student), Model(teacher), image_shape, size, are_mixed)
 
 
-def _trace(method: Method, student: Model, teacher: Model, image_shape: Sequence[int], size: int) -> None:
+def _trace(
+    method: Method, student: Model, teacher: Model, image_shape: Sequence[int], size: int, are_mixed: bool
+) -> None:
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((size,), jnp.int32)
     key = jax.random.key(0)
@@ -130,6 +146,9 @@ def _trace(method: Method, student: Model, teacher: Model, image_shape: Sequence
     def loss(images: Any, labels: Any) -> Any:
         both = said(student, images, method.student_features), said(teacher, images, method.teacher_features)
         parts = as_parts(method.init(key, *both), method)
-        return terms_of(method, parts, *both, Batch(images, labels, indices=labels), jnp.int32(0))
+        batch = Batch(images, labels, indices=labels)
+        if are_mixed:
+            batch = Batch(images, jnp.zeros_like(both[0].logits))
+        return terms_of(method, parts, *both, batch, jnp.int32(0))
 
     jax.eval_shape(loss, images, labels)

@@ -96,7 +96,8 @@ def add_options(parser: argparse.ArgumentParser, single: Collection[str] | None 
     _add(training, "weight_decay", number, "X", decay)
     augment = (
         f"one of {', '.join(AUGMENTATIONS)}: crop-flip puts 4 pixels of 0 around each image, cuts one of its size out "
-        "of that and turns half of them left to right, anew in each step; its networks normalise by the training "
+        "of that and turns half of them left to right, mixup mixes images in pairs (alpha 0.2) and cutmix puts a box "
+        "of one into another (alpha 1), with their labels, anew in each step; the networks normalise by the training "
         "images' mean and standard deviation; a teacher answers for what its student sees"
     )
     _add(training, "augment", str, "NAME", augment)

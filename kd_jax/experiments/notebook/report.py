@@ -75,9 +75,10 @@ def training_line(training: Training, dataset: Dataset) -> str:
     line += ", cosine decay" if training.schedule == "cosine" else ""
     if training.schedule == "steps":
         line += f", times {training.milestone_factor:g} after epochs {', '.join(map(str, training.milestones))}"
-    if training.augment == "crop-flip":
+    if training.augment != "none":
         mean, std = ("/".join(f"{number:.4f}" for number in numbers) for numbers in views.moments(dataset))
-        line += f", crops of images with {views.PADDING} pixels of 0 around, flips, normalised by {mean} and {std}"
+        crops = f"crops of images with {views.PADDING} pixels of 0 around, flips"
+        line += f", {training.augment.replace('crop-flip', crops).replace('+', ', ')}, normalised by {mean} and {std}"
     if training.shift:
         line += f", shifts of up to {counted(training.shift, 'pixel')}"
         line += f" of {100 * training.shift_share:g} % of the images" if training.shift_share < 1 else ""
@@ -164,7 +165,7 @@ def as_json(result: Result, dataset: Dataset) -> dict[str, Any]:
     }
     timing |= {name: trained.timing._asdict() for name, trained in models(result).items()}
     data, config = data_json(dataset), result.config
-    if "crop-flip" in (config.augment, config.teacher_training.augment):
+    if {config.augment, config.teacher_training.augment} != {"none"}:
         data["normalisation"] = dict(zip(("mean", "std"), map(list, views.moments(dataset)), strict=True))
     return {
         "config": config.as_dict(),

@@ -1,4 +1,4 @@
-"""How networks of an experiment see images: cropped and turned in training, and normalised inside the network."""
+"""How networks of an experiment see images: cropped, turned, mixed in training, and normalised inside the network."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +16,11 @@ from kd_jax.models import Model, Network, Output
 PADDING = 4
 """Pixels, of `crop-flip`."""
 
+_CHANGES = {
+    "crop-flip": (augment.random_crop(PADDING), augment.random_flip()),
+    "mixup": (augment.mixup(),),
+    "cutmix": (augment.cutmix(),),
+}
 _SOME = 10_000
 
 
@@ -23,7 +28,7 @@ _SOME = 10_000
 class Normalised(Network):
     """A network behind `kd.augment.normalise`; it is given pixels in [0, 1].
 
-    Whatever crops and turns them, for student and teacher alike, stands before it, where 0 is black.
+    Whatever crops, turns and mixes them, for student and teacher alike, stands before it, where 0 is black.
     """
 
     network: Network
@@ -58,7 +63,7 @@ def prepare(training: Training) -> Prepare | None:
     """What is drawn anew in each step; None for nothing."""
     if training.augment == "none":
         return None
-    return augment.chain(augment.random_crop(PADDING), augment.random_flip())
+    return augment.chain(*(change for name in training.augment.split("+") for change in _CHANGES[name]))
 
 
 def seen(model: Model, training: Training, dataset: Dataset) -> Model:

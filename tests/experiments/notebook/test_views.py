@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from kd_jax import run, sweep
+from kd_jax.data import augment
+from kd_jax.data.batch import Batch
 from kd_jax.data.dataset import Dataset, make_dataset
+from kd_jax.data.mixing import Mixed, prepared
 from kd_jax.experiments import images as of_images
 from kd_jax.experiments.images import Images, Settings
 from kd_jax.experiments.notebook import recipes, views
@@ -27,6 +30,12 @@ PIXELS = RNG.integers(0, 200, (24, 6, 5, 3)).astype(np.uint8)
 PIXELS[..., 2] = 9
 DATA = make_dataset("few", PIXELS, np.arange(24) % 3, PIXELS[:6], np.arange(6) % 3)
 CROPPED = Training(epochs=2, batch_size=8, learning_rate=0.1, schedule="constant", shift=0, augment="crop-flip")
+
+
+def as_npz(dataset: Dataset, folder: Path) -> str:
+    names = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
+    np.savez(folder / "small.npz", **{name: getattr(dataset, part) for part, name in names.items()})
+    return f"npz:{folder / 'small.npz'}"
 
 
 def test_means_and_deviations_are_those_of_the_training_pixels() -> None:
@@ -51,6 +60,40 @@ def test_a_network_normalises_what_it_is_given() -> None:
     assert network == again
     assert hash(network) == hash(again)
     assert views.seen(model, CROPPED._replace(augment="none"), DATA) is model
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "crop-flip+mixup", "crop-flip+cutmix"])
+def test_a_step_mixes_images_and_their_labels(name: str) -> None:
+    """As `kd.augment` does, behind crops and flips; in evaluation nothing is mixed."""
+    change = views.prepare(CROPPED._replace(augment=name))
+    assert change is not None
+    parts = {"crop-flip": [augment.random_crop(4), augment.random_flip()], "mixup": [augment.mixup()],
+             "cutmix": [augment.cutmix()]}  # fmt: skip
+    wanted = augment.chain(*(one for part in name.split("+") for one in parts[part]))
+    batch = Batch(jnp.asarray(PIXELS[:8] / 255, jnp.float32), jnp.arange(8) % 3)
+    key = jax.random.key(5)
+    found, expected = prepared(change, batch, key), prepared(wanted, batch, key)
+    np.testing.assert_array_equal(found.inputs, expected.inputs)
+    assert isinstance(found.labels, Mixed)
+    np.testing.assert_array_equal(found.labels.other, expected.labels.other)
+    np.testing.assert_array_equal(change(key, batch.inputs, False), batch.inputs)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("kd", "mixup"), pytest.param("kd-as-written", "crop-flip+cutmix", marks=pytest.mark.slow)],
+)
+def test_a_run_mixes_images(
+    method: str, name: str, small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--dataset", as_npz(small_dataset, tmp_path), "--epochs", "2", "--batch-size", "40", "--seeds", "2"]
+    options += ["--student-hidden", "3", "--teacher-hidden", "4", "--method", method, "--augment", name]
+    run.main([*options, "--out", str(tmp_path / "out")])
+    assert f", {name.split('+')[-1]}, normalised by" in " ".join(capsys.readouterr().out.split())
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["config"]["augment"] == found["config"]["teacher_augment"] == name
+    assert "mean" in found["data"]["normalisation"]
+    assert 0 < found["models"]["distilled"]["runs"][0]["correct"] <= 60
 
 
 def test_the_teacher_of_a_step_sees_what_its_student_sees() -> None:
@@ -173,12 +216,7 @@ def test_a_run_is_the_same_whether_or_not_it_was_stopped_between(tmp_path: Path,
 
 @pytest.mark.slow
 def test_a_sweep_crops_too(tmp_path: Path, small_dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {
-        part: getattr(small_dataset, part) for part in ("train_images", "train_labels", "test_images", "test_labels")
-    }
-    names = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
-    np.savez(tmp_path / "small.npz", **{names[part]: array for part, array in given.items()})
-    options = ["--dataset", f"npz:{tmp_path / 'small.npz'}", "--epochs", "1", "--batch-size", "40", "--seeds", "1"]
+    options = ["--dataset", as_npz(small_dataset, tmp_path), "--epochs", "1", "--batch-size", "40", "--seeds", "1"]
     options += ["--student-hidden", "3", "--teacher-hidden", "4", "--label-smoothing", "--optimizer", "sgd"]
     options += ["--schedule", "steps", "--milestones", "1", "1,2", "--augment", "crop-flip"]
     sweep.main([*options, "--out", str(tmp_path / "out")])
@@ -196,7 +234,7 @@ def test_a_sweep_crops_too(tmp_path: Path, small_dataset: Dataset, capsys: pytes
     [
         (["--milestones", "3"], "--milestones is 3, and of no use without --schedule steps: add that"),
         (["--teacher-momentum", "0.5"], "--teacher-momentum is 0.5, and of no use without --optimizer sgd: add that"),
-        (["--augment", "crop-flip", "--shift", "1"], "--augment is crop-flip and --shift 1: both move images"),
+        (["--augment", "crop-flip", "--shift", "1"], "--augment is crop-flip and --shift 1: both change images"),
         (["--schedule", "steps"], "--schedule is steps, without --milestones: give epochs, such as 150,180,210"),
         (["--milestones", "3,x"], "'3,x' are no epochs: give whole numbers joined by commas"),
     ],
@@ -206,6 +244,20 @@ def test_options_that_do_not_go_together(options: list[str], says: str, capsys: 
         run.main(options)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", [["dkd"], ["crd", "--method-option", "student=hidden.0", "examples=240"]])
+def test_a_method_that_does_not_take_mixed_images_is_told_before_anything_is_trained(
+    method: list[str], small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--dataset", as_npz(small_dataset, tmp_path), "--epochs", "1", "--seeds", "1", "--batch-size", "40"]
+    with pytest.raises(SystemExit) as ended:
+        run.main([*options, "--augment", "cutmix", "--out", str(tmp_path / "out"), "--method", *method])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert f"--method is {method[0]}, which needs whole labels or the row of each image" in printed.err
+    assert "--augment cutmix mixes images: choose another of them" in printed.err
+    assert "Compiling" not in printed.out
 
 
 def test_a_sweep_does_not_take_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
