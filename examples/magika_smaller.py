@@ -8,8 +8,8 @@ agrees with magika, and with its own command, on files of other folders, and wha
 thread.
 
 It downloads nothing: install magika==1.0.3, or name its wheel or an unpacked folder (`pip download --no-deps
-magika==1.0.3`). How long it takes grows with `--files`, `--epochs` and `--seeds`: the kept result took 20 minutes a
-seed on two CPU cores. `--quick` takes two minutes, and only shows that it runs.
+magika==1.0.3`). How long it takes grows with `--files`, `--epochs` and `--seeds`: the kept result took an hour and a
+half on two CPU cores. `--quick` takes two minutes, and only shows that it runs.
 """
 
 import argparse
