@@ -1,6 +1,6 @@
 # make run [ARGS="..."]   the experiment: python -m kd_jax.run ARGS
 # make sweep [ARGS="..."], make reproduce ARGS=hinton2015: python -m kd_jax.sweep and kd_jax.reproduce
-# make test [ARGS="..."]  ruff, mypy and the tests, but for the slow ones; with ARGS what pytest takes by them, slow or not
+# make test [ARGS="..."]  ruff, mypy and the tests, but for the slow ones; with ARGS, the tests that they name, slow ones too
 # make slow [ARGS="..."]  the slow tests: whole trainings, commands and processes, with many settings
 # make bench [ARGS=...]   the benchmarks, with PyTorch and Keras: ARGS=--quick takes at most 3 minutes
 # make docs              the pages, as build/docs/index.html, with their links checked; a warning is an error
@@ -15,6 +15,8 @@ endif
 ARGS ?=
 # Numbers of float32 beside PyTorch's are those of the programs that users compile; all other tests compile quickly.
 AS_USERS_COMPILE := tests/train/test_parity.py
+PARITY := -m "not slow"
+MARKED = $(if $(ARGS),,-m "not slow" --deselect $(AS_USERS_COMPILE))
 .DELETE_ON_ERROR:
 .PHONY: run sweep reproduce test slow suite parity bench docs clean
 
@@ -32,13 +34,14 @@ test: $(VENV)/.installed-for-tests
 
 suite: $(VENV)/.installed-for-tests
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$($(VENV)/bin/python -m tools.quick_flags)" \
-	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(if $(ARGS),,-m "not slow" --deselect $(AS_USERS_COMPILE)) $(ARGS)
+	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(MARKED) $(ARGS)
 
 slow:
-	@$(MAKE) --no-print-directory suite ARGS='-m slow $(ARGS)'
+	@$(MAKE) --no-print-directory suite MARKED='-m slow --deselect $(AS_USERS_COMPILE)'
+	@$(if $(ARGS),,$(MAKE) --no-print-directory parity PARITY='-m slow')
 
 parity: $(VENV)/.installed-for-tests
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest $(AS_USERS_COMPILE)
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest $(PARITY) $(AS_USERS_COMPILE)
 
 bench: $(VENV)/.installed-for-bench
 	$(VENV)/bin/python -m benchmarks.throughput $(ARGS)

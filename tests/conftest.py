@@ -18,6 +18,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 COMPILED = str(Path(__file__).parents[1] / ".pytest_cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# Of the time of tests that compile much a twentieth went into looking for garbage among all that is alive.
+gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture

@@ -29,7 +29,10 @@ TEACHER_SIZES, STUDENT_SIZES = (784, 1200, 1200, 10), (784, 20, 20, 10)
 
 
 class Case(NamedTuple):
-    """One of the trainings that are compared. soft: PyTorch's soft loss. adam: its optimiser, eager or fused."""
+    """One of the trainings that are compared. soft: PyTorch's soft loss. adam: its optimiser, eager or fused.
+
+    steps: how many, from the first.
+    """
 
     sizes: tuple[int, ...]
     model: Callable[[], Any]
@@ -37,6 +40,7 @@ class Case(NamedTuple):
     soft: Any = None
     dropout: float = 0.0
     adam: Any = reference.notebook_adam
+    steps: int = STEPS
 
 
 class Step(NamedTuple):
@@ -139,7 +143,7 @@ def in_float64(case: Case, data: Data, rtol: float = 1e-9) -> Deviation:
         ours = KdJax(case, data, "float64")
         theirs = PyTorch(case, data, "float64", ours.initial.variables[0])
         state, apart = ours.initial, []
-        for number, rows in enumerate(data.order, start=1):
+        for number, rows in enumerate(data.order[: case.steps], start=1):
             state, step = ours.step(state, rows)
             reached = theirs.step(rows, ours.masks(state))
             assert int(state.step) == int(state.optimizer_state.adam.count) == number == theirs.count()
@@ -153,7 +157,7 @@ def in_float32(case: Case, data: Data) -> Float32:
         ours = KdJax(case, data, "float32")
         theirs, truth = (PyTorch(case, data, dtype, ours.initial.variables[0]) for dtype in ("float32", "float64"))
         free, adam, parted, apart, from_truth = ours.initial, _Adam(ours.initial.variables[0]), False, [], []
-        for number, rows in enumerate(data.order):
+        for number, rows in enumerate(data.order[: case.steps]):
             free, went = ours.step(free, rows)
             # Waited for, as PyTorch's step changes in place the memory that is read here.
             _, one = jax.block_until_ready(ours.step(ours.restart(free, theirs, number), rows))

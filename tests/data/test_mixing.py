@@ -144,7 +144,6 @@ def test_the_loss_of_weighted_examples_is_that_of_both_labels() -> None:
     np.testing.assert_allclose(found.weights * each, wanted, 1e-5)
 
 
-@pytest.mark.slow
 def test_what_has_no_weight_is_mixed_with_nothing() -> None:
     weights = np.array([1, 1, 0, 1, 0, 1, 1, 1], np.float32)
     inputs = np.array(DATA.inputs[:EXAMPLES])

@@ -170,7 +170,6 @@ def test_functions_of_python_are_not_taken_for_one_another() -> None:
         np.testing.assert_array_equal(programs.call(times(factor), jnp.ones(3)), np.full(3, factor))
 
 
-@pytest.mark.slow
 def test_without_compilation_the_function_itself_is_called() -> None:
     with jax.disable_jit():
         found = kd.distill(kd.mlp([6, 4]), None, DATA, optimizer=optax.sgd(0.1), batch_size=12)

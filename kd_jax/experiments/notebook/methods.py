@@ -118,8 +118,8 @@ def check(
         except (ValueError, TypeError) as error:
             if are_mixed:
                 raise ConfigError(
-                    f"--method is {name}, which needs whole labels or the row of each image, and --augment {mixing} "
-                    "mixes images: choose another of them"
+                    f"--method is {name}, and --augment {mixing} mixes images: choose another of them, as with mixed "
+                    f"images {error}"
                 ) from None
             raise ConfigError(f"--method is {name}: {error}") from None
 

@@ -77,8 +77,9 @@ def training_line(training: Training, dataset: Dataset) -> str:
         line += f", times {training.milestone_factor:g} after epochs {', '.join(map(str, training.milestones))}"
     if training.augment != "none":
         mean, std = ("/".join(f"{number:.4f}" for number in numbers) for numbers in views.moments(dataset))
-        crops = f"crops of images with {views.PADDING} pixels of 0 around, flips"
-        line += f", {training.augment.replace('crop-flip', crops).replace('+', ', ')}, normalised by {mean} and {std}"
+        named = {"crop-flip": f"crops of images with {views.PADDING} pixels of 0 around, flips"}
+        named |= {name: f"{name} of alpha {alpha:g}" for name, alpha in views.ALPHAS.items()}
+        line += f", {', '.join(named[name] for name in training.augment.split('+'))}, normalised by {mean} and {std}"
     if training.shift:
         line += f", shifts of up to {counted(training.shift, 'pixel')}"
         line += f" of {100 * training.shift_share:g} % of the images" if training.shift_share < 1 else ""

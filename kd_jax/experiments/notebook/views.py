@@ -15,11 +15,13 @@ from kd_jax.models import Model, Network, Output
 
 PADDING = 4
 """Pixels, of `crop-flip`."""
+ALPHAS = {"mixup": 0.2, "cutmix": 1.0}
+"""Of the Beta distribution that the shares of mixed images are drawn from."""
 
 _CHANGES = {
     "crop-flip": (augment.random_crop(PADDING), augment.random_flip()),
-    "mixup": (augment.mixup(),),
-    "cutmix": (augment.cutmix(),),
+    "mixup": (augment.mixup(ALPHAS["mixup"]),),
+    "cutmix": (augment.cutmix(ALPHAS["cutmix"]),),
 }
 _SOME = 10_000
 

@@ -137,8 +137,8 @@ def test_every_method_of_logits_is_one_that_the_command_trains() -> None:
     ("name", "options"),
     all_but_first(
         [
-            ("pkt", ["student=hidden.0"]),
             ("crd", ["student=hidden.0", "examples=80", "width=4", "negatives=3"]),
+            ("pkt", ["student=hidden.0"]),
             ("reviewkd", ["student=hidden.0,hidden.1", "teacher=hidden.0,hidden.1", "width=4"]),
         ]
     ),

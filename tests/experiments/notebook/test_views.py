@@ -89,7 +89,8 @@ def test_a_run_mixes_images(
     options = ["--dataset", as_npz(small_dataset, tmp_path), "--epochs", "2", "--batch-size", "40", "--seeds", "2"]
     options += ["--student-hidden", "3", "--teacher-hidden", "4", "--method", method, "--augment", name]
     run.main([*options, "--out", str(tmp_path / "out")])
-    assert f", {name.split('+')[-1]}, normalised by" in " ".join(capsys.readouterr().out.split())
+    strength = {"mixup": "mixup of alpha 0.2", "cutmix": "cutmix of alpha 1"}[name.split("+")[-1]]
+    assert f", {strength}, normalised by" in " ".join(capsys.readouterr().out.split())
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["config"]["augment"] == found["config"]["teacher_augment"] == name
     assert "mean" in found["data"]["normalisation"]
@@ -214,6 +215,30 @@ def test_a_run_is_the_same_whether_or_not_it_was_stopped_between(tmp_path: Path,
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
+def test_a_sweep_mixes_images(
+    small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], without_plots: None
+) -> None:
+    options = ["--dataset", as_npz(small_dataset, tmp_path), "--epochs", "1", "--batch-size", "40", "--seeds", "1"]
+    options += ["--student-hidden", "3", "--teacher-hidden", "4", "--augment", "mixup", "--quiet"]
+    sweep.main([*options, "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["config"]["augment"] == "mixup"
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([*options, "--method", "dkd", "--out", str(tmp_path / "other")])
+    assert ended.value.code == 2
+    assert "--augment mixup mixes images: choose another of them" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "results.json").exists()
+
+
+def test_what_mixes_is_part_of_what_is_trained() -> None:
+    """Of the setup that every training of the experiments has; without it there is nothing that mixes."""
+    for name in ("mixup", "crop-flip+cutmix"):
+        setup = recipes.make_setup(mlp([90, 3]).network, CROPPED._replace(augment=name), 24)
+        batch = Batch(jnp.asarray(PIXELS[:8] / 255, jnp.float32), jnp.arange(8) % 3)
+        assert setup.prepare is not None
+        assert isinstance(prepared(setup.prepare, batch, jax.random.key(0)).labels, Mixed)
+    assert recipes.make_setup(mlp([90, 3]).network, CROPPED._replace(augment="none"), 24).prepare is None
+
+
 @pytest.mark.slow
 def test_a_sweep_crops_too(tmp_path: Path, small_dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--dataset", as_npz(small_dataset, tmp_path), "--epochs", "1", "--batch-size", "40", "--seeds", "1"]
@@ -255,8 +280,7 @@ def test_a_method_that_does_not_take_mixed_images_is_told_before_anything_is_tra
         run.main([*options, "--augment", "cutmix", "--out", str(tmp_path / "out"), "--method", *method])
     assert ended.value.code == 2
     printed = capsys.readouterr()
-    assert f"--method is {method[0]}, which needs whole labels or the row of each image" in printed.err
-    assert "--augment cutmix mixes images: choose another of them" in printed.err
+    assert f"--method is {method[0]}, and --augment cutmix mixes images: choose another of them" in printed.err
     assert "Compiling" not in printed.out
 
 
