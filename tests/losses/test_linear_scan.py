@@ -91,6 +91,20 @@ def test_no_array_has_tokens_and_vocabulary_and_the_memory_is_that_of_a_chunk() 
     assert temporary(fused) <= 5 / 8 * logits
 
 
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "jsd"])
+def test_a_language_models_loss_takes_a_tenth_of_the_memory_of_all_logits(divergence: str) -> None:
+    """2,048 tokens and 32,768 classes; nothing is computed."""
+    tokens, columns = 2048, 32_768
+    kinds = [jax.ShapeDtypeStruct(shape, jnp.float32) for width in (256, 320) for shape in
+             ((tokens, width), (width, columns))]  # fmt: skip
+
+    def temporary(loss: Callable[..., Any]) -> int:
+        return loss.lower(*kinds).compile().memory_analysis().temp_size_in_bytes  # type: ignore[attr-defined]
+
+    fused = temporary(derived(partial(losses.linear_divergence, divergence=divergence)))
+    assert fused <= temporary(derived(whole({"kl": "kl_divergence"}.get(divergence, divergence)))) / 10
+
+
 def test_a_class_that_is_ruled_out_stays_so_at_any_temperature() -> None:
     """The divergence of two exponents of 0 sees the logarithms themselves."""
     given, bias = arrays(), jnp.zeros(40).at[7].set(-jnp.inf)
