@@ -135,3 +135,26 @@ def test_rows_that_do_not_vary() -> None:
     values, (gradient,) = of(flat, varied, gamma=0.0)
     assert np.asarray(values).sum() == 2
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_narrow_types_loops_and_seeds_change_nothing(name: str) -> None:
+    """In bfloat16 it is computed in float32; in a vmap of seeds and in a scan of steps it has the same values."""
+    loss = LOSSES[name][0]
+    pair = jnp.asarray(np.array(batch()), jnp.bfloat16)
+    found = jax.jit(loss)(*pair)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, jax.jit(loss)(*pair.astype(jnp.float32)))
+    many = jnp.stack([pair, pair[:, ::-1], 2 * pair]).astype(jnp.float32)
+    expected = np.stack([jax.jit(loss)(*one) for one in many])
+
+    def both(one: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.value_and_grad(lambda student: loss(student, one[1]).sum())(one[0])
+
+    in_turn = jax.jit(lambda many: jax.lax.scan(lambda _, one: (None, (loss(*one), both(one)[1])), None, many)[1])
+    at_once = jax.jit(jax.vmap(lambda one: (loss(*one), both(one)[1])))
+    for values, gradients in (in_turn(many), at_once(many)):
+        np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-6)
+        for gradient, one in zip(gradients, many, strict=True):
+            wanted = np.asarray(jax.jit(both)(one)[1])
+            np.testing.assert_allclose(gradient, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())

@@ -112,3 +112,35 @@ def test_shapes_are_checked() -> None:
         cross_layer.reviewkd_fuse(jnp.ones((2, 4, 3)), jnp.ones((2, 2, 3)), jnp.ones((2, 4, 1)))
     with pytest.raises(ValueError, match="give both stages the same channels"):
         cross_layer.reviewkd_fuse(jnp.ones((2, 4, 3)), jnp.ones((2, 2, 2)), jnp.ones((2, 4, 2)))
+
+
+def fused_maps(arrays: Any) -> Any:
+    return cross_layer.reviewkd_fuse(arrays[0], arrays[1], arrays[2])
+
+
+def semckd_of(arrays: Any) -> Any:
+    return cross_layer.semckd(*pairs_of(arrays), arrays[12])
+
+
+@pytest.mark.parametrize("loss", [semckd_of, fused_maps])
+def test_narrow_types_loops_and_seeds_change_nothing(loss: Any) -> None:
+    """In bfloat16 it is computed in float32; in a vmap of seeds and in a scan of steps it has the same values."""
+    rng = np.random.default_rng(2)
+    maps = [rng.normal(size=shape) for shape in ((3, 2, 2, 4), (3, 2, 2, 4), (3, 2, 2, 2))]
+    narrow = [jnp.asarray(array, jnp.bfloat16) for array in (draw_all(3) if loss is semckd_of else maps)]
+    wide = [array.astype(jnp.float32) for array in narrow]
+    found = jax.jit(loss)(narrow)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, jax.jit(loss)(wide))
+    many = [jnp.stack([array, array[::-1]]) for array in wide]
+
+    def both(arrays: Any) -> Any:
+        return jax.value_and_grad(lambda given: loss(given).sum())(arrays)
+
+    apart = [jax.jit(both)([array[place] for array in many]) for place in range(2)]
+    in_turn = jax.jit(lambda many: jax.lax.scan(lambda _, one: (None, both(one)), None, many)[1])(many)
+    for values, gradients in (in_turn, jax.jit(jax.vmap(both))(many)):
+        for place, (value, slopes) in enumerate(apart):
+            np.testing.assert_allclose(values[place], value, rtol=1e-5)
+            for gradient, slope in zip(gradients, slopes, strict=True):
+                assert_close(gradient[place], slope, rtol=1e-5)

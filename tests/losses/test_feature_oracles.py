@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from losses import feature_oracles as oracles
-from losses.feature_cases import CASES, assert_close, assert_is_oracle, compiled, draw, floats, slopes
+from losses.feature_cases import CASES, CHANNELS, assert_close, assert_is_oracle, compiled, draw, floats, slopes
+
+from kd_jax.losses import summaries
 
 names = pytest.mark.parametrize("name", CASES)
 
@@ -96,6 +98,29 @@ def test_a_value_depends_on_its_own_example_alone(name: str) -> None:
     student, teacher = floats(name)
     mixed = [array.at[1:].set(array[::-1][:3]) for array in (student, teacher)]
     np.testing.assert_array_equal(compiled(name)(*mixed)[0], compiled(name)(student, teacher)[0])
+
+
+OF_POSITIONS = ("fitnet", "vid", "ab", "ofd", "simkd", "mgd", "vkd", "at", "nst", "fsp", "ft", "ickd")
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 1, 2), (1, 2, 1, 2)], ids=["signals", "volumes", "of four axes"])
+@pytest.mark.parametrize("name", OF_POSITIONS)
+def test_maps_have_any_number_of_axes(name: str, shape: tuple[int, ...]) -> None:
+    """Where the formula is a sum over positions, a signal and a volume with those of an image have its value."""
+    loss = CASES[name].loss
+    if name == "fsp":
+        # Of a map and one beside it.
+        def loss(student: Any, teacher: Any) -> Any:
+            return summaries.fsp(student, 2 * student, teacher, jnp.sin(teacher))
+
+    rng = np.random.default_rng(1)
+    student, teacher = (jnp.asarray(rng.normal(0, 1.5, (4, 2, 2, CHANNELS)), jnp.float32) for _ in range(2))
+    as_shaped = [array.reshape(4, *shape, CHANNELS) for array in (student, teacher)]
+    found, by = jax.value_and_grad(lambda *given: jnp.sum(loss(*given)), (0, 1))(*as_shaped)
+    expected, exact = jax.value_and_grad(lambda *given: jnp.sum(loss(*given)), (0, 1))(student, teacher)
+    assert_close(found, expected, rtol=2e-6)
+    for gradient, other in zip(by, exact, strict=True):
+        assert_close(gradient.reshape(other.shape), other, rtol=5e-6)
 
 
 SCALE_FREE = {
