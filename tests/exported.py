@@ -42,6 +42,11 @@ MODELS = {
     "len": (kd.from_function(lambda params, x: x.reshape(len(x), -1) @ params, jnp.ones((192, 2)) / 99), PIXELS),
     "resnet8": (network("resnet8"), PIXELS),
     "tokens": (kd.from_nnx(Tagger(nnx.Rngs(0))), (TOKENS, PRESENT)),
+    # Tied embeddings, rotary positions, grouped heads.
+    "decoder": (
+        kd.from_nnx(kd.models.transformer(9, layers=2, width=16, heads=4, kv_heads=2, rngs=nnx.Rngs(0))),
+        TOKENS,
+    ),
     "dict": (kd.from_nnx(Tagger(nnx.Rngs(0))), {"tokens": TOKENS, "present": PRESENT}),
 }
 
