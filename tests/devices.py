@@ -172,6 +172,52 @@ def coupled() -> dict[str, float]:
     return found
 
 
+def convolutions_and_attention() -> dict[str, dict[str, float]]:
+    """A residual network of images and a decoder of padded text after 200 steps, in float64 and float32: how far the
+    parameters, as one vector, are from those of one device, by its length.
+
+    The decoder's matrices are divided over `model` on 4 x 2.
+    """
+
+    def of_type(make: Callable[[nnx.Rngs], nnx.Module], seed: int, dtype: Any) -> kd.Model:
+        """With parameters of the type, and so all that is computed of them."""
+        model = kd.from_nnx(make).init(seed)
+        return kd.Model(model.network, jax.tree.map(lambda leaf: leaf.astype(dtype), model.variables))
+
+    def trained(pair: Any, data: kd.Batch, method: Any, on: Mesh | None, sharding: Any = None) -> Any:
+        how: dict[str, Any] = {"method": method, "optimizer": SGD, "epochs": 50, "batch_size": 16, "key": 1}
+        result = kd.distill(*pair, data, mesh=on, sharding=None if on is None else sharding, **how)
+        assert int(result.state.step) == 200
+        return vector(result.model)
+
+    def vector(model: kd.Model) -> Any:
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model.variables["params"])])
+
+    rng = np.random.default_rng(5)
+    length = rng.integers(3, 9, 64)
+    text = kd.token_batch(rng.integers(0, 20, (64, 8)).astype(np.int32), segments=1 * (np.arange(8) < length[:, None]))
+    pictures = rng.normal(size=(64, 8, 8, 3))
+    kinds: dict[str, Any] = {
+        "resnet8": (lambda rngs: kd.models.resnet8(num_classes=4, rngs=rngs), kd.KD(0.5) + kd.SP("layer3"), None),
+        "decoder": (lambda rngs: kd.models.transformer(20, layers=2, width=16, rngs=rngs), kd.KD(0.5), RULES),
+    }
+    found: dict[str, dict[str, float]] = {}
+    for dtype in ("float64", "float32"):
+        for name, (make, method, rules) in kinds.items():
+            pair = [of_type(make, seed, dtype) for seed in (3, 4)]
+            data = text if name == "decoder" else kd.Batch(pictures.astype(dtype), Y)
+            alone = trained(pair, data, method, None)
+            assert alone.dtype == dtype
+            assert np.linalg.norm(alone - vector(pair[0])) > 1
+            found[f"{name}, {dtype}"] = {
+                f"{count}": float(np.linalg.norm(trained(pair, data, method, mesh(*sizes), rules) - alone)
+                                  / np.linalg.norm(alone))
+                for count, sizes in (("1", (1, 1)), ("2", (2, 1)), ("8", (8, 1)), ("4x2", (4, 2)))
+                if rules or count != "4x2"
+            }  # fmt: skip
+    return found
+
+
 class Maps(nnx.Module):
     """Two maps of 3 x 2 positions, in float32."""
 
@@ -397,7 +443,7 @@ def the_page() -> list[str]:
 
 FUNCTIONS = (
     the_same_parameters, other_sources, coupled, coupled_maps, divided, where_it_lies, a_module_that_names_axes,
-    goes_on, moves, one_program, seeds, models_of_another_library, refusals, the_page,
+    goes_on, moves, one_program, seeds, convolutions_and_attention, models_of_another_library, refusals, the_page,
 )  # fmt: skip
 
 
