@@ -122,6 +122,7 @@ OPERATIONS = {
     "LSTM": Operation(lambda rngs: nnx.RNN(nnx.OptimizedLSTMCell(32, 64, rngs=rngs), rngs=rngs), (64, 32, 32)),
     "embedding": Operation(lambda rngs: nnx.Embed(1000, 64, rngs=rngs), (64, 64), jnp.int32, True),
     "GELU": Operation(_function(jax.nn.gelu), (64, 64, 256)),
+    "sort": Operation(_function(lambda x: jnp.sort(x, axis=-1)), (64, 64, 256)),
 }
 
 

@@ -98,9 +98,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "LSTM": lambda: First(nn.LSTM(32, 64, batch_first=True)),
     "embedding": lambda: nn.Embedding(1000, 64),
     "GELU": lambda: nn.GELU(approximate="tanh"),
+    "sort": lambda: Function(lambda x: x.sort(-1).values),
 }
 # Features are the last axis in PyTorch, too.
-_FEATURES_LAST = {"layer norm", "attention", "GRU", "LSTM", "embedding", "GELU"}
+_FEATURES_LAST = {"layer norm", "attention", "GRU", "LSTM", "embedding", "GELU", "sort"}
 
 
 def step(name: str, shape: tuple[int, ...]) -> Callable[[], None]:
