@@ -104,6 +104,11 @@ class LinenNetwork(Network):
     mutable: tuple[str, ...] | None = None
     rngs: tuple[str, ...] = ("dropout",)
 
+    @property
+    def compiles_init(self) -> bool:
+        """It is one program in any case."""
+        return True
+
     def init(self, key: Any) -> Variables:
         """What the module makes of zeros as inputs. Raises `ConfigError` where their shapes are not known."""
         if self.example is None:

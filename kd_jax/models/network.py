@@ -12,6 +12,7 @@ from jaxtyping import Array, Num
 from kd_jax.errors import ConfigError
 from kd_jax.files import as_numpy
 from kd_jax.models.compiled import call
+from kd_jax.models.fresh import fresh
 from kd_jax.models.trying import told
 
 PyTree = Any
@@ -38,6 +39,11 @@ class Network(abc.ABC):
     once for all equal ones. `variables` are the parameters, which are trained, and the state, which is carried (batch
     statistics, say).
     """
+
+    @property
+    def compiles_init(self) -> bool:
+        """Whether `init` as one program is made sooner than operation by operation."""
+        return False
 
     @abc.abstractmethod
     def init(self, key: Any) -> Variables:
@@ -97,7 +103,7 @@ class Model:
     def init(self, key: Any) -> "Model":
         """This model with fresh variables, from a whole number or a key of `jax.random`."""
         key = jax.random.key(int(key)) if isinstance(key, int | np.integer) else key
-        return Model(self.network, self.network.init(key))
+        return Model(self.network, fresh(self.network, key))
 
     def __call__(
         self, inputs: PyTree, *, train: bool = False, key: Any = None, features: str | Sequence[str] = ()

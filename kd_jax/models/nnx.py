@@ -33,6 +33,8 @@ from kd_jax.models.nnx_modules import constructed, modules, set_mode
 # What the key of a step is folded with for streams that are given at the call; those of the module count from 0.
 _AT_CALL = 0x7FFFFFFF
 _PROBE = "__made_here__"
+# Of shapes; a program of fewer is not made sooner than its operations, which JAX keeps.
+_MANY = 5
 
 
 def from_nnx(module: nnx.Module | Callable[..., Any], *, call: Call | None = None) -> Model:
@@ -114,6 +116,11 @@ class NNXNetwork(Network):
     streams: PyTree
     call: Call | None = None
     constructor: Callable[..., nnx.Module] | None = None
+
+    @property
+    def compiles_init(self) -> bool:
+        """Where its matrices and kernels have many shapes."""
+        return len({leaf.shape for leaf in jax.tree.leaves(self.shapes["params"]) if len(leaf.shape) > 1}) >= _MANY
 
     def init(self, key: Any) -> Variables:
         """What the constructor gives. Raises `ConfigError` where there is none."""

@@ -35,7 +35,17 @@ from kd_jax.train.sharding import (
     where_it_lies,
 )
 from kd_jax.train.sizes import SMALL
-from kd_jax.train.step import Metrics, Prepare, Training, TrainState, as_optimized, init, is_finite, step
+from kd_jax.train.step import (
+    Metrics,
+    Prepare,
+    Training,
+    TrainState,
+    as_optimized,
+    first_variables,
+    init,
+    is_finite,
+    step,
+)
 
 PyTree = Any
 
@@ -113,6 +123,9 @@ def fit_in_order(
         key, data, method = replicated(mesh, (key, data, method))
         known = put_teacher(mesh, known, rules.teacher)
         start = start if start is None else put_variables(mesh, model.network, start, rules.student, "student")
+    elif start is None and model.network.compiles_init and not programs.is_traced((key, data, known, method)):
+        # Apart, it is compiled quickly, and once for all methods.
+        start = first_variables(key, model.network)
 
     def first(key: Key[Array, ""], data: Batch, teacher: Teacher | None, method: Method, start: PyTree) -> TrainState:
         return init(key, training, method, *first_batch(data, teacher, batch_size), variables=start)

@@ -16,6 +16,7 @@ from kd_jax.losses.softmax import in_training
 from kd_jax.methods import Method, Parts, resampled
 from kd_jax.methods.base import as_parts, terms_of
 from kd_jax.models import Network, Output
+from kd_jax.models.fresh import fresh
 from kd_jax.models.heads import HIDDEN, OF_THE_MODEL
 from kd_jax.models.predict import highest_precision
 from kd_jax.teacher import Teacher
@@ -59,6 +60,11 @@ Metrics = dict[str, Float[Array, "..."]]
 """Of a batch, in training mode and before the update: `loss`, which is minimised, its terms, and the measures."""
 
 
+def first_variables(key: Key[Array, ""], network: Network) -> PyTree:
+    """Of a training with this key."""
+    return fresh(network, jax.random.split(jax.random.fold_in(key, _INIT))[0])
+
+
 def init(
     key: Key[Array, ""],
     training: Training,
@@ -73,8 +79,8 @@ def init(
     The network's initial variables depend on `key` alone, not on the method. batch, teacher: shapes are enough.
     variables: to start from, in place of new ones. A method that learns or carries nothing needs no batch.
     """
-    network_key, method_key = jax.random.split(jax.random.fold_in(key, _INIT))
-    variables = training.network.init(network_key) if variables is None else variables
+    method_key = jax.random.split(jax.random.fold_in(key, _INIT))[1]
+    variables = first_variables(key, training.network) if variables is None else variables
     parts = Parts()
     if type(method).init is not Method.init and batch is None:
         parts = as_parts(method.init(method_key, None, None), method)  # type: ignore[arg-type]
