@@ -37,7 +37,7 @@ suite: $(VENV)/.installed-for-tests
 	  $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(MARKED) $(ARGS)
 
 slow:
-	@$(MAKE) --no-print-directory suite MARKED='-m slow --deselect $(AS_USERS_COMPILE)'
+	@$(MAKE) --no-print-directory suite MARKED='-m slow $(if $(ARGS),,--deselect $(AS_USERS_COMPILE))'
 	@$(if $(ARGS),,$(MAKE) --no-print-directory parity PARITY='-m slow')
 
 parity: $(VENV)/.installed-for-tests

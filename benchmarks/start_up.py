@@ -1,13 +1,16 @@
 """How long the first variables of a network take: `python -m benchmarks.start_up`.
 
-Each is made in a process of its own, which has compiled nothing before: operation by operation, as one program at XLA's
-usual level, and as `Model.init` makes it. Seconds are the process's own, of all cores; the digest is of the bits.
+Each is made in a process of its own, which has compiled nothing before: as the network itself makes it (of NNX
+operation by operation, of Linen as one program), as one program at XLA's usual level, and as `Model.init` makes it.
+Seconds are the processor's, of all cores, the median of three processes in turn; the digest is of the bits.
 """
 
 import argparse
 import hashlib
 import itertools
 import json
+import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,8 +23,10 @@ from flax import linen, nnx
 from tabulate import tabulate
 
 import kd_jax as kd
+from benchmarks import report
 
 FOLDER = Path("results/throughput/start-up")
+ROUNDS = 3
 WIDTHS = (3, 16, 24, 32, 48, 64, 80, 96, 112)
 
 
@@ -58,7 +63,7 @@ NETWORKS: dict[str, Callable[[], kd.Model]] = {
     "mobilenet_v2": lambda: kd.from_nnx(lambda rngs: kd.models.mobilenet_v2(num_classes=10, rngs=rngs)),
 }
 WAYS: dict[str, Callable[[kd.Model, Any], Any]] = {
-    "operation by operation": lambda model, key: model.network.init(key),
+    "the network itself": lambda model, key: model.network.init(key),
     "one program": lambda model, key: jax.jit(model.network.init)(key),
     "Model.init": lambda model, key: model.init(key).variables,
 }
@@ -87,17 +92,20 @@ def main() -> None:
         return
     found: dict[str, dict[str, Any]] = {}
     rows = []
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     for network in NETWORKS:
-        of: dict[str, Any] = {}
-        for way in WAYS:
-            command = [sys.executable, "-m", "benchmarks.start_up", "--one", network, way]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            of[way] = json.loads(done.stdout.splitlines()[-1])
+        of: dict[str, list[Any]] = {way: [] for way in WAYS}
+        for _ in range(ROUNDS):
+            for way in WAYS:
+                command = [sys.executable, "-m", "benchmarks.start_up", "--one", network, way]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+                of[way].append(json.loads(done.stdout.splitlines()[-1]))
         found[network] = of
-        same = len({one["digest"] for one in of.values()}) == 1
-        rows.append([network, *(f"{one['processor seconds']:.1f}" for one in of.values()), "yes" if same else "no"])
+        same = len({one["digest"] for each in of.values() for one in each}) == 1
+        medians = [statistics.median(one["processor seconds"] for one in each) for each in of.values()]
+        rows.append([network, *(f"{seconds:.1f}" for seconds in medians), "yes" if same else "no"])
     table = tabulate(rows, ["processor seconds", *WAYS, "the same bits"], tablefmt="github", disable_numparse=True)
-    text = f"jax {jax.__version__}: `python -m benchmarks.start_up`\n\n{table}\n"
+    text = f"{report.environment()['processor']}, jax {jax.__version__}: `python -m benchmarks.start_up`\n\n{table}\n"
     print(text)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"jax-{jax.__version__}.md").write_text(text, encoding="utf-8")

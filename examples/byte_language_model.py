@@ -116,7 +116,8 @@ def main(
             less += f" ({pair.ci95[0]:+.4f} to {pair.ci95[1]:+.4f})"
         lines.append([name, f"{values.mean():.4f}", sd, less])
     table = tabulate(lines, ["", "bits per byte", "sd", "less alone"], tablefmt="github", disable_numparse=True)
-    print(f"{len(train.labels):,} rows of {length} bytes, {epochs} epochs, {seeds} seeds\n\n{table}")
+    counts = f"{epochs} epoch{'s' if epochs > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
+    print(f"{len(train.labels):,} rows of {length} bytes, {counts}\n\n{table}")
     prompt = np.frombuffer(b"And the ", np.uint8).astype(np.int32)[None]
     written = kd.generate(teacher, prompt, steps=80, temperature=0.7)
     print(f"\nThe teacher writes: {bytes(np.asarray(written.tokens[0], np.uint8)).decode(errors='replace')!r}")

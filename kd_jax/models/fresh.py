@@ -1,35 +1,61 @@
 """Fresh variables of a network, made by one program that is compiled quickly."""
 
 import functools
+import hashlib
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-# The first of LLVM's levels. Random numbers have the same bits as with the usual one.
+# The first of LLVM's levels. Random numbers have the bits that the same program has at the usual one.
 _QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
+_SETTINGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_device", "jax_numpy_dtype_promotion")
+_MOST = 64
 
-_programs: dict[int, Callable[[Any], Any]] = {}
+# Programs by their text: those of equal networks are one. And the text that a network has, while it is there.
+_programs: OrderedDict[str, Any] = OrderedDict()
+_texts: dict[int, dict[Any, str]] = {}
 
 
 def fresh(network: Any, key: Any) -> Any:
-    """`network.init(key)`, on a CPU as one program where that pays (`Network.compiles_init`); the same bits.
+    """`network.init(key)`, as one program where `is_one_program`.
 
     Operation by operation JAX compiles each initialiser for each shape, at the usual level: of eight convolutions and a
-    head, as Flax initialises them, that takes 4.5 times as long (`benchmarks/start_up.py`).
+    head, as Flax initialises them, that takes five times as long (`benchmarks/start_up.py`).
     """
-    if isinstance(key, jax.core.Tracer) or jax.config.values["jax_disable_jit"]:
+    if not is_one_program(network, key):
         return network.init(key)
-    if not network.compiles_init or jax.default_backend() != "cpu" or not _has_levels():
-        return network.init(key)
-    known = id(network)
-    if known not in _programs:
-        # It must not keep the network, which it is forgotten with.
-        there = weakref.ref(network)
-        _programs[known] = jax.jit(lambda key: there().init(key), compiler_options=_QUICKLY)  # type: ignore[union-attr]
-        weakref.finalize(network, _programs.pop, known, None)
-    return _programs[known](key)
+    known = _texts.get(id(network))
+    if known is None:
+        known = _texts[id(network)] = {}
+        weakref.finalize(network, _texts.pop, id(network), None)
+    settings = (str(key.dtype), str(key.sharding), *(str(jax.config.values.get(name)) for name in _SETTINGS))
+    program = _programs.get(known.get(settings, ""))
+    if program is None:
+        lowered = jax.jit(network.init).lower(key)
+        text = hashlib.sha256(repr((lowered.as_text(), lowered.out_tree, settings)).encode()).hexdigest()
+        known[settings], program = text, _programs.get(text)
+        if program is None:
+            program = _programs[text] = lowered.compile(compiler_options=_QUICKLY)
+            while len(_programs) > _MOST:
+                _programs.popitem(last=False)
+    return program(key)
+
+
+def is_one_program(network: Any, key: Any) -> bool:
+    """Whether `fresh` makes one program: on a CPU, for a network that gains by it, outside of other programs."""
+    # Options belong to a program of its own. Within one of the user's, a key from outside is no tracer.
+    if isinstance(key, jax.core.Tracer) or isinstance(jnp.zeros(()), jax.core.Tracer):
+        return False
+    if (
+        jax.config.values["jax_disable_jit"]
+        or jax.default_backend() != "cpu"
+        or not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
+    ):
+        return False
+    return bool(network.compiles_init) and _has_levels()
 
 
 @functools.cache

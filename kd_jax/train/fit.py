@@ -15,6 +15,7 @@ from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import NotFiniteError
 from kd_jax.methods import Method, as_method
 from kd_jax.models import as_model, count_parameters
+from kd_jax.models.fresh import is_one_program
 from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.teachers.indices import in_order
 from kd_jax.train import programs, transpose
@@ -123,7 +124,7 @@ def fit_in_order(
         key, data, method = replicated(mesh, (key, data, method))
         known = put_teacher(mesh, known, rules.teacher)
         start = start if start is None else put_variables(mesh, model.network, start, rules.student, "student")
-    elif start is None and model.network.compiles_init and not programs.is_traced((key, data, known, method)):
+    elif start is None and is_one_program(model.network, key) and not programs.is_traced((data, known, method)):
         # Apart, it is compiled quickly, and once for all methods.
         start = first_variables(key, model.network)
 

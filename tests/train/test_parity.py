@@ -94,7 +94,10 @@ SOME = all_but(lambda case: case != "teacher, 500 steps", [*CASES])
 
 @pytest.fixture(scope="module", params=SOME)
 def float32(request: pytest.FixtureRequest, data: Data) -> Float32:
-    return lockstep.in_float32(CASES[request.param], data)
+    found = lockstep.in_float32(CASES[request.param], data)
+    for deviation in (found.one_step, found.adam, found.free):
+        assert all(values.shape == (CASES[request.param].steps,) for values in deviation)
+    return found
 
 
 @pytest.mark.parametrize("measure", [lockstep._apart, lockstep._distance])

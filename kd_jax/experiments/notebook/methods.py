@@ -118,8 +118,8 @@ def check(
         except (ValueError, TypeError) as error:
             if are_mixed:
                 raise ConfigError(
-                    f"--method is {name}, and --augment {mixing} mixes images: choose another of them, as with mixed "
-                    f"images {error}"
+                    f"--method is {name}, and --augment {mixing} mixes images (then {str(error).partition(': ')[0]}): "
+                    "choose another of them"
                 ) from None
             raise ConfigError(f"--method is {name}: {error}") from None
 
