@@ -49,11 +49,9 @@ def is_one_program(network: Any, key: Any) -> bool:
     # Options belong to a program of its own. Within one of the user's, a key from outside is no tracer.
     if isinstance(key, jax.core.Tracer) or isinstance(jnp.zeros(()), jax.core.Tracer):
         return False
-    if (
-        jax.config.values["jax_disable_jit"]
-        or jax.default_backend() != "cpu"
-        or not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
-    ):
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return False
+    if jax.config.values["jax_disable_jit"] or jax.default_backend() != "cpu":
         return False
     return bool(network.compiles_init) and _has_levels()
 
