@@ -78,10 +78,10 @@ def test_200_steps_of_a_residual_network_and_a_decoder_are_those_of_one_device(f
     """Of all parameters as one vector. In float64 4e-16 was measured; in float32 2e-7 of the decoder.
 
     In float32 a ReLU of the residual network may be on for one and off for the other, as its input is within rounding
-    of 0: 4e-3 was measured on 8 devices, and 1e-7 on 2.
+    of 0: 1e-7 to 8e-3 was measured.
     """
     apart = of(found_slowly, "convolutions_and_attention")
-    bounds = {"resnet8, float64": 1e-12, "decoder, float64": 1e-12, "resnet8, float32": 3e-2, "decoder, float32": 3e-6}
+    bounds = {"resnet8, float64": 1e-12, "decoder, float64": 1e-12, "resnet8, float32": 0.1, "decoder, float32": 3e-6}
     assert {*apart} == {*bounds}
     for name, bound in bounds.items():
         assert {*apart[name]} == {"1", "2", "8"} | ({"4x2"} if "decoder" in name else set())
