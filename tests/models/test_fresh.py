@@ -102,6 +102,21 @@ def test_equal_networks_share_a_program() -> None:
     assert len(module._programs) == len(before) + 1
 
 
+def test_what_differs_by_a_constant_or_a_function_of_python_is_another_program() -> None:
+    def of(value: float, *, called: bool) -> Any:
+        def make(rngs: nnx.Rngs) -> nnx.Module:
+            layers = Layers(rngs)
+            shape = jax.ShapeDtypeStruct((300, 300), np.float32)
+            values = np.full((300, 300), value, np.float32)
+            layers.table = nnx.Param(jax.pure_callback(lambda: values, shape) if called else jax.numpy.array(values))
+            return layers
+
+        return kd.from_nnx(make).init(0).variables["params"]["table"]
+
+    for called in (False, True):
+        assert [float(of(value, called=called)[299, 299]) for value in (1.0, 2.0)] == [1.0, 2.0]
+
+
 def test_only_the_last_programs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST", 1)
     monkeypatch.setattr(module, "_programs", OrderedDict())
