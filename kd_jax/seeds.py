@@ -17,9 +17,8 @@ from jaxtyping import Float
 from kd_jax.data.batch import Batch, as_key
 from kd_jax.errors import CheckpointError, DataError, NotFiniteError
 from kd_jax.methods import CrossEntropy, LabelSmoothing, Method, is_fused, is_on_policy
-from kd_jax.models import Model, count_parameters, parameters
+from kd_jax.models import Model, count_parameters, parameters, programs
 from kd_jax.teacher import Teacher
-from kd_jax.train import programs
 from kd_jax.train.caching import kept_teacher
 from kd_jax.train.faults import check_teacher
 from kd_jax.train.fit import fit_in_order

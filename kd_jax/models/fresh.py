@@ -1,22 +1,15 @@
 """Fresh variables of a network, made by one program that is compiled quickly."""
 
-import functools
-import hashlib
-import weakref
-from collections import OrderedDict
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# The first of LLVM's levels. Random numbers have the bits that the same program has at the usual one.
-_QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
-_SETTINGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_device", "jax_numpy_dtype_promotion")
-_MOST = 64
+from kd_jax.convolution import compiling
+from kd_jax.models import programs
 
-# Programs by their text: those of equal networks are one. And the text that a network has, while it is there.
-_programs: OrderedDict[str, Any] = OrderedDict()
-_texts: dict[int, dict[Any, str]] = {}
+# The first of LLVM's levels. Random numbers have the bits that the same program has at the usual one.
+_QUICKLY = ("xla_backend_optimization_level", "1")
 
 
 def fresh(network: Any, key: Any) -> Any:
@@ -27,25 +20,7 @@ def fresh(network: Any, key: Any) -> Any:
     """
     if not is_one_program(network, key):
         return network.init(key)
-    known = _texts.get(id(network))
-    if known is None:
-        known = _texts[id(network)] = {}
-        weakref.finalize(network, _texts.pop, id(network), None)
-    settings = (str(key.dtype), str(key.sharding), *(str(jax.config.values.get(name)) for name in _SETTINGS))
-    program = _programs.get(known.get(settings, ""))
-    if program is None:
-        lowered = jax.jit(network.init).lower(key)
-        written = lowered.as_text()
-        if "callback" in written:
-            # The text does not say which function of Python it calls.
-            return network.init(key)
-        text = hashlib.sha256(repr((written, lowered.out_tree, settings)).encode()).hexdigest()
-        known[settings], program = text, _programs.get(text)
-        if program is None:
-            program = _programs[text] = lowered.compile(compiler_options=_QUICKLY)
-            while len(_programs) > _MOST:
-                _programs.popitem(last=False)
-    return program(key)
+    return programs.call(network.init, key, same=("init", network), option=_QUICKLY)
 
 
 def is_one_program(network: Any, key: Any) -> bool:
@@ -57,15 +32,4 @@ def is_one_program(network: Any, key: Any) -> bool:
         return False
     if jax.config.values["jax_disable_jit"] or jax.default_backend() != "cpu":
         return False
-    return bool(network.compiles_init) and _has_levels()
-
-
-@functools.cache
-def _has_levels() -> bool:
-    """Whether XLA knows the option."""
-    nothing: Any = jax.jit(lambda: 0).lower()
-    try:
-        nothing.compile(compiler_options=_QUICKLY)
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
+    return bool(network.compiles_init) and compiling.takes(*_QUICKLY)

@@ -15,6 +15,7 @@ from flax.errors import TraceContextError
 from jaxtyping import Array
 
 from kd_jax.errors import ConfigError
+from kd_jax.files.digests import calls_back
 from kd_jax.models import heads, recording
 from kd_jax.models.calling import (
     REMEDY,
@@ -257,7 +258,11 @@ class NNXNetwork(Network):
     def _start(self) -> bytes:
         """Tells constructors apart that make one graph with different values: the program that makes them."""
         program = jax.make_jaxpr(self.init)(jax.random.key(0))
-        digest = hashlib.sha256(str(program.jaxpr).encode())
+        written = str(program.jaxpr)
+        if calls_back(written):
+            # Of a function of Python it says too little: these are compared while both are there.
+            written += str(id(self.constructor))
+        digest = hashlib.sha256(written.encode())
         for constant in program.consts:
             is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
             digest.update(jax.device_get(jax.random.key_data(constant) if is_key else constant).tobytes())

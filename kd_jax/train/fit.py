@@ -14,11 +14,11 @@ from kd_jax.data.batch import Batch, as_batch, as_key, check_counts, epoch_order
 from kd_jax.data.order import called_as, check_order
 from kd_jax.errors import NotFiniteError
 from kd_jax.methods import Method, as_method
-from kd_jax.models import as_model, count_parameters
+from kd_jax.models import as_model, count_parameters, programs
 from kd_jax.models.fresh import is_one_program
 from kd_jax.teacher import Teacher, as_teacher
 from kd_jax.teachers.indices import in_order
-from kd_jax.train import programs, transpose
+from kd_jax.train import transpose
 from kd_jax.train.checks import check, check_epochs, check_not_own, first_batch, make_training
 from kd_jax.train.faults import check_schedules, check_teacher
 from kd_jax.train.measures import WEIGHT, Measure, of_labelled

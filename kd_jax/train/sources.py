@@ -18,9 +18,10 @@ from kd_jax.data.batch import Batch, as_batch, check_counts, check_values, check
 from kd_jax.data.stream import Batches
 from kd_jax.errors import ConfigError, DataError
 from kd_jax.methods import Method
+from kd_jax.models import programs
 from kd_jax.models.vocabulary import check_tokens
 from kd_jax.teacher import Teacher
-from kd_jax.train import groups, programs
+from kd_jax.train import groups
 from kd_jax.train.checks import check_batch, float_labels
 from kd_jax.train.done import Done, Packed, Position, packed
 from kd_jax.train.exchange import LEAVING, exchange, in_step

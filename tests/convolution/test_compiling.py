@@ -30,7 +30,7 @@ def options(monkeypatch):
 
 
 def test_only_convolutions_that_xla_computes_are_compiled_without_ynn(options, monkeypatch):
-    monkeypatch.setattr(compiling, "_has_ynn", lambda: True)
+    monkeypatch.setattr(compiling, "takes", lambda option, value: True)
     x = jax.random.normal(jax.random.key(0), (2, 3, 8, 8))
     kernel = jax.random.normal(jax.random.key(1), (4, 3, 3, 3))
     expected = convolved(x, kernel)
@@ -39,17 +39,19 @@ def test_only_convolutions_that_xla_computes_are_compiled_without_ynn(options, m
         for function in (convolved, product):
             options.clear()
             run = compiling.compiled(jax.jit(function).lower(x, kernel))
-            assert options == [compiling._WITHOUT_YNN if missing and function is convolved else None]
+            assert options == [dict([compiling._WITHOUT_YNN]) if missing and function is convolved else None]
         np.testing.assert_allclose(
             compiling.compiled(jax.jit(convolved).lower(x, kernel))(x, kernel), expected, rtol=1e-5, atol=1e-5
         )
         assert run(x, kernel).shape == x.shape
 
 
-def test_an_xla_that_does_not_know_ynn_compiles_as_it_is(monkeypatch):
-    compiling._has_ynn.cache_clear()
-    monkeypatch.setattr(compiling, "_WITHOUT_YNN", {"xla_cpu_no_such_option": ""})
-    assert not compiling._has_ynn()
-    compiling._has_ynn.cache_clear()
-    monkeypatch.undo()
-    assert compiling._has_ynn()
+def test_an_xla_that_does_not_know_ynn_compiles_as_it_is(options, monkeypatch):
+    assert compiling.takes(*compiling._WITHOUT_YNN)
+    assert not compiling.takes("xla_cpu_no_such_option", "")
+    monkeypatch.setattr(compiling, "_WITHOUT_YNN", ("xla_cpu_no_such_option", ""))
+    monkeypatch.setattr(onednn, "why_not", lambda: "it is not installed")
+    lowered = jax.jit(convolved).lower(jnp.ones((2, 3, 8, 8)), jnp.ones((4, 3, 3, 3)))
+    options.clear()
+    compiling.compiled(lowered)
+    assert options == [None]

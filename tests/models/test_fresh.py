@@ -1,12 +1,9 @@
 """Fresh variables: made by one program where that pays, with the same numbers, and forgotten with their network."""
 
-import gc
 import itertools
 import os
 import subprocess
 import sys
-import weakref
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,28 @@ from flax import nnx
 from small import DATA, HOW, IMAGES, Residual
 
 import kd_jax as kd
+from kd_jax.convolution import compiling
 from kd_jax.models import fresh as module
+from kd_jax.models import programs
 from kd_jax.models.fresh import fresh
 from kd_jax.models.nnx import NNXNetwork
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows by one for each program that is compiled quickly."""
+    found: list[Any] = []
+    usual = compiling.compiled
+
+    def watched(lowered: Any, written: Any = None, option: Any = None) -> Any:
+        if option is not None:
+            found.append(option)
+        return usual(lowered, written, option)
+
+    monkeypatch.setattr(compiling, "compiled", watched)
+    programs.forget()
+    return found
+
 
 ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(3)
@@ -55,10 +71,10 @@ def assert_near(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: kd.from_nnx(Layers), linen_model])
-def test_the_numbers_are_those_of_the_network_itself(make: Any) -> None:
+def test_the_numbers_are_those_of_the_network_itself(make: Any, compiled: list[Any]) -> None:
     model = make()
     found = model.init(KEY).variables
-    assert id(model.network) in module._texts
+    assert compiled == [module._QUICKLY]
     assert_near(found, model.network.init(KEY))
     # For one who traces it, and without compilation.
     both = jax.jit(jax.vmap(lambda key: fresh(model.network, key)))(jax.random.split(KEY))
@@ -68,7 +84,7 @@ def test_the_numbers_are_those_of_the_network_itself(make: Any) -> None:
         assert_near(fresh(model.network, KEY), found)
 
 
-def test_many_shapes_are_one_program_and_few_are_none() -> None:
+def test_many_shapes_are_one_program_and_few_are_none(compiled: list[Any]) -> None:
     many, few = kd.from_nnx(Layers), kd.from_nnx(lambda rngs: Layers(rngs, count=4))
     Layers.made = 0
     for seed in range(3):
@@ -77,29 +93,17 @@ def test_many_shapes_are_one_program_and_few_are_none() -> None:
     for seed in range(3):
         few.init(seed)
     assert Layers.made == 4
-    assert id(few.network) not in module._texts
+    assert len(compiled) == 1
     assert not np.array_equal(*(jax.tree.leaves(many.init(seed).variables["params"])[1] for seed in (0, 1)))
 
 
-def test_it_is_forgotten_with_its_network() -> None:
-    model = kd.from_nnx(Layers)
-    model.init(0)
-    known, network = id(model.network), weakref.ref(model.network)
-    assert known in module._texts
-    del model
-    gc.collect()
-    assert network() is None
-    assert known not in module._texts
-
-
-def test_equal_networks_share_a_program() -> None:
+def test_equal_networks_share_a_program(compiled: list[Any]) -> None:
     kd.from_nnx(Layers).init(0)
-    before = list(module._programs)
     assert_near(kd.from_nnx(lambda rngs: Layers(rngs)).init(KEY).variables, kd.from_nnx(Layers).init(KEY).variables)
-    assert list(module._programs) == before
+    assert len(compiled) == 1
     with jax.enable_x64(True):
         kd.from_nnx(Layers).init(0)
-    assert len(module._programs) == len(before) + 1
+    assert len(compiled) == 2
 
 
 def test_what_differs_by_a_constant_or_a_function_of_python_is_another_program() -> None:
@@ -117,31 +121,15 @@ def test_what_differs_by_a_constant_or_a_function_of_python_is_another_program()
         assert [float(of(value, called=called)[299, 299]) for value in (1.0, 2.0)] == [1.0, 2.0]
 
 
-def test_only_the_last_programs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST", 1)
-    monkeypatch.setattr(module, "_programs", OrderedDict())
-    five, six = kd.from_nnx(Layers), kd.from_nnx(lambda rngs: Layers(rngs, count=6))
-    first = five.init(0).variables
-    six.init(0)
-    assert len(module._programs) == 1
-    assert_near(five.init(0).variables, first)
-
-
-def test_where_xla_has_no_levels_the_network_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    module._has_levels.cache_clear()
-    try:
-        monkeypatch.setattr(module, "_QUICKLY", {"xla_no_such_option": "1"})
-        model = kd.from_nnx(Layers)
-        assert_near(model.init(KEY).variables, model.network.init(KEY))
-        assert id(model.network) not in module._texts
-    finally:
-        module._has_levels.cache_clear()
+def test_where_xla_has_no_levels_the_network_makes_them(monkeypatch: pytest.MonkeyPatch, compiled: list[Any]) -> None:
+    monkeypatch.setattr(module, "_QUICKLY", ("xla_no_such_option", "1"))
+    model = kd.from_nnx(Layers)
+    assert_near(model.init(KEY).variables, model.network.init(KEY))
+    assert compiled == []
 
 
 @pytest.mark.parametrize("train", ["fit", "distill", "compare"])
-def test_a_training_begins_with_the_same(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_programs", OrderedDict())
-
+def test_a_training_begins_with_the_same(train: str, monkeypatch: pytest.MonkeyPatch, compiled: list[Any]) -> None:
     def losses() -> Any:
         model = kd.from_nnx(lambda rngs: Layers(rngs))
         if train == "fit":
@@ -154,10 +142,10 @@ def test_a_training_begins_with_the_same(train: str, monkeypatch: pytest.MonkeyP
 
     with_it = losses()
     # One for both methods.
-    assert len(module._programs) == 1
+    assert len(compiled) == 1
     monkeypatch.setattr(NNXNetwork, "compiles_init", False)
     np.testing.assert_allclose(with_it, losses(), rtol=1e-5)
-    assert len(module._programs) == 1
+    assert len(compiled) == 1
 
 
 BITS = """

@@ -18,9 +18,8 @@ from small import CNN, DATA, HOW, IMAGES, SGD, Residual, X, Y, net, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError, DataError, MethodError, ShapeError
-from kd_jax.models import as_model
+from kd_jax.models import as_model, programs
 from kd_jax.teacher import as_teacher
-from kd_jax.train import programs
 from kd_jax.train.checks import check_not_own
 
 FLOAT_IMAGES = IMAGES.astype(np.float32)

@@ -17,8 +17,8 @@ from small import DATA, HOW, SGD, X, assert_same, net, teacher
 
 import kd_jax as kd
 from kd_jax.errors import ConfigError
+from kd_jax.models import programs
 from kd_jax.models.partitioning import partitioning
-from kd_jax.train import programs
 from kd_jax.train.sharding import as_mesh, layout_of, variable_shardings
 from kd_jax.train.step import TrainState
 

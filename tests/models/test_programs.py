@@ -15,7 +15,7 @@ from flax import nnx
 from small import CNN, DATA, PICTURES, X, Y, net, scale, teacher
 
 import kd_jax as kd
-from kd_jax.train import programs
+from kd_jax.models import programs
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -130,7 +130,7 @@ def test_memory_is_given_up_where_that_is_asked_for() -> None:
 
 DEVICES = """
 import jax, jax.numpy as jnp
-from kd_jax.train import programs
+from kd_jax.models import programs
 first, second = jax.devices()
 for device in (first, second, first):
     x = jax.device_put(jnp.ones(3), device)

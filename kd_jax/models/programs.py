@@ -25,16 +25,18 @@ def is_traced(tree: PyTree) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def call(function: Callable[..., Any], *arguments: PyTree, same: Hashable = None) -> Any:
-    """`function(*arguments)`, compiled once; traced arguments just call it. same: as `compiled` has it."""
+def call(
+    function: Callable[..., Any], *arguments: PyTree, same: Hashable = None, option: tuple[str, str] | None = None
+) -> Any:
+    """`function(*arguments)`, compiled once; traced arguments just call it. same, option: as `compiled` has them."""
     if is_traced(arguments):
         return function(*arguments)
-    return compiled(function, *arguments, same=same)(*arguments)
+    return compiled(function, *arguments, same=same, option=option)(*arguments)
 
 
 def compiled(
     function: Callable[..., Any], *arguments: PyTree, same: Hashable = None, donate: bool = False,
-    shardings: PyTree = None,
+    shardings: PyTree = None, option: tuple[str, str] | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
     """`function` compiled for such arguments, arrays or their shapes.
 
@@ -42,7 +44,7 @@ def compiled(
     two equal models, make one program. same: what the function depends on beside its arguments; where it and their
     shapes are equal to those of a call before, the function is not even traced again.
     donate: whether the first argument's memory may be used for the result. shardings: of the result, on a mesh; a tree
-    of which each leaf counts for all below it. `same` must tell them.
+    of which each leaf counts for all below it. option: of XLA, its name and value. `same` must tell both.
     """
     if jax.config.values["jax_disable_jit"]:
         return function
@@ -69,10 +71,10 @@ def compiled(
     usual = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = repr([None if sharding == usual else _place(sharding) for _, _, sharding in shapes])
     written = lowered.as_text()
-    text = None if "callback" in written else hashlib.sha256((written + places).encode()).hexdigest()
+    text = None if "callback" in written else hashlib.sha256((written + places + str(option)).encode()).hexdigest()
     program = _recall(_by_text, text)
     if program is None:
-        program = compiling.compiled(lowered, written)
+        program = compiling.compiled(lowered, written, option)
         if text is not None:
             _keep(_by_text, text, program)
 
